@@ -1,0 +1,1 @@
+"""The back halves of the split devices, and the daemons of dom0."""

@@ -1,0 +1,1 @@
+"""The front halves of the split devices."""

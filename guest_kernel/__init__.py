@@ -1,0 +1,1 @@
+"""A small paravirtualized operating system kernel, written in Python."""

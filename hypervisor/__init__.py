@@ -1,0 +1,1 @@
+"""Xen, simulated: domains, vCPUs, memory, events, grants, scheduling, on a simulated machine."""

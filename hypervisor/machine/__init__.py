@@ -1,0 +1,1 @@
+"""The hardware: frames, clock, timers, interrupt lines, disks, NICs, serial console."""
