@@ -1,0 +1,13 @@
+"""The two kinds of failure inside the hypervisor: a guest's mistake and our own."""
+
+
+class HypercallError(Exception):
+    """A guest's mistake: the hypercall returns `-errno` (Xen's public errno.h) and nothing else happens."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
+class InvariantError(Exception):
+    """The hypervisor's own state contradicts itself. Never a guest's fault; stops the host."""

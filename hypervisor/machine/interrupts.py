@@ -1,0 +1,38 @@
+"""Interrupt lines of the machine, from devices to whoever listens (the hypervisor's PIRQ router)."""
+
+from collections.abc import Callable
+
+NR_IRQS = 4096
+
+
+class Interrupts:
+    """Numbered lines, edge triggered. A line that is raised while nobody listens stays pending until somebody does."""
+
+    __slots__ = ("_handlers", "_pending")
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._pending: set[int] = set()
+
+    def connect(self, irq: int, handler: Callable[[], None]) -> None:
+        """Route a line to `handler`. Raises ValueError for a line that does not exist or is taken."""
+        if not 0 <= irq < NR_IRQS:
+            raise ValueError(f"there is no interrupt line {irq}")
+        if irq in self._handlers:
+            raise ValueError(f"interrupt line {irq} is already routed")
+        self._handlers[irq] = handler
+        if irq in self._pending:
+            self._pending.discard(irq)
+            handler()
+
+    def disconnect(self, irq: int) -> None:
+        """Stop routing a line; a line that is not routed is left alone."""
+        self._handlers.pop(irq, None)
+
+    def raise_line(self, irq: int) -> None:
+        """Signal an edge on a line."""
+        handler = self._handlers.get(irq)
+        if handler is None:
+            self._pending.add(irq)
+        else:
+            handler()

@@ -1,0 +1,27 @@
+"""The machine as a whole: what the hypervisor finds when it is switched on."""
+
+from hypervisor.machine.clock import Clock
+from hypervisor.machine.interrupts import Interrupts
+from hypervisor.machine.memory import PAGE_SHIFT, Memory
+from hypervisor.machine.ports import Ports
+from hypervisor.machine.timers import Timers
+
+
+class Machine:
+    """Memory, processors, clock, timers, interrupt lines and I/O ports of one host.
+
+    Devices (`hypervisor.machine.disk`, `.nic`, …) are plugged in by whoever assembles the host: they claim ports and a
+    line, and do their DMA on `memory`.
+    """
+
+    __slots__ = ("clock", "interrupts", "memory", "nr_pcpus", "ports", "timers")
+
+    def __init__(self, *, memory_mib: int, pcpus: int = 1, real_time: bool = False) -> None:
+        if pcpus < 1:
+            raise ValueError(f"a machine needs at least one processor, not {pcpus}")
+        self.memory = Memory((memory_mib << 20) >> PAGE_SHIFT)
+        self.clock = Clock(real=real_time)
+        self.timers = Timers()
+        self.interrupts = Interrupts()
+        self.ports = Ports()
+        self.nr_pcpus = pcpus

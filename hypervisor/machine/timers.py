@@ -1,0 +1,68 @@
+"""The host's one-shot timers: a heap ordered by deadline, then by order of arming."""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+
+class Timer:
+    """One armed timer. `cancel` may be called at any time, any number of times."""
+
+    __slots__ = ("deadline", "function")
+
+    def __init__(self, deadline: int, function: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self.function: Callable[[], None] | None = function
+
+    def cancel(self) -> None:
+        """Make sure that the function is not called any more."""
+        self.function = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether the timer still waits for its deadline."""
+        return self.function is not None
+
+
+class Timers:
+    """All timers of the host. Deadlines are ns since power-on; equal deadlines fire in the order they were armed."""
+
+    __slots__ = ("_heap", "_sequence", "next_deadline")
+
+    NEVER = 1 << 63
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Timer]] = []
+        self._sequence = 0
+        self.next_deadline = self.NEVER
+        """Earliest deadline in the heap (a cancelled timer may still be counted), or `NEVER`."""
+
+    def add(self, deadline: int, function: Callable[[], None]) -> Timer:
+        """Arm a timer that calls `function` at `deadline` (at once at the next look if that has passed)."""
+        timer = Timer(deadline, function)
+        self._sequence += 1
+        heappush(self._heap, (deadline, self._sequence, timer))
+        if deadline < self.next_deadline:
+            self.next_deadline = deadline
+        return timer
+
+    def pop_due(self, now: int) -> Timer | None:
+        """Take the earliest armed timer whose deadline is not after `now`; None when there is none."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            timer = heappop(heap)[2]
+            if timer.function is not None:
+                self.next_deadline = heap[0][0] if heap else self.NEVER
+                return timer
+        self.next_deadline = heap[0][0] if heap else self.NEVER
+        return None
+
+    def prune(self) -> int:
+        """Drop cancelled timers from the front of the heap and return the true next deadline."""
+        heap = self._heap
+        while heap and heap[0][2].function is None:
+            heappop(heap)
+        self.next_deadline = heap[0][0] if heap else self.NEVER
+        return self.next_deadline
+
+    def __len__(self) -> int:
+        return sum(1 for entry in self._heap if entry[2].function is not None)
