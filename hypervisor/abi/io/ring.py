@@ -105,7 +105,7 @@ class FrontRing(_Ring):
 
     def free_requests(self) -> int:
         """Return how many requests may still be put: `RING_FREE_REQUESTS`."""
-        return self.size - ((self.req_prod_pvt - self.rsp_cons) & MASK32)
+        return (self.size - (self.req_prod_pvt - self.rsp_cons)) & MASK32
 
     def full(self) -> bool:
         """Say whether every slot is taken by a request without a consumed response: `RING_FULL`."""
@@ -176,7 +176,7 @@ class BackRing(_Ring):
         Never more than there are slots without an unanswered request, whatever the front end wrote.
         """
         ready = (self.shared[REQ_PROD] - self.req_cons) & MASK32
-        room = self.size - ((self.req_cons - self.rsp_prod_pvt) & MASK32)
+        room = (self.size - (self.req_cons - self.rsp_prod_pvt)) & MASK32
         return ready if ready < room else room
 
     def request_cons_overflow(self, req_cons: int) -> bool:

@@ -1,0 +1,159 @@
+"""The ring classes against an arithmetic that never wraps: counts kept as unbounded integers."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from hypervisor.abi.io.ring import (
+    HEADER_SIZE,
+    REQ_EVENT,
+    REQ_PROD,
+    RSP_EVENT,
+    RSP_PROD,
+    BackRing,
+    FrontRing,
+    ring_size,
+    shared_ring_init,
+)
+
+WRAP = 2**32
+
+
+def test_sizes_of_the_known_rings() -> None:
+    assert ring_size(112, 4096) == 32  # blkif, x86_64
+    assert ring_size(108, 4096) == 32  # blkif, x86_32
+    assert ring_size(12, 4096) == 256  # netif transmit
+    assert ring_size(8, 4096) == 256  # netif receive
+    assert ring_size(112, 8192) == 64
+
+
+@pytest.mark.parametrize(("entry", "size"), [(0, 4096), (-1, 4096), (4096, 4096), (8, 64)])
+def test_no_room_for_an_entry(entry: int, size: int) -> None:
+    with pytest.raises(ValueError, match="no ring entry"):
+        ring_size(entry, size)
+
+
+def test_first_contents() -> None:
+    page = bytearray(b"\xaa" * 4096)
+    shared_ring_init(memoryview(page))
+    assert page[:16] == bytes([0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
+    assert page[16:HEADER_SIZE] == bytes(48)
+    assert page[HEADER_SIZE:] == b"\xaa" * (4096 - HEADER_SIZE)
+
+
+def test_a_copy_does_not_change_with_the_slot() -> None:
+    page = bytearray(4096)
+    ring = BackRing(memoryview(page), 112)
+    page[ring.offset(33) : ring.offset(33) + 112] = b"\x11" * 112
+    taken = ring.copy(33)
+    page[ring.offset(33)] = 0xFF
+    assert taken == b"\x11" * 112
+
+
+def test_garbage_from_the_front_end_is_an_overflow_and_never_more_than_the_ring() -> None:
+    page = memoryview(bytearray(4096))
+    FrontRing.initialise(page, 112)
+    ring = BackRing(page, 112)
+    for garbage in (33, 34, 2**31, WRAP - 1, 0xDEADBEEF):
+        ring.shared[REQ_PROD] = garbage
+        assert ring.request_overflow(garbage)
+        assert ring.unconsumed_requests() == 32
+    ring.shared[REQ_PROD] = 32
+    assert not ring.request_overflow(32)
+
+
+def test_release_lets_the_page_go() -> None:
+    page = bytearray(4096)
+    view = memoryview(page)
+    ring = FrontRing.initialise(view, 112)
+    ring.release()
+    view.release()
+    page.append(0)  # a bytearray with a live view cannot grow
+
+
+class RingMachine(RuleBasedStateMachine):
+    """Honest ends of a ring of 32; the model counts from 0 and never wraps."""
+
+    @initialize(start=st.sampled_from([0, 7, 2**31 - 3, WRAP - 33, WRAP - 1]))
+    def attach(self, start: int) -> None:
+        page = memoryview(bytearray(4096))
+        FrontRing.initialise(page, 112)
+        self.front = FrontRing(page, 112, start)
+        self.back = BackRing(page, 112, start)
+        self.start = start
+        self.put = self.shown = self.taken = self.answered = self.back_shown = self.consumed = 0
+        self.req_event = self.rsp_event = 1
+        for position, value in ((REQ_PROD, 0), (REQ_EVENT, 1), (RSP_PROD, 0), (RSP_EVENT, 1)):
+            page.cast("I")[position] = (start + value) % WRAP
+
+    @rule(n=st.integers(1, 32))
+    def put_requests(self, n: int) -> None:
+        n = min(n, self.front.free_requests())
+        self.put += n
+        self.front.req_prod_pvt = (self.front.req_prod_pvt + n) % WRAP
+
+    @rule()
+    def push_requests(self) -> None:
+        told = self.front.push_requests_and_check_notify()
+        assert told == (self.shown < self.req_event <= self.put)
+        self.shown = self.put
+
+    @rule(n=st.integers(1, 32))
+    def take_requests(self, n: int) -> None:
+        n = min(n, self.back.unconsumed_requests())
+        self.taken += n
+        self.back.req_cons = (self.back.req_cons + n) % WRAP
+
+    @rule(n=st.integers(1, 32))
+    def answer(self, n: int) -> None:
+        n = min(n, self.taken - self.answered)
+        self.answered += n
+        self.back.rsp_prod_pvt = (self.back.rsp_prod_pvt + n) % WRAP
+
+    @rule()
+    def push_responses(self) -> None:
+        told = self.back.push_responses_and_check_notify()
+        assert told == (self.back_shown < self.rsp_event <= self.answered)
+        self.back_shown = self.answered
+
+    @rule(n=st.integers(1, 32))
+    def consume(self, n: int) -> None:
+        n = min(n, self.front.unconsumed_responses())
+        self.consumed += n
+        self.front.rsp_cons = (self.front.rsp_cons + n) % WRAP
+
+    @rule()
+    def back_sleeps(self) -> None:
+        work = self.back.final_check_for_requests()
+        assert work == self.shown - self.taken
+        if not work:
+            self.req_event = self.taken + 1
+
+    @rule()
+    def front_sleeps(self) -> None:
+        work = self.front.final_check_for_responses()
+        assert work == self.back_shown - self.consumed
+        if not work:
+            self.rsp_event = self.consumed + 1
+
+    @invariant()
+    def indices_are_the_counts(self) -> None:
+        if not hasattr(self, "front"):
+            return
+        expected = {REQ_PROD: self.shown, REQ_EVENT: self.req_event, RSP_PROD: self.back_shown}
+        expected[RSP_EVENT] = self.rsp_event
+        for position, count in expected.items():
+            assert self.front.shared[position] == (self.start + count) % WRAP
+        assert self.front.free_requests() == 32 - (self.put - self.consumed)
+        assert self.front.outstanding() == self.put - self.consumed
+        assert self.front.unconsumed_responses() == self.back_shown - self.consumed
+        assert self.back.unconsumed_requests() == self.shown - self.taken
+        assert not self.front.response_overflow(self.front.shared[RSP_PROD])
+        assert not self.back.request_overflow(self.back.shared[REQ_PROD])
+        assert f"req_prod_pvt={self.front.req_prod_pvt}" in self.front.summary()
+        assert f"req_cons={self.back.req_cons}" in self.back.summary()
+
+
+RingMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRingMachine = RingMachine.TestCase
