@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Side = Literal["frontend", "backend"]
 
 
-class DeviceClosing(Exception):  # noqa: N818 (a fact about the device, as GeneratorExit is)
+class DeviceClosing(Exception):
     """Raised in a hook that waits (`XenbusDevice.wait_for`) when the device has to close meanwhile.
 
     Let it pass: the bus takes it as the hook's orderly end and goes on with `close`.
@@ -105,7 +105,7 @@ class XenbusDriver:
         """
 
     async def remove(self, device: XenbusDevice) -> None:
-        """Forget the device: its node has vanished, or the toolstack unplugged it.  Always after `close`.  Runs once."""
+        """Forget the device: its node vanished, or the toolstack unplugged it.  Runs once, always after `close`."""
 
 
 class XenbusDevice(ABC):
@@ -121,7 +121,7 @@ class XenbusDevice(ABC):
     side: Side
     #: Last component of the path as text: "51712" of a vbd, "0" of the first vif.
     id: str
-    #: Own directory.  Frontend: relative, `device/vbd/51712`.  Backend: absolute, `/local/domain/0/backend/vbd/1/51712`.
+    #: Own directory.  Frontend: relative, `device/vbd/51712`.  Backend: `/local/domain/0/backend/vbd/1/51712`.
     path: str
     #: Other end's directory, absolute.
     otherend: str
