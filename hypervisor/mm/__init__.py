@@ -1,0 +1,1 @@
+"""Memory management: frames and their counts, page types, guest page tables, reservations."""

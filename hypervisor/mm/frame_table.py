@@ -1,0 +1,565 @@
+"""The frame table: for every machine frame its owner, its type, and how often both are in use.
+
+This is Xen's `page_info` array (PGC_* and PGT_* in its mm.h) as flat arrays, one element per frame, over anonymous
+memory that costs nothing until it is written. Two counts rule everything:
+
+`count` (references) keeps a frame from being freed. The domain's own right to the frame is one of them and is shown by
+the ALLOCATED flag; each mapping in a page table, each grant mapping and each operation in flight holds another. A frame
+whose count falls to zero goes back to the heap, whoever drops the last one.
+
+`type_count` keeps a frame from changing its role. A frame is a page table of one level, or writable, or a descriptor
+table, never two of them at once: that is what makes it safe for a guest to hold real machine addresses in its own page
+tables. The type may change only while the count is zero, and becoming a page table or a descriptor table means that the
+contents are validated first (`mm.page_types`).
+
+`owner_tag` holds domid + 1, zero meaning "nobody": so a fresh array needs no filling.
+"""
+
+import mmap
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from hypervisor.errors import InvariantError
+from hypervisor.machine.memory import Memory
+from hypervisor.mm.heap import Extent, Heap
+
+PGT_none = 0
+PGT_l1_page_table = 1
+PGT_l2_page_table = 2
+PGT_l3_page_table = 3
+PGT_l4_page_table = 4
+PGT_seg_desc_page = 5
+PGT_shared_page = 6
+PGT_writable_page = 7
+
+ALLOCATED = 0x01
+"""The owner itself holds a reference (PGC_allocated); cleared by whoever takes the frame away from it."""
+XEN_HEAP = 0x02
+"""Xen's own page, lent to the owner (shared_info, grant frames): not in the owner's page list nor in tot_pages."""
+VALIDATED = 0x04
+"""The contents were checked for the current type (PGT_validated)."""
+PINNED = 0x08
+"""A guest pinned the type: one type reference and one reference (PGT_pinned)."""
+PARTIAL = 0x10
+"""Validation or release stopped at `progress` and can go on from there (PGT_partial)."""
+OWN_PARTIAL = 0x20
+"""A PARTIAL frame holds one reference and one type reference of its own: nobody else may hold it until it is resumed."""
+
+DOMID_IO = 0x7FF1
+DOMID_XEN = 0x7FF2
+
+EINVAL = 22
+ERESTART = 85
+
+INVALID_M2P_ENTRY = 0xFFFFFFFFFFFFFFFF
+"""What the M2P holds for a frame that lost its owner."""
+
+MAX_COUNT = 0x7FFFFFFF
+"""Counts that would pass this refuse the new reference instead of wrapping."""
+
+M2P_ALIGN = 512
+"""The M2P starts and ends on a 2 MiB boundary, as machphys_mfn_list tells its place in pieces of that size."""
+
+_ZERO_PAGE = bytes(4096)
+_DISCARD = 8  # from so many frames on, giving memory back beats writing zeros
+
+
+class Owner(Protocol):
+    """What the frame table touches of a domain."""
+
+    domid: int
+    tot_pages: int
+    max_pages: int
+
+
+class PageList:
+    """A domain's frames: a doubly linked list through the `next` and `prev` arrays; 0 ends it (frame 0 is never owned)."""
+
+    __slots__ = ("head", "length", "owner", "tail")
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.head = self.tail = self.length = 0
+
+
+def _array(count: int, width: int) -> memoryview:
+    code = {1: "B", 2: "H", 4: "I"}[width]
+    view = memoryview(mmap.mmap(-1, count * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE))
+    return view.cast(code)
+
+
+class FrameTable:
+    """All frames of the host: heap, owners, counts, types, page lists, M2P.
+
+    Hot code may read the arrays directly; it writes them through the methods only.
+
+    Hooks: `validate(mfn, type)` and `release(mfn, type)` are set by `mm.page_types`. Validation goes on from entry
+    `progress` and returns 0, an errno, or ERESTART; it never undoes anything: the frame holds what its first `progress`
+    entries name. Release goes down from `progress` and returns 0 or ERESTART.
+    `on_empty(domain)` is called when a domain's last frame, lent ones included, has gone.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_lists",
+        "_xen_lists",
+        "count",
+        "flags",
+        "frames",
+        "heap",
+        "linear",
+        "m2p",
+        "m2p_frames",
+        "m2p_mfn",
+        "memory",
+        "next",
+        "on_empty",
+        "owner_tag",
+        "prev",
+        "progress",
+        "release",
+        "type",
+        "type_count",
+        "validate",
+        "xen_frames",
+    )
+
+    def __init__(self, memory: Memory) -> None:
+        frames = memory.frames
+        self.memory = memory
+        self.frames = frames
+        self.owner_tag = _array(frames, 2)
+        self.type = _array(frames, 1)
+        self.flags = _array(frames, 1)
+        self.type_count = _array(frames, 4)
+        self.count = _array(frames, 4)
+        self.next = _array(frames, 4)
+        self.prev = _array(frames, 4)
+        self.progress = _array(frames, 2)
+        """Entries whose references are held, for PARTIAL frames."""
+        self.linear: dict[int, int] = {}
+        """Frames in linear page tables: > 0 entries elsewhere that name it, < 0 entries of its own (XSA-240)."""
+        self.validate: Callable[[int, int], int] = _unchecked
+        self.release: Callable[[int, int], int] = _unchecked
+        self.on_empty: Callable[[Owner], None] | None = None
+        self._lists: dict[int, PageList] = {}
+        self._xen_lists: dict[int, PageList] = {}
+        self._batch: list[int] | None = None
+        self.heap = Heap()
+        self.xen_frames = 0
+        self.m2p_frames = -(-frames * 8 // (M2P_ALIGN * 4096)) * M2P_ALIGN
+        self.m2p_mfn = M2P_ALIGN
+        first_free = self.m2p_mfn + self.m2p_frames
+        if frames <= first_free:
+            raise ValueError(f"a host needs more than {first_free * 4} KiB of memory, not {frames * 4} KiB")
+        base = self.m2p_mfn * 512
+        self.m2p = memory.q[base : base + frames]
+        """Machine-to-physical table: 64-bit pfn by mfn, in machine memory; guests see it at MACH2PHYS_VIRT_START."""
+        self.owner_tag[0] = DOMID_IO + 1
+        self._take_for_xen(self.m2p_mfn, self.m2p_frames)
+        self.heap.add(1, self.m2p_mfn - 1)
+        self.heap.add(first_free, frames - first_free)
+
+    # -- what a frame is ----------------------------------------------------------------------------------------
+
+    def is_ram(self, mfn: int) -> bool:
+        """Whether this is a frame of memory (mfn_valid): frame 0 and everything past the end are not."""
+        return 0 < mfn < self.frames
+
+    def owner(self, mfn: int) -> int:
+        """Return the domid that owns the frame (DOMID_XEN, DOMID_IO for theirs), or -1 for a free frame."""
+        return self.owner_tag[mfn] - 1
+
+    def owner_domain(self, mfn: int) -> Owner | None:
+        """Return the domain object that owns the frame; None for free frames and those of Xen and the machine."""
+        pages = self._lists.get(self.owner_tag[mfn] - 1)
+        return None if pages is None else pages.owner
+
+    def page_list(self, domain: Owner) -> PageList:
+        """Return the list of a domain's ordinary frames, in the order in which it got them."""
+        pages = self._lists.get(domain.domid)
+        if pages is None:
+            pages = self._lists[domain.domid] = PageList(domain)
+            self._xen_lists[domain.domid] = PageList(domain)
+        return pages
+
+    def xen_page_list(self, domain: Owner) -> PageList:
+        """Return the list of Xen's frames that are lent to a domain."""
+        self.page_list(domain)
+        return self._xen_lists[domain.domid]
+
+    def forget(self, domain: Owner) -> None:
+        """Drop the (empty) lists of a domain that is gone for good."""
+        if self.page_list(domain).length or self.xen_page_list(domain).length:
+            raise InvariantError(f"domain {domain.domid} is forgotten while it owns frames")
+        del self._lists[domain.domid]
+        del self._xen_lists[domain.domid]
+
+    def pages(self, pages: PageList) -> Iterator[int]:
+        """Iterate over the mfns of a list; the current one may be removed meanwhile."""
+        mfn = pages.head
+        links = self.next
+        while mfn:
+            following = links[mfn]
+            yield mfn
+            mfn = following
+
+    # -- giving frames out --------------------------------------------------------------------------------------
+
+    def alloc(self, domain: Owner, order: int = 0) -> int:
+        """Give a domain 2**order zeroed, contiguous, aligned frames; returns the first mfn, or -1 when memory is short.
+
+        Neither max_pages nor the state of the domain is looked at: that is the caller's business.
+        """
+        mfn = self.heap.alloc(order)
+        if mfn >= 0:
+            self._assign(self.page_list(domain), mfn, 1 << order)
+        return mfn
+
+    def alloc_frames(self, domain: Owner, count: int) -> list[Extent]:
+        """Give a domain `count` zeroed frames in few extents; [] and nothing changed when memory is short."""
+        extents = self.heap.alloc_frames(count)
+        pages = self.page_list(domain)
+        for mfn, length in extents:
+            self._assign(pages, mfn, length)
+        return extents
+
+    def alloc_xen(self, count: int = 1) -> int:
+        """Take `count` contiguous zeroed frames for Xen itself; returns the first mfn, or -1 when memory is short."""
+        order = (count - 1).bit_length()
+        mfn = self.heap.alloc(order)
+        if mfn < 0:
+            return -1
+        if (1 << order) > count:
+            self.heap.add(mfn + count, (1 << order) - count)
+        self._take_for_xen(mfn, count)
+        return mfn
+
+    def free_xen(self, mfn: int, count: int = 1) -> None:
+        """Give back frames of `alloc_xen` that are not lent to a domain."""
+        for frame in range(mfn, mfn + count):
+            if self.owner_tag[frame] != DOMID_XEN + 1 or self.count[frame] != 1:
+                raise InvariantError(f"frame {frame:#x} is not an unshared frame of Xen")
+            self._clear(frame)
+        self.xen_frames -= count
+        self._to_heap(mfn, count)
+
+    def share_with(self, mfn: int, domain: Owner, *, readonly: bool = False) -> None:
+        """Lend a frame of `alloc_xen` to a domain: it may map it (writable unless `readonly`), it does not own it."""
+        if self.owner_tag[mfn] != DOMID_XEN + 1 or self.count[mfn] != 1:
+            raise InvariantError(f"frame {mfn:#x} is not Xen's to share")
+        self.xen_frames -= 1
+        self.owner_tag[mfn] = domain.domid + 1
+        self.type[mfn] = PGT_none if readonly else PGT_writable_page
+        self.type_count[mfn] = 1
+        self.flags[mfn] = ALLOCATED | XEN_HEAP | VALIDATED
+        self._append(self.xen_page_list(domain), mfn, 1)
+
+    def unshare(self, mfn: int) -> None:
+        """Withdraw a lent frame from its domain. It is freed now, or when the last mapping of it goes."""
+        flags = self.flags[mfn]
+        if flags & (XEN_HEAP | ALLOCATED) != XEN_HEAP | ALLOCATED:
+            raise InvariantError(f"frame {mfn:#x} is not lent to a domain")
+        self.flags[mfn] = flags & ~ALLOCATED
+        self.put_page_type(mfn)
+        self.put_page(mfn)
+
+    def steal_page(self, mfn: int, domain: Owner) -> bool:
+        """Take a frame away from its owner when nothing at all uses it; it is then nobody's, in the caller's hands.
+
+        The caller holds one reference, which is gone with the frame on success. A stolen frame has no references and
+        no type (XSA-214, XSA-287) and is not in the heap: pass it on with `assign_page`, or `free_stolen` it.
+        """
+        if (
+            self.owner_tag[mfn] != domain.domid + 1
+            or self.flags[mfn] & (ALLOCATED | XEN_HEAP) != ALLOCATED
+            or self.count[mfn] != 2
+            or self.type_count[mfn]
+        ):
+            return False
+        pages = self._lists[domain.domid]
+        self._unlink(pages, mfn)
+        domain.tot_pages -= 1
+        self._clear(mfn)
+        return True
+
+    def assign_page(self, mfn: int, domain: Owner) -> None:
+        """Give a stolen frame, with its contents, to a domain."""
+        if self.owner_tag[mfn] or self.count[mfn]:
+            raise InvariantError(f"frame {mfn:#x} is not free to be assigned")
+        self._assign(self.page_list(domain), mfn, 1)
+
+    def free_stolen(self, mfn: int) -> None:
+        """Give a stolen frame to the heap."""
+        self.m2p[mfn] = INVALID_M2P_ENTRY
+        self._to_heap(mfn, 1)
+
+    # -- references ---------------------------------------------------------------------------------------------
+
+    def get_page(self, mfn: int, domain: Owner) -> bool:
+        """Take a reference to a frame, which must belong to the domain."""
+        if mfn >= self.frames or self.owner_tag[mfn] != domain.domid + 1:
+            return False
+        count = self.count[mfn]
+        if not 0 < count < MAX_COUNT:
+            return False
+        self.count[mfn] = count + 1
+        return True
+
+    def put_page(self, mfn: int) -> None:
+        """Drop a reference; the last one frees the frame."""
+        count = self.count[mfn]
+        if count > 1:
+            self.count[mfn] = count - 1
+        elif count < 1:
+            raise InvariantError(f"reference count of frame {mfn:#x} falls below zero")
+        else:
+            self._free(mfn)
+
+    def take_allocated(self, mfn: int) -> bool:
+        """Take the owner's right to the frame away (PGC_allocated); False when it had none. The reference goes too."""
+        flags = self.flags[mfn]
+        if not flags & ALLOCATED:
+            return False
+        self.flags[mfn] = flags & ~ALLOCATED
+        self.put_page(mfn)
+        return True
+
+    def get_page_type(self, mfn: int, wanted: int) -> bool:
+        """Take a type reference (the caller holds a reference); False when the frame cannot be of that type."""
+        return self.take_type(mfn, wanted) == 0
+
+    def take_type(self, mfn: int, wanted: int) -> int:
+        """Take a type reference; returns 0 or a positive errno (EINVAL for a conflict, or what validation said).
+
+        With ERESTART nothing was taken by the caller, the frame is PARTIAL, and a later call goes on from there.
+        """
+        held = self.type_count[mfn]
+        if not held:
+            return self._first_type(mfn, wanted)
+        if self.type[mfn] != wanted or held >= MAX_COUNT:
+            return EINVAL
+        if self.flags[mfn] & VALIDATED:
+            self.type_count[mfn] = held + 1
+            return 0
+        return self._resume(mfn, wanted)
+
+    def put_page_type(self, mfn: int) -> int:
+        """Drop a type reference; the last one of a page table releases what its entries hold.
+
+        Returns 0, or ERESTART when that was interrupted: the caller then still holds its type reference, and calls again.
+        """
+        held = self.type_count[mfn]
+        if held > 1:
+            self.type_count[mfn] = held - 1
+            return 0
+        if held < 1:
+            raise InvariantError(f"type count of frame {mfn:#x} falls below zero")
+        kind = self.type[mfn]
+        if PGT_l1_page_table <= kind <= PGT_l4_page_table:
+            errno = self.release(mfn, kind)
+            if errno:
+                self.flags[mfn] = self.flags[mfn] & ~VALIDATED | PARTIAL
+                return errno
+            self.flags[mfn] &= ~(VALIDATED | PARTIAL)
+        self.type_count[mfn] = 0
+        return 0
+
+    def get_page_and_type(self, mfn: int, domain: Owner, wanted: int) -> bool:
+        """Take a reference and a type reference; False, and nothing taken, when either is refused."""
+        return self.take_page_and_type(mfn, domain, wanted) == 0
+
+    def take_page_and_type(self, mfn: int, domain: Owner, wanted: int) -> int:
+        """As `get_page_and_type`, with the positive errno that says why not."""
+        if not self.get_page(mfn, domain):
+            return EINVAL
+        errno = self.take_type(mfn, wanted)
+        if errno:
+            self.put_page(mfn)
+        return errno
+
+    def put_page_and_type(self, mfn: int) -> int:
+        """Drop both; returns 0, or ERESTART when releasing the type was interrupted (then neither is dropped)."""
+        errno = self.put_page_type(mfn)
+        if not errno:
+            self.put_page(mfn)
+        return errno
+
+    def set_gpfn(self, mfn: int, pfn: int) -> None:
+        """Set the M2P entry of a frame."""
+        self.m2p[mfn] = pfn
+
+    # -- freeing in bulk ----------------------------------------------------------------------------------------
+
+    def start_batch(self) -> None:
+        """Hold back freed frames until `end_batch`, so that neighbours are scrubbed and merged as one extent."""
+        self._batch = []
+
+    def end_batch(self) -> None:
+        """Give the frames freed since `start_batch` to the heap."""
+        batch, self._batch = self._batch or [], None
+        for mfn, count in _runs(sorted(batch)):
+            self._to_heap(mfn, count)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _first_type(self, mfn: int, wanted: int) -> int:
+        self.type_count[mfn] = 1
+        if wanted == PGT_writable_page or wanted == PGT_shared_page:
+            self.type[mfn] = wanted
+            self.flags[mfn] |= VALIDATED
+            return 0
+        if wanted == PGT_seg_desc_page and self.type[mfn] == wanted and self.flags[mfn] & VALIDATED:
+            return 0
+        self.type[mfn] = wanted
+        self.flags[mfn] &= ~(VALIDATED | PARTIAL)
+        self.progress[mfn] = 0
+        return self._validate(mfn, wanted)
+
+    def _validate(self, mfn: int, wanted: int) -> int:
+        errno = self.validate(mfn, wanted)
+        if not errno:
+            self.flags[mfn] |= VALIDATED
+        elif errno == ERESTART:
+            self.flags[mfn] |= PARTIAL | OWN_PARTIAL
+            self.count[mfn] += 1
+        else:
+            self._abandon(mfn, errno)
+        return errno
+
+    def _resume(self, mfn: int, wanted: int) -> int:
+        """Go on with a PARTIAL frame. One that is neither PARTIAL nor VALIDATED is being validated by our caller."""
+        flags = self.flags[mfn]
+        if not flags & PARTIAL:
+            return EINVAL
+        own = flags & OWN_PARTIAL
+        errno = self.validate(mfn, wanted)
+        if errno:
+            return self._abandon(mfn, errno) if own and errno != ERESTART else errno
+        self.flags[mfn] = flags & ~(PARTIAL | OWN_PARTIAL) | VALIDATED
+        if own:
+            self.put_page(mfn)
+        else:
+            self.type_count[mfn] += 1
+        return 0
+
+    def _abandon(self, mfn: int, errno: int) -> int:
+        """Validation of a frame that nobody holds a type reference of has failed: release what it held so far."""
+        kind = self.type[mfn]
+        if PGT_l1_page_table <= kind <= PGT_l4_page_table:
+            while self.release(mfn, kind) == ERESTART:
+                pass
+        flags = self.flags[mfn]
+        self.flags[mfn] = flags & ~(PARTIAL | OWN_PARTIAL | VALIDATED)
+        self.type[mfn] = PGT_none
+        self.type_count[mfn] = 0
+        if flags & OWN_PARTIAL:
+            self.put_page(mfn)
+        return errno
+
+    def _assign(self, pages: PageList, mfn: int, count: int) -> None:
+        domain = pages.owner
+        tag = domain.domid + 1
+        if count == 1:
+            self.owner_tag[mfn] = tag
+            self.count[mfn] = 1
+            self.flags[mfn] = ALLOCATED
+        else:
+            end = mfn + count
+            self.owner_tag[mfn:end] = memoryview(array("H", [tag]) * count)
+            self.count[mfn:end] = memoryview(array("I", [1]) * count)
+            self.flags[mfn:end] = bytes([ALLOCATED]) * count
+        self._append(pages, mfn, count)
+        domain.tot_pages += count
+
+    def _take_for_xen(self, mfn: int, count: int) -> None:
+        end = mfn + count
+        self.owner_tag[mfn:end] = memoryview(array("H", [DOMID_XEN + 1]) * count)
+        self.count[mfn:end] = memoryview(array("I", [1]) * count)
+        self.flags[mfn:end] = bytes([ALLOCATED | XEN_HEAP]) * count
+        self.xen_frames += count
+
+    def _append(self, pages: PageList, mfn: int, count: int) -> None:
+        """Hang `count` neighbouring frames on the tail of a list."""
+        following, previous = self.next, self.prev
+        last = mfn + count - 1
+        if count > 1:
+            links = memoryview(array("I", range(mfn, last + 1)))
+            following[mfn:last] = links[1:]
+            previous[mfn + 1 : last + 1] = links[:-1]
+        tail = pages.tail
+        previous[mfn] = tail
+        following[last] = 0
+        if tail:
+            following[tail] = mfn
+        else:
+            pages.head = mfn
+        pages.tail = last
+        pages.length += count
+
+    def _unlink(self, pages: PageList, mfn: int) -> None:
+        following, previous = self.next[mfn], self.prev[mfn]
+        if previous:
+            self.next[previous] = following
+        else:
+            pages.head = following
+        if following:
+            self.prev[following] = previous
+        else:
+            pages.tail = previous
+        pages.length -= 1
+
+    def _clear(self, mfn: int) -> None:
+        self.owner_tag[mfn] = self.type[mfn] = self.flags[mfn] = 0
+        self.type_count[mfn] = self.count[mfn] = 0
+
+    def _free(self, mfn: int) -> None:
+        flags = self.flags[mfn]
+        if self.type_count[mfn] or flags & ALLOCATED:
+            raise InvariantError(f"frame {mfn:#x} loses its last reference while it is typed or allocated")
+        domid = self.owner_tag[mfn] - 1
+        lists = self._xen_lists if flags & XEN_HEAP else self._lists
+        pages = lists.get(domid)
+        if pages is None:
+            raise InvariantError(f"frame {mfn:#x} belongs to domain {domid}, which has no page list")
+        self._unlink(pages, mfn)
+        self._clear(mfn)
+        self.m2p[mfn] = INVALID_M2P_ENTRY
+        if self._batch is None:
+            self._to_heap(mfn, 1)
+        else:
+            self._batch.append(mfn)
+        owner = pages.owner
+        if not flags & XEN_HEAP:
+            owner.tot_pages -= 1
+        if self.on_empty is not None and not (self._lists[domid].length or self._xen_lists[domid].length):
+            self.on_empty(owner)
+
+    def _to_heap(self, mfn: int, count: int) -> None:
+        """Scrub frames and free them. The next owner reads zeros, and memory that is given back costs nothing."""
+        memory = self.memory
+        if count < _DISCARD:
+            memory.b[mfn << 12 : (mfn + count) << 12] = _ZERO_PAGE * count
+        else:
+            memory.discard(mfn, count)
+        memory.written[mfn : mfn + count] = b"\1" * count
+        self.heap.add(mfn, count)
+
+
+def _unchecked(mfn: int, kind: int) -> int:
+    """Stand in for validation until `mm.page_types` sets its hooks: a frame table alone has no page tables."""
+    raise InvariantError(f"frame {mfn:#x} is to become a page of type {kind} before page types are set up")
+
+
+def _runs(mfns: Iterable[int]) -> Iterator[Extent]:
+    """Join ascending mfns into extents."""
+    start = end = -1
+    for mfn in mfns:
+        if mfn != end:
+            if end > start:
+                yield start, end - start
+            start = mfn
+        end = mfn + 1
+    if end > start:
+        yield start, end - start
