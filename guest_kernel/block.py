@@ -1,0 +1,279 @@
+"""The block layer of the guest kernel: what a guest's code calls, and what a disk driver fills in.
+
+    guest        await device.read(sector, count)          whole transfers, any length
+    BlockDevice  bounds, read-only, splitting, statistics  a queue of BlockRequests, each at most one slot of a driver
+    BlockQueue   run(pending)                              the driver: takes what it has room for, finishes each later
+
+A driver that has lost its other end sets `device.queue = None`: requests then wait, and those in flight are put back in
+front with `requeue`, until it is connected again. Sectors are 512 bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol, final
+
+from guest_kernel.threads import WaitQueue
+
+SECTOR_SIZE = 512
+
+READ = 0
+WRITE = 1
+FLUSH = 2
+OPERATIONS = ("read", "write", "flush")
+
+
+class BlockError(OSError):
+    """A block device refused or failed a transfer: `errno` is EIO, EOPNOTSUPP, EROFS, EINVAL or ENXIO."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(number, f"{what}: {os.strerror(number).lower()}")
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class _Transfer:
+    """What a thread waits for when its transfer needs several requests."""
+
+    __slots__ = ("error", "left", "waiters")
+
+    def __init__(self, requests: int) -> None:
+        self.left = requests
+        self.error = 0
+        self.waiters = WaitQueue()
+
+
+@final
+class BlockRequest:
+    """One request to a driver: at most `BlockDevice.max_sectors` sectors, or a flush (count 0).
+
+    `data` holds the bytes to write; the driver of a finished read puts the bytes read there.
+    """
+
+    __slots__ = ("count", "data", "done", "error", "op", "sector", "transfer", "waiters")
+
+    def __init__(
+        self, op: int, sector: int, count: int, data: bytes | memoryview = b"", transfer: _Transfer | None = None
+    ) -> None:
+        self.op = op
+        self.sector = sector
+        self.count = count
+        self.data = data
+        self.error = 0
+        self.done = False
+        self.waiters = WaitQueue() if transfer is None else transfer.waiters
+        self.transfer = transfer
+
+    def finish(self, error: int = 0) -> None:
+        """End the request, with an errno or 0, and wake who waits for it. Callable from upcall handlers."""
+        self.error = error
+        self.done = True
+        transfer = self.transfer
+        if transfer is None:
+            self.waiters.wake()
+            return
+        transfer.left -= 1
+        if error and not transfer.error:
+            transfer.error = error
+        if not transfer.left:
+            transfer.waiters.wake()
+
+
+class BlockQueue(Protocol):
+    """The driver's side: where requests go."""
+
+    def run(self, pending: deque[BlockRequest], /) -> None:
+        """Take requests from the left of `pending` while there is room for them, and start them.
+
+        What stays in `pending` waits for the driver to call its device's `restart`. Must not block.
+        """
+        ...
+
+
+class BlockDevice:
+    """A disk, as the guest's code sees it. Made by a driver and attached to the registry when it is connected."""
+
+    __slots__ = (
+        "errors",
+        "flushes",
+        "gone",
+        "info",
+        "max_sectors",
+        "name",
+        "pending",
+        "queue",
+        "readonly",
+        "reads",
+        "sector_size",
+        "sectors",
+        "sectors_read",
+        "sectors_written",
+        "writes",
+    )
+
+    def __init__(self, name: str, max_sectors: int) -> None:
+        self.name = name
+        self.max_sectors = max_sectors
+        """Most sectors that one request of the driver can carry."""
+        self.sectors = 0
+        self.sector_size = SECTOR_SIZE
+        self.readonly = False
+        self.info = 0
+        """What else the driver knows of the disk (VDISK_ flags of blkif.h)."""
+        self.queue: BlockQueue | None = None
+        self.pending: deque[BlockRequest] = deque()
+        """Requests that wait for room in the driver, or for the driver to be connected."""
+        self.gone = False
+        self.reads = 0
+        self.writes = 0
+        self.flushes = 0
+        self.errors = 0
+        self.sectors_read = 0
+        self.sectors_written = 0
+
+    @property
+    def size(self) -> int:
+        """Capacity in bytes."""
+        return self.sectors * self.sector_size
+
+    async def read(self, sector: int, count: int) -> bytes:
+        """Read `count` sectors from `sector` on. Raises BlockError: EINVAL outside the disk, EIO, ENXIO (unplugged)."""
+        if sector < 0 or count < 0 or sector + count > self.sectors:
+            raise BlockError(errno.EINVAL, f"{self.name}: read of {count} sectors at {sector} of {self.sectors}")
+        if not count:
+            return b""
+        self.reads += 1
+        self.sectors_read += count
+        if count > self.max_sectors:
+            return b"".join([request.data for request in await self._perform_split(READ, sector, count, b"")])
+        request = BlockRequest(READ, sector, count)
+        await self._perform(request)
+        return request.data  # type: ignore[return-value]
+
+    async def write(self, sector: int, data: bytes | bytearray | memoryview) -> None:
+        """Write whole sectors from `sector` on; returns when the other end has them (see `flush`).
+
+        Raises BlockError: EINVAL outside the disk or not whole sectors, EROFS, EIO, ENXIO (unplugged).
+        """
+        count, odd = divmod(len(data), self.sector_size)
+        if odd or sector < 0 or sector + count > self.sectors:
+            raise BlockError(errno.EINVAL, f"{self.name}: write of {len(data)} bytes at {sector} of {self.sectors}")
+        if self.readonly:
+            raise BlockError(errno.EROFS, f"{self.name}: write of {count} sectors at {sector}")
+        if not count:
+            return
+        self.writes += 1
+        self.sectors_written += count
+        # A thread may be cancelled and go on to reuse a buffer that still waits for its slot: keep a copy.
+        data = data if isinstance(data, bytes) else bytes(data)
+        if count > self.max_sectors:
+            await self._perform_split(WRITE, sector, count, data)
+        else:
+            await self._perform(BlockRequest(WRITE, sector, count, data))
+
+    async def flush(self) -> None:
+        """Bring all finished writes to stable storage. Raises BlockError: EOPNOTSUPP if the disk cannot, EIO, ENXIO."""
+        self.flushes += 1
+        await self._perform(BlockRequest(FLUSH, 0, 0))
+
+    async def _perform(self, request: BlockRequest) -> None:
+        pending = self.pending
+        pending.append(request)
+        queue = self.queue
+        if queue is not None:
+            queue.run(pending)
+        else:
+            self.restart()
+        if not request.done:
+            await request.waiters.wait()
+        if request.error:
+            raise self._failure(request.op, request.sector, request.count, request.error)
+
+    async def _perform_split(self, op: int, sector: int, count: int, data: bytes) -> list[BlockRequest]:
+        """Perform a transfer of any length in requests that the driver can carry; they run at the same time."""
+        step = self.max_sectors
+        size = self.sector_size
+        whole = memoryview(data)
+        transfer = _Transfer(-(-count // step))
+        requests = [
+            BlockRequest(op, sector + at, min(step, count - at), whole[at * size : (at + step) * size], transfer)
+            for at in range(0, count, step)
+        ]
+        self.pending.extend(requests)
+        self.restart()
+        if transfer.left:
+            await transfer.waiters.wait()
+        if transfer.error:
+            raise self._failure(op, sector, count, transfer.error)
+        return requests
+
+    def _failure(self, op: int, sector: int, count: int, number: int) -> BlockError:
+        self.errors += 1
+        where = f" of {count} sectors at {sector}" if count else ""
+        return BlockError(number, f"{self.name}: {OPERATIONS[op]}{where}")
+
+    def restart(self) -> None:
+        """Offer the waiting requests to the driver (it has room again, or has been connected)."""
+        if self.queue is not None:
+            self.queue.run(self.pending)
+        elif self.gone:
+            self.fail_pending(errno.ENXIO)
+
+    def requeue(self, requests: Iterable[BlockRequest]) -> None:
+        """Put requests that a driver could not finish back in front, oldest first: they will be issued again."""
+        self.pending.extendleft(reversed(list(requests)))
+
+    def fail_pending(self, number: int) -> None:
+        """Finish every waiting request with an errno."""
+        pending = self.pending
+        while pending:
+            pending.popleft().finish(number)
+
+    def unplug(self) -> None:
+        """The disk is gone for good: what waits, and whatever comes later, fails with ENXIO."""
+        self.queue = None
+        self.gone = True
+        self.fail_pending(errno.ENXIO)
+
+    def __repr__(self) -> str:
+        state = "gone" if self.gone else "connected" if self.queue is not None else "waiting for its other end"
+        return f"<BlockDevice {self.name}, {self.sectors} sectors, {state}>"
+
+
+class BlockRegistry:
+    """The disks of a kernel by name, as `kernel.block`."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, BlockDevice] = {}
+        self._failures: dict[str, str] = {}
+        self._changed = WaitQueue()
+
+    async def get(self, name: str) -> BlockDevice:
+        """Return a disk, waiting until it is connected. Raises BlockError (ENXIO) if its driver gave it up."""
+        while True:
+            device = self.devices.get(name)
+            if device is not None:
+                return device
+            if name in self._failures:
+                raise BlockError(errno.ENXIO, f"{name}: {self._failures[name]}")
+            await self._changed.wait()
+
+    def attach(self, device: BlockDevice) -> None:
+        """A driver has connected a disk: show it to the guest. The same device may be attached again."""
+        self._failures.pop(device.name, None)
+        self.devices[device.name] = device
+        self._changed.wake_all()
+
+    def detach(self, device: BlockDevice) -> None:
+        """A disk has been unplugged: no new user finds it."""
+        if self.devices.get(device.name) is device:
+            del self.devices[device.name]
+
+    def give_up(self, name: str, why: str) -> None:
+        """A driver could not connect a disk: who waits for it is told why."""
+        self._failures[name] = why
+        self._changed.wake_all()
