@@ -1,0 +1,33 @@
+"""Helpers with which the modules of the public interface compute their derived tables and numbers."""
+
+import re
+from collections.abc import Mapping
+
+from hypervisor.abi.layout import Layout
+
+
+def names(namespace: Mapping[str, object], pattern: str) -> dict[int, str]:
+    """Return {value: name} of the integer constants in `namespace` whose whole name matches `pattern`.
+
+    If the pattern has a group, the group is the name in the table. Raises ValueError if two constants of one value
+    match: a table must be unambiguous.
+    """
+    table: dict[int, str] = {}
+    expression = re.compile(pattern)
+    for name, value in namespace.items():
+        match = expression.fullmatch(name)
+        if match is None or not isinstance(value, int):
+            continue
+        if value in table:
+            raise ValueError(f"{name} has the same value as {table[value]}")
+        table[value] = match.group(expression.groups)
+    return table
+
+
+def const_ring_size(sring: Layout, page_size: int = 4096) -> int:
+    """Return how many slots a shared ring of `page_size` bytes has (io/ring.h: __CONST_RING_SIZE).
+
+    The number of entries that fit behind the ring's header, rounded down to a power of two.
+    """
+    room = (page_size - sring.offset("ring")) // sring.member("ring[0]").size
+    return 1 << (room.bit_length() - 1)
