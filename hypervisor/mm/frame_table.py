@@ -44,7 +44,7 @@ PINNED = 0x08
 PARTIAL = 0x10
 """Validation or release stopped at `progress` and can go on from there (PGT_partial)."""
 OWN_PARTIAL = 0x20
-"""A PARTIAL frame holds one reference and one type reference of its own: nobody else may hold it until it is resumed."""
+"""A PARTIAL frame holds one reference and one type reference of its own: it stays when nobody else does."""
 
 DOMID_IO = 0x7FF1
 DOMID_XEN = 0x7FF2
@@ -74,7 +74,7 @@ class Owner(Protocol):
 
 
 class PageList:
-    """A domain's frames: a doubly linked list through the `next` and `prev` arrays; 0 ends it (frame 0 is never owned)."""
+    """A domain's frames, doubly linked through the `next` and `prev` arrays; 0 ends the list (frame 0 is never owned)."""
 
     __slots__ = ("head", "length", "owner", "tail")
 
@@ -84,9 +84,10 @@ class PageList:
 
 
 def _array(count: int, width: int) -> memoryview:
-    code = {1: "B", 2: "H", 4: "I"}[width]
-    view = memoryview(mmap.mmap(-1, count * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE))
-    return view.cast(code)
+    view = memoryview(mmap.mmap(-1, count * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    if width == 1:
+        return view
+    return view.cast("H") if width == 2 else view.cast("I")
 
 
 class FrameTable:
@@ -348,7 +349,7 @@ class FrameTable:
     def put_page_type(self, mfn: int) -> int:
         """Drop a type reference; the last one of a page table releases what its entries hold.
 
-        Returns 0, or ERESTART when that was interrupted: the caller then still holds its type reference, and calls again.
+        Returns 0, or ERESTART when that was interrupted: the caller still holds its type reference, and calls again.
         """
         held = self.type_count[mfn]
         if held > 1:
@@ -406,7 +407,7 @@ class FrameTable:
 
     def _first_type(self, mfn: int, wanted: int) -> int:
         self.type_count[mfn] = 1
-        if wanted == PGT_writable_page or wanted == PGT_shared_page:
+        if wanted in (PGT_writable_page, PGT_shared_page):
             self.type[mfn] = wanted
             self.flags[mfn] |= VALIDATED
             return 0

@@ -55,7 +55,7 @@ class Heap:
         return -1
 
     def alloc_frames(self, count: int) -> list[Extent]:
-        """Take `count` frames in as few extents as the free blocks allow; nothing is taken (and [] returned) if short."""
+        """Take `count` frames in as few extents as the free blocks allow; [] and nothing taken when memory is short."""
         if count > self.free_frames:
             return []
         extents: list[Extent] = []
