@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from hypervisor.abi.layout import Layout
 
 
-def names(namespace: Mapping[str, object], pattern: str) -> dict[int, str]:
+def names(namespace: Mapping[str, object], pattern: str, first: str = "") -> dict[int, str]:
     """Return {value: name} of the integer constants in `namespace` whose whole name matches `pattern`.
 
-    If the pattern has a group, the group is the name in the table. Raises ValueError if two constants of one value
-    match: a table must be unambiguous.
+    If the pattern has a group, the group is the name in the table. `first` leaves out what is defined before it, for
+    headers that use one prefix for several number spaces. Raises ValueError if two constants of one value match: a
+    table must be unambiguous.
     """
     table: dict[int, str] = {}
     expression = re.compile(pattern)
-    for name, value in namespace.items():
+    defined = list(namespace)
+    for name in defined[defined.index(first) if first else 0 :]:
+        value = namespace[name]
         match = expression.fullmatch(name)
         if match is None or not isinstance(value, int):
             continue

@@ -6,6 +6,7 @@ Linux, but a guest of another system must translate them.
 
 from hypervisor.abi._names import names
 
+# errno.h: in the header's order.
 EPERM = 1
 ENOENT = 2
 ESRCH = 3

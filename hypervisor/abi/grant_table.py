@@ -8,18 +8,28 @@ GTF_writing in it, and the granter must not take it back.
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout, Union
 
-grant_entry_v1 = Layout("grant_entry_v1", ("uint16_t", "flags"), ("domid_t", "domid"), ("uint32_t", "frame"))
+# Version 1 of an entry. Flags are written last, with a barrier before, and taken back with compare-and-swap.
+grant_entry_v1 = Layout(
+    "grant_entry_v1",
+    ("uint16_t", "flags"),
+    ("domid_t", "domid"),
+    ("uint32_t", "frame"),
+)
 
+# The first entries are the toolstack's: it grants the console and xenstore pages to their daemons before the guest
+# runs.
 GNTTAB_NR_RESERVED_ENTRIES = 8
 GNTTAB_RESERVED_CONSOLE = 0
 GNTTAB_RESERVED_XENSTORE = 1
 
+# The type of an entry, in the low two bits of its flags.
 GTF_invalid = 0 << 0
 GTF_permit_access = 1 << 0
 GTF_accept_transfer = 2 << 0
 GTF_transitive = 3 << 0
 GTF_type_mask = 3 << 0
 
+# GTF_permit_access: flags; Xen sets reading and writing while the grant is in use.
 _GTF_readonly = 2
 GTF_readonly = 1 << _GTF_readonly
 _GTF_reading = 3
@@ -35,17 +45,31 @@ GTF_PAT = 1 << _GTF_PAT
 _GTF_sub_page = 8
 GTF_sub_page = 1 << _GTF_sub_page
 
+# GTF_accept_transfer: Xen is moving a page in, has moved it.
 _GTF_transfer_committed = 2
 GTF_transfer_committed = 1 << _GTF_transfer_committed
 _GTF_transfer_completed = 3
 GTF_transfer_completed = 1 << _GTF_transfer_completed
 
-grant_entry_header = Layout("grant_entry_header", ("uint16_t", "flags"), ("domid_t", "domid"))
+# Version 2 of an entry: 16 bytes, full page, part of a page, or a grant handed on. Status bits are in a table apart.
+grant_entry_header = Layout(
+    "grant_entry_header",
+    ("uint16_t", "flags"),
+    ("domid_t", "domid"),
+)
 
 grant_entry_v2 = Union(
     "grant_entry_v2",
     (grant_entry_header, "hdr"),
-    (Layout("full_page", (grant_entry_header, "hdr"), ("uint32_t", "pad0"), ("uint64_t", "frame")), "full_page"),
+    (
+        Layout(
+            "full_page",
+            (grant_entry_header, "hdr"),
+            ("uint32_t", "pad0"),
+            ("uint64_t", "frame"),
+        ),
+        "full_page",
+    ),
     (
         Layout(
             "sub_page",
@@ -69,6 +93,7 @@ grant_entry_v2 = Union(
     ("uint32_t", "__spacer", 4),
 )
 
+# grant_table.h, "grant_table_op": operations, each on an array of the structure of its name.
 GNTTABOP_map_grant_ref = 0
 GNTTABOP_unmap_grant_ref = 1
 GNTTABOP_setup_table = 2
@@ -83,6 +108,7 @@ GNTTABOP_get_version = 10
 GNTTABOP_swap_grant_ref = 11
 GNTTABOP_cache_flush = 12
 
+# Map another domain's page at an address (or into a page table entry) and for DMA.
 gnttab_map_grant_ref = Layout(
     "gnttab_map_grant_ref",
     ("uint64_t", "host_addr"),
@@ -94,6 +120,7 @@ gnttab_map_grant_ref = Layout(
     ("uint64_t", "dev_bus_addr"),
 )
 
+# Undo a mapping, by handle.
 gnttab_unmap_grant_ref = Layout(
     "gnttab_unmap_grant_ref",
     ("uint64_t", "host_addr"),
@@ -102,6 +129,7 @@ gnttab_unmap_grant_ref = Layout(
     ("int16_t", "status"),
 )
 
+# Make the table that many frames long and list them.
 gnttab_setup_table = Layout(
     "gnttab_setup_table",
     ("domid_t", "dom"),
@@ -110,12 +138,23 @@ gnttab_setup_table = Layout(
     ("XEN_GUEST_HANDLE(xen_pfn_t)", "frame_list"),
 )
 
-gnttab_dump_table = Layout("gnttab_dump_table", ("domid_t", "dom"), ("int16_t", "status"))
-
-gnttab_transfer = Layout(
-    "gnttab_transfer", ("xen_pfn_t", "mfn"), ("domid_t", "domid"), ("grant_ref_t", "ref"), ("int16_t", "status")
+# Write the table to Xen's console.
+gnttab_dump_table = Layout(
+    "gnttab_dump_table",
+    ("domid_t", "dom"),
+    ("int16_t", "status"),
 )
 
+# Give a page of the caller's away. Xen 4.17 has no PV guests left that use it for networking.
+gnttab_transfer = Layout(
+    "gnttab_transfer",
+    ("xen_pfn_t", "mfn"),
+    ("domid_t", "domid"),
+    ("grant_ref_t", "ref"),
+    ("int16_t", "status"),
+)
+
+# Copy within a page to within a page, each side named by grant reference or by frame.
 _GNTCOPY_source_gref = 0
 GNTCOPY_source_gref = 1 << _GNTCOPY_source_gref
 _GNTCOPY_dest_gref = 1
@@ -123,14 +162,28 @@ GNTCOPY_dest_gref = 1 << _GNTCOPY_dest_gref
 
 gnttab_copy_ptr = Layout(
     "gnttab_copy_ptr",
-    (Union("u", ("grant_ref_t", "ref"), ("xen_pfn_t", "gmfn")), "u"),
+    (
+        Union(
+            "u",
+            ("grant_ref_t", "ref"),
+            ("xen_pfn_t", "gmfn"),
+        ),
+        "u",
+    ),
     ("domid_t", "domid"),
     ("uint16_t", "offset"),
 )
 
 gnttab_copy_ptr = Layout(
     "gnttab_copy_ptr",
-    (Union("u", ("grant_ref_t", "ref"), ("xen_pfn_t", "gmfn")), "u"),
+    (
+        Union(
+            "u",
+            ("grant_ref_t", "ref"),
+            ("xen_pfn_t", "gmfn"),
+        ),
+        "u",
+    ),
     ("domid_t", "domid"),
     ("uint16_t", "offset"),
 )
@@ -144,6 +197,7 @@ gnttab_copy = Layout(
     ("int16_t", "status"),
 )
 
+# Current and greatest size of the table, in frames.
 gnttab_query_size = Layout(
     "gnttab_query_size",
     ("domid_t", "dom"),
@@ -152,6 +206,7 @@ gnttab_query_size = Layout(
     ("int16_t", "status"),
 )
 
+# Unmap and put the mapping at another address in its place, in one step.
 gnttab_unmap_and_replace = Layout(
     "gnttab_unmap_and_replace",
     ("uint64_t", "host_addr"),
@@ -160,8 +215,10 @@ gnttab_unmap_and_replace = Layout(
     ("int16_t", "status"),
 )
 
+# Choose between versions 1 and 2 of the entries.
 gnttab_set_version = Layout("gnttab_set_version", ("uint32_t", "version"))
 
+# Version 2: the frames of the status table.
 gnttab_get_status_frames = Layout(
     "gnttab_get_status_frames",
     ("uint32_t", "nr_frames"),
@@ -170,42 +227,58 @@ gnttab_get_status_frames = Layout(
     ("XEN_GUEST_HANDLE(uint64_t)", "frame_list"),
 )
 
-gnttab_get_version = Layout("gnttab_get_version", ("domid_t", "dom"), ("uint16_t", "pad"), ("uint32_t", "version"))
-
-gnttab_swap_grant_ref = Layout(
-    "gnttab_swap_grant_ref", ("grant_ref_t", "ref_a"), ("grant_ref_t", "ref_b"), ("int16_t", "status")
+# Which version a domain's table has.
+gnttab_get_version = Layout(
+    "gnttab_get_version",
+    ("domid_t", "dom"),
+    ("uint16_t", "pad"),
+    ("uint32_t", "version"),
 )
 
+# Exchange the contents of two entries.
+gnttab_swap_grant_ref = Layout(
+    "gnttab_swap_grant_ref",
+    ("grant_ref_t", "ref_a"),
+    ("grant_ref_t", "ref_b"),
+    ("int16_t", "status"),
+)
+
+# Clean or invalidate data caches for a granted range (ARM).
 GNTTAB_CACHE_CLEAN = 1 << 0
 GNTTAB_CACHE_INVAL = 1 << 1
 GNTTAB_CACHE_SOURCE_GREF = 1 << 31
 
 gnttab_cache_flush = Layout(
     "gnttab_cache_flush",
-    (Union("a", ("uint64_t", "dev_bus_addr"), ("grant_ref_t", "ref")), "a"),
+    (
+        Union(
+            "a",
+            ("uint64_t", "dev_bus_addr"),
+            ("grant_ref_t", "ref"),
+        ),
+        "a",
+    ),
     ("uint16_t", "offset"),
     ("uint16_t", "length"),
     ("uint32_t", "op"),
 )
 
+# Flags of a mapping: for devices, for the processor, read-only, for user mode, by page table entry; the high half is
+# the guest's.
 _GNTMAP_device_map = 0
 GNTMAP_device_map = 1 << _GNTMAP_device_map
-
 _GNTMAP_host_map = 1
 GNTMAP_host_map = 1 << _GNTMAP_host_map
-
 _GNTMAP_readonly = 2
 GNTMAP_readonly = 1 << _GNTMAP_readonly
-
 _GNTMAP_application_map = 3
 GNTMAP_application_map = 1 << _GNTMAP_application_map
-
 _GNTMAP_contains_pte = 4
 GNTMAP_contains_pte = 1 << _GNTMAP_contains_pte
-
 _GNTMAP_guest_avail0 = 16
 GNTMAP_guest_avail_mask = 0xFFFF0000
 
+# Statuses, in the `status` members; negative, but not errno values.
 GNTST_okay = 0
 GNTST_general_error = -1
 GNTST_bad_domain = -2

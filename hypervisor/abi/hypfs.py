@@ -3,10 +3,11 @@
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout
 
+# hypfs.h: version of the interface, longest path.
 XEN_HYPFS_VERSION = 1
-
 XEN_HYPFS_MAX_PATHLEN = 1024
 
+# An entry: kind of node, encoding of its content.
 XEN_HYPFS_TYPE_DIR = 0
 XEN_HYPFS_TYPE_BLOB = 1
 XEN_HYPFS_TYPE_STRING = 2
@@ -25,14 +26,17 @@ xen_hypfs_direntry = Layout(
     ("uint32_t", "max_write_len"),
 )
 
+# A directory's content is a list of these.
 xen_hypfs_dirlistentry = Layout(
-    "xen_hypfs_dirlistentry", (xen_hypfs_direntry, "e"), ("uint16_t", "off_next"), ("char", "name", 0)
+    "xen_hypfs_dirlistentry",
+    (xen_hypfs_direntry, "e"),
+    ("uint16_t", "off_next"),
+    ("char", "name", 0),
 )
 
+# Operations.
 XEN_HYPFS_OP_get_version = 0
-
 XEN_HYPFS_OP_read = 1
-
 XEN_HYPFS_OP_write_contents = 2
 
 NAMES = names(globals(), r"XEN_HYPFS_OP_\w+")

@@ -8,14 +8,13 @@ from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout, Union
 from hypervisor.abi.physdev import physdev_pci_device
 
+# memory.h: get, give back and populate extents of frames; flags of `mem_flags`.
 XENMEM_increase_reservation = 0
 XENMEM_decrease_reservation = 1
 XENMEM_populate_physmap = 6
 
 XENMEMF_populate_on_demand = 1 << 16
-
 XENMEMF_exact_node_request = 1 << 17
-
 XENMEMF_vnode = 1 << 18
 
 xen_memory_reservation = Layout(
@@ -27,6 +26,7 @@ xen_memory_reservation = Layout(
     ("domid_t", "domid"),
 )
 
+# Exchange extents of one order for extents of another.
 XENMEM_exchange = 11
 
 xen_memory_exchange = Layout(
@@ -36,15 +36,16 @@ xen_memory_exchange = Layout(
     ("xen_ulong_t", "nr_exchanged"),
 )
 
+# Sizes: the host's highest frame, a domain's pages now and at most, its highest guest frame.
 XENMEM_maximum_ram_page = 2
 
 xen_memory_domain = Layout("xen_memory_domain", ("domid_t", "domid"))
 
 XENMEM_current_reservation = 3
 XENMEM_maximum_reservation = 4
-
 XENMEM_maximum_gpfn = 14
 
+# Where the machine-to-physical table is: its frames (for mapping it in another domain), its addresses.
 XENMEM_machphys_mfn_list = 5
 
 xen_machphys_mfn_list = Layout(
@@ -59,17 +60,21 @@ XENMEM_machphys_compat_mfn_list = 25
 XENMEM_machphys_mapping = 12
 
 xen_machphys_mapping = Layout(
-    "xen_machphys_mapping", ("xen_ulong_t", "v_start"), ("xen_ulong_t", "v_end"), ("xen_ulong_t", "max_mfn")
+    "xen_machphys_mapping",
+    ("xen_ulong_t", "v_start"),
+    ("xen_ulong_t", "v_end"),
+    ("xen_ulong_t", "max_mfn"),
 )
 
+# Sources of XENMEM_add_to_physmap, and modifiers of the index of grant frames.
 XENMAPSPACE_shared_info = 0
 XENMAPSPACE_grant_table = 1
 XENMAPSPACE_gmfn = 2
 XENMAPSPACE_gmfn_range = 3
 XENMAPSPACE_gmfn_foreign = 4
-
 XENMAPSPACE_dev_mmio = 5
 
+# Put a page of one of these sources into a guest's physical address space (HVM and PVH; PV for grant frames).
 XENMEM_add_to_physmap = 7
 
 XENMAPIDX_grant_table_status = 0x80000000
@@ -83,10 +88,13 @@ xen_add_to_physmap = Layout(
     ("xen_pfn_t", "gpfn"),
 )
 
+# The same for many pages, possibly of another domain.
 XENMEM_add_to_physmap_batch = 23
 
 xen_add_to_physmap_batch_extra = Union(
-    "xen_add_to_physmap_batch_extra", ("domid_t", "foreign_domid"), ("uint16_t", "res0")
+    "xen_add_to_physmap_batch_extra",
+    ("domid_t", "foreign_domid"),
+    ("uint16_t", "res0"),
 )
 
 xen_add_to_physmap_batch = Layout(
@@ -100,20 +108,34 @@ xen_add_to_physmap_batch = Layout(
     ("XEN_GUEST_HANDLE(int)", "errs"),
 )
 
+# Undo that.
 XENMEM_remove_from_physmap = 15
 
-xen_remove_from_physmap = Layout("xen_remove_from_physmap", ("domid_t", "domid"), ("xen_pfn_t", "gpfn"))
+xen_remove_from_physmap = Layout(
+    "xen_remove_from_physmap",
+    ("domid_t", "domid"),
+    ("xen_pfn_t", "gpfn"),
+)
 
+# Memory maps in E820 form: the domain's, the host's; setting a domain's.
 XENMEM_memory_map = 9
 
-xen_memory_map = Layout("xen_memory_map", ("unsigned int", "nr_entries"), ("XEN_GUEST_HANDLE(void)", "buffer"))
+xen_memory_map = Layout(
+    "xen_memory_map",
+    ("unsigned int", "nr_entries"),
+    ("XEN_GUEST_HANDLE(void)", "buffer"),
+)
 
 XENMEM_machine_memory_map = 10
-
 XENMEM_set_memory_map = 13
 
-xen_foreign_memory_map = Layout("xen_foreign_memory_map", ("domid_t", "domid"), (xen_memory_map, "map"))
+xen_foreign_memory_map = Layout(
+    "xen_foreign_memory_map",
+    ("domid_t", "domid"),
+    (xen_memory_map, "map"),
+)
 
+# Populate-on-demand (HVM).
 XENMEM_set_pod_target = 16
 XENMEM_get_pod_target = 17
 
@@ -126,9 +148,9 @@ xen_pod_target = Layout(
     ("domid_t", "domid"),
 )
 
+# Memory sharing and paging (HVM): statistics and operations.
 XENMEM_get_sharing_freed_pages = 18
 XENMEM_get_sharing_shared_pages = 19
-
 XENMEM_paging_op = 20
 XENMEM_paging_op_nominate = 0
 XENMEM_paging_op_evict = 1
@@ -142,10 +164,10 @@ xen_mem_paging_op = Layout(
     ("uint64_aligned_t", "gfn"),
 )
 
+# Access restrictions for introspection (HVM).
 XENMEM_access_op = 21
 XENMEM_access_op_set_access = 0
 XENMEM_access_op_get_access = 1
-
 XENMEM_access_op_set_access_multi = 4
 
 XENMEM_access_n = 0
@@ -171,6 +193,7 @@ xen_mem_access_op = Layout(
     ("XEN_GUEST_HANDLE(const_uint8)", "access_list"),
 )
 
+# Sharing of identical pages and forks (HVM).
 XENMEM_sharing_op = 22
 XENMEM_sharing_op_nominate_gfn = 0
 XENMEM_sharing_op_nominate_gref = 1
@@ -183,15 +206,22 @@ XENMEM_sharing_op_audit = 7
 XENMEM_sharing_op_range_share = 8
 XENMEM_sharing_op_fork = 9
 XENMEM_sharing_op_fork_reset = 10
-
 XENMEM_SHARING_OP_S_HANDLE_INVALID = -10
 XENMEM_SHARING_OP_C_HANDLE_INVALID = -9
 
+# A field holds a grant reference when this bit is set.
 XENMEM_SHARING_OP_FIELD_IS_GREF_FLAG = 1 << 62
 
 mem_sharing_op_nominate = Layout(
     "mem_sharing_op_nominate",
-    (Union("u", ("uint64_aligned_t", "gfn"), ("uint32_t", "grant_ref")), "u"),
+    (
+        Union(
+            "u",
+            ("uint64_aligned_t", "gfn"),
+            ("uint32_t", "grant_ref"),
+        ),
+        "u",
+    ),
     ("uint64_aligned_t", "handle"),
 )
 
@@ -215,17 +245,27 @@ mem_sharing_op_range = Layout(
 
 mem_sharing_op_debug = Layout(
     "mem_sharing_op_debug",
-    (Union("u", ("uint64_aligned_t", "gfn"), ("uint64_aligned_t", "mfn"), ("uint32_t", "gref")), "u"),
+    (
+        Union(
+            "u",
+            ("uint64_aligned_t", "gfn"),
+            ("uint64_aligned_t", "mfn"),
+            ("uint32_t", "gref"),
+        ),
+        "u",
+    ),
 )
 
 XENMEM_FORK_WITH_IOMMU_ALLOWED = 1 << 0
-
 XENMEM_FORK_BLOCK_INTERRUPTS = 1 << 1
 XENMEM_FORK_RESET_STATE = 1 << 2
 XENMEM_FORK_RESET_MEMORY = 1 << 3
 
 mem_sharing_op_fork = Layout(
-    "mem_sharing_op_fork", ("domid_t", "parent_domain"), ("uint16_t", "flags"), ("uint32_t", "pad")
+    "mem_sharing_op_fork",
+    ("domid_t", "parent_domain"),
+    ("uint16_t", "flags"),
+    ("uint32_t", "pad"),
 )
 
 xen_mem_sharing_op = Layout(
@@ -245,12 +285,16 @@ xen_mem_sharing_op = Layout(
     ),
 )
 
+# Stake a claim to memory ahead of building a domain.
 XENMEM_claim_pages = 24
 
+# Memory that firmware reserves for devices.
 XENMEM_reserved_device_memory_map = 27
 
 xen_reserved_device_memory = Layout(
-    "xen_reserved_device_memory", ("xen_pfn_t", "start_pfn"), ("xen_ulong_t", "nr_pages")
+    "xen_reserved_device_memory",
+    ("xen_pfn_t", "start_pfn"),
+    ("xen_ulong_t", "nr_pages"),
 )
 
 XENMEM_RDM_ALL = 1
@@ -263,15 +307,13 @@ xen_reserved_device_memory_map = Layout(
     (Union("dev", (physdev_pci_device, "pci")), "dev"),
 )
 
+# Map memory that belongs to a domain but lies outside of its address space: grant tables, ioreq pages.
 XENMEM_acquire_resource = 28
-
 XENMEM_resource_ioreq_server = 0
 XENMEM_resource_grant_table = 1
 XENMEM_resource_vmtrace_buf = 2
-
 XENMEM_resource_grant_table_id_shared = 0
 XENMEM_resource_grant_table_id_status = 1
-
 XENMEM_resource_ioreq_server_frame_bufioreq = 0
 
 xen_mem_acquire_resource = Layout(
@@ -285,10 +327,15 @@ xen_mem_acquire_resource = Layout(
     ("XEN_GUEST_HANDLE(xen_pfn_t)", "frame_list"),
 )
 
+# Virtual NUMA topology.
 XENMEM_get_vnumainfo = 26
 
 xen_vmemrange = Layout(
-    "xen_vmemrange", ("uint64_t", "start"), ("uint64_t", "end"), ("unsigned int", "flags"), ("unsigned int", "nid")
+    "xen_vmemrange",
+    ("uint64_t", "start"),
+    ("uint64_t", "end"),
+    ("unsigned int", "flags"),
+    ("unsigned int", "nid"),
 )
 
 xen_vnuma_topology_info = Layout(
@@ -298,9 +345,30 @@ xen_vnuma_topology_info = Layout(
     ("unsigned int", "nr_vnodes"),
     ("unsigned int", "nr_vcpus"),
     ("unsigned int", "nr_vmemranges"),
-    (Union("vdistance", ("XEN_GUEST_HANDLE(uint)", "h"), ("uint64_t", "pad")), "vdistance"),
-    (Union("vcpu_to_vnode", ("XEN_GUEST_HANDLE(uint)", "h"), ("uint64_t", "pad")), "vcpu_to_vnode"),
-    (Union("vmemrange", ("XEN_GUEST_HANDLE(xen_vmemrange_t)", "h"), ("uint64_t", "pad")), "vmemrange"),
+    (
+        Union(
+            "vdistance",
+            ("XEN_GUEST_HANDLE(uint)", "h"),
+            ("uint64_t", "pad"),
+        ),
+        "vdistance",
+    ),
+    (
+        Union(
+            "vcpu_to_vnode",
+            ("XEN_GUEST_HANDLE(uint)", "h"),
+            ("uint64_t", "pad"),
+        ),
+        "vcpu_to_vnode",
+    ),
+    (
+        Union(
+            "vmemrange",
+            ("XEN_GUEST_HANDLE(xen_vmemrange_t)", "h"),
+            ("uint64_t", "pad"),
+        ),
+        "vmemrange",
+    ),
 )
 
 NAMES = names(

@@ -3,20 +3,32 @@
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout, Union
 
+# platform.h: the version that `xen_platform_op.interface_version` must be.
 XENPF_INTERFACE_VERSION = 0x03000001
 
+# Set the wall clock that shared_info shows to every domain.
 XENPF_settime32 = 17
 
-xenpf_settime32 = Layout("xenpf_settime32", ("uint32_t", "secs"), ("uint32_t", "nsecs"), ("uint64_t", "system_time"))
+xenpf_settime32 = Layout(
+    "xenpf_settime32",
+    ("uint32_t", "secs"),
+    ("uint32_t", "nsecs"),
+    ("uint64_t", "system_time"),
+)
 
 XENPF_settime64 = 62
 
 xenpf_settime64 = Layout(
-    "xenpf_settime64", ("uint64_t", "secs"), ("uint32_t", "nsecs"), ("uint32_t", "mbz"), ("uint64_t", "system_time")
+    "xenpf_settime64",
+    ("uint64_t", "secs"),
+    ("uint32_t", "nsecs"),
+    ("uint32_t", "mbz"),
+    ("uint64_t", "system_time"),
 )
 
 XENPF_settime = XENPF_settime64
 
+# Memory type ranges (MTRR): add, remove, read.
 XENPF_add_memtype = 31
 
 xenpf_add_memtype = Layout(
@@ -30,28 +42,43 @@ xenpf_add_memtype = Layout(
 
 XENPF_del_memtype = 32
 
-xenpf_del_memtype = Layout("xenpf_del_memtype", ("uint32_t", "handle"), ("uint32_t", "reg"))
+xenpf_del_memtype = Layout(
+    "xenpf_del_memtype",
+    ("uint32_t", "handle"),
+    ("uint32_t", "reg"),
+)
 
 XENPF_read_memtype = 33
 
 xenpf_read_memtype = Layout(
-    "xenpf_read_memtype", ("uint32_t", "reg"), ("xen_pfn_t", "mfn"), ("uint64_t", "nr_mfns"), ("uint32_t", "type")
+    "xenpf_read_memtype",
+    ("uint32_t", "reg"),
+    ("xen_pfn_t", "mfn"),
+    ("uint64_t", "nr_mfns"),
+    ("uint32_t", "type"),
 )
 
+# Load microcode.
 XENPF_microcode_update = 35
 
 xenpf_microcode_update = Layout(
-    "xenpf_microcode_update", ("XEN_GUEST_HANDLE(const_void)", "data"), ("uint32_t", "length")
+    "xenpf_microcode_update",
+    ("XEN_GUEST_HANDLE(const_void)", "data"),
+    ("uint32_t", "length"),
 )
 
+# Tell Xen of a quirk that dom0 knows of.
 XENPF_platform_quirk = 39
+
 QUIRK_NOIRQBALANCING = 1
 QUIRK_IOAPIC_BAD_REGSEL = 2
 QUIRK_IOAPIC_GOOD_REGSEL = 3
 
 xenpf_platform_quirk = Layout("xenpf_platform_quirk", ("uint32_t", "quirk_id"))
 
+# Call an EFI runtime service, which runs in Xen's hands.
 XENPF_efi_runtime_call = 49
+
 XEN_EFI_get_time = 1
 XEN_EFI_set_time = 2
 XEN_EFI_get_wakeup_time = 3
@@ -78,21 +105,21 @@ xenpf_efi_time = Layout(
 )
 
 xenpf_efi_guid = Layout(
-    "xenpf_efi_guid", ("uint32_t", "data1"), ("uint16_t", "data2"), ("uint16_t", "data3"), ("uint8_t", "data4", 8)
+    "xenpf_efi_guid",
+    ("uint32_t", "data1"),
+    ("uint16_t", "data2"),
+    ("uint16_t", "data3"),
+    ("uint8_t", "data4", 8),
 )
 
 XEN_EFI_GET_TIME_SET_CLEARS_NS = 0x00000001
-
 XEN_EFI_GET_WAKEUP_TIME_ENABLED = 0x00000001
 XEN_EFI_GET_WAKEUP_TIME_PENDING = 0x00000002
-
 XEN_EFI_SET_WAKEUP_TIME_ENABLE = 0x00000001
 XEN_EFI_SET_WAKEUP_TIME_ENABLE_ONLY = 0x00000002
-
 XEN_EFI_VARIABLE_NON_VOLATILE = 0x00000001
 XEN_EFI_VARIABLE_BOOTSERVICE_ACCESS = 0x00000002
 XEN_EFI_VARIABLE_RUNTIME_ACCESS = 0x00000004
-
 XEN_EFI_VARINFO_BOOT_SNAPSHOT = 0x00000001
 
 xenpf_efi_runtime_call = Layout(
@@ -104,7 +131,12 @@ xenpf_efi_runtime_call = Layout(
         Union(
             "u",
             (
-                Layout("get_time", (xenpf_efi_time, "time"), ("uint32_t", "resolution"), ("uint32_t", "accuracy")),
+                Layout(
+                    "get_time",
+                    (xenpf_efi_time, "time"),
+                    ("uint32_t", "resolution"),
+                    ("uint32_t", "accuracy"),
+                ),
                 "get_time",
             ),
             (xenpf_efi_time, "set_time"),
@@ -173,7 +205,9 @@ xenpf_efi_runtime_call = Layout(
     ),
 )
 
+# What the boot loader's firmware told: disks, video, EFI tables.
 XENPF_firmware_info = 50
+
 XEN_FW_DISK_INFO = 1
 XEN_FW_DISK_MBR_SIGNATURE = 2
 XEN_FW_VBEDDC_INFO = 3
@@ -190,9 +224,33 @@ XEN_FW_KBD_SHIFT_FLAGS = 5
 xenpf_efi_info = Union(
     "xenpf_efi_info",
     ("uint32_t", "version"),
-    (Layout("cfg", ("uint64_t", "addr"), ("uint32_t", "nent")), "cfg"),
-    (Layout("vendor", ("uint32_t", "revision"), ("uint32_t", "bufsz"), ("XEN_GUEST_HANDLE(void)", "name")), "vendor"),
-    (Layout("mem", ("uint64_t", "addr"), ("uint64_t", "size"), ("uint64_t", "attr"), ("uint32_t", "type")), "mem"),
+    (
+        Layout(
+            "cfg",
+            ("uint64_t", "addr"),
+            ("uint32_t", "nent"),
+        ),
+        "cfg",
+    ),
+    (
+        Layout(
+            "vendor",
+            ("uint32_t", "revision"),
+            ("uint32_t", "bufsz"),
+            ("XEN_GUEST_HANDLE(void)", "name"),
+        ),
+        "vendor",
+    ),
+    (
+        Layout(
+            "mem",
+            ("uint64_t", "addr"),
+            ("uint64_t", "size"),
+            ("uint64_t", "attr"),
+            ("uint32_t", "type"),
+        ),
+        "mem",
+    ),
     (
         Layout(
             "pci_rom",
@@ -206,7 +264,14 @@ xenpf_efi_info = Union(
         ),
         "pci_rom",
     ),
-    (Layout("apple_properties", ("uint64_t", "address"), ("xen_ulong_t", "size")), "apple_properties"),
+    (
+        Layout(
+            "apple_properties",
+            ("uint64_t", "address"),
+            ("xen_ulong_t", "size"),
+        ),
+        "apple_properties",
+    ),
 )
 
 xenpf_firmware_info = Layout(
@@ -229,7 +294,14 @@ xenpf_firmware_info = Layout(
                 ),
                 "disk_info",
             ),
-            (Layout("disk_mbr_signature", ("uint8_t", "device"), ("uint32_t", "mbr_signature")), "disk_mbr_signature"),
+            (
+                Layout(
+                    "disk_mbr_signature",
+                    ("uint8_t", "device"),
+                    ("uint32_t", "mbr_signature"),
+                ),
+                "disk_mbr_signature",
+            ),
             (
                 Layout(
                     "vbeddc_info",
@@ -246,8 +318,8 @@ xenpf_firmware_info = Layout(
     ),
 )
 
+# Enter a sleep state.
 XENPF_enter_acpi_sleep = 51
-
 XENPF_ACPI_SLEEP_EXTENDED = 0x00000001
 
 xenpf_enter_acpi_sleep = Layout(
@@ -258,10 +330,17 @@ xenpf_enter_acpi_sleep = Layout(
     ("uint32_t", "flags"),
 )
 
+# Tell Xen that a pCPU's frequency changed.
 XENPF_change_freq = 52
 
-xenpf_change_freq = Layout("xenpf_change_freq", ("uint32_t", "flags"), ("uint32_t", "cpu"), ("uint64_t", "freq"))
+xenpf_change_freq = Layout(
+    "xenpf_change_freq",
+    ("uint32_t", "flags"),
+    ("uint32_t", "cpu"),
+    ("uint64_t", "freq"),
+)
 
+# Idle time of pCPUs.
 XENPF_getidletime = 53
 
 xenpf_getidletime = Layout(
@@ -272,6 +351,7 @@ xenpf_getidletime = Layout(
     ("uint64_t", "now"),
 )
 
+# Processor power and performance states that dom0 read from ACPI.
 XENPF_set_processor_pminfo = 54
 
 XEN_PROCESSOR_PM_CX = 1
@@ -297,7 +377,12 @@ xen_power_register = Layout(
     ("uint64_t", "address"),
 )
 
-xen_processor_csd = Layout("xen_processor_csd", ("uint32_t", "domain"), ("uint32_t", "coord_type"), ("uint32_t", "num"))
+xen_processor_csd = Layout(
+    "xen_processor_csd",
+    ("uint32_t", "domain"),
+    ("uint32_t", "coord_type"),
+    ("uint32_t", "num"),
+)
 
 xen_processor_cx = Layout(
     "xen_processor_cx",
@@ -386,10 +471,10 @@ xenpf_set_processor_pminfo = Layout(
     ),
 )
 
+# A physical processor: its ids, its version, on and off line, plugged in.
 XENPF_get_cpuinfo = 55
 
 XEN_PCPU_FLAGS_ONLINE = 1
-
 XEN_PCPU_FLAGS_INVALID = 2
 
 xenpf_pcpuinfo = Layout(
@@ -420,21 +505,37 @@ xenpf_cpu_ol = Layout("xenpf_cpu_ol", ("uint32_t", "cpuid"))
 
 XENPF_cpu_hotadd = 58
 
-xenpf_cpu_hotadd = Layout("xenpf_cpu_hotadd", ("uint32_t", "apic_id"), ("uint32_t", "acpi_id"), ("uint32_t", "pxm"))
+xenpf_cpu_hotadd = Layout(
+    "xenpf_cpu_hotadd",
+    ("uint32_t", "apic_id"),
+    ("uint32_t", "acpi_id"),
+    ("uint32_t", "pxm"),
+)
 
+# Memory plugged in.
 XENPF_mem_hotadd = 59
 
 xenpf_mem_hotadd = Layout(
-    "xenpf_mem_hotadd", ("uint64_t", "spfn"), ("uint64_t", "epfn"), ("uint32_t", "pxm"), ("uint32_t", "flags")
+    "xenpf_mem_hotadd",
+    ("uint64_t", "spfn"),
+    ("uint64_t", "epfn"),
+    ("uint32_t", "pxm"),
+    ("uint32_t", "flags"),
 )
 
+# Park idle cores.
 XENPF_core_parking = 60
 
 XEN_CORE_PARKING_SET = 1
 XEN_CORE_PARKING_GET = 2
 
-xenpf_core_parking = Layout("xenpf_core_parking", ("uint32_t", "type"), ("uint32_t", "idle_nums"))
+xenpf_core_parking = Layout(
+    "xenpf_core_parking",
+    ("uint32_t", "type"),
+    ("uint32_t", "idle_nums"),
+)
 
+# Read and write model-specific registers on a given pCPU.
 XENPF_resource_op = 61
 
 XEN_RESOURCE_OP_MSR_READ = 0
@@ -442,7 +543,14 @@ XEN_RESOURCE_OP_MSR_WRITE = 1
 
 xenpf_resource_entry = Layout(
     "xenpf_resource_entry",
-    (Union("u", ("uint32_t", "cmd"), ("int32_t", "ret")), "u"),
+    (
+        Union(
+            "u",
+            ("uint32_t", "cmd"),
+            ("int32_t", "ret"),
+        ),
+        "u",
+    ),
     ("uint32_t", "rsvd"),
     ("uint64_t", "idx"),
     ("uint64_t", "val"),
@@ -455,6 +563,7 @@ xenpf_resource_op = Layout(
     ("XEN_GUEST_HANDLE(xenpf_resource_entry_t)", "entries"),
 )
 
+# Symbols of the hypervisor, one at a time.
 XENPF_get_symbol = 63
 
 xenpf_symdata = Layout(
@@ -466,6 +575,7 @@ xenpf_symdata = Layout(
     ("char", "type"),
 )
 
+# The argument of the hypercall.
 xen_platform_op = Layout(
     "xen_platform_op",
     ("uint32_t", "cmd"),

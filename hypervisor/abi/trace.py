@@ -5,9 +5,11 @@ An event number is 28 bits: a class in bits 27..16, a subclass in bits 15..12 an
 
 from hypervisor.abi.layout import Layout, Union
 
+# trace.h: the first word of a record has 28 bits of event, 3 of data length and 1 for a time stamp.
 TRACE_EXTRA_MAX = 7
 TRACE_EXTRA_SHIFT = 28
 
+# Classes of events: the mask that `xentrace -e` takes.
 TRC_CLS_SHIFT = 16
 TRC_GEN = 0x0001F000
 TRC_SCHED = 0x0002F000
@@ -21,16 +23,16 @@ TRC_GUEST = 0x0800F000
 TRC_ALL = 0x0FFFF000
 TRC_HD_CYCLE_FLAG = 1 << 31
 
+# Subclasses.
 TRC_SUBCLS_SHIFT = 12
-
 TRC_HVM_ENTRYEXIT = 0x00081000
 TRC_HVM_HANDLER = 0x00082000
 TRC_HVM_EMUL = 0x00084000
-
 TRC_SCHED_MIN = 0x00021000
 TRC_SCHED_CLASS = 0x00022000
 TRC_SCHED_VERBOSE = 0x00028000
 
+# Scheduler events: which scheduler, in bits 9..11, and its own events below.
 TRC_SCHED_ID_BITS = 3
 TRC_SCHED_ID_SHIFT = TRC_SUBCLS_SHIFT - TRC_SCHED_ID_BITS
 TRC_SCHED_ID_MASK = ((1 << TRC_SCHED_ID_BITS) - 1) << TRC_SCHED_ID_SHIFT
@@ -38,20 +40,22 @@ TRC_SCHED_EVT_MASK = 0xFFFFFFFFFFFFF1FF
 
 TRC_SCHED_CSCHED = 0
 TRC_SCHED_CSCHED2 = 1
-
 TRC_SCHED_ARINC653 = 3
 TRC_SCHED_RTDS = 4
 TRC_SCHED_SNULL = 5
-
 TRC_DOM0_DOMOPS = 0x00041000
 
+# Hardware: power and frequency, interrupts.
 TRC_HW_PM = 0x00801000
+
 TRC_HW_IRQ = 0x00802000
 
+# Generic: records lost, buffers wrapped, and the CPU that records belong to.
 TRC_LOST_RECORDS = TRC_GEN + 1
 TRC_TRACE_WRAP_BUFFER = TRC_GEN + 2
 TRC_TRACE_CPU_CHANGE = TRC_GEN + 3
 
+# Scheduler: changes of run state, then operations.
 TRC_SCHED_RUNSTATE_CHANGE = TRC_SCHED_MIN + 1
 TRC_SCHED_CONTINUE_RUNNING = TRC_SCHED_MIN + 2
 TRC_SCHED_DOM_ADD = TRC_SCHED_VERBOSE + 1
@@ -72,9 +76,11 @@ TRC_SCHED_SWITCH_INFNEXT = TRC_SCHED_VERBOSE + 15
 TRC_SCHED_SHUTDOWN_CODE = TRC_SCHED_VERBOSE + 16
 TRC_SCHED_SWITCH_INFCONT = TRC_SCHED_VERBOSE + 17
 
+# Domains come and go.
 TRC_DOM0_DOM_ADD = TRC_DOM0_DOMOPS + 1
 TRC_DOM0_DOM_REM = TRC_DOM0_DOMOPS + 2
 
+# Memory: grants, populate on demand.
 TRC_MEM_PAGE_GRANT_MAP = TRC_MEM + 1
 TRC_MEM_PAGE_GRANT_UNMAP = TRC_MEM + 2
 TRC_MEM_PAGE_GRANT_TRANSFER = TRC_MEM + 3
@@ -84,6 +90,7 @@ TRC_MEM_POD_POPULATE = TRC_MEM + 16
 TRC_MEM_POD_ZERO_RECLAIM = TRC_MEM + 17
 TRC_MEM_POD_SUPERPAGE_SPLINTER = TRC_MEM + 18
 
+# PV guests: hypercalls, traps, page faults, emulated writes.
 TRC_PV_ENTRY = 0x00201000
 TRC_PV_SUBCALL = 0x00202000
 
@@ -100,9 +107,9 @@ TRC_PV_PTWR_EMULATION = TRC_PV_ENTRY + 11
 TRC_PV_PTWR_EMULATION_PAE = TRC_PV_ENTRY + 12
 TRC_PV_HYPERCALL_V2 = TRC_PV_ENTRY + 13
 TRC_PV_HYPERCALL_SUBCALL = TRC_PV_SUBCALL + 14
-
 TRC_PV_HYPERCALL_V2_ARG_MASK = 0xFFF00000
 
+# Shadow paging.
 TRC_SHADOW_NOT_SHADOW = TRC_SHADOW + 1
 TRC_SHADOW_FAST_PROPAGATE = TRC_SHADOW + 2
 TRC_SHADOW_FAST_MMIO = TRC_SHADOW + 3
@@ -119,6 +126,7 @@ TRC_SHADOW_PREALLOC_UNPIN = TRC_SHADOW + 13
 TRC_SHADOW_RESYNC_FULL = TRC_SHADOW + 14
 TRC_SHADOW_RESYNC_ONLY = TRC_SHADOW + 15
 
+# HVM: entries, exits and their handlers.
 TRC_HVM_NESTEDFLAG = 0x400
 TRC_HVM_VMENTRY = TRC_HVM_ENTRYEXIT + 0x01
 TRC_HVM_VMEXIT = TRC_HVM_ENTRYEXIT + 0x02
@@ -154,10 +162,8 @@ TRC_HVM_REALMODE_EMULATE = TRC_HVM_HANDLER + 0x22
 TRC_HVM_TRAP = TRC_HVM_HANDLER + 0x23
 TRC_HVM_TRAP_DEBUG = TRC_HVM_HANDLER + 0x24
 TRC_HVM_VLAPIC = TRC_HVM_HANDLER + 0x25
-
 TRC_HVM_IOPORT_WRITE = TRC_HVM_HANDLER + 0x216
 TRC_HVM_IOMEM_WRITE = TRC_HVM_HANDLER + 0x217
-
 TRC_HVM_EMUL_HPET_START_TIMER = TRC_HVM_EMUL + 0x1
 TRC_HVM_EMUL_PIT_START_TIMER = TRC_HVM_EMUL + 0x2
 TRC_HVM_EMUL_RTC_START_TIMER = TRC_HVM_EMUL + 0x3
@@ -182,13 +188,13 @@ TRC_PM_IDLE_EXIT = TRC_HW_PM + 0x03
 
 TRC_HW_IRQ_MOVE_CLEANUP_DELAY = TRC_HW_IRQ + 0x1
 TRC_HW_IRQ_MOVE_CLEANUP = TRC_HW_IRQ + 0x2
+
 TRC_HW_IRQ_BIND_VECTOR = TRC_HW_IRQ + 0x3
 TRC_HW_IRQ_CLEAR_VECTOR = TRC_HW_IRQ + 0x4
 TRC_HW_IRQ_MOVE_FINISH = TRC_HW_IRQ + 0x5
 TRC_HW_IRQ_ASSIGN_VECTOR = TRC_HW_IRQ + 0x6
 TRC_HW_IRQ_UNMAPPED_VECTOR = TRC_HW_IRQ + 0x7
 TRC_HW_IRQ_HANDLED = TRC_HW_IRQ + 0x8
-
 TRC_64_FLAG = 0x100
 TRC_HVM_VMEXIT64 = TRC_HVM_ENTRYEXIT + TRC_64_FLAG + 0x02
 TRC_HVM_PF_XEN64 = TRC_HVM_HANDLER + TRC_64_FLAG + 0x01
@@ -200,6 +206,7 @@ TRC_HVM_LMSW64 = TRC_HVM_HANDLER + TRC_64_FLAG + 0x19
 TRC_HVM_XCR_READ64 = TRC_HVM_HANDLER + TRC_64_FLAG + 0x26
 TRC_HVM_XCR_WRITE64 = TRC_HVM_HANDLER + TRC_64_FLAG + 0x27
 
+# A record as it lies in a buffer: data follows the time stamp if there is one, else the first word.
 t_rec = Layout(
     "t_rec",
     ("uint32_t:28", "event"),
@@ -209,18 +216,33 @@ t_rec = Layout(
         Union(
             "u",
             (
-                Layout("cycles", ("uint32_t", "cycles_lo"), ("uint32_t", "cycles_hi"), ("uint32_t", "extra_u32", 7)),
+                Layout(
+                    "cycles",
+                    ("uint32_t", "cycles_lo"),
+                    ("uint32_t", "cycles_hi"),
+                    ("uint32_t", "extra_u32", TRACE_EXTRA_MAX),
+                ),
                 "cycles",
             ),
-            (Layout("nocycles", ("uint32_t", "extra_u32", 7)), "nocycles"),
+            (Layout("nocycles", ("uint32_t", "extra_u32", TRACE_EXTRA_MAX)), "nocycles"),
         ),
         "u",
     ),
 )
 
-t_buf = Layout("t_buf", ("uint32_t", "cons"), ("uint32_t", "prod"))
+# A per-pCPU buffer: indices that run to twice the size, then records.
+t_buf = Layout(
+    "t_buf",
+    ("uint32_t", "cons"),
+    ("uint32_t", "prod"),
+)
 
-t_info = Layout("t_info", ("uint16_t", "tbuf_size"), ("uint16_t", "mfn_offset", 0))
+# The page from which the buffers' frames are found.
+t_info = Layout(
+    "t_info",
+    ("uint16_t", "tbuf_size"),
+    ("uint16_t", "mfn_offset", 0),
+)
 
 
 def TRC_HD_TO_EVENT(header: int) -> int:

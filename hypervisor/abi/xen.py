@@ -12,17 +12,20 @@ Names with two leading underscores are awkward inside of Python classes, where `
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout, Union
 
+# xen-compat.h: the version of the interface that these headers describe. Older callers see some names with older
+# meanings; this package knows the newest one only.
 __XEN_LATEST_INTERFACE_VERSION__ = 0x00040E00
 
 __XEN_INTERFACE_VERSION__ = __XEN_LATEST_INTERFACE_VERSION__
 
+# arch-x86/xen-x86_64.h: the flat segments that Xen keeps in every guest's GDT. A 64-bit PV kernel runs in ring 3, so
+# kernel and user selectors are the same.
 FLAT_RING3_CS32 = 0xE023
 FLAT_RING3_CS64 = 0xE033
 FLAT_RING3_DS32 = 0xE02B
 FLAT_RING3_DS64 = 0x0000
 FLAT_RING3_SS32 = 0xE02B
 FLAT_RING3_SS64 = 0xE02B
-
 FLAT_KERNEL_DS64 = FLAT_RING3_DS64
 FLAT_KERNEL_DS32 = FLAT_RING3_DS32
 FLAT_KERNEL_DS = FLAT_KERNEL_DS64
@@ -32,7 +35,6 @@ FLAT_KERNEL_CS = FLAT_KERNEL_CS64
 FLAT_KERNEL_SS64 = FLAT_RING3_SS64
 FLAT_KERNEL_SS32 = FLAT_RING3_SS32
 FLAT_KERNEL_SS = FLAT_KERNEL_SS64
-
 FLAT_USER_DS64 = FLAT_RING3_DS64
 FLAT_USER_DS32 = FLAT_RING3_DS32
 FLAT_USER_DS = FLAT_USER_DS64
@@ -43,8 +45,11 @@ FLAT_USER_SS64 = FLAT_RING3_SS64
 FLAT_USER_SS32 = FLAT_RING3_SS32
 FLAT_USER_SS = FLAT_USER_SS64
 
+# The slots of the top-level page table that belong to Xen (256..271), and the read-only machine-to-physical table at
+# their beginning: one 64-bit pseudo-physical frame number per machine frame.
 __HYPERVISOR_VIRT_START = 0xFFFF800000000000
 __HYPERVISOR_VIRT_END = 0xFFFF880000000000
+
 __MACH2PHYS_VIRT_START = 0xFFFF800000000000
 __MACH2PHYS_VIRT_END = 0xFFFF804000000000
 
@@ -55,15 +60,19 @@ MACH2PHYS_VIRT_START = __MACH2PHYS_VIRT_START
 MACH2PHYS_VIRT_END = __MACH2PHYS_VIRT_END
 MACH2PHYS_NR_ENTRIES = (MACH2PHYS_VIRT_END - MACH2PHYS_VIRT_START) >> 3
 
+# HYPERVISOR_set_segment_base: which base to set.
 SEGBASE_FS = 0
 SEGBASE_GS_USER = 1
 SEGBASE_GS_KERNEL = 2
 SEGBASE_GS_USER_SEL = 3
 
+# Flag of vcpu_guest_context and of iret_context: return to the guest as SYSRET does, clobbering rcx and r11.
 _VGCF_in_syscall = 8
 VGCF_in_syscall = 1 << _VGCF_in_syscall
 VGCF_IN_SYSCALL = VGCF_in_syscall
 
+# HYPERVISOR_iret: what a PV kernel leaves on its stack to return to user mode (or to itself), unmasking events on the
+# way.
 iret_context = Layout(
     "iret_context",
     ("uint64_t", "rax"),
@@ -77,6 +86,7 @@ iret_context = Layout(
     ("uint64_t", "ss"),
 )
 
+# The registers of a vCPU. The header gives each a union of its names by width; here they have the 64-bit names.
 cpu_user_regs = Layout(
     "cpu_user_regs",
     ("uint64_t", "r15"),
@@ -115,27 +125,44 @@ cpu_user_regs = Layout(
     ("uint16_t", "_pad6", 3),
 )
 
-arch_vcpu_info = Layout("arch_vcpu_info", ("unsigned long", "cr2"), ("unsigned long", "pad"))
+# The processor-specific part of vcpu_info: cr2 is where Xen leaves the address of a page fault.
+arch_vcpu_info = Layout(
+    "arch_vcpu_info",
+    ("unsigned long", "cr2"),
+    ("unsigned long", "pad"),
+)
 
+# printf conversions for the header's C types.
 PRI_xen_pfn = "lx"
+
 PRIu_xen_pfn = "lu"
 
+# arch-x86/xen.h: x86 has PV guests, and vcpu_info has an upcall mask.
 XEN_HAVE_PV_GUEST_ENTRY = 1
-
 XEN_HAVE_PV_UPCALL_MASK = 1
 
+# set_gdt and update_descriptor: a guest owns the GDT up to here, Xen's own segments follow.
 FIRST_RESERVED_GDT_PAGE = 14
 FIRST_RESERVED_GDT_BYTE = FIRST_RESERVED_GDT_PAGE * 4096
 FIRST_RESERVED_GDT_ENTRY = FIRST_RESERVED_GDT_BYTE // 8
 
+# How many vCPUs have their vcpu_info in shared_info; the others must register one (VCPUOP_register_vcpu_info).
 XEN_LEGACY_MAX_VCPUS = 32
 
+# printf conversion.
 PRI_xen_ulong = "lx"
 
+# HYPERVISOR_set_trap_table: one entry of the virtual interrupt descriptor table; flags bits 0..1 are the privilege
+# level that may raise the vector, bit 2 masks events on entry.
 trap_info = Layout(
-    "trap_info", ("uint8_t", "vector"), ("uint8_t", "flags"), ("uint16_t", "cs"), ("unsigned long", "address")
+    "trap_info",
+    ("uint8_t", "vector"),
+    ("uint8_t", "flags"),
+    ("uint16_t", "cs"),
+    ("unsigned long", "address"),
 )
 
+# Flags of vcpu_guest_context.
 VGCF_I387_VALID = 1 << 0
 VGCF_IN_KERNEL = 1 << 2
 _VGCF_i387_valid = 0
@@ -149,6 +176,7 @@ VGCF_syscall_disables_events = 1 << _VGCF_syscall_disables_events
 _VGCF_online = 5
 VGCF_online = 1 << _VGCF_online
 
+# The initial or saved state of a vCPU, as VCPUOP_initialise and XEN_DOMCTL_setvcpucontext take it.
 vcpu_guest_context = Layout(
     "vcpu_guest_context",
     (Layout("fpu_ctxt", ("char", "x", 512)), "fpu_ctxt"),
@@ -172,6 +200,7 @@ vcpu_guest_context = Layout(
     ("uint64_t", "gs_base_user"),
 )
 
+# The processor-specific part of shared_info: where the guest publishes its p2m list for those who save or inspect it.
 arch_shared_info = Layout(
     "arch_shared_info",
     ("unsigned long", "max_pfn"),
@@ -182,6 +211,7 @@ arch_shared_info = Layout(
     ("unsigned long", "p2m_generation"),
 )
 
+# Devices that Xen emulates for HVM guests; PV guests have none or just the PIT.
 _XEN_X86_EMU_LAPIC = 0
 XEN_X86_EMU_LAPIC = 1 << _XEN_X86_EMU_LAPIC
 _XEN_X86_EMU_HPET = 1
@@ -204,7 +234,6 @@ _XEN_X86_EMU_USE_PIRQ = 9
 XEN_X86_EMU_USE_PIRQ = 1 << _XEN_X86_EMU_USE_PIRQ
 _XEN_X86_EMU_VPCI = 10
 XEN_X86_EMU_VPCI = 1 << _XEN_X86_EMU_VPCI
-
 XEN_X86_EMU_ALL = (
     XEN_X86_EMU_LAPIC
     | XEN_X86_EMU_HPET
@@ -218,13 +247,19 @@ XEN_X86_EMU_ALL = (
     | XEN_X86_EMU_USE_PIRQ
     | XEN_X86_EMU_VPCI
 )
-
 XEN_X86_MSR_RELAXED = 1 << 0
 
-xen_arch_domainconfig = Layout("xen_arch_domainconfig", ("uint32_t", "emulation_flags"), ("uint32_t", "misc_flags"))
+# The processor-specific part of XEN_DOMCTL_createdomain.
+xen_arch_domainconfig = Layout(
+    "xen_arch_domainconfig",
+    ("uint32_t", "emulation_flags"),
+    ("uint32_t", "misc_flags"),
+)
 
+# The highest flag, for checks.
 XEN_X86_MISC_FLAGS_MAX = XEN_X86_MSR_RELAXED
 
+# CPU policies (XEN_DOMCTL_{get,set}_cpu_policy): a CPUID leaf, a model-specific register.
 XEN_CPUID_NO_SUBLEAF = 0xFFFFFFFF
 
 xen_cpuid_leaf = Layout(
@@ -237,13 +272,22 @@ xen_cpuid_leaf = Layout(
     ("uint32_t", "d"),
 )
 
-xen_msr_entry = Layout("xen_msr_entry", ("uint32_t", "idx"), ("uint32_t", "flags"), ("uint64_t", "val"))
+xen_msr_entry = Layout(
+    "xen_msr_entry",
+    ("uint32_t", "idx"),
+    ("uint32_t", "flags"),
+    ("uint64_t", "val"),
+)
 
+# The instruction bytes (ud2a, "xen") that make Xen emulate the cpuid after them for a PV guest.
 XEN_EMULATE_PREFIX = ".byte 0x0f,0x0b,0x78,0x65,0x6e ; "
+
 XEN_CPUID = ".byte 0x0f,0x0b,0x78,0x65,0x6e ; cpuid"
 
+# I/O port of the debug console.
 XEN_HVM_DEBUGCONS_IOPORT = 0xE9
 
+# xen.h, "hypercalls": the numbers that go into rax. 11 was never given out again; 48..55 are for the architecture.
 __HYPERVISOR_set_trap_table = 0
 __HYPERVISOR_mmu_update = 1
 __HYPERVISOR_set_gdt = 2
@@ -286,7 +330,6 @@ __HYPERVISOR_argo_op = 39
 __HYPERVISOR_xenpmu_op = 40
 __HYPERVISOR_dm_op = 41
 __HYPERVISOR_hypfs_op = 42
-
 __HYPERVISOR_arch_0 = 48
 __HYPERVISOR_arch_1 = 49
 __HYPERVISOR_arch_2 = 50
@@ -296,6 +339,8 @@ __HYPERVISOR_arch_5 = 53
 __HYPERVISOR_arch_6 = 54
 __HYPERVISOR_arch_7 = 55
 
+# xen.h, "virq": virtual interrupts. VIRQ_TIMER, _DEBUG, _XENOPROF and _XENPMU are per vCPU, the others one per host
+# and for the domain that is set as their handler.
 VIRQ_TIMER = 0
 VIRQ_DEBUG = 1
 VIRQ_CONSOLE = 2
@@ -309,7 +354,6 @@ VIRQ_MEM_EVENT = 10
 VIRQ_ARGO = 11
 VIRQ_ENOMEM = 12
 VIRQ_XENPMU = 13
-
 VIRQ_ARCH_0 = 16
 VIRQ_ARCH_1 = 17
 VIRQ_ARCH_2 = 18
@@ -319,13 +363,17 @@ VIRQ_ARCH_5 = 21
 VIRQ_ARCH_6 = 22
 VIRQ_ARCH_7 = 23
 
+# Size of the name space.
 NR_VIRQS = 24
 
+# HYPERVISOR_mmu_update: the low two bits of `ptr` say what is updated.
 MMU_NORMAL_PT_UPDATE = 0
 MMU_MACHPHYS_UPDATE = 1
 MMU_PT_UPDATE_PRESERVE_AD = 2
 MMU_PT_UPDATE_NO_TRANSLATE = 3
 
+# HYPERVISOR_mmuext_op: commands. Pinning keeps a page validated as a page table; the flushes take a vCPU mask or mean
+# all.
 MMUEXT_PIN_L1_TABLE = 0
 MMUEXT_PIN_L2_TABLE = 1
 MMUEXT_PIN_L3_TABLE = 2
@@ -347,18 +395,31 @@ MMUEXT_FLUSH_CACHE_GLOBAL = 18
 MMUEXT_MARK_SUPER = 19
 MMUEXT_UNMARK_SUPER = 20
 
+# `arg1` and `arg2` by command: a frame, a linear address, a count, a mask or a source frame.
 mmuext_op = Layout(
     "mmuext_op",
     ("unsigned int", "cmd"),
-    (Union("arg1", ("xen_pfn_t", "mfn"), ("unsigned long", "linear_addr")), "arg1"),
     (
         Union(
-            "arg2", ("unsigned int", "nr_ents"), ("XEN_GUEST_HANDLE(const_void)", "vcpumask"), ("xen_pfn_t", "src_mfn")
+            "arg1",
+            ("xen_pfn_t", "mfn"),
+            ("unsigned long", "linear_addr"),
+        ),
+        "arg1",
+    ),
+    (
+        Union(
+            "arg2",
+            ("unsigned int", "nr_ents"),
+            ("XEN_GUEST_HANDLE(const_void)", "vcpumask"),
+            ("xen_pfn_t", "src_mfn"),
         ),
         "arg2",
     ),
 )
 
+# HYPERVISOR_update_va_mapping: which TLB entries to flush, and (with UVMF_MULTI) a pointer to a vCPU mask in the
+# remaining bits.
 UVMF_NONE = 0 << 0
 UVMF_TLB_FLUSH = 1 << 0
 UVMF_INVLPG = 2 << 0
@@ -367,48 +428,50 @@ UVMF_MULTI = 0 << 2
 UVMF_LOCAL = 0 << 2
 UVMF_ALL = 1 << 2
 
+# HYPERVISOR_console_io: sub-commands.
 CONSOLEIO_write = 0
 CONSOLEIO_read = 1
 
+# HYPERVISOR_vm_assist: commands, then the assists that a guest may switch.
 VMASST_CMD_enable = 0
 VMASST_CMD_disable = 1
 
 VMASST_TYPE_4gb_segments = 0
-
 VMASST_TYPE_4gb_segments_notify = 1
-
 VMASST_TYPE_writable_pagetables = 2
-
 VMASST_TYPE_pae_extended_cr3 = 3
-
 VMASST_TYPE_architectural_iopl = 4
-
 VMASST_TYPE_runstate_update_flag = 5
-
 VMASST_TYPE_m2p_strict = 32
 
+# Domain ids. From DOMID_FIRST_RESERVED on they are no domains: self, the owner of I/O memory, of Xen's own shared
+# pages, of copy-on-write pages, nobody, the idle domain.
 DOMID_FIRST_RESERVED = 0x7FF0
-
 DOMID_SELF = 0x7FF0
-
 DOMID_IO = 0x7FF1
-
 DOMID_XEN = 0x7FF2
-
 DOMID_COW = 0x7FF3
-
 DOMID_INVALID = 0x7FF4
-
 DOMID_IDLE = 0x7FFF
-
 DOMID_MASK = 0x7FFF
 
-mmu_update = Layout("mmu_update", ("uint64_t", "ptr"), ("uint64_t", "val"))
-
-multicall_entry = Layout(
-    "multicall_entry", ("xen_ulong_t", "op"), ("xen_ulong_t", "result"), ("xen_ulong_t", "args", 6)
+# HYPERVISOR_mmu_update: the machine address of an entry (command in the low bits) and its new value.
+mmu_update = Layout(
+    "mmu_update",
+    ("uint64_t", "ptr"),
+    ("uint64_t", "val"),
 )
 
+# HYPERVISOR_multicall: one of a list of calls that enter Xen together.
+multicall_entry = Layout(
+    "multicall_entry",
+    ("xen_ulong_t", "op"),
+    ("xen_ulong_t", "result"),
+    ("xen_ulong_t", "args", 6),
+)
+
+# Time for one vCPU: system time at a TSC reading and the scale to extrapolate from it. `version` is odd while Xen
+# writes.
 vcpu_time_info = Layout(
     "vcpu_time_info",
     ("uint32_t", "version"),
@@ -421,9 +484,11 @@ vcpu_time_info = Layout(
     ("uint8_t", "pad1", 2),
 )
 
+# vcpu_time_info.flags.
 XEN_PVCLOCK_TSC_STABLE_BIT = 1 << 0
 XEN_PVCLOCK_GUEST_STOPPED = 1 << 1
 
+# What Xen and a vCPU share about upcalls: pending, masked, and one selector bit per word of pending bits.
 vcpu_info = Layout(
     "vcpu_info",
     ("uint8_t", "evtchn_upcall_pending"),
@@ -433,9 +498,10 @@ vcpu_info = Layout(
     (vcpu_time_info, "time"),
 )
 
+# The page that Xen shares with a domain: vCPUs, 2-level event bitmaps, wall clock.
 shared_info = Layout(
     "shared_info",
-    (vcpu_info, "vcpu_info", 32),
+    (vcpu_info, "vcpu_info", XEN_LEGACY_MAX_VCPUS),
     ("xen_ulong_t", "evtchn_pending", 64),
     ("xen_ulong_t", "evtchn_mask", 64),
     ("uint32_t", "wc_version"),
@@ -445,8 +511,10 @@ shared_info = Layout(
     (arch_shared_info, "arch"),
 )
 
+# start_info: the kernel's command line, its terminator included.
 MAX_GUEST_CMDLINE = 1024
 
+# What the domain builder tells the boot vCPU. For dom0 the console union holds `dom0`, for others `domU`.
 start_info = Layout(
     "start_info",
     ("char", "magic", 32),
@@ -458,8 +526,22 @@ start_info = Layout(
     (
         Union(
             "console",
-            (Layout("domU", ("xen_pfn_t", "mfn"), ("uint32_t", "evtchn")), "domU"),
-            (Layout("dom0", ("uint32_t", "info_off"), ("uint32_t", "info_size")), "dom0"),
+            (
+                Layout(
+                    "domU",
+                    ("xen_pfn_t", "mfn"),
+                    ("uint32_t", "evtchn"),
+                ),
+                "domU",
+            ),
+            (
+                Layout(
+                    "dom0",
+                    ("uint32_t", "info_off"),
+                    ("uint32_t", "info_size"),
+                ),
+                "dom0",
+            ),
         ),
         "console",
     ),
@@ -468,19 +550,20 @@ start_info = Layout(
     ("unsigned long", "mfn_list"),
     ("unsigned long", "mod_start"),
     ("unsigned long", "mod_len"),
-    ("int8_t", "cmd_line", 1024),
+    ("int8_t", "cmd_line", MAX_GUEST_CMDLINE),
     ("unsigned long", "first_p2m_pfn"),
     ("unsigned long", "nr_p2m_frames"),
 )
 
+# start_info.flags.
 SIF_PRIVILEGED = 1 << 0
 SIF_INITDOMAIN = 1 << 1
 SIF_MULTIBOOT_MOD = 1 << 2
 SIF_MOD_START_PFN = 1 << 3
 SIF_VIRT_P2M_4TOOLS = 1 << 4
-
 SIF_PM_MASK = 0xFF << 8
 
+# The list of modules that start_info.mod_start points to when SIF_MULTIBOOT_MOD is set.
 xen_multiboot_mod_list = Layout(
     "xen_multiboot_mod_list",
     ("uint32_t", "mod_start"),
@@ -489,6 +572,7 @@ xen_multiboot_mod_list = Layout(
     ("uint32_t", "pad"),
 )
 
+# Video state that dom0 inherits from the boot loader.
 XEN_VGATYPE_TEXT_MODE_3 = 0x03
 XEN_VGATYPE_VESA_LFB = 0x23
 XEN_VGATYPE_EFI_LFB = 0x70
@@ -539,9 +623,15 @@ dom0_vga_console_info = Layout(
     ),
 )
 
+# An identifier of 16 bytes, big-endian as in RFC 4122.
 xen_uuid_t = Layout("xen_uuid_t", ("uint8_t", "a", 16))
 
-xenctl_bitmap = Layout("xenctl_bitmap", ("XEN_GUEST_HANDLE(uint8)", "bitmap"), ("uint32_t", "nr_bits"))
+# Bitmaps in domctl and sysctl: the caller's buffer and its length in bits.
+xenctl_bitmap = Layout(
+    "xenctl_bitmap",
+    ("XEN_GUEST_HANDLE(uint8)", "bitmap"),
+    ("uint32_t", "nr_bits"),
+)
 
 # The same numbers under names that classes do not mangle.
 HYPERVISOR_set_trap_table = __HYPERVISOR_set_trap_table

@@ -3,6 +3,7 @@
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout
 
+# xenoprof.h: operations.
 XENOPROF_init = 0
 XENOPROF_reset_active_list = 1
 XENOPROF_reset_passive_list = 2
@@ -19,19 +20,25 @@ XENOPROF_release_counters = 12
 XENOPROF_shutdown = 13
 XENOPROF_get_buffer = 14
 XENOPROF_set_backtrace = 15
-
 XENOPROF_get_ibs_caps = 16
 XENOPROF_ibs_counter = 17
 XENOPROF_last_op = 17
 
+# Limits.
 MAX_OPROF_EVENTS = 32
 MAX_OPROF_DOMAINS = 25
+
 XENOPROF_CPU_TYPE_SIZE = 64
 
-event_log = Layout("event_log", ("uint64_t", "eip"), ("uint8_t", "mode"), ("uint8_t", "event"))
+# The shared buffer: a ring of samples. An escape code in place of an address announces something else.
+event_log = Layout(
+    "event_log",
+    ("uint64_t", "eip"),
+    ("uint8_t", "mode"),
+    ("uint8_t", "event"),
+)
 
 XENOPROF_ESCAPE_CODE = 0xFFFFFFFFFFFFFFFF
-
 XENOPROF_TRACE_BEGIN = 1
 
 xenoprof_buf = Layout(
@@ -47,7 +54,13 @@ xenoprof_buf = Layout(
     (event_log, "event_log", 1),
 )
 
-xenoprof_init = Layout("xenoprof_init", ("int32_t", "num_events"), ("int32_t", "is_primary"), ("char", "cpu_type", 64))
+# Arguments of operations.
+xenoprof_init = Layout(
+    "xenoprof_init",
+    ("int32_t", "num_events"),
+    ("int32_t", "is_primary"),
+    ("char", "cpu_type", XENOPROF_CPU_TYPE_SIZE),
+)
 
 xenoprof_get_buffer = Layout(
     "xenoprof_get_buffer",

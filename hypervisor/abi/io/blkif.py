@@ -7,27 +7,28 @@ frontend aligns its 64-bit members to 4 bytes. The layouts of both are here; the
 from hypervisor.abi._names import const_ring_size, names
 from hypervisor.abi.layout import Layout, Union
 
+# io/blkif.h, "request types". BLKIF_OP_RESERVED_1 stays free for a packet command that old frontends sent.
 BLKIF_OP_READ = 0
 BLKIF_OP_WRITE = 1
-
 BLKIF_OP_WRITE_BARRIER = 2
-
 BLKIF_OP_FLUSH_DISKCACHE = 3
-
 BLKIF_OP_RESERVED_1 = 4
-
 BLKIF_OP_DISCARD = 5
-
 BLKIF_OP_INDIRECT = 6
 
+# How many segments a request has room for, and pages of segments an indirect one.
 BLKIF_MAX_SEGMENTS_PER_REQUEST = 11
-
 BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST = 8
 
+# A part of a granted page, in 512-byte sectors, the last one included.
 blkif_request_segment = Layout(
-    "blkif_request_segment", ("grant_ref_t", "gref"), ("uint8_t", "first_sect"), ("uint8_t", "last_sect")
+    "blkif_request_segment",
+    ("grant_ref_t", "gref"),
+    ("uint8_t", "first_sect"),
+    ("uint8_t", "last_sect"),
 )
 
+# A read, write, barrier or flush.
 blkif_request = Layout(
     "blkif_request",
     ("uint8_t", "operation"),
@@ -35,9 +36,10 @@ blkif_request = Layout(
     ("uint16_t", "handle"),
     ("uint64_t", "id"),
     ("uint64_t", "sector_number"),
-    (blkif_request_segment, "seg", 11),
+    (blkif_request_segment, "seg", BLKIF_MAX_SEGMENTS_PER_REQUEST),
 )
 
+# A discard.
 BLKIF_DISCARD_SECURE = 1 << 0
 
 blkif_request_discard = Layout(
@@ -50,6 +52,7 @@ blkif_request_discard = Layout(
     ("uint64_t", "nr_sectors"),
 )
 
+# A request whose segments lie in granted pages.
 blkif_request_indirect = Layout(
     "blkif_request_indirect",
     ("uint8_t", "operation"),
@@ -58,18 +61,28 @@ blkif_request_indirect = Layout(
     ("uint64_t", "id"),
     ("uint64_t", "sector_number"),
     ("uint16_t", "handle"),
-    ("grant_ref_t", "indirect_grefs", 8),
+    ("grant_ref_t", "indirect_grefs", BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST),
 )
 
-blkif_response = Layout("blkif_response", ("uint64_t", "id"), ("uint8_t", "operation"), ("int16_t", "status"))
+# The answer: `id` and `operation` as they came, and a status.
+blkif_response = Layout(
+    "blkif_response",
+    ("uint64_t", "id"),
+    ("uint8_t", "operation"),
+    ("int16_t", "status"),
+)
 
+# Statuses.
 BLKIF_RSP_EOPNOTSUPP = -2
-
 BLKIF_RSP_ERROR = -1
-
 BLKIF_RSP_OKAY = 0
 
-blkif_sring_entry = Union("blkif_sring_entry", (blkif_request, "req"), (blkif_response, "rsp"))
+# DEFINE_RING_TYPES(blkif, ...): a slot holds a request or a response; the shared page.
+blkif_sring_entry = Union(
+    "blkif_sring_entry",
+    (blkif_request, "req"),
+    (blkif_response, "rsp"),
+)
 
 blkif_sring = Layout(
     "blkif_sring",
@@ -90,6 +103,7 @@ blkif_sring = Layout(
     (blkif_sring_entry, "ring", 1),
 )
 
+# The backend's `info` node.
 VDISK_CDROM = 0x1
 VDISK_REMOVABLE = 0x2
 VDISK_READONLY = 0x4
@@ -152,8 +166,7 @@ blkif_x86_32_sring = Layout(
     ("RING_IDX", "req_event"),
     ("RING_IDX", "rsp_prod"),
     ("RING_IDX", "rsp_event"),
-    (Union("pvt", (Layout("blktap", ("uint8_t", "msg")), "blktap"), ("uint8_t", "pvt_pad", 4)), "pvt"),
-    ("uint8_t", "__pad", 44),
+    ("uint8_t", "pvt_pad", 48),
     (blkif_x86_32_sring_entry, "ring", 1),
     max_align=4,
 )

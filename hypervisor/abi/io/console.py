@@ -2,6 +2,7 @@
 
 from hypervisor.abi.layout import Layout
 
+# io/console.h: free-running indices, each advanced by one side; the rings' sizes are powers of two.
 xencons_interface = Layout(
     "xencons_interface",
     ("char", "in", 1024),

@@ -2,12 +2,14 @@
 
 from hypervisor.abi.layout import Layout, Union
 
+# io/kbdif.h: events from the backend.
 XENKBD_TYPE_MOTION = 1
 XENKBD_TYPE_RESERVED = 2
 XENKBD_TYPE_KEY = 3
 XENKBD_TYPE_POS = 4
 XENKBD_TYPE_MTOUCH = 5
 
+# Phases of a multi-touch contact.
 XENKBD_MT_EV_DOWN = 0
 XENKBD_MT_EV_UP = 1
 XENKBD_MT_EV_MOTION = 2
@@ -15,8 +17,8 @@ XENKBD_MT_EV_SYN = 3
 XENKBD_MT_EV_SHAPE = 4
 XENKBD_MT_EV_ORIENT = 5
 
+# Names in xenstore: the driver, features, requests, the ring, sizes.
 XENKBD_DRIVER_NAME = "vkbd"
-
 XENKBD_FIELD_FEAT_DSBL_KEYBRD = "feature-disable-keyboard"
 XENKBD_FIELD_FEAT_DSBL_POINTER = "feature-disable-pointer"
 XENKBD_FIELD_FEAT_ABS_POINTER = "feature-abs-pointer"
@@ -33,17 +35,30 @@ XENKBD_FIELD_MT_WIDTH = "multi-touch-width"
 XENKBD_FIELD_MT_HEIGHT = "multi-touch-height"
 XENKBD_FIELD_MT_NUM_CONTACTS = "multi-touch-num-contacts"
 XENKBD_FIELD_UNIQUE_ID = "unique-id"
-
 XENKBD_FIELD_RING_REF = "page-ref"
 
+# Events: relative motion, a key or button, absolute position, a touch.
 xenkbd_motion = Layout(
-    "xenkbd_motion", ("uint8_t", "type"), ("int32_t", "rel_x"), ("int32_t", "rel_y"), ("int32_t", "rel_z")
+    "xenkbd_motion",
+    ("uint8_t", "type"),
+    ("int32_t", "rel_x"),
+    ("int32_t", "rel_y"),
+    ("int32_t", "rel_z"),
 )
 
-xenkbd_key = Layout("xenkbd_key", ("uint8_t", "type"), ("uint8_t", "pressed"), ("uint32_t", "keycode"))
+xenkbd_key = Layout(
+    "xenkbd_key",
+    ("uint8_t", "type"),
+    ("uint8_t", "pressed"),
+    ("uint32_t", "keycode"),
+)
 
 xenkbd_position = Layout(
-    "xenkbd_position", ("uint8_t", "type"), ("int32_t", "abs_x"), ("int32_t", "abs_y"), ("int32_t", "rel_z")
+    "xenkbd_position",
+    ("uint8_t", "type"),
+    ("int32_t", "abs_x"),
+    ("int32_t", "abs_y"),
+    ("int32_t", "rel_z"),
 )
 
 xenkbd_mtouch = Layout(
@@ -55,14 +70,29 @@ xenkbd_mtouch = Layout(
     (
         Union(
             "u",
-            (Layout("pos", ("int32_t", "abs_x"), ("int32_t", "abs_y")), "pos"),
-            (Layout("shape", ("uint32_t", "major"), ("uint32_t", "minor")), "shape"),
+            (
+                Layout(
+                    "pos",
+                    ("int32_t", "abs_x"),
+                    ("int32_t", "abs_y"),
+                ),
+                "pos",
+            ),
+            (
+                Layout(
+                    "shape",
+                    ("uint32_t", "major"),
+                    ("uint32_t", "minor"),
+                ),
+                "shape",
+            ),
             ("int16_t", "orientation"),
         ),
         "u",
     ),
 )
 
+# Every event occupies as much, whatever its type.
 XENKBD_IN_EVENT_SIZE = 40
 
 xenkbd_in_event = Union(
@@ -72,21 +102,29 @@ xenkbd_in_event = Union(
     (xenkbd_key, "key"),
     (xenkbd_position, "pos"),
     (xenkbd_mtouch, "mtouch"),
-    ("char", "pad", 40),
+    ("char", "pad", XENKBD_IN_EVENT_SIZE),
 )
 
 XENKBD_OUT_EVENT_SIZE = 40
 
-xenkbd_out_event = Union("xenkbd_out_event", ("uint8_t", "type"), ("char", "pad", 40))
+xenkbd_out_event = Union(
+    "xenkbd_out_event",
+    ("uint8_t", "type"),
+    ("char", "pad", XENKBD_IN_EVENT_SIZE),
+)
 
+# The shared page: indices, then a ring for each direction.
 XENKBD_IN_RING_SIZE = 2048
 XENKBD_IN_RING_LEN = XENKBD_IN_RING_SIZE // XENKBD_IN_EVENT_SIZE
 XENKBD_IN_RING_OFFS = 1024
-
 XENKBD_OUT_RING_SIZE = 1024
 XENKBD_OUT_RING_LEN = XENKBD_OUT_RING_SIZE // XENKBD_OUT_EVENT_SIZE
 XENKBD_OUT_RING_OFFS = XENKBD_IN_RING_OFFS + XENKBD_IN_RING_SIZE
 
 xenkbd_page = Layout(
-    "xenkbd_page", ("uint32_t", "in_cons"), ("uint32_t", "in_prod"), ("uint32_t", "out_cons"), ("uint32_t", "out_prod")
+    "xenkbd_page",
+    ("uint32_t", "in_cons"),
+    ("uint32_t", "in_prod"),
+    ("uint32_t", "out_cons"),
+    ("uint32_t", "out_prod"),
 )

@@ -2,11 +2,18 @@
 
 from hypervisor.abi.layout import Layout
 
-ring_shared = Layout("ring_shared", ("uint32_t", "cons"), ("uint32_t", "prod"))
+# io/libxenvchan.h: indices of one direction.
+ring_shared = Layout(
+    "ring_shared",
+    ("uint32_t", "cons"),
+    ("uint32_t", "prod"),
+)
 
+# Which changes the other side wants to hear of.
 VCHAN_NOTIFY_WRITE = 0x1
 VCHAN_NOTIFY_READ = 0x2
 
+# The first shared page; small rings lie in it too, at 1024 and 2048, larger ones in pages of their own.
 vchan_interface = Layout(
     "vchan_interface",
     (ring_shared, "left"),

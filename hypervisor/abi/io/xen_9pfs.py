@@ -2,6 +2,8 @@
 
 from hypervisor.abi.layout import Layout
 
+# DEFINE_XEN_FLEX_RING_AND_INTF(xen_9pfs) (io/ring.h): the first shared page, and the pages of the rings (as pointers
+# in C).
 xen_9pfs_data_intf = Layout(
     "xen_9pfs_data_intf",
     ("RING_IDX", "in_cons"),
@@ -14,4 +16,8 @@ xen_9pfs_data_intf = Layout(
     ("grant_ref_t", "ref", 0),
 )
 
-xen_9pfs_data = Layout("xen_9pfs_data", ("unsigned char *", "in"), ("unsigned char *", "out"))
+xen_9pfs_data = Layout(
+    "xen_9pfs_data",
+    ("unsigned char *", "in"),
+    ("unsigned char *", "out"),
+)

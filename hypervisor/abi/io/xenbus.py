@@ -2,6 +2,7 @@
 
 from hypervisor.abi._names import names
 
+# io/xenbus.h, enum xenbus_state: written in decimal to the `state` node. Unknown stands for a node that is not there.
 XenbusStateUnknown = 0
 XenbusStateInitialising = 1
 XenbusStateInitWait = 2

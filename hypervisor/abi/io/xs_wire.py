@@ -3,6 +3,7 @@
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout
 
+# io/xs_wire.h, enum xsd_sockmsg_type: type of a request and of its answer. 20 (restrict) is retired.
 XS_CONTROL = 0
 XS_DIRECTORY = 1
 XS_READ = 2
@@ -28,25 +29,34 @@ XS_DIRECTORY_PART = 22
 XS_TYPE_COUNT = 23
 XS_INVALID = 65535
 
+# The old name of XS_CONTROL.
 XS_DEBUG = XS_CONTROL
 
+# Flags of an obsolete form of XS_WRITE.
 XS_WRITE_NONE = "NONE"
 XS_WRITE_CREATE = "CREATE"
 XS_WRITE_CREATE_EXCL = "CREATE|EXCL"
 
+# The header of every message; `len` bytes follow.
 xsd_sockmsg = Layout(
-    "xsd_sockmsg", ("uint32_t", "type"), ("uint32_t", "req_id"), ("uint32_t", "tx_id"), ("uint32_t", "len")
+    "xsd_sockmsg",
+    ("uint32_t", "type"),
+    ("uint32_t", "req_id"),
+    ("uint32_t", "tx_id"),
+    ("uint32_t", "len"),
 )
 
+# The strings in an XS_WATCH_EVENT.
 XS_WATCH_PATH = 0
 XS_WATCH_TOKEN = 1
 
+# The shared page: two rings, free-running indices, and words for reconnection and errors.
 XENSTORE_RING_SIZE = 1024
 
 xenstore_domain_interface = Layout(
     "xenstore_domain_interface",
-    ("char", "req", 1024),
-    ("char", "rsp", 1024),
+    ("char", "req", XENSTORE_RING_SIZE),
+    ("char", "rsp", XENSTORE_RING_SIZE),
     ("XENSTORE_RING_IDX", "req_cons"),
     ("XENSTORE_RING_IDX", "req_prod"),
     ("XENSTORE_RING_IDX", "rsp_cons"),
@@ -56,18 +66,20 @@ xenstore_domain_interface = Layout(
     ("uint32_t", "error"),
 )
 
+# Limits of messages and paths.
 XENSTORE_PAYLOAD_MAX = 4096
-
 XENSTORE_ABS_PATH_MAX = 3072
 XENSTORE_REL_PATH_MAX = 2048
 
+# What the server can do (server_features).
 XENSTORE_SERVER_FEATURE_RECONNECTION = 1
-
 XENSTORE_SERVER_FEATURE_ERROR = 2
 
+# State of the connection (connection).
 XENSTORE_CONNECTED = 0
 XENSTORE_RECONNECT = 1
 
+# Why the server gave the connection up (error).
 XENSTORE_ERROR_NONE = 0
 XENSTORE_ERROR_COMM = 1
 XENSTORE_ERROR_RINGIDX = 2
