@@ -73,3 +73,10 @@ class Image(Protocol):
     def boot(self, cpu: Cpu, start_info: int) -> Run:
         """Run the boot vCPU; `start_info` is the guest virtual address that Xen leaves in rsi."""
         ...
+
+    def unload(self) -> None:
+        """Drop all suspended code: the domain is gone. Nothing of the guest may run after this returns.
+
+        Called exactly once, before the domain's memory is taken away; hypercalls already do nothing by then.
+        """
+        ...

@@ -1,0 +1,64 @@
+"""What a trace can hold: the literal table of record kinds.
+
+A trace is a stream of msgpack arrays `[time_ns, domid, vcpu_id, kind, *fields]` after one header map. The hypervisor
+emits kinds below 64; drivers, daemons and guest kernels emit the others through `Cpu.trace(kind, *fields)`, the
+simulator's probe (it is no part of Xen's interface and changes nothing that a guest can see).
+"""
+
+HYPERCALL = 1
+EVTCHN_PENDING = 2
+UPCALL = 3
+SCHEDULE = 4
+DESCHEDULE = 5
+WAKE = 6
+TIMER = 7
+IRQ = 8
+DOMAIN_CREATE = 9
+DOMAIN_SHUTDOWN = 10
+DOMAIN_CRASH = 11
+DOMAIN_DESTROY = 12
+VCPU_UP = 13
+VCPU_DOWN = 14
+GNTTAB_MAP = 20
+GNTTAB_UNMAP = 21
+GNTTAB_COPY = 22
+GNTTAB_TRANSFER = 23
+
+RING_PUSH = 64
+XENBUS_STATE = 65
+XENSTORE_OP = 66
+XENSTORE_EVENT = 67
+CONSOLE = 68
+BLOCK_REQUEST = 69
+NET_PACKET = 70
+GUEST_NOTE = 71
+
+KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
+    HYPERCALL: ("hypercall", ("nr", "a1", "a2", "a3", "a4", "a5", "rc")),
+    EVTCHN_PENDING: ("evtchn_pending", ("port",)),
+    UPCALL: ("upcall", ("pending_sel",)),
+    SCHEDULE: ("schedule", ("pcpu",)),
+    DESCHEDULE: ("deschedule", ("pcpu", "ran_ns", "flags")),
+    WAKE: ("wake", ()),
+    TIMER: ("timer", ("virq",)),
+    IRQ: ("irq", ("line", "port")),
+    DOMAIN_CREATE: ("domain_create", ("max_vcpus",)),
+    DOMAIN_SHUTDOWN: ("domain_shutdown", ("reason",)),
+    DOMAIN_CRASH: ("domain_crash", ("why",)),
+    DOMAIN_DESTROY: ("domain_destroy", ()),
+    VCPU_UP: ("vcpu_up", ()),
+    VCPU_DOWN: ("vcpu_down", ()),
+    GNTTAB_MAP: ("gnttab_map", ("granter", "ref", "flags", "handle", "status")),
+    GNTTAB_UNMAP: ("gnttab_unmap", ("handle", "status")),
+    GNTTAB_COPY: ("gnttab_copy", ("source", "dest", "len", "status")),
+    GNTTAB_TRANSFER: ("gnttab_transfer", ("domid", "ref", "status")),
+    RING_PUSH: ("ring_push", ("device", "what", "prod", "notify")),
+    XENBUS_STATE: ("xenbus_state", ("path", "old", "new")),
+    XENSTORE_OP: ("xenstore_op", ("connection", "op", "path", "result")),
+    XENSTORE_EVENT: ("xenstore_event", ("connection", "path", "token")),
+    CONSOLE: ("console", ("domain", "bytes")),
+    BLOCK_REQUEST: ("block_request", ("device", "op", "sector", "sectors", "status")),
+    NET_PACKET: ("net_packet", ("device", "direction", "bytes", "slots")),
+    GUEST_NOTE: ("note", ("text",)),
+}
+"""Kind → (name, names of the fields)."""

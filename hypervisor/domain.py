@@ -1,0 +1,119 @@
+"""A domain: what Xen knows of one virtual machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hypervisor.abi.cpu import Image
+
+if TYPE_CHECKING:
+    from hypervisor.event_channel.channel import Channel
+    from hypervisor.grant_table import GrantTable
+    from hypervisor.hypervisor import Hypervisor
+    from hypervisor.vcpu import VCpu
+
+NO_SHUTDOWN = -1
+
+DYING_NO, DYING_DYING, DYING_DEAD = range(3)
+"""`Domain.is_dying`: alive; being torn down; torn down, but some page of it is still mapped by another domain."""
+
+
+class Domain:
+    """Xen's `struct domain`, as far as a PV guest can tell.
+
+    Memory accounting (`tot_pages`, the page list) is moved by `hypervisor.mm`, `ports` by `hypervisor.event_channel`,
+    `grant_table` by `hypervisor.grant_table`; scheduling state is in the vCPUs.
+    """
+
+    __slots__ = (
+        "active_ports",
+        "arch_max_pfn",
+        "domid",
+        "events_sent",
+        "grant_table",
+        "handle",
+        "hv",
+        "image",
+        "ioports",
+        "irqs",
+        "is_dying",
+        "is_privileged",
+        "max_evtchn_port",
+        "max_pages",
+        "max_vcpus",
+        "memory_map",
+        "page_list",
+        "pause_count",
+        "pirqs",
+        "pollers",
+        "port_hint",
+        "ports",
+        "set_pending",
+        "shared_info_mfn",
+        "shutdown_code",
+        "shutting_down",
+        "target",
+        "text",
+        "time_offset",
+        "tot_pages",
+        "vcpus",
+        "vm_assist",
+        "watchdogs",
+    )
+
+    def __init__(self, hv: Hypervisor, domid: int, *, max_vcpus: int, is_privileged: bool = False) -> None:
+        self.hv = hv
+        self.domid = domid
+        self.is_privileged = is_privileged
+        self.handle = bytes(16)
+        self.max_vcpus = max_vcpus
+        self.vcpus: list[VCpu | None] = [None] * max_vcpus
+        self.image: Image | None = None
+        """What the vCPUs execute, if the guest is written in Python."""
+        self.text: dict[int, Callable[..., Any]] = {}
+        self.pause_count = 0
+        self.shutdown_code = NO_SHUTDOWN
+        self.shutting_down = False
+        self.is_dying = DYING_NO
+
+        self.max_pages = 0
+        self.tot_pages = 0
+        self.page_list = 0
+        self.arch_max_pfn = 0
+        self.shared_info_mfn = 0
+        self.memory_map: list[tuple[int, int, int]] | None = None
+        self.vm_assist = 0
+        self.time_offset = 0
+
+        self.max_evtchn_port = 4095
+        self.ports: list[Channel] = []
+        self.active_ports = 0
+        self.port_hint = 1
+        """No port below this one is free."""
+        self.events_sent = 0
+        self.set_pending: Callable[[Channel], None]
+        self.pollers = 0
+        """How many vCPUs sit in SCHEDOP_poll."""
+        self.grant_table: GrantTable
+        self.ioports: list[range] = []
+        self.irqs: set[int] = set()
+        self.pirqs: dict[int, Channel | None] = {}
+        """Physical interrupts that are mapped, with the port that each is bound to."""
+        self.target: Domain | None = None
+        self.watchdogs: list[Any] = [None, None]
+
+    def may_use_port(self, port: int) -> bool:
+        """Whether the domain may execute `in` and `out` on an I/O port."""
+        return any(port in ports for ports in self.ioports)
+
+    def online_vcpus(self) -> list[VCpu]:
+        """Return the vCPUs that exist, in order."""
+        return [vcpu for vcpu in self.vcpus if vcpu is not None]
+
+    def vcpu(self, vcpu_id: int) -> VCpu | None:
+        """Return vCPU `vcpu_id`, or None if there is none."""
+        return self.vcpus[vcpu_id] if 0 <= vcpu_id < len(self.vcpus) else None
+
+    def __repr__(self) -> str:
+        return f"<domain {self.domid}>"

@@ -1,0 +1,169 @@
+"""The life of a domain: creation, pausing, shutdown, crash, destruction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import errno, sched, xen
+from hypervisor.abi.tracepoints import DOMAIN_CRASH, DOMAIN_CREATE, DOMAIN_DESTROY, DOMAIN_SHUTDOWN
+from hypervisor.domain import DYING_DEAD, DYING_DYING, DYING_NO, NO_SHUTDOWN, Domain
+from hypervisor.errors import HypercallError
+from hypervisor.machine.ports import NR_PORTS
+from hypervisor.vcpu import VPF_DOWN, VPF_PAUSED, VCpu
+
+if TYPE_CHECKING:
+    from hypervisor.hypervisor import Hypervisor
+
+INFO_SIZE = xen.vcpu_info.size
+UPCALL_MASK = xen.vcpu_info.offset("evtchn_upcall_mask")
+
+
+class DomainOps:
+    """Makes and unmakes domains. Callers have checked privilege."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self.hv = hv
+        self._next_domid = 1
+
+    # -- creation -------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        domid: int,
+        *,
+        max_vcpus: int,
+        is_privileged: bool = False,
+        max_evtchn_port: int = 4095,
+        max_grant_frames: int = -1,
+        max_maptrack_frames: int = -1,
+        handle: bytes = bytes(16),
+    ) -> Domain:
+        """Make a domain with no memory and no vCPUs, paused once, as XEN_DOMCTL_createdomain leaves it."""
+        hv = self.hv
+        if domid in hv.domains:
+            raise HypercallError(errno.EEXIST)
+        domain = Domain(hv, domid, max_vcpus=max_vcpus, is_privileged=is_privileged)
+        domain.max_evtchn_port = max_evtchn_port
+        domain.handle = handle
+        domain.pause_count = 1
+        hv.mm.init_domain(domain)
+        hv.grants.init_domain(domain, max_grant_frames, max_maptrack_frames)
+        hv.events.init_domain(domain)
+        if is_privileged:
+            domain.ioports.append(range(NR_PORTS))
+        self._init_shared_info(domain)
+        hv.domains[domid] = domain
+        if hv.trace is not None:
+            hv.trace(domid, 0, DOMAIN_CREATE, max_vcpus)
+        return domain
+
+    def free_domid(self) -> int:
+        """Return the next unused domain number, counting upwards and wrapping before the reserved ones."""
+        first = self._next_domid
+        while True:
+            domid = self._next_domid
+            self._next_domid = domid + 1 if domid + 1 < xen.DOMID_FIRST_RESERVED else 1
+            if domid not in self.hv.domains:
+                return domid
+            if self._next_domid == first:
+                raise HypercallError(errno.ENOMEM)
+
+    def _init_shared_info(self, domain: Domain) -> None:
+        """Upcalls start out masked on every vCPU, and the wall clock is set."""
+        memory = self.hv.memory
+        base = domain.shared_info_mfn << 12
+        for vcpu_id in range(xen.XEN_LEGACY_MAX_VCPUS):
+            memory.b[base + vcpu_id * INFO_SIZE + UPCALL_MASK] = 1
+        memory.mark(domain.shared_info_mfn)
+        self.hv.time.update_wallclock(domain)
+
+    def add_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
+        """Make one vCPU, down."""
+        vcpu = self.hv.make_vcpu(domain, vcpu_id)
+        if vcpu_id < xen.XEN_LEGACY_MAX_VCPUS:
+            vcpu.info = (domain.shared_info_mfn << 12) + vcpu_id * INFO_SIZE
+        domain.vcpus[vcpu_id] = vcpu
+        if domain.pause_count:
+            vcpu.pause_flags |= VPF_PAUSED
+        if vcpu_id == 0:
+            self.hv.events.init_ports(domain)
+        return vcpu
+
+    # -- pausing --------------------------------------------------------------------------------------------------
+
+    def pause(self, domain: Domain) -> None:
+        """Keep all vCPUs of a domain from running (counted)."""
+        domain.pause_count += 1
+        self.refresh_pause(domain)
+
+    def unpause(self, domain: Domain) -> None:
+        """Undo one `pause`."""
+        domain.pause_count -= 1
+        self.refresh_pause(domain)
+
+    def refresh_pause(self, domain: Domain) -> None:
+        """Make the vCPUs' flags say what the pause counts say."""
+        for vcpu in domain.online_vcpus():
+            if domain.pause_count or vcpu.pause_count or domain.shutting_down or domain.is_dying:
+                vcpu.pause_flags |= VPF_PAUSED
+            else:
+                self.hv.sched.unpause(vcpu, VPF_PAUSED)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def shutdown(self, domain: Domain, reason: int) -> None:
+        """Stop a domain for good (domain_shutdown): the first reason, or the one a guest announced, sticks."""
+        hv = self.hv
+        if domain.shutdown_code == NO_SHUTDOWN:
+            domain.shutdown_code = reason & 0xFF
+        if domain.shutting_down:
+            return
+        domain.shutting_down = True
+        self.refresh_pause(domain)
+        if hv.trace is not None:
+            hv.trace(domain.domid, 0, DOMAIN_SHUTDOWN, domain.shutdown_code)
+        if domain.domid == 0:
+            hv.stopped = True
+            hv.shutdown_reason = domain.shutdown_code
+            return
+        hv.events.send_global_virq(xen.VIRQ_DOM_EXC)
+
+    def crash(self, domain: Domain, why: str) -> None:
+        """End a domain that did what no domain survives; `why` goes to the host's console and the trace."""
+        hv = self.hv
+        if hv.trace is not None:
+            hv.trace(domain.domid, 0, DOMAIN_CRASH, why)
+        hv.log(f"domain_crash called for d{domain.domid}: {why}")
+        self.shutdown(domain, sched.SHUTDOWN_crash)
+
+    def kill(self, domain: Domain) -> None:
+        """Destroy a domain (XEN_DOMCTL_destroydomain): release all it holds; what others still map lives on."""
+        hv = self.hv
+        if domain.is_dying == DYING_NO:
+            domain.is_dying = DYING_DYING
+            self.refresh_pause(domain)
+            for vcpu in domain.online_vcpus():
+                hv.time.stop(vcpu)
+                hv.sched.forget(vcpu)
+                vcpu.pause_flags |= VPF_DOWN
+                vcpu.halt()
+            if domain.image is not None:
+                domain.image.unload()
+            hv.events.destroy_domain(domain)
+            hv.grants.destroy_domain(domain)
+            hv.mm.relinquish(domain)
+            domain.is_dying = DYING_DEAD
+            if hv.trace is not None:
+                hv.trace(domain.domid, 0, DOMAIN_DESTROY)
+            hv.events.send_global_virq(xen.VIRQ_DOM_EXC)
+        self.reap(domain)
+
+    def reap(self, domain: Domain) -> None:
+        """Forget a dead domain once nobody maps a page of it any more."""
+        hv = self.hv
+        if domain.is_dying == DYING_DEAD and not hv.mm.holds_pages(domain):
+            hv.grants.free_domain(domain)
+            hv.mm.free_domain(domain)
+            domain.text.clear()
+            domain.image = None
+            del hv.domains[domain.domid]

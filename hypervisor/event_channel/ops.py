@@ -1,0 +1,379 @@
+"""HYPERVISOR_event_channel_op (event_channel.h), and the events that Xen itself sends: VIRQs and PIRQs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import errno, xen
+from hypervisor.abi import event_channel as abi
+from hypervisor.abi.tracepoints import IRQ, TIMER
+from hypervisor.errors import HypercallError
+from hypervisor.event_channel import two_level
+from hypervisor.event_channel.channel import (
+    FREE,
+    INTERDOMAIN,
+    IPI,
+    PIRQ,
+    PORTS_PER_BUCKET,
+    UNBOUND,
+    VIRQ,
+    Channel,
+)
+from hypervisor.guest_access import copy_from_guest, copy_to_guest, read_u32
+from hypervisor.vcpu import NR_VIRQS
+
+if TYPE_CHECKING:
+    from hypervisor.abi.layout import Layout
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Hypervisor
+    from hypervisor.vcpu import VCpu
+
+HYPERCALL = xen.__HYPERVISOR_event_channel_op
+
+PER_VCPU_VIRQS = frozenset({xen.VIRQ_TIMER, xen.VIRQ_DEBUG, xen.VIRQ_XENOPROF, xen.VIRQ_XENPMU})
+"""The VIRQs that every vCPU may bind; the others are bound on vCPU 0 only (`virq_is_global` in Xen)."""
+
+STATUS_OF = {
+    FREE: abi.EVTCHNSTAT_closed,
+    UNBOUND: abi.EVTCHNSTAT_unbound,
+    INTERDOMAIN: abi.EVTCHNSTAT_interdomain,
+    PIRQ: abi.EVTCHNSTAT_pirq,
+    VIRQ: abi.EVTCHNSTAT_virq,
+    IPI: abi.EVTCHNSTAT_ipi,
+}
+
+
+def is_global_virq(virq: int) -> bool:
+    """Whether a VIRQ belongs to the whole domain, so that it is bound on vCPU 0 and may be moved."""
+    return virq not in PER_VCPU_VIRQS
+
+
+class EventChannelOps:
+    """Ports of all domains: their states, the operations that guests have on them, and the sending of events."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self.hv = hv
+        self._set_pending = two_level.make_set_pending(hv)
+        self._ops: dict[int, tuple[Layout, Callable[[VCpu, int], int]]] = {}
+        self._handlers: dict[int, Callable[[VCpu, int], int]] = {
+            abi.EVTCHNOP_bind_interdomain: self._bind_interdomain,
+            abi.EVTCHNOP_bind_virq: self._bind_virq,
+            abi.EVTCHNOP_bind_pirq: self._bind_pirq,
+            abi.EVTCHNOP_close: self._close,
+            abi.EVTCHNOP_status: self._status,
+            abi.EVTCHNOP_alloc_unbound: self._alloc_unbound,
+            abi.EVTCHNOP_bind_ipi: self._bind_ipi,
+            abi.EVTCHNOP_bind_vcpu: self._bind_vcpu,
+            abi.EVTCHNOP_unmask: self._unmask,
+            abi.EVTCHNOP_reset: self._reset,
+        }
+        self.hypercalls = {HYPERCALL: self._make_op()}
+
+    def _make_op(self) -> Callable[[VCpu, int, int, int, int, int], int]:
+        """Build the hypercall: `send`, the one that matters for speed, is decided before anything else."""
+        handlers = self._handlers
+        send_op = abi.EVTCHNOP_send
+        words = self.hv.memory.i
+        set_pending = self._set_pending
+
+        def do_event_channel_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
+            if cmd == send_op:
+                base = vcpu.tlb_r.get(arg >> 12)
+                port = words[(base + (arg & 0xFFC)) >> 2] if base is not None and not arg & 3 else read_u32(vcpu, arg)
+                domain = vcpu.domain
+                ports = domain.ports
+                if port >= len(ports):
+                    return -errno.EINVAL
+                channel = ports[port]
+                state = channel.state
+                if state == INTERDOMAIN:
+                    domain.events_sent += 1
+                    peer = channel.peer
+                    assert peer is not None
+                    peer.domain.set_pending(peer)
+                    return 0
+                return send_other(channel, state)
+            handler = handlers.get(cmd & 0xFFFFFFFF)
+            return handler(vcpu, arg) if handler is not None else -errno.ENOSYS
+
+        def send_other(channel: Channel, state: int) -> int:
+            if channel.consumer:
+                return -errno.EINVAL
+            if state == IPI:
+                channel.domain.events_sent += 1
+                channel.domain.set_pending(channel)
+                return 0
+            return 0 if state == UNBOUND else -errno.EINVAL
+
+        self.set_pending = set_pending
+        return do_event_channel_op
+
+    # -- the life of a domain -------------------------------------------------------------------------------------
+
+    def init_domain(self, domain: Domain) -> None:
+        """Give a new domain its (two-level) event ABI. Port 0 exists and is never valid."""
+        domain.set_pending = self._set_pending
+        domain.ports = []
+
+    def init_ports(self, domain: Domain) -> None:
+        """Make the first bucket of ports, once vCPU 0 exists to be notified."""
+        if not domain.ports:
+            self._grow(domain)
+            domain.port_hint = 1
+
+    def destroy_domain(self, domain: Domain) -> None:
+        """Close every port of a dying domain."""
+        for channel in domain.ports:
+            if channel.state != FREE:
+                self.close_channel(channel)
+
+    # -- allocation -----------------------------------------------------------------------------------------------
+
+    def _grow(self, domain: Domain) -> None:
+        vcpu0 = domain.vcpus[0]
+        assert vcpu0 is not None
+        start = len(domain.ports)
+        domain.ports.extend(Channel(domain, port, vcpu0) for port in range(start, start + PORTS_PER_BUCKET))
+
+    def allocate(self, domain: Domain) -> Channel:
+        """Return the lowest free port of a domain. Raises ENOSPC when it has used up what it may have."""
+        if domain.is_dying or not domain.vcpus or domain.vcpus[0] is None:
+            raise HypercallError(errno.EINVAL)
+        limit = min(domain.max_evtchn_port, two_level.MAX_PORTS - 1)
+        ports = domain.ports
+        port = self._lowest_free(domain)
+        if port > limit:
+            raise HypercallError(errno.ENOSPC)
+        if port >= len(ports):
+            self._grow(domain)
+        channel = ports[port]
+        channel.vcpu = ports[0].vcpu
+        domain.active_ports += 1
+        domain.port_hint = port + 1
+        return channel
+
+    @staticmethod
+    def _unallocate(channel: Channel) -> None:
+        domain = channel.domain
+        channel.state = FREE
+        channel.peer = None
+        domain.active_ports -= 1
+        domain.port_hint = min(domain.port_hint, channel.port)
+
+    @staticmethod
+    def _lowest_free(domain: Domain) -> int:
+        ports = domain.ports
+        for port in range(domain.port_hint, len(ports)):
+            if ports[port].state == FREE:
+                return port
+        return max(len(ports), 1)
+
+    def lookup(self, domain: Domain, port: int) -> Channel:
+        """Return a port of a domain that is in the table, used or not. Raises EINVAL."""
+        if not 0 <= port < len(domain.ports):
+            raise HypercallError(errno.EINVAL)
+        return domain.ports[port]
+
+    def _domain_of(self, vcpu: VCpu, domid: int) -> Domain:
+        """Return the domain that an operation names. ESRCH when missing; EPERM for another's without privilege."""
+        if domid == xen.DOMID_SELF or domid == vcpu.domain.domid:
+            return vcpu.domain
+        domain = self.hv.domains.get(domid)
+        if domain is None:
+            raise HypercallError(errno.ESRCH)
+        if not self.hv.may_control(vcpu.domain, domain):
+            raise HypercallError(errno.EPERM)
+        return domain
+
+    # -- operations -----------------------------------------------------------------------------------------------
+
+    def _alloc_unbound(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_alloc_unbound.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_alloc_unbound.size))
+        domain = self._domain_of(vcpu, op.dom)
+        channel = self.allocate(domain)
+        channel.state = UNBOUND
+        channel.remote_domid = vcpu.domain.domid if op.remote_dom == xen.DOMID_SELF else op.remote_dom
+        two_level.clear_pending(channel)
+        op.port = channel.port
+        copy_to_guest(vcpu, arg, abi.evtchn_alloc_unbound.pack(op))
+        return 0
+
+    def _bind_interdomain(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_bind_interdomain.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_interdomain.size))
+        local = vcpu.domain
+        remote_domid = local.domid if op.remote_dom == xen.DOMID_SELF else op.remote_dom
+        remote = self.hv.domains.get(remote_domid)
+        if remote is None:
+            raise HypercallError(errno.ESRCH)
+        channel = self.allocate(local)
+        peer = remote.ports[op.remote_port] if op.remote_port < len(remote.ports) else None
+        if peer is None or peer.state != UNBOUND or peer.remote_domid != local.domid:
+            self._unallocate(channel)
+            raise HypercallError(errno.EINVAL)
+        channel.state = peer.state = INTERDOMAIN
+        channel.peer, peer.peer = peer, channel
+        # Whatever was sent before the binding would be lost: the new end starts out pending.
+        channel.domain.set_pending(channel)
+        op.local_port = channel.port
+        copy_to_guest(vcpu, arg, abi.evtchn_bind_interdomain.pack(op))
+        return 0
+
+    def _bind_virq(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_bind_virq.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_virq.size))
+        if op.virq >= NR_VIRQS:
+            raise HypercallError(errno.EINVAL)
+        if is_global_virq(op.virq) and op.vcpu != 0:
+            raise HypercallError(errno.EINVAL)
+        target = vcpu.domain.vcpu(op.vcpu)
+        if target is None:
+            raise HypercallError(errno.ENOENT)
+        if target.virq_to_port[op.virq]:
+            raise HypercallError(errno.EEXIST)
+        channel = self.allocate(vcpu.domain)
+        channel.state = VIRQ
+        channel.number = op.virq
+        channel.vcpu = target
+        two_level.clear_pending(channel)
+        target.virq_to_port[op.virq] = channel.port
+        op.port = channel.port
+        copy_to_guest(vcpu, arg, abi.evtchn_bind_virq.pack(op))
+        return 0
+
+    def _bind_ipi(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_bind_ipi.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_ipi.size))
+        target = vcpu.domain.vcpu(op.vcpu)
+        if target is None:
+            raise HypercallError(errno.ENOENT)
+        channel = self.allocate(vcpu.domain)
+        channel.state = IPI
+        channel.vcpu = target
+        two_level.clear_pending(channel)
+        op.port = channel.port
+        copy_to_guest(vcpu, arg, abi.evtchn_bind_ipi.pack(op))
+        return 0
+
+    def _bind_pirq(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_bind_pirq.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_pirq.size))
+        domain = vcpu.domain
+        if op.pirq not in domain.pirqs:
+            raise HypercallError(errno.EPERM)
+        if domain.pirqs[op.pirq] is not None:
+            raise HypercallError(errno.EEXIST)
+        channel = self.allocate(domain)
+        channel.state = PIRQ
+        channel.number = op.pirq
+        two_level.clear_pending(channel)
+        domain.pirqs[op.pirq] = channel
+        try:
+            self.hv.machine.interrupts.connect(op.pirq, self._pirq_handler(channel))
+        except ValueError:
+            # Another domain listens to this line already: it was not bound as shareable.
+            domain.pirqs[op.pirq] = None
+            self._unallocate(channel)
+            raise HypercallError(errno.EBUSY) from None
+        op.port = channel.port
+        copy_to_guest(vcpu, arg, abi.evtchn_bind_pirq.pack(op))
+        return 0
+
+    def _pirq_handler(self, channel: Channel) -> Callable[[], None]:
+        trace = self.hv.trace
+
+        def line_raised() -> None:
+            if trace is not None:
+                trace(channel.domain.domid, channel.vcpu.vcpu_id, IRQ, channel.number, channel.port)
+            channel.domain.set_pending(channel)
+
+        return line_raised
+
+    def _close(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_close.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_close.size))
+        channel = self.lookup(vcpu.domain, op.port)
+        if channel.state == FREE or channel.consumer:
+            raise HypercallError(errno.EINVAL)
+        self.close_channel(channel)
+        return 0
+
+    def close_channel(self, channel: Channel) -> None:
+        """Free a port. The peer goes back to unbound, for the same remote domain; the mask bit stays as it is."""
+        if channel.state == INTERDOMAIN:
+            peer = channel.peer
+            assert peer is not None
+            peer.state = UNBOUND
+            peer.peer = None
+            peer.remote_domid = channel.domain.domid
+        elif channel.state == VIRQ:
+            for vcpu in channel.domain.online_vcpus():
+                if vcpu.virq_to_port[channel.number] == channel.port:
+                    vcpu.virq_to_port[channel.number] = 0
+        elif channel.state == PIRQ:
+            self.hv.machine.interrupts.disconnect(channel.number)
+            if channel.number in channel.domain.pirqs:
+                channel.domain.pirqs[channel.number] = None
+        self._unallocate(channel)
+        two_level.clear_pending(channel)
+
+    def _status(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_status.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_status.size))
+        domain = self._domain_of(vcpu, op.dom)
+        channel = self.lookup(domain, op.port)
+        op.status = STATUS_OF[channel.state]
+        if channel.state == UNBOUND:
+            op.u.unbound = {"dom": channel.remote_domid}
+        elif channel.state == INTERDOMAIN:
+            assert channel.peer is not None
+            op.u.interdomain = {"dom": channel.peer.domain.domid, "port": channel.peer.port}
+        elif channel.state == PIRQ:
+            op.u.pirq = channel.number
+        elif channel.state == VIRQ:
+            op.u.virq = channel.number
+        op.vcpu = channel.vcpu.vcpu_id
+        copy_to_guest(vcpu, arg, abi.evtchn_status.pack(op))
+        return 0
+
+    def _bind_vcpu(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_bind_vcpu.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_vcpu.size))
+        target = vcpu.domain.vcpu(op.vcpu)
+        if target is None:
+            raise HypercallError(errno.ENOENT)
+        channel = self.lookup(vcpu.domain, op.port)
+        movable = channel.state in (UNBOUND, INTERDOMAIN, PIRQ) or (
+            channel.state == VIRQ and is_global_virq(channel.number)
+        )
+        if not movable or channel.consumer:
+            raise HypercallError(errno.EINVAL)
+        channel.vcpu = target
+        return 0
+
+    def _unmask(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_unmask.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_unmask.size))
+        two_level.unmask(self.lookup(vcpu.domain, op.port))
+        return 0
+
+    def _reset(self, vcpu: VCpu, arg: int) -> int:
+        op = abi.evtchn_reset.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_reset.size))
+        domain = self._domain_of(vcpu, op.dom)
+        if domain is not vcpu.domain and not domain.pause_count:
+            raise HypercallError(errno.EINVAL)
+        for channel in domain.ports:
+            if channel.state != FREE and not channel.consumer:
+                self.close_channel(channel)
+        return 0
+
+    # -- events that Xen sends ------------------------------------------------------------------------------------
+
+    def send_virq(self, vcpu: VCpu, virq: int) -> None:
+        """Raise a VIRQ on one vCPU; nothing happens if it has not bound it."""
+        port = vcpu.virq_to_port[virq]
+        if port:
+            trace = self.hv.trace
+            if trace is not None:
+                trace(vcpu.domain.domid, vcpu.vcpu_id, TIMER, virq)
+            vcpu.domain.set_pending(vcpu.domain.ports[port])
+
+    def send_global_virq(self, virq: int) -> None:
+        """Raise a host-wide VIRQ (VIRQ_DOM_EXC, VIRQ_CONSOLE, …) in the hardware domain."""
+        dom0 = self.hv.domains.get(0)
+        vcpu0 = dom0.vcpus[0] if dom0 is not None else None
+        if vcpu0 is not None:
+            self.send_virq(vcpu0, virq)

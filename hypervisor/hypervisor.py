@@ -1,0 +1,124 @@
+"""The hypervisor: its parts put together, the hypercall table, the host's life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import errno, xen
+from hypervisor.callback import CallbackOps
+from hypervisor.console_io import ConsoleIo
+from hypervisor.domain import Domain
+from hypervisor.domain_ops import DomainOps
+from hypervisor.domctl import DomctlOps
+from hypervisor.errors import HypercallError
+from hypervisor.event_channel import EventChannelOps
+from hypervisor.grant_table import GrantTableOps
+from hypervisor.mm import MemoryManager
+from hypervisor.multicall import MulticallOps
+from hypervisor.physdev import PhysdevOps
+from hypervisor.python_vcpu import PythonVCpu
+from hypervisor.sched import Fifo, Policy, Scheduler
+from hypervisor.sched.scheduler import Costs
+from hypervisor.sched_op import SchedOps
+from hypervisor.sysctl import SysctlOps
+from hypervisor.time import GuestTime, unknown_op
+from hypervisor.vcpu_op import VcpuOps
+from hypervisor.version import VersionOps
+
+if TYPE_CHECKING:
+    from hypervisor.machine.machine import Machine
+    from hypervisor.trace import Emit
+    from hypervisor.vcpu import VCpu
+
+NR_HYPERCALLS = 64
+
+Handler = Callable[["VCpu", int, int, int, int, int], int]
+"""A hypercall: the calling vCPU and five raw 64-bit registers in, the signed result out. Never blocks."""
+
+
+class Hypervisor:
+    """One running Xen on one machine.
+
+    `trace` is the emitter of a `TraceWriter`, or None. `console` receives what Xen and (through console_io) dom0 print
+    on the host's serial line.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        policy: Policy | None = None,
+        costs: Costs | None = None,
+        trace: Emit | None = None,
+        console: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.machine = machine
+        self.memory = machine.memory
+        self.clock = machine.clock
+        self.timers = machine.timers
+        self.trace = trace
+        self.console = console or (lambda data: None)
+        self.domains: dict[int, Domain] = {}
+        self.stopped = False
+        """The hardware domain has shut the host down."""
+        self.shutdown_reason = -1
+        self.interrupt_idle: Callable[[], None] = lambda: None
+        """Called when something becomes runnable: ends the sleep of an idle host."""
+
+        self.sched = Scheduler(self, machine.nr_pcpus, policy or Fifo(), costs or Costs())
+        self.now = self.sched.now
+        self.events = EventChannelOps(self)
+        self.time = GuestTime(self)
+        self.mm = MemoryManager(self)
+        self.frames = self.mm.frames
+        self.grants = GrantTableOps(self)
+        self.domain_ops = DomainOps(self)
+        self.console_io = ConsoleIo(self)
+        self.domctl = DomctlOps(self)
+        self.table: list[Handler] = [unknown_op] * NR_HYPERCALLS
+        parts = (
+            self.events,
+            self.time,
+            self.mm,
+            self.grants,
+            self.console_io,
+            CallbackOps(self),
+            SchedOps(self),
+            VcpuOps(self),
+            VersionOps(self),
+            PhysdevOps(self),
+            self.domctl,
+            SysctlOps(self),
+            MulticallOps(self),
+        )
+        for part in parts:
+            for nr, handler in part.hypercalls.items():
+                self.table[nr] = handler
+
+    # -- privilege ------------------------------------------------------------------------------------------------
+
+    def may_control(self, caller: Domain, target: Domain) -> bool:
+        """Whether `caller` may act on `target`'s behalf: itself, a privileged domain, or the one it is the stub of."""
+        return caller is target or caller.is_privileged or caller.target is target
+
+    def domain(self, domid: int) -> Domain:
+        """Return a domain by its number. Raises HypercallError(ESRCH)."""
+        domain = self.domains.get(domid)
+        if domain is None:
+            raise HypercallError(errno.ESRCH)
+        return domain
+
+    def resolve(self, vcpu: VCpu, domid: int) -> Domain:
+        """Return the domain that a guest names: DOMID_SELF, or a number. Raises HypercallError(ESRCH)."""
+        return vcpu.domain if domid == xen.DOMID_SELF else self.domain(domid)
+
+    # -- vCPUs ----------------------------------------------------------------------------------------------------
+
+    def make_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
+        """Make a vCPU of the kind that the domain's kernel needs."""
+        return PythonVCpu(domain, vcpu_id)
+
+    def log(self, text: str) -> None:
+        """Print a line on the host's console, as Xen does."""
+        self.console(f"(XEN) {text}\n".encode())

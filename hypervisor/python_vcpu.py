@@ -1,0 +1,192 @@
+"""A vCPU that executes a guest kernel written in Python.
+
+Its program counter is a generator. A `yield ns` in the guest is where this processor can be interrupted: the upcall is
+delivered there, and the pCPU may turn to another vCPU. Between two yields the guest runs undisturbed, as if that stretch
+were one long instruction.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from hypervisor.abi import errno, xen
+from hypervisor.abi.cpu import GeneralProtectionFault, Run
+from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
+from hypervisor.errors import HypercallError, InvariantError
+from hypervisor.guest_access import translate_load
+from hypervisor.vcpu import VCpu
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Handler, Hypervisor
+
+MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
+SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
+U64 = 0xFFFF_FFFF_FFFF_FFFF
+
+HypercallDoor = Callable[..., int]
+Door = tuple[HypercallDoor, Callable[[], None]]
+"""The hypercall entry, and the function that locks it for good."""
+
+
+class PythonCpu:
+    """The door: what the guest's code holds of its processor (`hypervisor.abi.cpu.Cpu`)."""
+
+    __slots__ = ("_vcpu", "hypercall", "lock", "text", "trace", "vcpu_id")
+
+    def __init__(self, vcpu: PythonVCpu) -> None:
+        hv, domain = vcpu.hv, vcpu.domain
+        self._vcpu = vcpu
+        self.vcpu_id = vcpu.vcpu_id
+        self.text: dict[int, Callable[..., Any]] = domain.text
+        self.hypercall, self.lock = _traced_door(vcpu) if hv.trace is not None else _door(vcpu)
+        self.trace: Callable[..., None] | None = None
+        emit = hv.trace
+        if emit is not None:
+            domid, vcpu_id = domain.domid, vcpu.vcpu_id
+            self.trace = lambda kind, *fields: emit(domid, vcpu_id, kind, *fields)
+
+    def view(self, address: int, size: int = 4096, /, write: bool = True) -> memoryview:
+        """Return the bytes at a guest virtual address, within one page. Raises PageFault."""
+        if size > 4096 - (address & 0xFFF) or size < 0:
+            raise ValueError(f"a view of {size} bytes at {address:#x} would cross a page")
+        vcpu = self._vcpu
+        maddr = translate_load(vcpu, address, write)
+        window = vcpu.hv.memory.b[maddr : maddr + size]
+        return window if write else window.toreadonly()
+
+    def rdtsc(self) -> int:
+        """Return the time-stamp counter: nanoseconds since the host was powered on."""
+        return self._vcpu.hv.now()
+
+    def inl(self, port: int) -> int:
+        """Read an I/O port. Raises GeneralProtectionFault without permission (domctl ioport_permission)."""
+        self._check_port(port)
+        return self._vcpu.hv.machine.ports.inl(port)
+
+    def outl(self, port: int, value: int) -> None:
+        """Write an I/O port. Raises GeneralProtectionFault without permission (domctl ioport_permission)."""
+        self._check_port(port)
+        self._vcpu.hv.machine.ports.outl(port, value)
+
+    def _check_port(self, port: int) -> None:
+        if not self._vcpu.domain.may_use_port(port):
+            raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
+
+
+def _door(vcpu: PythonVCpu) -> Door:
+    """Make the hypercall entry of a vCPU.
+
+    Once locked it does nothing: what is left of a dead guest's suspended code may still run when Python throws it away.
+    """
+    table: list[Handler] = vcpu.hv.table
+    nr_hypercalls = len(table)
+
+    def hypercall(nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
+        vcpu.hypercalls += 1
+        try:
+            if 0 <= nr < nr_hypercalls:
+                return table[nr](vcpu, a1, a2, a3, a4, a5)
+        except HypercallError as error:
+            return -error.errno
+        return -errno.ENOSYS
+
+    def lock() -> None:
+        nonlocal nr_hypercalls
+        nr_hypercalls = 0
+
+    return hypercall, lock
+
+
+def _traced_door(vcpu: PythonVCpu) -> Door:
+    """Make a hypercall entry that records each call with its result."""
+    plain, lock = _door(vcpu)
+    hv, domid, vcpu_id = vcpu.hv, vcpu.domain.domid, vcpu.vcpu_id
+    emit = hv.trace
+    assert emit is not None
+
+    def hypercall(nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
+        rc = plain(nr, a1, a2, a3, a4, a5)
+        emit(domid, vcpu_id, HYPERCALL, nr, a1 & U64, a2 & U64, a3 & U64, a4 & U64, a5 & U64, rc)
+        return rc
+
+    return hypercall, lock
+
+
+class PythonVCpu(VCpu):
+    """Runs `Image.boot` (or what `text` holds at the entry point) of the domain's image."""
+
+    __slots__ = ("_bytes", "_resume", "_run", "cpu")
+
+    def __init__(self, domain: Domain, vcpu_id: int) -> None:
+        super().__init__(domain, vcpu_id)
+        self._bytes = domain.hv.memory.b
+        self.cpu = PythonCpu(self)
+        self._run: Run | None = None
+        self._resume: Callable[[None], int] | None = None
+
+    def run(self) -> int:
+        """Deliver a pending upcall, then run the guest to its next yield."""
+        bytes_, info = self._bytes, self.info
+        try:
+            if bytes_[info] and not bytes_[info + MASK_BYTE]:
+                self.deliver_upcall()
+            resume = self._resume
+            if resume is None:
+                self._run = self._start()
+                resume = self._resume = self._run.send
+            return resume(None)
+        except InvariantError:
+            raise
+        except StopIteration:
+            self.hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")
+        except Exception as error:
+            self._escaped(error)
+        return 0
+
+    def _start(self) -> Run:
+        """Find the code at the instruction pointer."""
+        domain, context = self.domain, self.context
+        image = domain.image
+        if image is None:
+            raise GeneralProtectionFault("the domain has no image to execute")
+        if context.rip == image.virt_entry:
+            return image.boot(self.cpu, context.rsi)
+        entry = domain.text.get(context.rip)
+        if entry is None:
+            raise GeneralProtectionFault(f"there is no code at {context.rip:#x}")
+        return entry(self.cpu)  # type: ignore[no-any-return]
+
+    def deliver_upcall(self) -> None:
+        """Mask upcalls, call the guest's handler, and unmask as its iret would."""
+        memory, info = self.hv.memory, self.info
+        if not memory.b[info] or memory.b[info + MASK_BYTE]:
+            return
+        handler = self.domain.text.get(self.context.event_callback)
+        if handler is None:
+            return
+        trace = self.hv.trace
+        if trace is not None:
+            trace(self.domain.domid, self.vcpu_id, UPCALL, memory.q[(info + SELECTOR) >> 3])
+        memory.b[info + MASK_BYTE] = 1
+        handler()
+        memory.b[self.info + MASK_BYTE] = 0
+
+    def halt(self) -> None:
+        """Lock the door, then throw the suspended code away; what it does on its way out reaches nothing."""
+        self.cpu.lock()
+        run, self._run = self._run, None
+        self._resume = None
+        if run is not None:
+            with suppress(Exception):
+                run.close()
+
+    def _escaped(self, error: Exception) -> None:
+        """End a domain whose kernel let an exception escape: the Python form of a triple fault."""
+        hv: Hypervisor = self.hv
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            hv.log(f"d{self.domain.domid}v{self.vcpu_id} {line}")
+        hv.domain_ops.crash(self.domain, f"unhandled {type(error).__name__}: {error}")

@@ -1,0 +1,93 @@
+"""Schedule policies: which of the runnable vCPUs comes next.
+
+`fifo` is the ordinary round robin. `random:SEED` explores other orders, the same ones for the same seed. `replay:FILE`
+repeats the order that a trace recorded.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypervisor.abi.tracepoints import SCHEDULE
+from hypervisor.errors import InvariantError
+from hypervisor.trace import read_records
+
+if TYPE_CHECKING:
+    from hypervisor.vcpu import VCpu
+
+
+class Policy(ABC):
+    """Picks from the run queue."""
+
+    in_order: bool = False
+    """The policy always takes the head of the queue, so that nobody needs to ask it."""
+    preempts: bool = False
+    """The policy may take the processor away at every preemption point, not only at the end of a time slice."""
+
+    @abstractmethod
+    def choose(self, runnable: deque[VCpu]) -> int:
+        """Return the index of the vCPU that runs next; `runnable` is not empty."""
+
+
+class Fifo(Policy):
+    """First come, first served."""
+
+    in_order = True
+
+    def choose(self, runnable: deque[VCpu]) -> int:
+        """Return 0."""
+        return 0
+
+
+class Random(Policy):
+    """A repeatable random order, with preemption at every point that allows it."""
+
+    preempts = True
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def choose(self, runnable: deque[VCpu]) -> int:
+        """Return any index."""
+        return self._random.randrange(len(runnable))
+
+
+class Replay(Policy):
+    """The order of the `schedule` records of a trace."""
+
+    preempts = True
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._order = deque((record[1], record[2]) for record in read_records(file) if record[3] == SCHEDULE)
+
+    def choose(self, runnable: deque[VCpu]) -> int:
+        """Return the index of the vCPU that ran at this point of the recorded run."""
+        if not self._order:
+            return 0
+        domid, vcpu_id = self._order.popleft()
+        for index, vcpu in enumerate(runnable):
+            if vcpu.domain.domid == domid and vcpu.vcpu_id == vcpu_id:
+                return index
+        raise InvariantError(
+            f"this run has left the schedule of {self._file}: d{domid}v{vcpu_id} ran next there and cannot run here"
+        )
+
+
+def parse_policy(text: str) -> Policy:
+    """Make a policy from its name on the command line. Raises ValueError with a sentence for a person."""
+    name, _, argument = text.partition(":")
+    if name == "fifo" and not argument:
+        return Fifo()
+    if name == "random":
+        try:
+            return Random(int(argument, 0))
+        except ValueError:
+            raise ValueError(f"schedule {text!r}: random wants a whole number as its seed, as in random:7") from None
+    if name == "replay" and argument:
+        return Replay(Path(argument))
+    raise ValueError(f"schedule {text!r} is none of fifo, random:SEED, replay:FILE")

@@ -1,0 +1,93 @@
+"""The one trace of a host: a header map, then one msgpack array per event.
+
+A record is `[time_ns, domid, vcpu_id, kind, *fields]`; kinds and fields are in `hypervisor.abi.tracepoints`. Everything
+else (the text log, other formats, replay) reads this stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import msgpack
+
+from hypervisor.abi.tracepoints import KINDS
+
+MAGIC = "paravirt trace"
+VERSION = 1
+_FLUSH_BYTES = 1 << 16
+
+Emit = Callable[..., None]
+"""`emit(domid, vcpu_id, kind, *fields)`."""
+
+
+class TraceError(Exception):
+    """A file is not a readable trace; the message is a sentence for a person."""
+
+
+class TraceWriter:
+    """Writes records to a file. `now` is asked for the time of each record."""
+
+    def __init__(self, file: BinaryIO, *, seed: int, about: dict[str, Any] | None = None) -> None:
+        self._file = file
+        self._packer = msgpack.Packer(autoreset=False)
+        self.now: Callable[[], int] = lambda: 0
+        header = {"magic": MAGIC, "version": VERSION, "seed": seed, "about": about or {}}
+        header["kinds"] = {str(kind): [name, list(fields)] for kind, (name, fields) in KINDS.items()}
+        self._packer.pack(header)
+
+    def emit(self, domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
+        """Append one record, stamped with the current time."""
+        packer = self._packer
+        packer.pack((self.now(), domid, vcpu_id, kind, *fields))
+        if len(packer.getbuffer()) >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._file.write(self._packer.getbuffer())
+        self._packer.reset()
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self.flush()
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
+    """Return the header of a trace and an iterator over its records. Raises TraceError."""
+    file = path.open("rb")
+    unpacker = msgpack.Unpacker(file, strict_map_key=False, raw=False, max_buffer_size=1 << 30)
+    try:
+        header = unpacker.unpack()
+    except (msgpack.exceptions.UnpackException, ValueError) as error:
+        file.close()
+        raise TraceError(f"{path} is not a trace: {error or 'it is empty'}") from None
+    if not isinstance(header, dict) or header.get("magic") != MAGIC:
+        file.close()
+        raise TraceError(f"{path} is not a trace: it does not begin with a {MAGIC!r} header")
+    if header.get("version") != VERSION:
+        file.close()
+        raise TraceError(f"{path} is a trace of version {header.get('version')}; this program reads version {VERSION}")
+
+    def records() -> Iterator[list[Any]]:
+        with file:
+            yield from unpacker
+
+    return header, records()
+
+
+def read_records(path: Path) -> Iterator[list[Any]]:
+    """Iterate over the records of a trace."""
+    return read_trace(path)[1]

@@ -1,0 +1,158 @@
+"""A virtual CPU: plain state, and the interface through which a physical CPU runs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Hypervisor
+    from hypervisor.machine.timers import Timer
+
+VPF_BLOCKED = 1
+"""Waits for an event: SCHEDOP_block, or SCHEDOP_poll (then `poll_ports` is set)."""
+VPF_DOWN = 2
+"""Not brought up yet, or taken down."""
+VPF_PAUSED = 4
+"""`pause_count` of the vCPU or of its domain is not zero, or the domain has shut down."""
+
+NR_VIRQS = 24
+
+
+class Context:
+    """The processor state that a hypercall can read or replace (vcpu_guest_context), as plain integers."""
+
+    __slots__ = (
+        "callback_flags",
+        "debugreg",
+        "event_callback",
+        "failsafe_callback",
+        "flags",
+        "fs_base",
+        "gdt_ents",
+        "gdt_frames",
+        "gs_base_kernel",
+        "gs_base_user",
+        "kernel_sp",
+        "kernel_ss",
+        "ldt_base",
+        "ldt_ents",
+        "rdi",
+        "rflags",
+        "rip",
+        "rsi",
+        "rsp",
+        "syscall_callback",
+        "trap_table",
+    )
+
+    def __init__(self) -> None:
+        self.rip = self.rsp = self.rsi = self.rdi = 0
+        self.rflags = 0x202
+        self.flags = 0
+        self.kernel_ss = self.kernel_sp = 0
+        self.event_callback = self.failsafe_callback = self.syscall_callback = 0
+        self.callback_flags = 0
+        self.fs_base = self.gs_base_kernel = self.gs_base_user = 0
+        self.ldt_base = self.ldt_ents = self.gdt_ents = 0
+        self.gdt_frames: list[int] = []
+        self.debugreg = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.trap_table: dict[int, tuple[int, int, int]] = {}
+
+
+class VCpu(ABC):
+    """Xen's `struct vcpu`. Subclasses say what executes: Python code or a CPU emulator."""
+
+    __slots__ = (
+        "compute_left",
+        "context",
+        "domain",
+        "hv",
+        "hypercalls",
+        "info",
+        "info_registered",
+        "initialised",
+        "kernel_cr3",
+        "last_periodic",
+        "next_time_update",
+        "pause_count",
+        "pause_flags",
+        "periodic_ns",
+        "periodic_timer",
+        "poll_ports",
+        "poll_timer",
+        "processor",
+        "queued",
+        "ready_at",
+        "runstate_area",
+        "since",
+        "singleshot_timer",
+        "state_times",
+        "time_area",
+        "tlb_r",
+        "tlb_w",
+        "user_cr3",
+        "vcpu_id",
+        "virq_to_port",
+        "yielding",
+    )
+
+    def __init__(self, domain: Domain, vcpu_id: int) -> None:
+        hv: Hypervisor = domain.hv
+        self.domain = domain
+        self.hv = hv
+        self.vcpu_id = vcpu_id
+        self.context = Context()
+        self.initialised = False
+        self.info = 0
+        """Machine address of the vcpu_info (in shared_info, or where VCPUOP_register_vcpu_info moved it)."""
+        self.info_registered = False
+        self.kernel_cr3 = 0
+        """Frame of the page table root in kernel mode; 0 = none."""
+        self.user_cr3 = 0
+        self.tlb_r: dict[int, int] = {}
+        """Software TLB: virtual page number → machine address of the page, for reads. Kept by `hypervisor.mm`."""
+        self.tlb_w: dict[int, int] = {}
+        self.hypercalls = 0
+
+        self.pause_flags = VPF_DOWN
+        self.pause_count = 0
+        self.queued = False
+        self.yielding = False
+        self.processor = 0
+        self.compute_left = 0
+        self.ready_at = hv.clock.now
+        self.since = hv.clock.now
+        self.state_times = [0, 0, 0, 0]
+        """Nanoseconds spent running, runnable, blocked, offline (RUNSTATE_*), up to `since`."""
+        self.poll_ports: tuple[int, ...] | None = None
+        """The ports that SCHEDOP_poll waits for; None when not polling."""
+        self.poll_timer: Timer | None = None
+        self.periodic_ns = 10_000_000
+        self.last_periodic = hv.clock.now
+        self.periodic_timer: Timer | None = None
+        self.singleshot_timer: Timer | None = None
+        self.next_time_update = 0
+        self.runstate_area: int = 0
+        self.time_area: int = 0
+        self.virq_to_port: list[Any] = [0] * NR_VIRQS
+
+    @abstractmethod
+    def run(self) -> int:
+        """Execute until the guest gives the processor back; deliver a pending upcall first.
+
+        Returns how many nanoseconds of computing the guest asked for. Why it stopped is in the state: `pause_flags`
+        (blocked, down, paused) or `yielding`.
+        """
+
+    @abstractmethod
+    def deliver_upcall(self) -> None:
+        """Enter the guest's event callback if an unmasked upcall is pending."""
+
+    @abstractmethod
+    def halt(self) -> None:
+        """Forget the code that was running: the domain goes away, or its vCPU is set up afresh."""
+
+    def __repr__(self) -> str:
+        return f"<d{self.domain.domid}v{self.vcpu_id}>"
