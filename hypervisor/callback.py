@@ -27,6 +27,11 @@ OPTIONAL = frozenset({callback.CALLBACKTYPE_nmi, callback.CALLBACKTYPE_sysenter,
 """Types that are accepted, and never called here: no NMIs are raised and Python guests have no 32-bit user mode."""
 
 
+def is_canonical(address: int) -> bool:
+    """Whether bits 63..47 of an address are all the same."""
+    return address < 1 << 47 or address >= (1 << 64) - (1 << 47)
+
+
 class CallbackOps:
     """Registration of entry points."""
 

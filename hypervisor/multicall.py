@@ -19,7 +19,7 @@ U64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class MulticallOps:
-    """Runs the entries in order and writes each result back. There is no limit on their number but the guest's memory."""
+    """Runs the entries in order and writes each result back; only the guest's memory limits their number."""
 
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv

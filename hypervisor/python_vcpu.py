@@ -1,8 +1,8 @@
 """A vCPU that executes a guest kernel written in Python.
 
 Its program counter is a generator. A `yield ns` in the guest is where this processor can be interrupted: the upcall is
-delivered there, and the pCPU may turn to another vCPU. Between two yields the guest runs undisturbed, as if that stretch
-were one long instruction.
+delivered there, and the pCPU may turn to another vCPU. Between two yields the guest runs undisturbed, as if that
+stretch were one long instruction.
 """
 
 from __future__ import annotations
