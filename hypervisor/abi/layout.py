@@ -56,14 +56,13 @@ def _scalars() -> dict[str, Scalar]:
     """Return the integer types that the public headers use, C's own and Xen's, by C name."""
     formats = {
         "b": ("int8_t", "char"),
-        "B": ("uint8_t", "unsigned char", "uchar"),
+        "B": ("uint8_t", "unsigned char"),
         "h": ("int16_t", "short"),
         "H": ("uint16_t", "unsigned short", "domid_t", "grant_status_t"),
         "i": ("int32_t", "int"),
         "I": (
             "uint32_t",
             "unsigned int",
-            "uint",
             "evtchn_port_t",
             "event_word_t",
             "grant_ref_t",

@@ -166,7 +166,16 @@ blkif_x86_32_sring = Layout(
     ("RING_IDX", "req_event"),
     ("RING_IDX", "rsp_prod"),
     ("RING_IDX", "rsp_event"),
-    ("uint8_t", "pvt_pad", 48),
+    (
+        Union(
+            "pvt",
+            (Layout("netif", ("uint8_t", "smartpoll_active")), "netif"),
+            (Layout("tapif_user", ("uint8_t", "msg")), "tapif_user"),
+            ("uint8_t", "pvt_pad", 4),
+        ),
+        "pvt",
+    ),
+    ("uint8_t", "__pad", 44),
     (blkif_x86_32_sring_entry, "ring", 1),
     max_align=4,
 )
