@@ -11,3 +11,7 @@ class HypercallError(Exception):
 
 class InvariantError(Exception):
     """The hypervisor's own state contradicts itself. Never a guest's fault; stops the host."""
+
+
+class DeviceError(Exception):
+    """Something outside the host that a device needs cannot be had; the message is a sentence for a person."""

@@ -1,0 +1,99 @@
+"""Data sheets of the simulated machine's own devices: disk controllers and network cards.
+
+They are made for this machine (no real hardware is imitated): a handful of 32-bit I/O ports, queues in memory, one
+interrupt line each, DMA to machine addresses. Drivers are in `guest_kernel.hw`, the devices in `hypervisor.machine`.
+
+Disk controller, unit n (0 … 255): ports `DISK_PORTS(n)`, line `DISK_IRQ(n)`. The driver gives it one page as command
+queue and one as completion queue. A command names a list of segments; the device moves the data straight from or to
+those machine addresses and puts one completion per command into the completion queue, in order, before it raises its
+line once for all of them.
+
+Network card, unit n (0 … 15): ports `NIC_PORTS(n)`, line `NIC_IRQ(n)`. Two queues of descriptors in memory, one to
+transmit and one of empty buffers; the device counts what it has used in registers.
+"""
+
+from hypervisor.abi.layout import Layout
+
+DISK_UNITS = 256
+DISK_PORT_BASE = 0xC000
+DISK_PORT_COUNT = 64
+DISK_IRQ_BASE = 64
+
+DISK_MAGIC = 0x4B534450
+"""What the ID register of a plugged-in unit reads ("PDSK"); an empty one reads all ones."""
+
+DISK_ID, DISK_FLAGS, DISK_SECTORS_LOW, DISK_SECTORS_HIGH, DISK_SECTOR_SIZE = 0, 4, 8, 12, 16
+"""Registers to read: offsets from the unit's first port."""
+DISK_COMMANDS, DISK_COMPLETIONS, DISK_DOORBELL, DISK_RESET = 32, 36, 40, 44
+"""Registers to write: frame of the command queue, frame of the completion queue, producer index, any value."""
+
+DISK_FLAG_READONLY = 1
+
+DISK_READ, DISK_WRITE, DISK_FLUSH = 0, 1, 2
+"""Commands."""
+
+DISK_QUEUE_LENGTH = 128
+"""Commands in the queue's page; a driver has at most this many under way."""
+
+disk_command = Layout(
+    "disk_command",
+    ("uint8_t", "op"),
+    ("uint8_t", "pad"),
+    ("uint16_t", "nr_segments"),
+    ("uint32_t", "id"),
+    ("uint64_t", "sector"),
+    ("uint64_t", "segments"),
+    ("uint64_t", "pad2"),
+)
+"""`segments` is the machine address of `nr_segments` `disk_segment`s, all in one page; `sector` is the first sector."""
+
+disk_segment = Layout("disk_segment", ("uint64_t", "maddr"), ("uint64_t", "length"))
+"""`length` bytes at a machine address, within one page."""
+
+DISK_MAX_SEGMENTS = 256
+
+disk_completion = Layout("disk_completion", ("uint32_t", "id"), ("int32_t", "status"))
+"""`status` is 0 or a negative errno. Completions start at offset 8 of their page; the word at 0 counts them."""
+
+DISK_COMPLETIONS_OFFSET = 8
+DISK_COMPLETION_SLOTS = 256
+
+NIC_UNITS = 16
+NIC_PORT_BASE = 0xB000
+NIC_PORT_COUNT = 64
+NIC_IRQ_BASE = 32
+
+NIC_MAGIC = 0x43494E50
+"""What the ID register of a plugged-in card reads ("PNIC")."""
+
+NIC_ID, NIC_MAC_LOW, NIC_MAC_HIGH, NIC_MTU, NIC_TX_USED, NIC_RX_USED = 0, 4, 8, 12, 16, 20
+"""Registers to read: ID, address, MTU, and how many descriptors of each queue the card has used so far."""
+NIC_TX_RING, NIC_RX_RING, NIC_TX_DOORBELL, NIC_RX_DOORBELL = 32, 36, 40, 44
+"""Registers to write: frame of each ring, producer index of each ring."""
+
+NIC_RING_LENGTH = 256
+nic_descriptor = Layout("nic_descriptor", ("uint64_t", "maddr"), ("uint32_t", "length"), ("uint32_t", "flags"))
+"""A buffer within one page. The card writes the received length back into an rx descriptor."""
+
+NIC_FLAG_MORE = 1
+"""The frame goes on in the next descriptor (tx)."""
+
+
+def disk_port(unit: int) -> int:
+    """Return the first I/O port of a disk controller."""
+    return DISK_PORT_BASE + unit * DISK_PORT_COUNT
+
+
+def disk_irq(unit: int) -> int:
+    """Return the interrupt line of a disk controller."""
+    return DISK_IRQ_BASE + unit
+
+
+def nic_port(unit: int) -> int:
+    """Return the first I/O port of a network card."""
+    return NIC_PORT_BASE + unit * NIC_PORT_COUNT
+
+
+def nic_irq(unit: int) -> int:
+    """Return the interrupt line of a network card."""
+    return NIC_IRQ_BASE + unit

@@ -1,0 +1,107 @@
+"""What a simulated disk keeps its sectors on: an image file, or memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypervisor.errors import DeviceError
+
+
+class Backing(ABC):
+    """`size` bytes of storage, read and written at byte offsets. Errors come back as positive errno numbers."""
+
+    size: int
+    readonly: bool
+
+    @abstractmethod
+    def readv(self, views: Sequence[memoryview], offset: int) -> int:
+        """Fill the views from `offset` on; 0 or an errno."""
+
+    @abstractmethod
+    def writev(self, views: Sequence[memoryview], offset: int) -> int:
+        """Store the views from `offset` on; 0 or an errno."""
+
+    @abstractmethod
+    def flush(self) -> int:
+        """Make what was written survive the loss of this process; 0 or an errno."""
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        return
+
+
+class RawFile(Backing):
+    """An image file, sector for sector. Data goes straight between the file and the views."""
+
+    def __init__(self, path: Path, *, readonly: bool) -> None:
+        self.path = path
+        self.readonly = readonly
+        try:
+            self._fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeviceError(f"disk image {path}: {os.strerror(error.errno or 0)}") from None
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+            os.close(self._fd)
+            raise DeviceError(f"disk image {path}: is neither a file nor a block device")
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def readv(self, views: Sequence[memoryview], offset: int) -> int:
+        """Fill the views from the file. A file that has become shorter is an I/O error, as on a real disk."""
+        try:
+            done = os.preadv(self._fd, views, offset)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0 if done == sum(map(len, views)) else errno.EIO
+
+    def writev(self, views: Sequence[memoryview], offset: int) -> int:
+        """Write the views to the file."""
+        try:
+            done = os.pwritev(self._fd, views, offset)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0 if done == sum(map(len, views)) else errno.EIO
+
+    def flush(self) -> int:
+        """Force the file to its disk."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+class MemoryDisk(Backing):
+    """A disk that is gone with the host."""
+
+    def __init__(self, size: int, *, readonly: bool = False) -> None:
+        self.size = size
+        self.readonly = readonly
+        self._bytes = memoryview(bytearray(size))
+
+    def readv(self, views: Sequence[memoryview], offset: int) -> int:
+        """Fill the views."""
+        for view in views:
+            view[:] = self._bytes[offset : offset + len(view)]
+            offset += len(view)
+        return 0
+
+    def writev(self, views: Sequence[memoryview], offset: int) -> int:
+        """Store the views."""
+        for view in views:
+            self._bytes[offset : offset + len(view)] = view
+            offset += len(view)
+        return 0
+
+    def flush(self) -> int:
+        """Do nothing: there is nothing that outlives the process."""
+        return 0

@@ -1,0 +1,196 @@
+"""Disk controllers: commands from a queue in memory, DMA straight to and from machine frames (abi.device)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from struct import Struct
+
+from hypervisor.abi import device as sheet
+from hypervisor.errors import DeviceError
+from hypervisor.machine.backing import Backing
+from hypervisor.machine.machine import Machine
+from hypervisor.machine.memory import PAGE_MASK, PAGE_SIZE
+
+SECTOR_SIZE = 512
+U32 = 0xFFFFFFFF
+
+COMMAND = sheet.disk_command.codec
+COMPLETION = sheet.disk_completion.codec
+SEGMENT_WORDS = sheet.disk_segment.size >> 3
+
+
+class DiskController:
+    """One unit with one disk.
+
+    `latency_ns` is what a command takes apart from the movement of its data, `ns_per_kib` the movement itself; both
+    count in virtual time only (in real time the disk is as fast as it is). `dma_allowed(mfn)`, if given, is the IOMMU's
+    answer for the domain that the unit is assigned to; a command that touches another frame fails with EFAULT and moves
+    nothing.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        unit: int,
+        backing: Backing,
+        *,
+        latency_ns: int = 20_000,
+        ns_per_kib: int = 250,
+        dma_allowed: Callable[[int], bool] | None = None,
+    ) -> None:
+        if not 0 <= unit < sheet.DISK_UNITS:
+            raise DeviceError(f"the machine has room for {sheet.DISK_UNITS} disks, not for disk {unit}")
+        self.machine = machine
+        self.unit = unit
+        self.backing = backing
+        self.latency_ns = latency_ns
+        self.ns_per_kib = ns_per_kib
+        self.dma_allowed = dma_allowed
+        self.now: Callable[[], int] = machine.clock.read
+        self.sectors = backing.size // SECTOR_SIZE
+        self.read_bytes = self.written_bytes = self.commands = 0
+        self._command_base = self._completion_base = 0
+        self._consumed = self._produced = 0
+        self._generation = 0
+        self._tables: dict[int, Struct] = {}
+        self._ports = machine.ports.map(
+            sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
+        )
+
+    def unplug(self) -> None:
+        """Take the disk out of the machine; commands under way are lost, as when a cable is pulled."""
+        self._generation += 1
+        self.machine.ports.unmap(self._ports)
+        self.backing.close()
+
+    # -- registers ------------------------------------------------------------------------------------------------
+
+    def _read_register(self, port: int) -> int:
+        registers = {
+            sheet.DISK_ID: sheet.DISK_MAGIC,
+            sheet.DISK_FLAGS: sheet.DISK_FLAG_READONLY if self.backing.readonly else 0,
+            sheet.DISK_SECTORS_LOW: self.sectors & U32,
+            sheet.DISK_SECTORS_HIGH: self.sectors >> 32,
+            sheet.DISK_SECTOR_SIZE: SECTOR_SIZE,
+        }
+        return registers.get(port - self._ports.base, 0)
+
+    def _write_register(self, port: int, value: int) -> None:
+        register = port - self._ports.base
+        if register == sheet.DISK_DOORBELL:
+            self._doorbell(value)
+        elif register == sheet.DISK_COMMANDS:
+            self._command_base = self._frame_base(value)
+        elif register == sheet.DISK_COMPLETIONS:
+            self._completion_base = self._frame_base(value)
+        elif register == sheet.DISK_RESET:
+            self._generation += 1
+            self._consumed = self._produced = 0
+            self._command_base = self._completion_base = 0
+
+    def _frame_base(self, mfn: int) -> int:
+        """Return the machine address of a queue's frame; 0 (no queue) if there is no such frame or no access to it."""
+        if mfn >= self.machine.memory.frames or (self.dma_allowed is not None and not self.dma_allowed(mfn)):
+            return 0
+        return mfn * PAGE_SIZE
+
+    # -- commands -------------------------------------------------------------------------------------------------
+
+    def _doorbell(self, producer: int) -> None:
+        """Execute the commands up to the driver's producer index; their completions come together, after a while."""
+        pending = producer - self._consumed & U32
+        if not self._command_base or not self._completion_base or pending > sheet.DISK_QUEUE_LENGTH:
+            return
+        memory = self.machine.memory
+        done: list[tuple[int, int]] = []
+        duration = 0
+        for _ in range(pending):
+            slot = self._consumed % sheet.DISK_QUEUE_LENGTH
+            self._consumed = self._consumed + 1 & U32
+            op, _, nr_segments, ident, sector, segments, _ = COMMAND.unpack_from(
+                memory.b, self._command_base + slot * COMMAND.size
+            )
+            status, size = self._execute(op, nr_segments, sector, segments)
+            done.append((ident, -status))
+            duration += size * self.ns_per_kib >> 10
+        self.commands += pending
+        if done:
+            self._complete_later(done, self.latency_ns + duration)
+
+    def _complete_later(self, done: list[tuple[int, int]], delay: int) -> None:
+        generation = self._generation
+
+        def complete() -> None:
+            # After a reset or an unplug nobody waits for this any more.
+            if generation == self._generation:
+                self._complete(done)
+
+        if self.machine.clock.real:
+            complete()
+        else:
+            self.machine.timers.add(self.now() + delay, complete)
+
+    def _complete(self, done: list[tuple[int, int]]) -> None:
+        memory, base = self.machine.memory, self._completion_base
+        for ident, status in done:
+            slot = self._produced % sheet.DISK_COMPLETION_SLOTS
+            COMPLETION.pack_into(memory.b, base + sheet.DISK_COMPLETIONS_OFFSET + slot * COMPLETION.size, ident, status)
+            self._produced = self._produced + 1 & U32
+        memory.i[base >> 2] = self._produced
+        memory.mark(base // PAGE_SIZE)
+        self.machine.interrupts.raise_line(sheet.disk_irq(self.unit))
+
+    def _execute(self, op: int, nr_segments: int, sector: int, segments: int) -> tuple[int, int]:
+        """Carry out one command; returns (errno or 0, bytes moved)."""
+        if op == sheet.DISK_FLUSH:
+            return self.backing.flush(), 0
+        if op not in (sheet.DISK_READ, sheet.DISK_WRITE):
+            return errno.EOPNOTSUPP, 0
+        if op == sheet.DISK_WRITE and self.backing.readonly:
+            return errno.EROFS, 0
+        views, frames, size = self._gather(nr_segments, segments)
+        if views is None:
+            return errno.EFAULT, 0
+        if size % SECTOR_SIZE or sector * SECTOR_SIZE + size > self.sectors * SECTOR_SIZE:
+            return errno.EINVAL, 0
+        if op == sheet.DISK_READ:
+            status = self.backing.readv(views, sector * SECTOR_SIZE)
+            written = self.machine.memory.written
+            for mfn in frames:
+                written[mfn] = 1
+            self.read_bytes += size
+        else:
+            status = self.backing.writev(views, sector * SECTOR_SIZE)
+            self.written_bytes += size
+        return status, size
+
+    def _gather(self, count: int, table: int) -> tuple[list[memoryview] | None, list[int], int]:
+        """Turn a segment table into views of memory; (None, …) if some address is not there or not allowed."""
+        memory = self.machine.memory
+        limit = memory.frames * PAGE_SIZE
+        if (
+            not 0 < count <= sheet.DISK_MAX_SEGMENTS
+            or table >= limit
+            or count * sheet.disk_segment.size > PAGE_SIZE - (table & PAGE_MASK)
+            or (self.dma_allowed is not None and not self.dma_allowed(table // PAGE_SIZE))
+        ):
+            return None, [], 0
+        codec = self._tables.get(count)
+        if codec is None:
+            codec = self._tables[count] = Struct(f"<{SEGMENT_WORDS * count}Q")
+        words = codec.unpack_from(memory.b, table)
+        views, frames, size = [], [], 0
+        allowed, b = self.dma_allowed, memory.b
+        for maddr, length in zip(words[::2], words[1::2], strict=True):
+            mfn = maddr // PAGE_SIZE
+            if (
+                not 0 < length <= PAGE_SIZE - (maddr & PAGE_MASK)
+                or maddr >= limit
+                or (allowed is not None and not allowed(mfn))
+            ):
+                return None, [], 0
+            views.append(b[maddr : maddr + length])
+            frames.append(mfn)
+            size += length
+        return views, frames, size

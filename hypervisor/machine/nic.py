@@ -1,0 +1,168 @@
+"""Network cards: descriptors in memory, and a wire at the other side (abi.device)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import dpkt
+
+from hypervisor.abi import device as sheet
+from hypervisor.errors import DeviceError
+from hypervisor.machine.machine import Machine
+from hypervisor.machine.memory import PAGE_MASK, PAGE_SIZE
+
+MTU = 1500
+U32 = 0xFFFFFFFF
+MAX_FRAME = 65536
+RX_BACKLOG = 256
+"""Frames that wait for the driver to give the card empty buffers; what comes on top of them is dropped."""
+
+DESCRIPTOR = sheet.nic_descriptor.codec
+DLT_EN10MB = 1
+
+
+class Wire(ABC):
+    """What a card is plugged into."""
+
+    @abstractmethod
+    def transmit(self, frame: bytes, now: int) -> None:
+        """Take an Ethernet frame that the card sends at `now` (ns since 1970)."""
+
+    def close(self) -> None:
+        """Unplug the cable."""
+        return
+
+
+class NoWire(Wire):
+    """Nothing at the other end."""
+
+    def transmit(self, frame: bytes, now: int) -> None:
+        """Lose the frame."""
+        return
+
+
+class PcapWire(Wire):
+    """A capture file (libpcap, nanosecond time stamps) that gets every frame sent."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file: BinaryIO = path.open("wb")
+        except OSError as error:
+            raise DeviceError(f"capture file {path}: {error.strerror}") from None
+        self._writer = dpkt.pcap.Writer(self._file, snaplen=MAX_FRAME, linktype=DLT_EN10MB, nano=True)
+
+    def transmit(self, frame: bytes, now: int) -> None:
+        """Append the frame."""
+        seconds, nanoseconds = divmod(now, 1_000_000_000)
+        header = dpkt.pcap.LEPktHdr(tv_sec=seconds, tv_usec=nanoseconds, caplen=len(frame), len=len(frame))
+        self._file.write(bytes(header) + frame)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+class NetworkCard:
+    """One card on one wire."""
+
+    def __init__(self, machine: Machine, unit: int, wire: Wire, mac: bytes) -> None:
+        if not 0 <= unit < sheet.NIC_UNITS:
+            raise DeviceError(f"the machine has room for {sheet.NIC_UNITS} network cards, not for card {unit}")
+        self.machine = machine
+        self.unit = unit
+        self.wire = wire
+        self.mac = mac
+        self.now: Callable[[], int] = machine.clock.read
+        self.tx_frames = self.rx_frames = self.rx_dropped = 0
+        self._tx_base = self._rx_base = 0
+        self._tx_used = self._rx_used = self._rx_produced = 0
+        self._backlog: deque[bytes] = deque()
+        self._ports = machine.ports.map(
+            sheet.nic_port(unit), sheet.NIC_PORT_COUNT, self._read_register, self._write_register
+        )
+
+    def unplug(self) -> None:
+        """Take the card out of the machine."""
+        self.machine.ports.unmap(self._ports)
+        self.wire.close()
+
+    def _read_register(self, port: int) -> int:
+        registers = {
+            sheet.NIC_ID: sheet.NIC_MAGIC,
+            sheet.NIC_MAC_LOW: int.from_bytes(self.mac[:4], "little"),
+            sheet.NIC_MAC_HIGH: int.from_bytes(self.mac[4:], "little"),
+            sheet.NIC_MTU: MTU,
+            sheet.NIC_TX_USED: self._tx_used,
+            sheet.NIC_RX_USED: self._rx_used,
+        }
+        return registers.get(port - self._ports.base, 0)
+
+    def _write_register(self, port: int, value: int) -> None:
+        register = port - self._ports.base
+        if register == sheet.NIC_TX_DOORBELL:
+            self._transmit(value)
+        elif register == sheet.NIC_RX_DOORBELL:
+            if value - self._rx_used & U32 <= sheet.NIC_RING_LENGTH:
+                self._rx_produced = value
+                self._deliver()
+        elif register == sheet.NIC_TX_RING and value < self.machine.memory.frames:
+            self._tx_base, self._tx_used = value * PAGE_SIZE, 0
+        elif register == sheet.NIC_RX_RING and value < self.machine.memory.frames:
+            self._rx_base, self._rx_used, self._rx_produced = value * PAGE_SIZE, 0, 0
+
+    def _descriptor(self, base: int, index: int) -> tuple[int, int, int]:
+        """Return (machine address, length, flags) of a descriptor; length 0 if it points nowhere."""
+        memory = self.machine.memory
+        offset = base + index % sheet.NIC_RING_LENGTH * DESCRIPTOR.size
+        maddr, length, flags = DESCRIPTOR.unpack_from(memory.b, offset)
+        if maddr >= memory.frames * PAGE_SIZE or length > PAGE_SIZE - (maddr & PAGE_MASK):
+            return 0, 0, flags
+        return maddr, length, flags
+
+    def _transmit(self, producer: int) -> None:
+        """Send the frames up to the driver's producer index."""
+        pending = producer - self._tx_used & U32
+        if not self._tx_base or pending > sheet.NIC_RING_LENGTH:
+            return
+        memory = self.machine.memory
+        wallclock = self.machine.clock.wallclock_base + self.now()
+        pieces: list[bytes] = []
+        for _ in range(pending):
+            maddr, length, flags = self._descriptor(self._tx_base, self._tx_used)
+            self._tx_used = self._tx_used + 1 & U32
+            pieces.append(bytes(memory.b[maddr : maddr + length]))
+            if not flags & sheet.NIC_FLAG_MORE:
+                self.wire.transmit(b"".join(pieces), wallclock)
+                self.tx_frames += 1
+                pieces = []
+        if pending:
+            self.machine.interrupts.raise_line(sheet.nic_irq(self.unit))
+
+    def receive(self, frame: bytes) -> None:
+        """Take a frame from the wire."""
+        if len(self._backlog) >= RX_BACKLOG:
+            self.rx_dropped += 1
+            return
+        self._backlog.append(frame)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        memory = self.machine.memory
+        delivered = False
+        while self._backlog and self._rx_used != self._rx_produced:
+            frame = self._backlog.popleft()
+            maddr, room, _ = self._descriptor(self._rx_base, self._rx_used)
+            size = len(frame) if len(frame) <= room else 0
+            memory.write(maddr, frame[:size])
+            offset = self._rx_base + self._rx_used % sheet.NIC_RING_LENGTH * DESCRIPTOR.size
+            DESCRIPTOR.pack_into(memory.b, offset, maddr, size, 0)
+            memory.mark(offset // PAGE_SIZE)
+            self._rx_used = self._rx_used + 1 & U32
+            self.rx_frames += 1
+            delivered = True
+        if delivered:
+            self.machine.interrupts.raise_line(sheet.nic_irq(self.unit))
