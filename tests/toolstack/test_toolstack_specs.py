@@ -1,0 +1,160 @@
+"""Disk and vif specifications against the rules of xl-disk-configuration(5) and xl-network-configuration(5)."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolstack.disk_spec import DiskSpec, parse_disk, vdev_number
+from toolstack.errors import SpecError
+from toolstack.vif_spec import Rate, VifSpec, generate_mac, parse_mac, parse_rate, parse_vif
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/x.img,raw,xvda,rw",
+        "/x.img,raw,xvda,w",
+        "/x.img,,xvda",
+        "file:/x.img,xvda,w",
+        "phy:/x.img,xvda,w",
+        "raw:/x.img,xvda,w",
+        "/x.img, raw, xvda, RW",
+        "format=raw,vdev=xvda,access=rw,target=/x.img",
+        "FORMAT=RAW, vdev=xvda, access=w, target=/x.img",
+        "vdev=xvda,backendtype=qdisk,/x.img",
+        "vdev=xvda,target=/x.img",
+    ],
+)
+def test_ways_to_say_one_disk(text: str) -> None:
+    assert parse_disk(text) == DiskSpec("/x.img", "xvda")
+
+
+def test_other_disks() -> None:
+    assert parse_disk("vdev=xvdb,access=ro,backend=storage,target=/a,b=c") == DiskSpec(
+        "/a,b=c", "xvdb", writable=False, backend="storage"
+    )
+    assert parse_disk("/cd.iso,raw,hdc,devtype=cdrom") == DiskSpec("/cd.iso", "hdc", writable=False, removable=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no target"),
+        (",raw,xvda", "no target"),
+        ("/x", "no vdev"),
+        ("/x,qcow2,xvda", "'qcow2' is not supported"),
+        ("/x,rwa,xvda", "unknown disk format 'rwa'; did you mean 'raw'"),
+        ("tap:aio:/x,xvda,w", "prefix 'tap:' is not supported"),
+        ("/x,raw,xvda,rx", "access is 'ro' or 'rw', not 'rx'"),
+        ("/x,raw,xvda,rw,more", "'more' is the fifth"),
+        ("/x,raw,vda", "'vda' is no virtual disk name"),
+        ("vdev=xvda,vdev=xvdb,target=/x", "'vdev' is given twice"),
+        ("/y,vdev=xvda,target=/x", "'target' is given twice"),
+        ("fromat=raw,vdev=xvda,target=/x", "unknown disk parameter 'fromat'; did you mean 'format'"),
+        ("/x,raw,xvda,script=block-foo", "'script' is not supported"),
+        ("/x,raw,xvda,devtype=tape", "unknown devtype"),
+        ("/x,raw,xvda,backendtype=tap", "unknown backendtype"),
+        ("/x,raw,xvda,backend=", "'backend' is empty"),
+    ],
+)
+def test_disk_mistakes(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_disk(text)
+
+
+@pytest.mark.parametrize(
+    ("vdev", "number"),
+    [
+        # The numbers of xen-vbd-interface(7).
+        ("xvda", 202 << 8),
+        ("xvda1", 202 << 8 | 1),
+        ("xvdb", 51728),
+        ("xvdp15", 202 << 8 | 15 << 4 | 15),
+        ("xvdq", 1 << 28 | 16 << 8),
+        ("xvda16", 1 << 28 | 16),
+        ("xvdaa", 1 << 28 | 26 << 8),
+        ("d2", 202 << 8 | 2 << 4),
+        ("d5p3", 202 << 8 | 5 << 4 | 3),
+        ("hda", 0x300),
+        ("hdb1", 0x341),
+        ("hdc", 0x1600),
+        ("hdd2", 0x1642),
+        ("sda", 0x800),
+        ("sdb3", 0x813),
+    ],
+)
+def test_virtual_disk_numbers(vdev: str, number: int) -> None:
+    assert vdev_number(vdev) == number
+
+
+def test_vifs() -> None:
+    text = "mac=00:16:3E:1:2:3,bridge=br7,ip=10.0.0.1 fe80::1/64,rate=1MB/s@20ms"
+    text += ",vifname=vif-g,backend=net,devid=3,mtu=9000"
+    assert parse_vif(text) == VifSpec(
+        mac="00:16:3e:01:02:03",
+        bridge="br7",
+        ip=("10.0.0.1", "fe80::1/64"),
+        rate=Rate(20_000, 20_000),
+        vifname="vif-g",
+        backend="net",
+        devid=3,
+        mtu=9000,
+    )
+    assert parse_vif("") == VifSpec() == parse_vif("type=vif")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mac=00:16:3e", "is no MAC address"),
+        ("mac=01:00:5e:00:00:01", "is a multicast address"),
+        ("mac=0:0:0:0:0:0", "cannot be all zero"),
+        ("mac=00:16:3e:00:00:01,mac=00:16:3e:00:00:02", "'mac' is given twice"),
+        ("xenbr0", "is key=value"),
+        ("bridge=", "is empty"),
+        ("model=e1000", "'model' is not supported"),
+        ("script=vif-route", "'script' is not supported"),
+        ("type=ioemu", "of type 'vif'"),
+        ("macc=1", "unknown vif parameter 'macc'; did you mean 'mac'"),
+        ("ip=10.0.0.300", "is no IP address"),
+        ("rate=10", "is no rate"),
+        ("rate=1B/s@1us", "lets no byte pass"),
+        ("rate=1MB/s@99s", "interval"),
+        ("vifname=averyveryverylongname", "is no interface name"),
+        ("devid=x", "small number"),
+        ("mtu=1", "between 68 and 65535"),
+    ],
+)
+def test_vif_mistakes(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_vif(text)
+
+
+def test_rates() -> None:
+    assert parse_rate("10Mb/s").node == "62500,50000"
+    assert parse_rate("250KB/s").node == "12500,50000"
+
+
+def test_generated_macs_depend_on_their_arguments_only() -> None:
+    assert generate_mac(0, "guest1", 0) == generate_mac(0, "guest1", 0)
+    macs = {generate_mac(seed, name, dev) for seed in (0, 1) for name in ("a", "b") for dev in (0, 1)}
+    assert len(macs) == 8
+    first = generate_mac(0, "a", 0)
+    assert generate_mac(0, "a", 0, {first}) not in (first, *macs)
+
+
+@given(st.integers(0, 1 << 64), st.text(max_size=20), st.integers(0, 100))
+def test_generated_macs_are_in_xens_range(seed: int, name: str, devid: int) -> None:
+    mac = generate_mac(seed, name, devid)
+    assert parse_mac(mac) == mac
+    assert mac.startswith("00:16:3e:")
+    assert int(mac[9:11], 16) < 0x80
+
+
+@given(st.text(max_size=40) | st.text("=,:/ raxvdwfileomtbrgc09", max_size=40))
+def test_any_text_is_a_spec_or_one_sentence(text: str) -> None:
+    for parse in (parse_disk, parse_vif):
+        with contextlib.suppress(SpecError):  # and no other exception
+            parse(text)

@@ -1,0 +1,196 @@
+"""Disk specifications, as in xl-disk-configuration(5).
+
+A specification is a comma-separated list of positional parameters `target, format, vdev, access` and of `key=value`
+ones. `target=` given by name takes the whole rest of the text, commas included. The old prefixes `file:` and `phy:`
+(and `raw:`) are understood: after one of them no format is asked for, so the short form is `file:/x.img,xvda,w`.
+"""
+
+import re
+
+import attrs
+
+from toolstack.errors import SpecError, did_you_mean
+
+RAW_FORMAT = "raw"
+_OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed", "empty")
+_ACCESS = {"r": False, "ro": False, "w": True, "rw": True}
+_PREFIX = re.compile(r"(file|phy|raw|aio|tap2?|qcow2?|vhd|qed|nbd|iscsi):")
+_DOS_PREFIXES = ("tap", "tap2", "nbd", "iscsi")
+_KEYS = ("format", "vdev", "access", "target", "backend", "devtype", "backendtype", "script")
+_XVD_MAJOR = 202
+_EXTENDED = 1 << 28
+_XVD = re.compile(r"xvd([a-z]{1,2})([1-9][0-9]*)?")
+_IDE = re.compile(r"hd([a-d])([1-9][0-9]*)?")
+_SCSI = re.compile(r"sd([a-p])([1-9][0-9]*)?")
+_PLAIN = re.compile(r"d([0-9]+)(?:p([0-9]+))?")
+
+
+@attrs.frozen
+class DiskSpec:
+    """One virtual disk of a domain."""
+
+    target: str
+    """Path of the image file, as written (the configuration reader resolves it)."""
+    vdev: str
+    """Name of the device in the guest: xvda, xvdb2, sda, hda, d3p1."""
+    writable: bool = True
+    format: str = RAW_FORMAT
+    backend: str = "0"
+    """Name or number of the domain that serves the disk."""
+    removable: bool = False
+
+    @property
+    def devid(self) -> int:
+        """The device number of the virtual disk: last component of its xenstore paths."""
+        return vdev_number(self.vdev)
+
+
+def vdev_number(vdev: str) -> int:
+    """Return the number that the protocol gives to a virtual disk name (xen-vbd-interface(7)).
+
+    `xvda`..`xvdp` with partitions below 16 are `202 << 8 | disk << 4 | partition`; later disks use the extended scheme
+    `1 << 28 | disk << 8 | partition`; hd and sd names have the numbers of the Linux IDE and SCSI devices.
+    Raises `SpecError` for a name that is none of them.
+    """
+    if match := _XVD.fullmatch(vdev):
+        return _xvd_number(_letters(match[1]), int(match[2] or 0), vdev)
+    if match := _PLAIN.fullmatch(vdev):
+        return _xvd_number(int(match[1]), int(match[2] or 0), vdev)
+    if match := _IDE.fullmatch(vdev):
+        disk, partition = _letters(match[1]), int(match[2] or 0)
+        if partition < 64:
+            return (3 if disk < 2 else 22) << 8 | (disk & 1) << 6 | partition
+    if match := _SCSI.fullmatch(vdev):
+        disk, partition = _letters(match[1]), int(match[2] or 0)
+        if partition < 16:
+            return 8 << 8 | disk << 4 | partition
+    raise SpecError(f"{vdev!r} is no virtual disk name (such as xvda or xvdb1)")
+
+
+def _letters(text: str) -> int:
+    number = 0
+    for char in text:
+        number = number * 26 + ord(char) - ord("a") + 1
+    return number - 1
+
+
+def _xvd_number(disk: int, partition: int, vdev: str) -> int:
+    if disk < 16 and partition < 16:
+        return _XVD_MAJOR << 8 | disk << 4 | partition
+    if disk < 1 << 20 and partition < 256:
+        return _EXTENDED | disk << 8 | partition
+    raise SpecError(f"the virtual disk name {vdev!r} is out of range")
+
+
+@attrs.define
+class _Draft:
+    """What the parser has so far; None is not said yet."""
+
+    target: str | None = None
+    format: str | None = None
+    vdev: str | None = None
+    access: str | None = None
+    backend: str = "0"
+    removable: bool = False
+
+
+def parse_disk(text: str) -> DiskSpec:
+    """Parse one entry of the `disk` list. Raises `SpecError` with one sentence."""
+    draft = _Draft()
+    words = _strip_prefix(text.strip(), draft).split(",")
+    for index, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        key = key.strip().lower()
+        if not equals:
+            _positional(draft, word.strip())
+        elif key == "target":
+            _set(draft, "target", ",".join([value, *words[index + 1 :]]).strip())
+            break
+        elif key in _KEYS:
+            _keyword(draft, key, value.strip())
+        else:
+            raise SpecError(f"unknown disk parameter {key!r}{did_you_mean(key, _KEYS)}")
+    return _finish(draft)
+
+
+def _strip_prefix(text: str, draft: _Draft) -> str:
+    match = _PREFIX.match(text)
+    if match is None:
+        return text
+    prefix = match[1]
+    if prefix in _DOS_PREFIXES:
+        raise SpecError(f"the disk prefix '{prefix}:' is not supported; give a raw image file")
+    draft.format = _format(RAW_FORMAT if prefix in ("file", "phy", "aio") else prefix)
+    return text[match.end() :]
+
+
+def _format(word: str) -> str:
+    word = word.lower()
+    if word == RAW_FORMAT:
+        return word
+    if word in _OTHER_FORMATS:
+        raise SpecError(f"the disk format {word!r} is not supported; only 'raw' is")
+    raise SpecError(f"unknown disk format {word!r}{did_you_mean(word, (RAW_FORMAT, *_OTHER_FORMATS))}")
+
+
+def _positional(draft: _Draft, word: str) -> None:
+    """Give the word to the first of target, format, vdev, access that has no value yet; an empty word skips one."""
+    lowered = word.lower()
+    if lowered == "cdrom":
+        draft.removable = True
+    elif draft.target is None:
+        draft.target = word
+    elif draft.format is None:
+        draft.format = _format(word) if word else RAW_FORMAT
+    elif draft.vdev is None:
+        draft.vdev = word
+    elif draft.access is None:
+        draft.access = word
+    elif word:
+        raise SpecError(
+            f"a disk has four positional parameters (target, format, vdev, access), and {word!r} is the fifth"
+        )
+
+
+def _keyword(draft: _Draft, key: str, value: str) -> None:
+    if key == "backend":
+        draft.backend = value
+    elif key == "devtype":
+        if value.lower() not in ("disk", "cdrom"):
+            raise SpecError(f"unknown devtype {value!r}")
+        draft.removable = value.lower() == "cdrom"
+    elif key == "format":
+        _set(draft, "format", _format(value))
+    elif key in ("vdev", "access"):
+        _set(draft, key, value)
+    elif key == "backendtype":
+        if value not in ("phy", "qdisk"):
+            raise SpecError(f"unknown backendtype {value!r}")
+    else:
+        raise SpecError(f"the disk parameter {key!r} is not supported")
+
+
+def _set(draft: _Draft, field: str, value: str) -> None:
+    if getattr(draft, field) is not None and not (field == "target" and draft.target == ""):
+        raise SpecError(f"the disk parameter {field!r} is given twice")
+    setattr(draft, field, value)
+
+
+def _finish(draft: _Draft) -> DiskSpec:
+    if not draft.target:
+        raise SpecError("the disk has no target (the image file)")
+    if not draft.vdev:
+        raise SpecError("the disk has no vdev (its name in the guest, such as xvda)")
+    access = (draft.access or "rw").lower()
+    if access not in _ACCESS:
+        raise SpecError(f"the disk access is 'ro' or 'rw', not {draft.access!r}")
+    vdev_number(draft.vdev)
+    if not draft.backend:
+        raise SpecError("the disk parameter 'backend' is empty")
+    return DiskSpec(
+        target=draft.target,
+        vdev=draft.vdev,
+        writable=_ACCESS[access] and not draft.removable,
+        backend=draft.backend,
+        removable=draft.removable,
+    )
