@@ -1,0 +1,124 @@
+"""One client of the store: its bytes in, its messages out, its watches and transactions.
+
+A connection is told of bytes (`Server.receive`) and asked for bytes (`take`).  Replies and events are in one queue, in
+the order in which they came to be.  What an unprivileged client can make the store hold is bounded (XSA-326): a
+request counts as *outstanding* until its reply and every event that it caused, to whomever, has been taken; at the
+limit its input is left alone.
+"""
+
+from collections import deque
+from typing import final
+
+from backends.xenstored.domains import Domain
+from backends.xenstored.transactions import Transaction
+from backends.xenstored.watches import Watch
+
+
+@final
+class Pending:
+    """A request of an unprivileged domain, while messages that it caused are waiting to be taken."""
+
+    __slots__ = ("connection", "messages")
+
+    def __init__(self, connection: "Connection") -> None:
+        self.connection = connection
+        self.messages = 0
+
+    def delivered(self) -> None:
+        """One of its messages has been taken, or will never be."""
+        self.messages -= 1
+        if not self.messages:
+            self.connection.domain.outstanding -= 1
+
+
+@final
+class Connection:
+    """A client.  `privileged`: it is dom0 (or acts for it), no permission and hardly a quota binds it."""
+
+    __slots__ = (
+        "_offset",
+        "_out",
+        "_owed",
+        "domain",
+        "error",
+        "id",
+        "input",
+        "label",
+        "next_transaction",
+        "privileged",
+        "queued",
+        "relative",
+        "transactions",
+        "watches",
+    )
+
+    def __init__(self, domain: Domain, privileged: bool, label: str) -> None:
+        self.domain = domain
+        self.id = domain.domid
+        self.privileged = privileged
+        self.label = label
+        self.relative = domain.home + b"/"
+        #: Bytes of requests that are not complete, or not looked at yet.
+        self.input = b""
+        #: XENSTORE_ERROR_*: not 0 once the client has broken the protocol; nothing it sends counts any more.
+        self.error = 0
+        self.watches: dict[tuple[bytes, bytes], Watch] = {}
+        self.transactions: dict[int, Transaction] = {}
+        self.next_transaction = 1
+        self._out: deque[bytes] = deque()
+        self._owed: deque[Pending | None] = deque()
+        self._offset = 0
+        #: Bytes waiting to be taken.
+        self.queued = 0
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.label}, {self.queued} bytes queued>"
+
+    def push(self, message: bytes, cause: Pending | None) -> None:
+        """Queue a message; `cause` is the request that it is due to, if that is one to count."""
+        self._out.append(message)
+        self._owed.append(cause)
+        self.queued += len(message)
+        if cause is not None:
+            cause.messages += 1
+
+    def take(self, room: int) -> bytes:
+        """Return up to `room` of the waiting bytes, which are then the caller's to deliver."""
+        out = self._out
+        if not out or room <= 0:
+            return b""
+        parts = []
+        left = room
+        while out and left:
+            message = out[0]
+            at = self._offset
+            size = len(message) - at
+            if size > left:
+                parts.append(message[at : at + left])
+                self._offset = at + left
+                left = 0
+                break
+            parts.append(message[at:] if at else message)
+            left -= size
+            self._offset = 0
+            out.popleft()
+            cause = self._owed.popleft()
+            if cause is not None:
+                cause.delivered()
+        self.queued -= room - left
+        return b"".join(parts)
+
+    def drop_output(self) -> None:
+        """Forget what waits: nobody will take it any more."""
+        self._out.clear()
+        self._offset = 0
+        self.queued = 0
+        while self._owed:
+            cause = self._owed.popleft()
+            if cause is not None:
+                cause.delivered()
+
+    @property
+    def torn(self) -> bool:
+        """The client has got the beginning of a message but not its end."""
+        return self._offset > 0

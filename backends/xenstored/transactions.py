@@ -1,0 +1,149 @@
+"""Transactions, optimistic and per node, as the C daemon has them.
+
+Nothing is copied at the start.  The first access to a node (a read, a miss, a write) notes its generation and holds
+that version; from then on the transaction sees this version, or its own.  At the end every noted generation must
+still be the one in the store, else EAGAIN.  So
+
+* a node that is first read after somebody's write is read as written, and commits,
+* looking for a node that is not there counts, and so does looking for its parents to find out who may know,
+* two that create in one directory conflict (its list of names is part of the directory's node), while a change of a
+  child's value does not touch its directory,
+* even a write of the same value, and one's own write outside the transaction, are changes,
+* an empty transaction always commits.
+"""
+
+from collections.abc import Callable
+from typing import Final, final
+
+from backends.xenstored.domains import Domain
+from backends.xenstored.errors import EAGAIN, ENOMEM, ENOSPC, StoreError
+from backends.xenstored.permissions import Permissions
+from backends.xenstored.store import Store, size_of
+from backends.xenstored.tree import Node
+
+_MISSING: Final = -1
+
+Fire = Callable[[bytes, Node | None, Node | None, bool], None]
+"""fire(path, node now, node before, exact)"""
+
+
+@final
+class Access:
+    """What a transaction has done with one node."""
+
+    __slots__ = ("before", "event", "exact", "modified", "node", "seen")
+
+    def __init__(self, node: Node | None) -> None:
+        #: Generation at first access; -1: there was no node.
+        self.seen = _MISSING if node is None else node.generation
+        self.before = node
+        #: As the transaction sees it now.
+        self.node = node
+        self.modified = False
+        #: Watches are to be told, and whether those on this very node only.
+        self.event = False
+        self.exact = False
+
+
+@final
+class Transaction:
+    """One open transaction: a `View` of the store."""
+
+    __slots__ = ("accessed", "charged", "domain", "failed", "limit", "store")
+
+    def __init__(self, store: Store, domain: Domain, limit: int | None) -> None:
+        """`domain` pays for what is written until the end; `limit`: how many nodes it may touch."""
+        self.store = store
+        self.domain = domain
+        self.charged = 0
+        self.limit = limit
+        #: In order of first touch, which is the order of the events.
+        self.accessed: dict[bytes, Access] = {}
+        #: Something went wrong that cannot be undone: it must not commit.
+        self.failed = False
+        domain.transactions += 1
+        store.take_generation()
+
+    def _access(self, path: bytes) -> Access:
+        access = self.accessed.get(path)
+        if access is None:
+            if self.limit is not None and len(self.accessed) >= self.limit:
+                self.failed = True
+                raise StoreError(ENOSPC)
+            access = self.accessed[path] = Access(self.store.get(path))
+        return access
+
+    def get(self, path: bytes) -> Node | None:
+        """Return a node as this transaction sees it."""
+        return self._access(path).node
+
+    def put(self, path: bytes, old: Node | None, value: bytes, children: bytes, perms: Permissions) -> None:
+        """Make a node, or a new version of it, for this transaction."""
+        access = self._access(path)
+        access.node = Node(value, children, perms, self.store.take_generation())
+        access.modified = True
+        size = size_of(value, children, perms) + len(path)
+        self.charged += size
+        self.domain.memory += size
+
+    def remove(self, path: bytes, old: Node) -> None:
+        """Take a node out for this transaction."""
+        access = self._access(path)
+        self.store.take_generation()
+        access.node = None
+        access.modified = True
+
+    def note_event(self, path: bytes, exact: bool) -> None:
+        """Remember that watches are to be told of a change when it becomes one."""
+        access = self._access(path)
+        access.event = True
+        access.exact = exact
+
+    def end(self) -> None:
+        """Give back what the open transaction took, committed or not."""
+        self.domain.memory -= self.charged
+        self.charged = 0
+        self.domain.transactions -= 1
+
+    def commit(self, node_limit: int, fire: Fire) -> None:
+        """Make the changes, all or none, and tell the watches.
+
+        Raises StoreError: EAGAIN (somebody changed what this one looked at), ENOSPC (an owner would have more than
+        `node_limit` nodes), ENOMEM (it failed before).
+        """
+        if self.failed:
+            raise StoreError(ENOMEM)
+        store = self.store
+        for path, access in self.accessed.items():
+            node = store.get(path)
+            if (_MISSING if node is None else node.generation) != access.seen:
+                raise StoreError(EAGAIN)
+        self._check_owners(node_limit)
+        for path, access in self.accessed.items():
+            before, node = access.before, access.node
+            if not access.modified or (before is None and node is None):
+                continue
+            if node is not None:
+                store.put(path, before, node.value, node.children, node.perms)
+            elif before is not None:
+                generation = store.next_generation
+                store.remove(path, before)
+                store.next_generation = generation
+            if access.event:
+                fire(path, store.get(path), before, access.exact)
+
+    def _check_owners(self, node_limit: int) -> None:
+        change: dict[int, int] = {}
+        for access in self.accessed.values():
+            if access.node is access.before:
+                continue
+            if access.before is not None:
+                owner = access.before.perms.owner
+                change[owner] = change.get(owner, 0) - 1
+            if access.node is not None:
+                owner = access.node.perms.owner
+                change[owner] = change.get(owner, 0) + 1
+        for domid, more in change.items():
+            owner_domain = self.store.domains.get(domid)
+            if domid and more > 0 and owner_domain is not None and len(owner_domain.nodes) + more > node_limit:
+                raise StoreError(ENOSPC)
