@@ -7,6 +7,9 @@ host of many gigabytes costs only what its guests write, and a CPU emulator can 
 import mmap
 import sys
 
+MAP_NORESERVE = 0x4000
+"""Linux's mmap flag: set no swap space aside for memory that may never be touched."""
+
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = PAGE_SIZE - 1
@@ -30,7 +33,7 @@ class Memory:
             raise ValueError(f"a machine needs at least one frame of memory, not {frames}")
         self.frames = frames
         self._map = mmap.mmap(
-            -1, frames << PAGE_SHIFT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+            -1, frames << PAGE_SHIFT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         )
         self.b = memoryview(self._map)
         self.h = self.b.cast("H")
