@@ -1,0 +1,200 @@
+"""A domain's grant table: the frames it shares with Xen, and Xen's own account of the entries in use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from hypervisor.abi import grant_table as abi
+from hypervisor.errors import InvariantError
+from hypervisor.grant_table.maptrack import Maptrack
+from hypervisor.grant_table.pins import FULL_SHIFT, HOST_READ, HOST_WRITE, WRITE_MASK
+from hypervisor.grant_table.v1 import V1
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.grant_table.entry_format import EntryFormat
+
+STATUS_PER_FRAME = 2048
+"""16-bit status words in a frame (version 2)."""
+
+
+@attrs.define
+class GrantStats:
+    """What a domain did through the grants of others: successful operations only."""
+
+    maps: int = 0
+    unmaps: int = 0
+    copies: int = 0
+    transfers: int = 0
+
+
+class GrantTable:
+    """Grants of one domain. `pin`, `mfn`, `grantee` are Xen's private view of each entry, by grant reference.
+
+    `pin[ref]` counts its uses (`pins`); while it is not zero, `mfn[ref]` and `grantee[ref]` say which frame is used and
+    by which domain, whatever the guest writes into the shared entry meanwhile. `slot[ref]` is the index of the entry's
+    first 64-bit word in `memory.q`, `status_at[ref]` of the 16-bit word in `memory.h` that holds its status bits.
+
+    References: a device mapping holds one to the frame (and one to its writable type unless read-only); those of a host
+    mapping belong to the page table entry that Xen wrote, and go with it.
+    """
+
+    __slots__ = (
+        "dead",
+        "domain",
+        "format",
+        "frames",
+        "grantee",
+        "maptrack",
+        "max_frames",
+        "max_version",
+        "memory",
+        "mfn",
+        "nr_entries",
+        "pin",
+        "shared",
+        "slot",
+        "stats",
+        "status_at",
+        "status_frames",
+        "subrange",
+        "transitive",
+    )
+
+    def __init__(self, domain: Domain, max_frames: int, max_maptrack_frames: int, max_version: int = 1) -> None:
+        self.domain = domain
+        self.memory = domain.hv.memory
+        self.frames = domain.hv.frames
+        self.max_frames = max_frames
+        self.max_version = max_version
+        self.format: EntryFormat = V1()
+        self.shared: list[int] = []
+        self.status_frames: list[int] = []
+        self.nr_entries = 0
+        self.slot: list[int] = []
+        self.status_at: list[int] = []
+        self.pin: list[int] = []
+        self.mfn: list[int] = []
+        self.grantee: list[int] = []
+        self.subrange: dict[int, tuple[int, int]] = {}
+        """(offset, length) of the pinned entries that grant less than a whole frame."""
+        self.transitive: dict[int, tuple[GrantTable, int]] = {}
+        """For pinned transitive entries: the table and entry that the frame comes from."""
+        self.maptrack = Maptrack(max_maptrack_frames)
+        self.stats = GrantStats()
+        self.dead = False
+        """The domain is gone; only a mapper that lost its page table entries can still hold a handle."""
+
+    @property
+    def version(self) -> int:
+        """Which entries the guest uses: 1 or 2."""
+        return self.format.version
+
+    # -- size -------------------------------------------------------------------------------------------------------
+
+    def grow(self, nr_frames: int) -> bool:
+        """Make the table at least `nr_frames` frames long; False when the limit or memory does not allow it."""
+        if nr_frames > self.max_frames:
+            return False
+        while len(self.shared) < nr_frames:
+            mfn = self._new_frame()
+            if mfn < 0:
+                return False
+            self.shared.append(mfn)
+        self.index_entries()
+        return True
+
+    def _new_frame(self) -> int:
+        mfn: int = self.frames.alloc_xen()
+        if mfn >= 0:
+            self.frames.share_with(mfn, self.domain)
+        return mfn
+
+    def index_entries(self) -> None:
+        """Compute where the entries are, after the frames or the version changed."""
+        per_frame, words = self.format.entries_per_frame, self.format.words
+        self.slot = [(mfn << 9) + words * index for mfn in self.shared for index in range(per_frame)]
+        self.status_at = [slot << 2 for slot in self.slot]
+        self.nr_entries = len(self.slot)
+        missing = self.nr_entries - len(self.pin)
+        for private in (self.pin, self.mfn, self.grantee):
+            if missing > 0:
+                private += [0] * missing
+            else:
+                del private[self.nr_entries :]
+
+    # -- use of entries ---------------------------------------------------------------------------------------------
+
+    def acquire(self, ref: int, domid: int, increment: int, *, readonly: bool, mapping: bool) -> int:
+        """Begin a use of an entry (in range) by domain `domid`: check it, pin it, take a reference to its frame.
+
+        Returns GNTST_okay, or the error with nothing changed. `increment` is what to add to the pin; afterwards
+        `mfn[ref]` is the frame, and the caller owns one reference to it.
+        """
+        pin = self.pin[ref]
+        if pin and (self.grantee[ref] != domid or pin & increment << FULL_SHIFT or (mapping and self._is_partial(ref))):
+            return abi.GNTST_general_error
+        if not pin or not (readonly or pin & WRITE_MASK):
+            status = self.format.set_status(self, ref, domid, readonly=readonly, mapping=mapping)
+            if status:
+                return status
+        mfn: int = self.mfn[ref] if pin else self.format.frame(self, ref)
+        if not self.frames.get_page(mfn, self.domain):
+            self._clear_status(ref, readonly)
+            return abi.GNTST_general_error if pin else abi.GNTST_bad_page
+        if not pin:
+            self.mfn[ref] = mfn
+            self.grantee[ref] = domid
+        self.pin[ref] = pin + increment
+        return abi.GNTST_okay
+
+    def _is_partial(self, ref: int) -> bool:
+        return ref in self.subrange or ref in self.transitive
+
+    def acquire_for_copy(self, ref: int, domid: int, *, readonly: bool) -> int:
+        """Begin the use of an entry by GNTTABOP_copy; as `acquire`, for any `ref` and any type that can be copied."""
+        if ref >= self.nr_entries:
+            return abi.GNTST_bad_gntref
+        return self.acquire(ref, domid, HOST_READ if readonly else HOST_WRITE, readonly=readonly, mapping=False)
+
+    def release_after_copy(self, ref: int, *, readonly: bool) -> None:
+        """End what `acquire_for_copy` began (but for the reference to the frame)."""
+        self.release(ref, HOST_READ if readonly else HOST_WRITE, readonly=readonly)
+
+    def release(self, ref: int, increment: int, *, readonly: bool) -> None:
+        """End a use of an entry: drop the pin, and the status bits that nobody needs any more.
+
+        References are the caller's to drop, after this: a frame outlives every pin on it (XSA-236).
+        """
+        pin = self.pin[ref] - increment
+        if pin < 0:
+            raise InvariantError(f"grant {ref} of domain {self.domain.domid} is released more often than it was pinned")
+        self.pin[ref] = pin
+        if not pin and self.subrange:
+            self.subrange.pop(ref, None)
+        self._clear_status(ref, readonly)
+
+    def _clear_status(self, ref: int, readonly: bool) -> None:
+        """Clear GTF_writing when the last writer is gone and GTF_reading when nobody is left (XSA-230)."""
+        pin = self.pin[ref]
+        status = 0 if readonly or pin & WRITE_MASK else abi.GTF_writing
+        if not pin:
+            status |= abi.GTF_reading
+        at = self.status_at[ref]
+        value = self.memory.h[at]
+        if value & status:
+            self.memory.h[at] = value & ~status
+            self.memory.written[at >> 11] = 1
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def free(self) -> None:
+        """Give the frames back, when the domain is gone. A frame that somebody still maps goes with that mapping."""
+        self.dead = True
+        for mfn in self.shared + self.status_frames:
+            self.frames.unshare(mfn)
+        self.shared = []
+        self.status_frames = []
+        self.index_entries()
