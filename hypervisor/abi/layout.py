@@ -17,7 +17,7 @@ bit field.  A member's type may be another `Layout` or `Union`.  ``max_align=4``
 compiler does, whose 64-bit integers are aligned to 4 bytes.
 
 `unpack_from` copies a structure out of shared memory in one go, into an object that the other side can no longer
-change.  Arrays of ``char`` and ``uint8_t`` become `bytes`, other arrays tuples, unions a `UnionValue`, which reads its
+change.  Arrays of single bytes become `bytes`, other arrays tuples, unions a `UnionValue`, which reads its
 bytes as whichever member is asked for.  A member whose name is a Python keyword gets an underscore (``in`` is ``in_``),
 and ``__pad`` is ``_pad``.
 
@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-_BYTES = frozenset("Bbc")
 _PATH = re.compile(r"\.?(?P<name>[A-Za-z_]\w*)|\[(?P<index>\d+)\]")
 
 
@@ -121,7 +120,7 @@ class Field:
     @property
     def is_bytes(self) -> bool:
         """Return whether the member is an array of single bytes, which unpacks to `bytes`."""
-        return self.count is not None and isinstance(self.type, Scalar) and self.type.format in _BYTES
+        return self.count is not None and isinstance(self.type, Scalar) and self.type.size == 1
 
     @property
     def format(self) -> str:
@@ -463,7 +462,7 @@ class Layout(_Compound):
                 if field.count is None:
                     items.append(given.get(field.attribute, 0))
                 else:
-                    items.append(bytes(given.get(field.attribute, b"")))
+                    items.append(_to_bytes(field, given.get(field.attribute)))
             return items
         self._fill_items(given, items)
         return items
@@ -514,13 +513,22 @@ def _from_items(kind: "Scalar | Layout | Union", items: Iterator[Any]) -> Any:
     return next(items)
 
 
+def _to_bytes(field: Field, value: Any) -> bytes:
+    """Return the bytes of an array of single bytes, which may be given as any iterable of numbers 0..255."""
+    if value is None:
+        return b""
+    if isinstance(value, int):
+        raise TypeError(f"{field.name} is an array of {field.size} bytes, not a number")
+    content = bytes(value)
+    if len(content) > field.size:
+        raise struct.error(f"{field.name} has {field.size} bytes, {len(content)} do not fit")
+    return content
+
+
 def _to_items(field: Field, value: Any, items: list[Any]) -> None:
     """Append what the codec needs for one member; None stands for zeros, short arrays are filled with zeros."""
     if field.is_bytes:
-        content = b"" if value is None else bytes(value)
-        if len(content) > field.size:
-            raise struct.error(f"{field.name} has {field.size} bytes, {len(content)} do not fit")
-        items.append(content)
+        items.append(_to_bytes(field, value))
         return
     if field.count is None:
         _append(field.type, value, items)
