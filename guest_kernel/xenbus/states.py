@@ -424,12 +424,15 @@ class Machine:
         if state != UNKNOWN:
             self._seen = True
 
-    def see_own(self, state: int) -> None:
+    def see_own(self, state: int) -> bool:
         """Take the content of the own node when it is not what was last written: the toolstack speaks through it.
 
-        Closing asks to close (libxl's unplug).  Initialising written over Closed starts the device again.
-        A missing node is the end.  Anything else is not for others to write and is ignored.
+        Closing asks to close (libxl's unplug).  Initialising over Closed starts the device again; over anything else
+        the directory was made anew, and this device is gone as if its node were missing.
+        Anything else is not for others to write and is ignored.  Returns whether it meant something.
         """
+        if state == INITIALISING and self.own != CLOSED:
+            state = UNKNOWN
         if state == UNKNOWN:
             self.own = UNKNOWN
         elif state == CLOSING:
@@ -437,9 +440,25 @@ class Machine:
                 self.own = CLOSING
             else:
                 self.ask_close()
-        elif state == INITIALISING and self.own == CLOSED and not self.holding:
-            self.own = INITIALISING
+        elif state == INITIALISING:
+            self.own = UNKNOWN if self.holding else INITIALISING
             self._close_asked = False
+        else:
+            return False
+        return True
+
+    @property
+    def close_asked(self) -> bool:
+        """Whether this end is to close and has not begun to."""
+        return self._close_asked or self._retired
+
+    @property
+    def must_close(self) -> bool:
+        """Whether a hook that still builds up works for nothing: the next step undoes it."""
+        if self.close_asked:
+            return True
+        step = self.step()
+        return step is not None and step.action in (CLOSE, DISCONNECT, RECONNECT, REMOVE)
 
     def ask_close(self) -> None:
         """Close at the own initiative: a fatal error, an unplug."""
@@ -545,3 +564,7 @@ class Machine:
         if action == REMOVE:
             return (*hooks, "remove") if self.probed else hooks
         return hooks
+
+    def __repr__(self) -> str:
+        flags = [name for name in ("holding", "connected", "removed") if getattr(self, name)]
+        return " ".join([self.side, NAMES[self.own], "other", NAMES[self.other], *flags])

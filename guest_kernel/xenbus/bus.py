@@ -1,0 +1,246 @@
+"""The bus: finds devices in xenstore, gives them to drivers, takes them away again.
+
+    device/TYPE/ID                      this domain's frontends (under its own home, /local/domain/N)
+    backend/TYPE/FRONTEND-DOMID/ID      this domain's backends
+
+One watch on `device` and one on `backend` cover discovery, unplug and removal for any number of devices; besides, each
+device watches the other end's `state`.  An event's path leads to its device by one look-up, so the work per event does
+not grow with the number of devices.
+
+A directory becomes a device when its `state` is Initialising: the toolstack has just written it.  Found in any other
+state it belongs to a life that is over (a device going away after Closed, a kernel before this one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, final
+
+from guest_kernel.xenbus import wire
+from guest_kernel.xenbus.client import XenbusClient, XenstoreError
+from guest_kernel.xenbus.device import ANSWER_TIMEOUT_NS, Device
+from guest_kernel.xenbus.driver import Side, XenbusDriver
+from guest_kernel.xenbus.states import INITIALISING, parse_state
+from guest_kernel.xenbus.watch import Watch
+from hypervisor.abi.io import xs_wire as xs
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+
+BATCH = 64
+"""Directories whose nodes are read in one round trip when many devices appear at once."""
+
+_ROOT: dict[Side, str] = {"frontend": "device", "backend": "backend"}
+_DEPTH: dict[Side, int] = {"frontend": 3, "backend": 4}
+"""Components of a device's directory below the home."""
+_LINK: dict[Side, str] = {"frontend": "backend", "backend": "frontend"}
+_TELLING = ("state", "frontend", "frontend-id", "backend", "backend-id")
+"""Nodes whose appearance may complete a directory."""
+
+
+@final
+class Bus:
+    """All split devices of one domain.  `drivers`: driver objects, or classes to be made with the kernel."""
+
+    def __init__(
+        self, kernel: Kernel, client: XenbusClient, drivers: Iterable[XenbusDriver | type[XenbusDriver]] = ()
+    ) -> None:
+        self.kernel = kernel
+        self.client = client
+        #: Live devices by the path that events spell: `device/vbd/51712`, `backend/vbd/1/51712`.
+        self.devices: dict[str, Device] = {}
+        self._drivers: dict[tuple[Side, str], XenbusDriver] = {}
+        self._watches: dict[Side, Watch] = {}
+        self._home = ""
+        self._scans: dict[tuple[Side, str], None] = {}
+        self._found: dict[tuple[Side, str], None] = {}
+        self._running = False
+        self._started = False
+        self._closing = False
+        for driver in drivers:
+            self._add(driver)
+
+    def _add(self, driver: XenbusDriver | type[XenbusDriver]) -> XenbusDriver:
+        made = driver(self.kernel) if isinstance(driver, type) else driver
+        key = (made.side, made.type)
+        if key in self._drivers:
+            raise ValueError(f"two {made.side} drivers for devices of type {made.type!r}")
+        self._drivers[key] = made
+        return made
+
+    async def start(self) -> None:
+        """Begin to watch for devices of the registered drivers; those that exist already are found too."""
+        self._started = True
+        for side in dict.fromkeys(side for side, _ in self._drivers):
+            await self._watch(side)
+
+    async def register(self, driver: XenbusDriver | type[XenbusDriver]) -> XenbusDriver:
+        """Add a driver to a running bus; existing devices of its type get it.  Raises ValueError if there is one."""
+        made = self._add(driver)
+        if self._started:
+            if made.side in self._watches:
+                self._want_scan(made.side, _ROOT[made.side])
+            else:
+                await self._watch(made.side)
+        return made
+
+    async def shutdown(self) -> None:
+        """Close all devices in order, all at once, and wait for the other ends; those that do not answer are left."""
+        self._closing = True
+        for watch in self._watches.values():
+            await watch.cancel()
+        self._watches.clear()
+        devices = list(self.devices.values())
+        for device in devices:
+            device.retire()
+        try:
+            await self.kernel.wait_for(_all_ended(devices), ANSWER_TIMEOUT_NS)
+        except TimeoutError:
+            for device in devices:
+                await device.abandon()
+
+    def forget(self, device: Device) -> None:
+        """Drop a removed device.  Its directory is looked at once more: it may have been made anew meanwhile."""
+        if self.devices.get(device.node) is device:
+            del self.devices[device.node]
+        if not self._closing:
+            self._want(device.side, device.node)
+
+    def log(self, text: str) -> None:
+        """Say something on the kernel's console."""
+        self.kernel.console.printk(f"xenbus: {text}")
+
+    def log_failure(self, text: str, failure: Exception) -> None:
+        """Say on the kernel's console that a driver's code raised."""
+        self.log(f"{text}: {type(failure).__name__}: {failure}")
+
+    # ---- events, in upcall context
+
+    async def _watch(self, side: Side) -> None:
+        if side == "backend":
+            domid = await self.client.read_or_none("domid")
+            self._home = f"/local/domain/{int(domid or '0')}/"
+        on_event = self._make_on_event(side)
+        self._watches[side] = await self.client.watch(_ROOT[side], on_event, direct=True)
+
+    def _make_on_event(self, side: Side) -> Callable[[str, str], None]:
+        """Return what sorts the events of one root: to a device, or to the thread that looks for devices."""
+        depth = _DEPTH[side]
+        devices = self.devices
+
+        def on_event(path: str, token: str) -> None:
+            parts = path.split("/", depth)
+            if len(parts) > 1 and (side, parts[1]) not in self._drivers:
+                return
+            if len(parts) < depth:
+                # The root itself at registration; else a directory of many devices was made or removed.
+                self._want_scan(side, path)
+                return
+            if len(parts) == depth:
+                node, key = path, ""
+            else:
+                key = parts.pop()
+                node = "/".join(parts)
+            device = devices.get(node)
+            if device is None:
+                if not key or key in _TELLING:
+                    self._want(side, node)
+            elif key == "state":
+                device.own_state_event()
+            elif not key or key == "online":
+                device.poke(own=True)
+
+        return on_event
+
+    def _want(self, side: Side, node: str) -> None:
+        self._found[side, node] = None
+        self._start_thread()
+
+    def _want_scan(self, side: Side, path: str) -> None:
+        self._scans[side, path] = None
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        if not self._running and not self._closing:
+            self._running = True
+            self.client.spawn(self._discover(), "xenbus discovery")
+
+    # ---- the thread that looks for devices; it ends when there is nothing to look for
+
+    async def _discover(self) -> None:
+        try:
+            while (self._scans or self._found) and not self._closing:
+                if self._scans:
+                    side, path = next(iter(self._scans))
+                    del self._scans[side, path]
+                    await self._scan(side, path)
+                else:
+                    batch = [key for key, _ in zip(list(self._found), range(BATCH), strict=False)]
+                    for key in batch:
+                        del self._found[key]
+                    await self._look_at(batch)
+        except XenstoreError as error:
+            self.log(f"looking for devices: {error}")
+        finally:
+            self._running = False
+
+    async def _scan(self, side: Side, path: str) -> None:
+        """Look at everything below a directory: known devices look at their own nodes, others may be new."""
+        prefix = path + "/"
+        for node, device in self.devices.items():
+            if node.startswith(prefix) and device.side == side:
+                device.poke(own=True)
+        nodes = [path]
+        for depth in range(path.count("/") + 1, _DEPTH[side]):
+            nodes = await self._children(nodes)
+            if depth == 1:
+                nodes = [node for node in nodes if (side, node.split("/")[1]) in self._drivers]
+        for node in nodes:
+            if node not in self.devices:
+                self._found[side, node] = None
+
+    async def _children(self, directories: Sequence[str]) -> list[str]:
+        """Return the paths of the children of several directories, in one round trip."""
+        replies = [self.client.submit(xs.XS_DIRECTORY, wire.join(path), path) for path in directories]
+        found: list[str] = []
+        for path, reply in zip(directories, replies, strict=True):
+            try:
+                names = wire.split(await reply)
+            except XenstoreError as error:
+                if error.name in ("ENOENT", "EACCES"):
+                    continue
+                if error.name != "E2BIG":
+                    raise
+                names = await self.client.directory(path)
+            found += [f"{path}/{name}" for name in names]
+        return found
+
+    async def _look_at(self, batch: Sequence[tuple[Side, str]]) -> None:
+        """Make devices of those directories that are new ones."""
+        keys = {side: ("state", _LINK[side], _LINK[side] + "-id", "online") for side in _LINK}
+        paths = [f"{node}/{key}" for side, node in batch for key in keys[side]]
+        values = iter(await self.client.read_many(paths))
+        for side, node in batch:
+            state, link, domid, online = next(values), next(values), next(values), next(values)
+            if node not in self.devices and parse_state(state) == INITIALISING and not self._closing:
+                self._make(side, node, link, domid, online)
+
+    def _make(self, side: Side, node: str, link: str | None, domid: str | None, online: str | None) -> None:
+        """Make one device and start its thread."""
+        driver = self._drivers.get((side, node.split("/")[1]))
+        if driver is None or link is None or domid is None:
+            # Not ours, or not complete yet: the missing node's own event comes back here.
+            return
+        if not link.startswith("/") or not (domid.isascii() and domid.isdecimal()):
+            self.log(f"{node}: not a device: {_LINK[side]} {link!r}, {_LINK[side]}-id {domid!r}")
+            return
+        path = self._home + node if side == "backend" else node
+        place = (node, path, node.rpartition("/")[2])
+        device = self.devices[node] = Device(self, driver, place, (link, int(domid)))
+        device.machine.online = side == "frontend" or online != "0"
+        device.poke()
+
+
+async def _all_ended(devices: Sequence[Device]) -> None:
+    for device in devices:
+        await device.ended()
