@@ -5,7 +5,7 @@
     BlockQueue   run(pending)                              the driver: takes what it has room for, finishes each later
 
 A driver that has lost its other end sets `device.queue = None`: requests then wait, and those in flight are put back in
-front with `requeue`, until it is connected again. Sectors are 512 bytes everywhere.
+front with `requeue`, until it is connected again (`connect`) or given up (`kill`). Sectors are 512 bytes everywhere.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class BlockDevice:
     """A disk, as the guest's code sees it. Made by a driver and attached to the registry when it is connected."""
 
     __slots__ = (
+        "dead",
         "errors",
         "flushes",
-        "gone",
         "info",
         "max_sectors",
         "name",
@@ -127,7 +127,8 @@ class BlockDevice:
         self.queue: BlockQueue | None = None
         self.pending: deque[BlockRequest] = deque()
         """Requests that wait for room in the driver, or for the driver to be connected."""
-        self.gone = False
+        self.dead = 0
+        """Why everything fails, as an errno, when there is no other end to wait for."""
         self.reads = 0
         self.writes = 0
         self.flushes = 0
@@ -220,8 +221,8 @@ class BlockDevice:
         """Offer the waiting requests to the driver (it has room again, or has been connected)."""
         if self.queue is not None:
             self.queue.run(self.pending)
-        elif self.gone:
-            self.fail_pending(errno.ENXIO)
+        elif self.dead:
+            self.fail_pending(self.dead)
 
     def requeue(self, requests: Iterable[BlockRequest]) -> None:
         """Put requests that a driver could not finish back in front, oldest first: they will be issued again."""
@@ -233,14 +234,23 @@ class BlockDevice:
         while pending:
             pending.popleft().finish(number)
 
-    def unplug(self) -> None:
-        """The disk is gone for good: what waits, and whatever comes later, fails with ENXIO."""
+    def connect(self, queue: BlockQueue) -> None:
+        """The driver is connected: issue what has been waiting."""
+        self.dead = 0
+        self.queue = queue
+        self.restart()
+
+    def kill(self, number: int) -> None:
+        """Nothing can be waited for: what waits, and whatever comes until the next `connect`, fails with this errno.
+
+        ENXIO for a disk that was unplugged, EIO for one whose other end cannot be believed.
+        """
         self.queue = None
-        self.gone = True
-        self.fail_pending(errno.ENXIO)
+        self.dead = number
+        self.fail_pending(number)
 
     def __repr__(self) -> str:
-        state = "gone" if self.gone else "connected" if self.queue is not None else "waiting for its other end"
+        state = "connected" if self.queue is not None else "dead" if self.dead else "waiting for its other end"
         return f"<BlockDevice {self.name}, {self.sectors} sectors, {state}>"
 
 

@@ -1,0 +1,189 @@
+"""The xenbus side of the block backend: which disk, what it can do, and whom it serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, final
+
+from backends.block.mapping import GrantMapper
+from backends.block.protocol import PROTOCOLS
+from backends.block.server import BlockServer, Disk
+from guest_kernel.block import SECTOR_SIZE
+from guest_kernel.threads import Thread
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
+from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE
+from hypervisor.abi.io.ring import BackRing
+
+if TYPE_CHECKING:
+    from guest_kernel.grants import MappedGrant
+
+MAX_PERSISTENT_GRANTS = 1056
+"""Grants of one frontend that stay mapped: three rings full of the largest requests."""
+
+
+class _ReadOnly:
+    """A disk of this machine that the toolstack gives away for reading only."""
+
+    readonly = True
+
+    def __init__(self, disk: Disk) -> None:
+        self.sectors = disk.sectors
+        self.submit = disk.submit
+        self.kick = disk.kick
+
+
+@final
+class _Vbd:
+    """What belongs to one virtual disk."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.disk: Disk | None = None
+        self.info = 0
+        self.ring_grant: MappedGrant | None = None
+        self.ring: BackRing | None = None
+        self.mapper: GrantMapper | None = None
+        self.server: BlockServer | None = None
+        self.port = -1
+        self.flusher: Thread | None = None
+
+
+class BlockBack(XenbusDriver):
+    """Serves virtual disks.
+
+    Options: `persistent` (default True): offer persistent grants; `max_persistent_grants`: how many may stay mapped.
+    """
+
+    type: ClassVar[str] = "vbd"
+    side: ClassVar[Side] = "backend"
+
+    async def probe(self, device: XenbusDevice) -> None:
+        """A new virtual disk; which one of the machine it is may not be known yet."""
+        device.data = _Vbd(f"vbd/{device.otherend_id}/{device.id}")
+
+    async def publish(self, device: XenbusDevice) -> None:
+        """Find the disk (the hotplug script writes `physical-device`) and say what can be done with it."""
+        vbd: _Vbd = device.data
+        place = await device.wait_for("physical-device")
+        nodes = await device.read_many("mode", "device-type", "removable")
+        disk: Disk = self.kernel.hw.disk(_minor(place))
+        writable = "w" in (nodes["mode"] or "r")
+        if writable and disk.readonly:
+            raise OSError(f"disk {place} cannot be written, but mode is {nodes['mode']!r}")
+        vbd.disk = disk if writable else _ReadOnly(disk)
+        vbd.info = 0 if writable else VDISK_READONLY
+        if nodes["device-type"] == "cdrom":
+            vbd.info |= VDISK_CDROM
+        if nodes["removable"] == "1":
+            vbd.info |= VDISK_REMOVABLE
+        await device.write(
+            {
+                "feature-flush-cache": writable,
+                "feature-barrier": writable,
+                "feature-persistent": bool(self.options.get("persistent", True)),
+                "max-ring-page-order": 0,
+            }
+        )
+
+    async def connect(self, device: XenbusDevice) -> None:
+        """Map the frontend's ring, begin serving, and say how large the disk is."""
+        vbd: _Vbd = device.data
+        disk = vbd.disk
+        assert disk is not None
+        nodes = await device.read_otherend_many("ring-ref", "event-channel", "protocol", "feature-persistent")
+        protocol = PROTOCOLS.get(nodes["protocol"] or XEN_IO_PROTO_ABI_NATIVE)
+        if protocol is None:
+            raise ValueError(f"the frontend's protocol {nodes['protocol']!r} is not known")
+        ring_ref = _node_u32(nodes, "ring-ref")
+        remote_port = _node_u32(nodes, "event-channel")
+        persistent = nodes["feature-persistent"] == "1" and bool(self.options.get("persistent", True))
+        limit = int(self.options.get("max_persistent_grants", MAX_PERSISTENT_GRANTS)) if persistent else 0
+
+        (grant,) = self.kernel.grants.map_refs(device.otherend_id, [ring_ref])
+        if grant.status < 0:
+            raise OSError(f"mapping ring-ref {ring_ref} of domain {device.otherend_id}: grant status {grant.status}")
+        vbd.ring_grant = grant
+        vbd.ring = BackRing(grant.view, protocol.entry_size)
+        vbd.mapper = GrantMapper(self.kernel.grants, device.otherend_id, limit)
+        server = BlockServer(self.kernel, vbd.name, disk, vbd.ring, protocol, vbd.mapper)
+        server.on_broken = lambda why: self._broken(device, why)
+        vbd.server = server
+        vbd.flusher = self.kernel.spawn(_flush(server), f"{vbd.name} responses")
+        # The event that binding raises makes the server look into the ring: it may hold requests already.
+        vbd.port = self.kernel.events.bind_interdomain(device.otherend_id, remote_port, server.wake)
+        server.port = vbd.port
+        await device.write(
+            {
+                "sectors": disk.sectors,
+                "info": vbd.info,
+                "sector-size": SECTOR_SIZE,
+                "physical-sector-size": SECTOR_SIZE,
+            }
+        )
+
+    async def disconnect(self, device: XenbusDevice) -> None:
+        """Answer what was taken, take no more."""
+        vbd: _Vbd = device.data
+        if vbd.server is not None:
+            await _drain(vbd.server)
+
+    async def close(self, device: XenbusDevice) -> None:
+        """Wait for the disk's DMA to end, then unmap everything: not before, it would hit a stranger's memory."""
+        vbd: _Vbd = device.data
+        server, vbd.server = vbd.server, None
+        if server is not None:
+            await _drain(server)
+            server.port = -1
+        if vbd.flusher is not None:
+            vbd.flusher.cancel()
+            vbd.flusher = None
+        if vbd.port >= 0:
+            self.kernel.events.unbind(vbd.port)
+            vbd.port = -1
+        if vbd.mapper is not None:
+            vbd.mapper.release()
+            vbd.mapper = None
+        if vbd.ring is not None:
+            vbd.ring.release()
+            vbd.ring = None
+        if vbd.ring_grant is not None:
+            self.kernel.grants.unmap([vbd.ring_grant])
+            vbd.ring_grant = None
+
+    def _broken(self, device: XenbusDevice, why: str) -> None:
+        """A ring has met garbage: it is served no more, and the frontend is told through its state."""
+        vbd: _Vbd = device.data
+        if vbd.port >= 0:
+            self.kernel.events.mask(vbd.port)
+        self.kernel.spawn(device.fatal(why), f"{vbd.name} broken")
+
+
+async def _flush(server: BlockServer) -> None:
+    """Show responses in time while others of the same batch are still with the disk."""
+    while True:
+        await server.partly.wait()
+        server.flush_responses()
+
+
+async def _drain(server: BlockServer) -> None:
+    server.stop()
+    while server.in_flight:
+        await server.drained.wait()
+
+
+def _minor(place: str) -> int:
+    """Return the unit of "major:minor", both hexadecimal. Raises ValueError."""
+    major, _, minor = place.partition(":")
+    try:
+        int(major, 16)
+        return int(minor, 16)
+    except ValueError:
+        raise ValueError(f"physical-device {place!r} is not MAJOR:MINOR in hexadecimal") from None
+
+
+def _node_u32(nodes: dict[str, str | None], key: str) -> int:
+    """Return a 32-bit number that the frontend wrote. Raises ValueError."""
+    text = nodes[key]
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > 0xFFFFFFFF:
+        raise ValueError(f"the frontend's {key} is {text!r}, which is not a number of 32 bits")
+    return int(text)

@@ -1,0 +1,366 @@
+"""One ring of a block backend: takes requests, has the disk perform them, answers. Never waits.
+
+    upcall of the event channel -> wake: the whole ring: copy, check, map, submit; one doorbell
+    upcall of the disk          -> _Job.done: response into the ring; when all that was submitted is done,
+                                   one unmap, one push, one notification at most
+
+Every byte in the ring is the frontend's. A request is copied out once, and only the copy is looked at (XSA-155). What
+is wrong in it is answered with an error; indices that cannot be stop the ring for good (XSA-39).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, final
+
+from backends.block.mapping import Extent, GrantMapper, Mapping, Plan
+from backends.block.protocol import Protocol as RingProtocol
+from backends.block.protocol import Segment, parse_segments
+from guest_kernel.block import FLUSH, READ, WRITE
+from guest_kernel.threads import WaitQueue
+from hypervisor.abi.io.blkif import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_ERROR,
+    BLKIF_RSP_OKAY,
+)
+from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, BackRing
+from hypervisor.abi.tracepoints import BLOCK_REQUEST, RING_PUSH
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+
+_STEPS = {
+    BLKIF_OP_READ: (READ,),
+    BLKIF_OP_WRITE: (WRITE,),
+    BLKIF_OP_FLUSH_DISKCACHE: (FLUSH, WRITE),
+    BLKIF_OP_WRITE_BARRIER: (FLUSH, WRITE, FLUSH),
+}
+"""What the disk does for each operation; of a flush or barrier without segments only the first step is left."""
+
+
+class Disk(Protocol):
+    """What a server needs of a disk driver of this domain (see `guest_kernel.hw`)."""
+
+    @property
+    def sectors(self) -> int:
+        """Capacity in sectors of 512 bytes."""
+        ...
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the medium cannot be written."""
+        ...
+
+    def submit(self, op: int, sector: int, segments: list[Extent], done: Callable[[int], None], /) -> None:
+        """Queue a READ, WRITE or FLUSH; `done(0 or -errno)` is called in an upcall, after the DMA."""
+        ...
+
+    def kick(self) -> None:
+        """Start what was submitted."""
+        ...
+
+
+@final
+class Statistics:
+    """What one server has done: requests by kind, sectors, refusals."""
+
+    __slots__ = ("barriers", "errors", "flushes", "reads", "sectors_read", "sectors_written", "writes")
+
+    def __init__(self) -> None:
+        self.reads = self.writes = self.flushes = self.barriers = self.errors = 0
+        self.sectors_read = self.sectors_written = 0
+
+
+@final
+class _Job:
+    """A request in the disk's hands. There are as many as the ring has slots, used over and over."""
+
+    __slots__ = ("done", "id", "mappings", "op", "plan", "sector", "server", "steps")
+
+    def __init__(self, server: BlockServer) -> None:
+        self.server = server
+        self.done = self._done
+        self.id = 0
+        self.op = 0
+        self.sector = 0
+        self.plan: Plan | None = None
+        self.mappings: list[Mapping] = []
+        """Grants mapped for this request alone."""
+        self.steps: tuple[int, ...] = ()
+        """What the disk has still to do after the current operation."""
+
+    def _done(self, status: int) -> None:
+        server = self.server
+        if self.steps and status == 0:
+            server.step(self)
+            return
+        server.finish(self, status)
+
+
+class BlockServer:
+    """Serves one ring of one frontend from one disk."""
+
+    def __init__(
+        self, kernel: Kernel, name: str, disk: Disk, ring: BackRing, protocol: RingProtocol, mapper: GrantMapper
+    ) -> None:
+        self._cpu = kernel.cpu
+        self._notify = kernel.events.notify
+        self.name = name
+        self.disk = disk
+        self.sectors = disk.sectors
+        """Capacity that the frontend was told."""
+        self.readonly = disk.readonly
+        self.ring = ring
+        self._protocol = protocol
+        self._mapper = mapper
+        self.port = -1
+        self.statistics = Statistics()
+        self.on_broken: Callable[[str], None] | None = None
+        """Called once when the frontend has written what no frontend writes, with a sentence. Must not block."""
+        self.stopped = False
+        """Nothing more is taken out of the ring."""
+        self.drained = WaitQueue()
+        """Woken when a stopped server has nothing left in the disk's hands."""
+        self.partly = WaitQueue()
+        """Woken when some but not all of what was submitted is done: `flush_responses` should be called soon."""
+        self._told = False
+        self._jobs = [_Job(self) for _ in range(ring.size)]
+        self._free = self._jobs[::-1]
+        self.in_flight = 0
+        self._dead: list[Mapping] = []
+        """Mappings of finished requests; they must go before the responses are shown."""
+        self._pushed = ring.rsp_prod_pvt
+        self._barrier: _Job | None = None
+        """A barrier that waits for all before it, or is being performed: nothing after it is taken."""
+
+    # Requests
+
+    def wake(self) -> None:
+        """Take all requests out of the ring, as far as they may be taken, and start them: the event's handler."""
+        if self.stopped or self._barrier is not None:
+            return
+        ring = self.ring
+        shared = ring.shared
+        self._mapper.clock += 1
+        started = 0
+        while self._barrier is None:
+            cons = ring.req_cons
+            prod = shared[REQ_PROD]
+            if prod == cons:
+                shared[REQ_EVENT] = (cons + 1) & MASK32
+                if shared[REQ_PROD] == cons:
+                    break
+            elif (prod - ring.rsp_prod_pvt) & MASK32 > ring.size:
+                self._break(f"req_prod {prod} is more than {ring.size} ahead of the responses at {ring.rsp_prod_pvt}")
+                break
+            else:
+                started += self._take(cons, prod)
+        if started:
+            self.disk.kick()
+        if self._pushed != ring.rsp_prod_pvt:
+            self.flush_responses()
+
+    def _take(self, cons: int, prod: int) -> int:
+        """Take the requests between two ring indices, up to a barrier; returns how many the disk must be kicked for.
+
+        Transfers whose segments are known start at once; the others are mapped together, after that.
+        """
+        ring = self.ring
+        view = ring.view
+        offsets = ring.offsets
+        mask = ring.mask
+        size = ring.entry_size
+        unpack = self._protocol.head.unpack_from
+        segments = self._protocol.segments
+        mapper = self._mapper
+        plans = mapper.plans
+        clock = mapper.clock
+        submit = self.disk.submit
+        slow: list[bytes] = []
+        started = 0
+        while cons != prod:
+            offset = offsets[cons & mask]
+            raw = bytes(view[offset : offset + size])
+            cons = (cons + 1) & MASK32
+            op, count, _, ident, sector = unpack(raw)
+            if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
+                plan = plans.get(raw[segments : segments + 8 * count])
+                if plan is not None and sector + plan.sectors <= self.sectors and not (op and self.readonly):
+                    plan.last_use = clock
+                    job = self._free.pop()
+                    job.id = ident
+                    job.op = op
+                    job.sector = sector
+                    job.plan = plan
+                    self.in_flight += 1
+                    self._count(op, plan.sectors)
+                    submit(op, sector, plan.extents, job.done)
+                    started += 1
+                    continue
+            slow.append(raw)
+            if op == BLKIF_OP_WRITE_BARRIER:
+                break
+        ring.req_cons = cons
+        return started + self._start_slow(slow) if slow else started
+
+    def _start_slow(self, requests: list[bytes]) -> int:
+        """Start requests whose grants are not mapped yet, or that are no plain transfers; answer those that are bad.
+
+        Returns how many the disk has to be kicked for.
+        """
+        jobs: list[_Job] = []
+        batch: list[tuple[bytes, list[Segment], bool]] = []
+        at = self._protocol.segments
+        for raw in requests:
+            op, count, _, ident, sector = self._protocol.head.unpack_from(raw)
+            descriptors = raw[at : at + 8 * count]
+            status, checked = self._check(op, count, sector, descriptors)
+            if status:
+                self.statistics.errors += 1
+                self._answer(ident, op, sector, 0, status)
+                continue
+            job = self._free.pop()
+            job.id = ident
+            job.op = op
+            job.sector = sector
+            self.in_flight += 1
+            jobs.append(job)
+            batch.append((descriptors, checked, op == BLKIF_OP_READ))
+        if not jobs:
+            return 0
+        started = 0
+        in_use = [ref for job in self._jobs if job.plan is not None for ref in job.plan.refs]
+        for job, (plan, mappings) in zip(jobs, self._mapper.map(batch, in_use), strict=True):
+            job.mappings = mappings
+            if plan is None:
+                self.finish(job, -errno.EFAULT)
+                continue
+            job.plan = plan
+            self._count(job.op, plan.sectors)
+            steps = _STEPS[job.op]
+            job.steps = steps if plan.extents else steps[:1]
+            if job.op == BLKIF_OP_WRITE_BARRIER:
+                self._barrier = job
+            else:
+                self.step(job, kick=False)
+                started += 1
+        if self._barrier is not None and self.in_flight == 1:
+            self.step(self._barrier, kick=False)
+            started += 1
+        return started
+
+    def _check(self, op: int, count: int, sector: int, descriptors: bytes) -> tuple[int, list[Segment]]:
+        """Return BLKIF_RSP_OKAY and the segments of a request that may be performed, or why it may not."""
+        if op not in _STEPS or (FLUSH in _STEPS[op] and self.readonly):
+            return BLKIF_RSP_EOPNOTSUPP, []
+        if count > BLKIF_MAX_SEGMENTS_PER_REQUEST or (not count and op <= BLKIF_OP_WRITE):
+            return BLKIF_RSP_ERROR, []
+        segments = parse_segments(descriptors)
+        if segments is None or (op != BLKIF_OP_READ and self.readonly):
+            return BLKIF_RSP_ERROR, []
+        if segments and sector + (sum(size for _, _, size in segments) >> 9) > self.sectors:
+            return BLKIF_RSP_ERROR, []
+        return BLKIF_RSP_OKAY, segments
+
+    def _count(self, op: int, sectors: int) -> None:
+        statistics = self.statistics
+        if op == BLKIF_OP_READ:
+            statistics.reads += 1
+            statistics.sectors_read += sectors
+            return
+        statistics.sectors_written += sectors
+        if op == BLKIF_OP_WRITE:
+            statistics.writes += 1
+        elif op == BLKIF_OP_FLUSH_DISKCACHE:
+            statistics.flushes += 1
+        else:
+            statistics.barriers += 1
+
+    def step(self, job: _Job, kick: bool = True) -> None:
+        """Give the disk the next operation of a request."""
+        op = job.steps[0]
+        job.steps = job.steps[1:]
+        assert job.plan is not None
+        self.disk.submit(op, job.sector, [] if op == FLUSH else job.plan.extents, job.done)
+        if kick:
+            self.disk.kick()
+
+    # Responses
+
+    def finish(self, job: _Job, status: int) -> None:
+        """A request is done: put its response; show it when nothing else is about to finish."""
+        plan = job.plan
+        sectors = plan.sectors if plan is not None else 0
+        if status == 0:
+            self._answer(job.id, job.op, job.sector, sectors, BLKIF_RSP_OKAY)
+        else:
+            self.statistics.errors += 1
+            reply = BLKIF_RSP_EOPNOTSUPP if status == -errno.EOPNOTSUPP else BLKIF_RSP_ERROR
+            self._answer(job.id, job.op, job.sector, sectors, reply)
+        if job.mappings:
+            self._dead += job.mappings
+            job.mappings = []
+        job.plan = None
+        job.steps = ()
+        self._free.append(job)
+        self.in_flight -= 1
+        barrier = self._barrier
+        if not self.in_flight:
+            self.flush_responses()
+            if barrier is job:
+                self._barrier = None
+                self.wake()
+            if self.stopped:
+                self.drained.wake_all()
+        elif barrier is not None and self.in_flight == 1 and barrier is not job:
+            self.step(barrier)
+        elif not self._told:
+            self._told = True
+            self.partly.wake()
+
+    def _answer(self, ident: int, op: int, sector: int, sectors: int, status: int) -> None:
+        ring = self.ring
+        prod = ring.rsp_prod_pvt
+        self._protocol.response.pack_into(ring.view, ring.offsets[prod & ring.mask], ident, op, status)
+        ring.rsp_prod_pvt = (prod + 1) & MASK32
+        trace = self._cpu.trace
+        if trace is not None:
+            trace(BLOCK_REQUEST, self.name, op, sector, sectors, status)
+
+    def flush_responses(self) -> None:
+        """Unmap what finished requests had mapped, show their responses, and notify as ring.h says."""
+        self._told = False
+        if self._dead:
+            dead, self._dead = self._dead, []
+            self._mapper.unmap(dead)
+        ring = self.ring
+        new = ring.rsp_prod_pvt
+        old = self._pushed
+        if new == old:
+            return
+        self._pushed = new
+        shared = ring.shared
+        shared[RSP_PROD] = new
+        notify = (new - shared[RSP_EVENT]) & MASK32 < (new - old) & MASK32
+        trace = self._cpu.trace
+        if trace is not None:
+            trace(RING_PUSH, self.name, "rsp", new, notify)
+        if notify and self.port >= 0:
+            self._notify(self.port)
+
+    # The end
+
+    def _break(self, why: str) -> None:
+        self.stopped = True
+        if self.on_broken is not None:
+            self.on_broken(why)
+
+    def stop(self) -> None:
+        """Take no more requests. What was taken is still performed and answered: wait for `drained` then."""
+        self.stopped = True

@@ -1,0 +1,140 @@
+"""The xenbus side of the block frontend: how a disk appears, connects, loses its backend and comes back."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from frontends.block.names import disk_name
+from frontends.block.queue import FLUSH_OPERATIONS, FrontQueue
+from frontends.block.slots import MAX_SECTORS, Withheld, retry_withheld
+from guest_kernel.block import SECTOR_SIZE, BlockDevice
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+from hypervisor.abi.io.blkif import VDISK_READONLY
+from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_X86_64
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+
+MAX_DISK_SECTORS = 1 << 54
+"""More than any image has; beyond it byte offsets would not fit 63 bits."""
+
+
+@final
+class _Disk:
+    """What belongs to one device: the disk that the guest sees outlives its connections."""
+
+    def __init__(self, name: str, handle: int) -> None:
+        self.name = name
+        self.handle = handle
+        self.block = BlockDevice(name, MAX_SECTORS)
+        self.queue: FrontQueue | None = None
+        self.why = ""
+
+
+def _number(nodes: dict[str, str | None], key: str, default: int | None, limit: int) -> int:
+    """Return a number that the backend wrote. Raises ValueError if it is missing (no default), no number, too large."""
+    text = nodes[key]
+    if text is None and default is not None:
+        return default
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 20 or int(text) > limit:
+        raise ValueError(f"the backend's {key} is {text!r}, which is not a number from 0 to {limit}")
+    return int(text)
+
+
+class BlockFront(XenbusDriver):
+    """Driver of virtual disks. Option `persistent` (default True): offer persistent grants."""
+
+    type: ClassVar[str] = "vbd"
+    side: ClassVar[Side] = "frontend"
+
+    def __init__(self, kernel: Kernel, **options: Any) -> None:
+        super().__init__(kernel, **options)
+        self.persistent = bool(options.get("persistent", True))
+        self._withheld: list[Withheld] = []
+
+    async def probe(self, device: XenbusDevice) -> None:
+        """Name the disk: by `virtual-device`, else by the number in its path."""
+        text = await device.read("virtual-device") or device.id
+        number = int(text)
+        device.data = _Disk(disk_name(number), number & 0xFFFF)
+
+    async def publish(self, device: XenbusDevice) -> None:
+        """Make ring and event channel and say where they are."""
+        disk: _Disk = device.data
+        retry_withheld(self.kernel, self._withheld)
+        disk.why = "its backend did not connect"
+        queue = FrontQueue(self.kernel, disk.block, device.otherend_id, disk.handle)
+        disk.queue = queue
+        queue.on_broken = lambda why: self._broken(device, why)
+        await device.write(
+            {
+                "ring-ref": queue.ring_ref,
+                "event-channel": queue.port,
+                "protocol": XEN_IO_PROTO_ABI_X86_64,
+                "feature-persistent": self.persistent,
+            }
+        )
+
+    async def connect(self, device: XenbusDevice) -> None:
+        """Read what the backend says of the disk, and let the guest have it."""
+        disk: _Disk = device.data
+        queue = disk.queue
+        assert queue is not None
+        nodes = await device.read_otherend_many(
+            "sectors", "sector-size", "info", "feature-persistent", *FLUSH_OPERATIONS
+        )
+        sectors = _number(nodes, "sectors", None, MAX_DISK_SECTORS)
+        sector_size = _number(nodes, "sector-size", SECTOR_SIZE, 1 << 20)
+        if sector_size != SECTOR_SIZE:
+            raise ValueError(f"the backend's sectors have {sector_size} bytes; only {SECTOR_SIZE} are supported")
+        info = _number(nodes, "info", 0, 0xFFFFFFFF)
+        flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
+        queue.connect(self.persistent and nodes["feature-persistent"] == "1", flush_op)
+        block = disk.block
+        block.sectors = sectors
+        block.info = info
+        block.readonly = bool(info & VDISK_READONLY)
+        block.connect(queue)
+        self.kernel.block.attach(block)
+
+    async def disconnect(self, device: XenbusDevice) -> None:
+        """Start nothing new, and let the backend answer what it has."""
+        disk: _Disk = device.data
+        disk.block.queue = None
+        queue = disk.queue
+        if queue is not None and queue.in_flight and not queue.broken:
+            try:
+                await self.kernel.wait_for(queue.drained.wait(), DRAIN_NS)
+            except TimeoutError:
+                await device.error(f"the backend has not answered {queue.in_flight} requests")
+
+    async def close(self, device: XenbusDevice) -> None:
+        """Give everything back. What was not answered is kept, and issued again should the backend come back."""
+        disk: _Disk = device.data
+        disk.block.queue = None
+        queue, disk.queue = disk.queue, None
+        if queue is not None:
+            left = queue.shut()
+            disk.block.requeue(left)
+            if queue.broken:
+                disk.block.kill(errno.EIO)
+            self._withheld += queue.pool.withheld
+            retry_withheld(self.kernel, self._withheld)
+        if disk.name not in self.kernel.block.devices:
+            self.kernel.block.give_up(disk.name, disk.why)
+
+    async def remove(self, device: XenbusDevice) -> None:
+        """The disk is unplugged: whoever uses it, or waits for it, is told."""
+        disk: _Disk | None = device.data
+        if disk is not None:
+            self.kernel.block.detach(disk.block)
+            disk.block.kill(errno.ENXIO)
+
+    def _broken(self, device: XenbusDevice, why: str) -> None:
+        """A ring has met garbage: what is in flight can no longer be believed; fail it and give the device up."""
+        self.kernel.spawn(device.fatal(why), f"{device.path} broken")
+
+
+DRAIN_NS = 5_000_000_000
+"""How long a closing frontend waits for answers to what is in flight."""

@@ -1,0 +1,261 @@
+"""One ring of a block frontend: requests in, responses out. This is the path that every transfer takes.
+
+All of it runs either in the thread that asks for a transfer or in the upcall of the event channel, and never waits.
+What the backend writes into the ring is read once, checked against the table of requests in flight, and believed only
+then: a response that names no request in flight, or indices that cannot be, break the ring and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, final
+
+from frontends.block.slots import PagePool, Slot
+from guest_kernel.block import FLUSH, READ, WRITE, BlockDevice, BlockRequest
+from guest_kernel.errors import GrantError, OutOfMemory
+from guest_kernel.threads import WaitQueue
+from hypervisor.abi.io.blkif import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_OKAY,
+    blkif_request,
+    blkif_response,
+)
+from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, FrontRing
+from hypervisor.abi.tracepoints import BLOCK_REQUEST, RING_PUSH
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+    from guest_kernel.mm import Page
+
+_SEGMENTS_OFFSET = blkif_request.offset("seg")
+_REQUESTS = tuple(Struct(f"<BBHxxxxQQ{8 * n}s") for n in range(BLKIF_MAX_SEGMENTS_PER_REQUEST + 1))
+"""By number of segments: operation, nr_segments, handle, id, sector_number, and the segments as bytes."""
+assert _REQUESTS[0].size == _SEGMENTS_OFFSET
+assert _REQUESTS[-1].size == blkif_request.size
+_RESPONSE: Struct = blkif_response.codec
+
+
+assert (READ, WRITE) == (BLKIF_OP_READ, BLKIF_OP_WRITE)
+"""The block layer's numbers are those of the wire: `BlockRequest.op` goes into the ring as it is."""
+
+
+def _scatter(data: bytes | memoryview, parts: tuple[memoryview, ...]) -> None:
+    """Copy `data` over several pages."""
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        part[:] = data[start:end]
+        start = end
+
+
+@final
+class FrontQueue:
+    """The ring of one connection to a backend. Made unconnected; `connect` begins service, `shut` ends it."""
+
+    def __init__(self, kernel: Kernel, device: BlockDevice, domid: int, handle: int) -> None:
+        self._cpu = kernel.cpu
+        self._events = kernel.events
+        self._notify = kernel.events.notify
+        self._grants = kernel.grants
+        self._mm = kernel.mm
+        self._device = device
+        self._handle = handle
+        self.pool = PagePool(kernel, domid)
+        self.on_broken: Callable[[str], None] | None = None
+        """Called once when the backend has written what no backend writes, with a sentence. Must not block."""
+        self.broken = False
+        self.drained = WaitQueue()
+        """Woken when nothing is in flight any more."""
+        self.flush_op = -1
+        """How this backend flushes: FLUSH_DISKCACHE, an empty WRITE_BARRIER, or -1 for not at all."""
+        self._page: Page | None = kernel.mm.alloc_page()
+        self.ring = FrontRing.initialise(self._page.view, blkif_request.size)
+        self._slots = [Slot(index) for index in range(self.ring.size)]
+        self._free = self._slots[::-1]
+        self.ring_ref = -1
+        self.port = -1
+        try:
+            self.ring_ref = kernel.grants.grant_access(domid, self._page)
+            self.port = kernel.events.alloc_unbound(domid, self._interrupt)
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests the backend has not answered."""
+        return self.ring.outstanding()
+
+    def connect(self, persistent: bool, flush_op: int) -> None:
+        """Begin service: the backend has mapped the ring."""
+        self.pool.persistent = persistent
+        self.flush_op = flush_op
+
+    def run(self, pending: deque[BlockRequest]) -> None:
+        """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
+        free = self._free
+        if not pending or not free or self.broken:
+            return
+        ring = self.ring
+        prod = old = ring.req_prod_pvt
+        while pending and free:
+            request = pending.popleft()
+            slot = free.pop()
+            error = self._put(request, slot, ring.offsets[prod & ring.mask])
+            if error:
+                free.append(slot)
+                request.finish(error)
+                continue
+            slot.request = request
+            slot.serial = prod
+            prod = (prod + 1) & MASK32
+        if prod == old:
+            return
+        ring.req_prod_pvt = prod
+        # push_requests_and_check_notify, written out. `old` is our own copy of what the ring held: the backend cannot
+        # suppress a notification by changing req_prod.
+        shared = ring.shared
+        shared[REQ_PROD] = prod
+        notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
+        trace = self._cpu.trace
+        if trace is not None:
+            trace(RING_PUSH, self._device.name, "req", prod, notify)
+        if notify:
+            self._notify(self.port)
+
+    def _put(self, request: BlockRequest, slot: Slot, offset: int) -> int:
+        """Write a request into the ring, its data into the slot's pages; returns 0, or why that cannot be."""
+        op = request.op
+        if op == FLUSH:
+            slot.op = op = self.flush_op
+            if op < 0:
+                return errno.EOPNOTSUPP
+            slot.shape = None
+            _REQUESTS[0].pack_into(self.ring.view, offset, op, 0, self._handle, slot.index, 0, b"")
+            return 0
+        shape = slot.shapes.get(request.count)
+        if shape is None:
+            try:
+                shape = self.pool.shape(slot, request.count)
+            except (OutOfMemory, GrantError):
+                return errno.ENOMEM
+        segments = shape.segments
+        if op == WRITE:
+            if segments == 1:
+                shape.view[:] = request.data
+            else:
+                _scatter(request.data, shape.parts)
+        slot.op = op
+        slot.shape = shape
+        if not self.pool.persistent:
+            self.pool.grant(slot, segments, op == WRITE)
+        _REQUESTS[segments].pack_into(
+            self.ring.view, offset, op, segments, self._handle, slot.index, request.sector, shape.descriptors
+        )
+        return 0
+
+    def _interrupt(self) -> None:
+        """The upcall: take all responses, finish their requests, and fill the slots that became free."""
+        ring = self.ring
+        shared = ring.shared
+        while not self.broken:
+            cons = ring.rsp_cons
+            prod = shared[RSP_PROD]
+            if prod == cons:
+                shared[RSP_EVENT] = (cons + 1) & MASK32
+                if shared[RSP_PROD] == cons:
+                    return
+                continue
+            if (prod - cons) & MASK32 > (ring.req_prod_pvt - cons) & MASK32:
+                self._break(f"the backend claims responses up to {prod} for requests up to {ring.req_prod_pvt}")
+                return
+            self._take(cons, prod)
+            device = self._device
+            if device.queue is self:
+                if device.pending:
+                    self.run(device.pending)
+            elif ring.req_prod_pvt == ring.rsp_cons:
+                self.drained.wake_all()
+
+    def _take(self, cons: int, prod: int) -> None:
+        """Take the responses between two ring indices."""
+        ring = self.ring
+        view = ring.view
+        offsets = ring.offsets
+        mask = ring.mask
+        slots = self._slots
+        free = self._free
+        persistent = self.pool.persistent
+        trace = self._cpu.trace
+        unpack = _RESPONSE.unpack_from
+        while cons != prod:
+            index, op, status = unpack(view, offsets[cons & mask])
+            slot = slots[index & mask]
+            request = slot.request
+            if request is None or index > mask or op != slot.op:
+                self._break(f"the backend answers request {index}, operation {op}, which is not in flight")
+                return
+            cons = (cons + 1) & MASK32
+            ring.rsp_cons = cons
+            slot.request = None
+            shape = slot.shape
+            if shape is not None:
+                if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY:
+                    request.data = bytes(shape.view) if shape.segments == 1 else b"".join(shape.parts)
+                if not persistent:
+                    self.pool.revoke(slot, shape.segments)
+            free.append(slot)
+            if trace is not None:
+                trace(BLOCK_REQUEST, self._device.name, op, request.sector, request.count, status)
+            if status == BLKIF_RSP_OKAY:
+                request.finish()
+            else:
+                request.finish(errno.EOPNOTSUPP if status == BLKIF_RSP_EOPNOTSUPP else errno.EIO)
+
+    def _break(self, why: str) -> None:
+        """Stop believing the backend. What is in flight is taken back by `shut`; the driver hears of it once."""
+        self.broken = True
+        self._events.mask(self.port)
+        self.drained.wake_all()
+        if self.on_broken is not None:
+            self.on_broken(why)
+
+    def shut(self) -> list[BlockRequest]:
+        """End service: take the last responses, free everything; return what was never answered, oldest first."""
+        if not self.broken:
+            self._interrupt()
+        base = self.ring.rsp_cons
+        left = [slot for slot in self._slots if slot.request is not None]
+        left.sort(key=lambda slot: (slot.serial - base) & MASK32)
+        requests = [slot.request for slot in left if slot.request is not None]
+        for slot in left:
+            slot.request = None
+        self.release()
+        return requests
+
+    def release(self) -> None:
+        """Give back the port, the pages and the grants; what the backend still maps is withheld (XSA-396)."""
+        if self.port >= 0:
+            self._events.unbind(self.port)
+            self.port = -1
+        self.pool.release(self._slots)
+        page, self._page = self._page, None
+        if page is None:
+            return
+        self.ring.release()
+        if self.ring_ref < 0 or self._grants.end_access(self.ring_ref):
+            self._mm.free_page(page)
+        else:
+            self.pool.withheld.append((self.ring_ref, page))
+
+
+FLUSH_OPERATIONS = {"feature-flush-cache": BLKIF_OP_FLUSH_DISKCACHE, "feature-barrier": BLKIF_OP_WRITE_BARRIER}
+"""Which operation flushes, by the backend's feature node; the first that is "1" is used."""
