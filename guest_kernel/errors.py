@@ -2,16 +2,12 @@
 
 from hypervisor.abi import errno as xen_errno
 
-_NAMES: dict[int, str] = {
-    value: name for name, value in vars(xen_errno).items() if name.startswith("E") and isinstance(value, int)
-}
-
 
 class XenError(OSError):
     """A hypercall answered with a negative value: `errno` is Xen's number, positive; `operation` names the call."""
 
     def __init__(self, errno: int, operation: str = "hypercall") -> None:
-        super().__init__(errno, f"{operation}: -{_NAMES.get(errno, errno)}")
+        super().__init__(errno, f"{operation}: -{xen_errno.name(errno)}")
         self.operation = operation
 
     def __str__(self) -> str:
@@ -34,7 +30,7 @@ class OutOfMemory(MemoryError):
     """The domain has no free page, or no free virtual addresses, for what was asked."""
 
 
-class ThreadCancelled(Exception):  # noqa: N818 (a fact about the thread)
+class ThreadCancelled(Exception):
     """Raised by `Thread.join` when the joined thread was cancelled."""
 
 

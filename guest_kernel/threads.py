@@ -25,6 +25,9 @@ from hypervisor.abi.cpu import Run
 
 T = TypeVar("T")
 
+FAILURES = (Exception, Cancelled, SystemExit)
+"""What ends a thread. Other exceptions (KeyboardInterrupt) are not the guest's: they pass through to the host."""
+
 SLICE_NS = 1_000_000
 """How long a thread computes before the next ready thread has its turn."""
 
@@ -176,7 +179,7 @@ class Thread:
         return self.result
 
     def cancel(self) -> None:
-        """Raise `Cancelled` in the thread where it waits, now or at its next wait. Nothing happens to a finished one."""
+        """Raise `Cancelled` in the thread where it waits, now or at its next wait. A finished one stays as it is."""
         if not self.done and not self.cancelled:
             self.cancelled = True
             self.interrupt(Cancelled())
@@ -246,6 +249,7 @@ class Scheduler:
         self.current: Thread | None = None
         """The thread whose code is running; None in upcall handlers only if no thread has run yet."""
         self.on_failure = on_failure
+        self.ending = False
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "", *, panics: bool = True) -> Thread:
         """Start a thread. It first runs when the spawning thread waits.
@@ -263,26 +267,49 @@ class Scheduler:
         assert self.current is not None, "no thread has run yet"
         return self.current
 
-    def refuse(self, thread: Thread, trap: object) -> None:
-        """Let the next step of `thread` fail: it awaited what no guest can await."""
-        thread.raising = GuestError(describe_foreign(thread.coro, trap))
-        self.ready.appendleft(thread)
+    def trapped(self, thread: Thread, trap: object) -> Run | None:
+        """Do what a step's trap asks for, parking apart; return code for the vCPU to run now, if that is what it is."""
+        if thread.done:
+            return None
+        if trap is RESCHEDULE or type(trap) is WaitQueue:  # the latter only with an interruption pending
+            if thread.pending is not None:
+                thread.raise_pending()
+            self.ready.append(thread)
+        elif type(trap) is Burn:
+            return self._burning(thread, trap.ns)
+        elif type(trap) is TakeOver:
+            self.ready.clear()
+            return trap.code
+        else:
+            thread.raising = GuestError(describe_foreign(thread.coro, trap))
+            self.ready.appendleft(thread)
+        return None
+
+    def take_over(self, code: Run) -> None:
+        """Let `code` have the vCPU before any other thread runs, for good. Only the first call counts."""
+        if not self.ending:
+            self.ending = True
+            self.ready.appendleft(Thread(self, take_over(code), "end", False))
+        else:
+            code.close()
+
+    def _burning(self, thread: Thread, ns: int) -> Run:
+        yield ns
+        if thread.pending is not None:
+            thread.raise_pending()
+        self.ready.append(thread)
 
     def step(self, thread: Thread) -> object:
-        """Run `thread` to its next wait and return its trap; None if it ended.
-
-        The fast path of this is written out in the run loop; this one also throws.
-        """
-        self.current = thread
+        """Throw into `thread` what it is to raise, run it to its next wait and return its trap; None if it ended."""
         exception = thread.raising
+        assert exception is not None
+        thread.raising = None
+        self.current = thread
         try:
-            if exception is None:
-                return thread.send(thread.value)
-            thread.raising = None
             return thread.coro.throw(exception)
         except StopIteration as stop:
             thread.finish(stop.value)
-        except (Exception, Cancelled, SystemExit) as failure:
+        except FAILURES as failure:
             thread.fail(failure)
         return None
 
@@ -392,11 +419,11 @@ class Lock:
         self.release()
 
 
-class MailboxFull(Exception):  # noqa: N818 (a state, as queue.Full)
+class MailboxFull(Exception):
     """`put_nowait` on a mailbox that holds as many items as it may."""
 
 
-class MailboxEmpty(Exception):  # noqa: N818 (a state, as queue.Empty)
+class MailboxEmpty(Exception):
     """`get_nowait` on an empty mailbox."""
 
 

@@ -1,0 +1,199 @@
+"""Event channels: the two-level bitmap of shared_info, and the handler of each port.
+
+Xen tells a vCPU of events in three steps: a bit per port in `evtchn_pending`, a bit per word of those in the vCPU's
+`evtchn_pending_sel`, and a byte `evtchn_upcall_pending`. An upcall goes the other way: clear the byte, take the
+selector, and of each word that it names take the pending bits that are not masked. A bit is cleared before its handler
+runs, so an event that comes meanwhile is not lost.
+
+Handlers run in the upcall, between two steps of the threads: they must not wait; they wake threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from guest_kernel.errors import XenError
+from guest_kernel.hypercalls import Hypercalls
+from hypervisor.abi.event_channel import (
+    EVTCHNOP_alloc_unbound,
+    EVTCHNOP_bind_interdomain,
+    EVTCHNOP_bind_ipi,
+    EVTCHNOP_bind_pirq,
+    EVTCHNOP_bind_vcpu,
+    EVTCHNOP_bind_virq,
+    EVTCHNOP_close,
+    EVTCHNOP_send,
+    EVTCHNOP_unmask,
+    evtchn_alloc_unbound,
+    evtchn_bind_interdomain,
+    evtchn_bind_ipi,
+    evtchn_bind_pirq,
+    evtchn_bind_vcpu,
+    evtchn_bind_virq,
+    evtchn_close,
+    evtchn_unmask,
+)
+from hypervisor.abi.xen import DOMID_SELF, HYPERVISOR_event_channel_op, shared_info, vcpu_info
+
+Handler = Callable[[], None]
+
+_PENDING = shared_info.offset("evtchn_pending") >> 3
+_MASK = shared_info.offset("evtchn_mask") >> 3
+_WORDS = 64
+_ALL = (1 << 64) - 1
+_NOTIFY_SLOT = 1023
+"""The last word of the argument page belongs to `notify` alone."""
+
+
+def _stray() -> None:
+    """Stand for the handler of a port that is not bound: an event that was under way when it was closed."""
+
+
+class Events:
+    """The ports of this domain. `shared` is the shared_info page."""
+
+    notify: Callable[[int], None]
+    """`notify(port)`: send an event to the other end. Raises XenError for a port that cannot be sent to."""
+
+    def __init__(self, hypercalls: Hypercalls, shared: memoryview, on_failure: Callable[[BaseException], None]) -> None:
+        self._hypercalls = hypercalls
+        self._bytes = shared
+        self._words = shared.cast("Q")
+        self._handlers: list[Handler] = [_stray] * 64
+        self._on_failure = on_failure
+        # Every port begins masked; binding one unmasks it.
+        for word in range(_WORDS):
+            self._words[_MASK + word] = _ALL
+        self.notify = self._make_notify()
+
+    def _make_notify(self) -> Callable[[int], None]:
+        call = self._hypercalls.call
+        page = self._hypercalls.page
+        argument = page.i
+        address = page.va + 4 * _NOTIFY_SLOT
+
+        def notify(port: int) -> None:
+            argument[_NOTIFY_SLOT] = port
+            result = call(HYPERVISOR_event_channel_op, EVTCHNOP_send, address)
+            if result:
+                raise XenError(-result, f"EVTCHNOP_send on port {port}")
+
+        return notify
+
+    def make_upcall(self, vcpu_id: int) -> Handler:
+        """Return the code that Xen enters on vCPU `vcpu_id` when events are pending."""
+        info = shared_info.offset(f"vcpu_info[{vcpu_id}]")
+        flag = info + vcpu_info.offset("evtchn_upcall_pending")
+        selector_at = info + vcpu_info.offset("evtchn_pending_sel") >> 3
+        shared_bytes, words, handlers, on_failure = self._bytes, self._words, self._handlers, self._on_failure
+
+        def upcall() -> None:
+            shared_bytes[flag] = 0
+            selector = words[selector_at]
+            words[selector_at] = 0
+            try:
+                while selector:
+                    word = (selector & -selector).bit_length() - 1
+                    selector &= selector - 1
+                    pending = words[_PENDING + word] & ~words[_MASK + word]
+                    words[_PENDING + word] &= ~pending
+                    while pending:
+                        handlers[word << 6 | (pending & -pending).bit_length() - 1]()
+                        pending &= pending - 1
+            except Exception as failure:
+                on_failure(failure)
+
+        return upcall
+
+    def enable(self, vcpu_id: int) -> None:
+        """Let Xen deliver upcalls to a vCPU: at its next yield, if some are pending."""
+        self._bytes[shared_info.offset(f"vcpu_info[{vcpu_id}].evtchn_upcall_mask")] = 0
+
+    # Binding. Each returns the local port, unmasked.
+
+    def alloc_unbound(self, remote_domid: int, handler: Handler) -> int:
+        """Make a port that domain `remote_domid` can bind to. Raises XenError (ENOSPC: no port is free)."""
+        made = self._hypercalls.event_channel(
+            EVTCHNOP_alloc_unbound,
+            evtchn_alloc_unbound,
+            "EVTCHNOP_alloc_unbound",
+            dom=DOMID_SELF,
+            remote_dom=remote_domid,
+        )
+        return self._bind(made.port, handler)
+
+    def bind_interdomain(self, remote_domid: int, remote_port: int, handler: Handler) -> int:
+        """Connect to a port that another domain has made for this one. The handler runs once at the beginning.
+
+        Raises XenError (EINVAL: it is not there, or not for us; ESRCH: no such domain).
+        """
+        made = self._hypercalls.event_channel(
+            EVTCHNOP_bind_interdomain,
+            evtchn_bind_interdomain,
+            "EVTCHNOP_bind_interdomain",
+            remote_dom=remote_domid,
+            remote_port=remote_port,
+        )
+        return self._bind(made.local_port, handler)
+
+    def bind_virq(self, virq: int, handler: Handler, vcpu: int = 0) -> int:
+        """Connect to a virtual interrupt of Xen. Raises XenError (EEXIST: it is bound already)."""
+        made = self._hypercalls.event_channel(
+            EVTCHNOP_bind_virq, evtchn_bind_virq, "EVTCHNOP_bind_virq", virq=virq, vcpu=vcpu
+        )
+        return self._bind(made.port, handler)
+
+    def bind_pirq(self, pirq: int, handler: Handler, *, share: bool = True) -> int:
+        """Connect to a physical interrupt that the domain may have. Raises XenError (EPERM, EEXIST)."""
+        made = self._hypercalls.event_channel(
+            EVTCHNOP_bind_pirq, evtchn_bind_pirq, "EVTCHNOP_bind_pirq", pirq=pirq, flags=int(share)
+        )
+        return self._bind(made.port, handler)
+
+    def bind_ipi(self, vcpu: int, handler: Handler) -> int:
+        """Make a port that this domain notifies to interrupt one of its own vCPUs. Raises XenError."""
+        made = self._hypercalls.event_channel(EVTCHNOP_bind_ipi, evtchn_bind_ipi, "EVTCHNOP_bind_ipi", vcpu=vcpu)
+        return self._bind(made.port, handler)
+
+    def adopt(self, port: int, handler: Handler) -> int:
+        """Take over a port that the domain builder made (console, xenstore)."""
+        return self._bind(port, handler)
+
+    def move(self, port: int, vcpu: int) -> None:
+        """Let another vCPU take the events of a port. Raises XenError."""
+        self._hypercalls.event_channel(EVTCHNOP_bind_vcpu, evtchn_bind_vcpu, "EVTCHNOP_bind_vcpu", port=port, vcpu=vcpu)
+
+    def _bind(self, port: int, handler: Handler) -> int:
+        handlers = self._handlers
+        while port >= len(handlers):
+            handlers.extend([_stray] * 64)
+        handlers[port] = handler
+        self.unmask(port)
+        return port
+
+    def set_handler(self, port: int, handler: Handler) -> None:
+        """Put another handler on a bound port."""
+        self._handlers[port] = handler
+
+    def unbind(self, port: int) -> None:
+        """Close a port. The other end goes back to waiting for somebody to bind. Raises XenError (EINVAL)."""
+        self.mask(port)
+        self._hypercalls.event_channel(EVTCHNOP_close, evtchn_close, "EVTCHNOP_close", port=port)
+        self._handlers[port] = _stray
+
+    def mask(self, port: int) -> None:
+        """Hold the events of a port back; one that comes is remembered."""
+        self._words[_MASK + (port >> 6)] |= 1 << (port & 63)
+
+    def unmask(self, port: int) -> None:
+        """Let the events of a port through; one that is pending comes at the next yield."""
+        bit = 1 << (port & 63)
+        if self._words[_PENDING + (port >> 6)] & bit:
+            # Xen has to look: the selector and the upcall flag were not set for a masked port.
+            self._hypercalls.event_channel(EVTCHNOP_unmask, evtchn_unmask, "EVTCHNOP_unmask", port=port)
+        else:
+            self._words[_MASK + (port >> 6)] &= ~bit
+
+    def is_pending(self, port: int) -> bool:
+        """Return whether an event waits on a port (a masked one, or one whose upcall has not come yet)."""
+        return bool(self._words[_PENDING + (port >> 6)] >> (port & 63) & 1)

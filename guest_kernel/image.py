@@ -1,0 +1,71 @@
+"""The image of a Python guest: what the domain builder loads instead of an ELF file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+from hypervisor.abi.cpu import Cpu, Run
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+    from guest_kernel.xenbus.driver import XenbusDriver
+
+VIRT_BASE = 0xFFFF_FFFF_8000_0000
+ENTRY_OFFSET = 0x1000
+TEXT_OFFSET = 0x1100
+MAX_VCPUS = 32
+"""vCPUs whose vcpu_info has a place in shared_info (XEN_LEGACY_MAX_VCPUS)."""
+
+
+class Program(Protocol):
+    """What runs on the kernel: `guest_kernel.guest.Guest`, or anything of its shape."""
+
+    async def main(self) -> None:
+        """Run. When it returns the domain powers off; when it raises the domain crashes."""
+        ...
+
+
+DriverFactory = Callable[["Kernel"], "XenbusDriver"]
+
+
+def _symbols() -> Mapping[str, int]:
+    """Return the addresses at which the processor enters the kernel."""
+    names = ["failsafe_callback", "secondary_startup"]
+    names += [f"event_callback.{vcpu_id}" for vcpu_id in range(MAX_VCPUS)]
+    symbols = {name: VIRT_BASE + TEXT_OFFSET + 16 * index for index, name in enumerate(names)}
+    return {"startup": VIRT_BASE + ENTRY_OFFSET, **symbols}
+
+
+SYMBOLS = _symbols()
+"""The kernel's symbol table: name → guest virtual address of the code."""
+
+
+@attrs.frozen(kw_only=True)
+class PythonKernelImage:
+    """A kernel and its program, as `hypervisor.abi.cpu.Image`.
+
+    `main` is called with the kernel and makes the program (a subclass of Guest, as a rule); `drivers` are called with
+    the kernel and make a xenbus driver each (driver classes, or `functools.partial` of one with its options).
+    `options` is for programs: the kernel does not look at it.
+    """
+
+    name: str
+    main: Callable[[Kernel], Program]
+    drivers: Sequence[DriverFactory] = ()
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    virt_base: int = VIRT_BASE
+    virt_entry: int = SYMBOLS["startup"]
+
+    @property
+    def symbols(self) -> Mapping[str, int]:
+        """Addresses of the kernel's code by name."""
+        return SYMBOLS
+
+    def boot(self, cpu: Cpu, start_info: int) -> Run:
+        """Boot the kernel on the first vCPU."""
+        from guest_kernel.kernel import Kernel
+
+        return Kernel(self, cpu, start_info).run()

@@ -1,0 +1,138 @@
+"""Ending: poweroff, reboot, crash, and the toolstack's requests for them.
+
+`xl shutdown` and `xl reboot` write a word to the guest's `control/shutdown` node. The guest says that it has seen it by
+writing the empty string, does its work, and ends itself with SCHEDOP_shutdown; the reason tells the toolstack what to
+do with the domain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from guest_kernel.threads import take_over
+from hypervisor.abi.cpu import Run
+from hypervisor.abi.sched import (
+    SCHEDOP_shutdown,
+    SHUTDOWN_crash,
+    SHUTDOWN_poweroff,
+    SHUTDOWN_reboot,
+    sched_shutdown,
+)
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+    from guest_kernel.xenbus.client import Transaction
+
+CONTROL = "control/shutdown"
+REQUESTS = {"poweroff": SHUTDOWN_poweroff, "halt": SHUTDOWN_poweroff, "reboot": SHUTDOWN_reboot}
+"""What the toolstack may ask for, and the reason to end with."""
+HOOK_TIMEOUT_NS = 30_000_000_000
+"""A shutdown hook that is not done after this time is left behind."""
+DRAIN_TIMEOUT_NS = 2_000_000_000
+
+Hook = Callable[[], Awaitable[None]]
+
+
+class Power:
+    """The end of a domain, from inside."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._hooks: list[Hook] = []
+        self._ending = False
+
+    def on_shutdown(self, hook: Hook) -> None:
+        """Run `hook` before an orderly end; the last one registered runs first."""
+        self._hooks.append(hook)
+
+    async def poweroff(self) -> NoReturn:
+        """End the domain in order."""
+        await self._shutdown(SHUTDOWN_poweroff)
+
+    async def reboot(self) -> NoReturn:
+        """End the domain in order, and ask the toolstack to start it again."""
+        await self._shutdown(SHUTDOWN_reboot)
+
+    async def crash(self, why: str = "") -> NoReturn:
+        """End the domain at once, as a failure."""
+        await take_over(self._last_words(f"crash requested: {why}\n" if why else "crash requested\n"))
+        raise AssertionError("unreachable")
+
+    def panic(self, failure: BaseException, what: str) -> None:
+        """End the domain because of a failure of its own code: traceback on the console, then SHUTDOWN_crash.
+
+        Returns; nothing but the end runs after that. Callable from upcall handlers.
+        """
+        text = f"Kernel panic: {what}\n{format_failure(failure)}"
+        self._kernel.scheduler.take_over(self._last_words(text))
+
+    def stop(self, reason: int) -> Run:
+        """Return the code that ends the domain with a reason (SHUTDOWN_*)."""
+        self._kernel.hypercalls.sched(SCHEDOP_shutdown, sched_shutdown, "SCHEDOP_shutdown", reason=reason)
+        while True:
+            yield 0
+
+    def _last_words(self, text: str) -> Run:
+        yield from self._kernel.console.last_words(text)
+        yield from self.stop(SHUTDOWN_crash)
+
+    async def _shutdown(self, reason: int) -> NoReturn:
+        kernel = self._kernel
+        if self._ending:
+            await kernel.never()
+        self._ending = True
+        for hook in reversed(self._hooks):
+            await self._run_hook(hook)
+        # If nobody reads the console the words are lost, as on a real one.
+        with contextlib.suppress(TimeoutError):
+            await kernel.wait_for(kernel.console.drain(), DRAIN_TIMEOUT_NS)
+        await take_over(self.stop(reason))
+        raise AssertionError("unreachable")
+
+    async def _run_hook(self, hook: Hook) -> None:
+        kernel = self._kernel
+        try:
+            await kernel.wait_for(hook(), HOOK_TIMEOUT_NS)
+        except TimeoutError:
+            kernel.console.printk(f"shutdown: {hook!r} is not done after {HOOK_TIMEOUT_NS // 10**9} s, going on")
+        except Exception as failure:
+            kernel.console.write(f"shutdown: a hook failed, going on\n{format_failure(failure)}")
+
+    async def watch_control(self) -> None:
+        """Obey `control/shutdown`: a thread of each domain that has a xenstore."""
+        kernel = self._kernel
+        watch = await kernel.xenbus.watch(CONTROL)
+        while True:
+            await watch.get()
+            request = await self._take_request()
+            if not request:
+                continue
+            reason = REQUESTS.get(request)
+            if reason is None:
+                kernel.console.printk(f"control/shutdown: this guest cannot {request}, ignored")
+                continue
+            kernel.console.printk(f"control/shutdown: {request}")
+            await self._shutdown(reason)
+
+    async def _take_request(self) -> str:
+        """Read the request and acknowledge it by emptying the node."""
+
+        async def take(transaction: Transaction) -> str:
+            request = await transaction.read_or_none(CONTROL)
+            if request:
+                await transaction.write(CONTROL, "")
+            return request or ""
+
+        return await self._kernel.xenbus.transact(take)
+
+
+def format_failure(failure: BaseException) -> str:
+    """Return the traceback as text, without the kernel's own frames around the guest's code."""
+    frames = failure.__traceback__
+    inner = frames
+    while inner is not None and inner.tb_frame.f_globals.get("__name__", "").startswith("guest_kernel."):
+        inner = inner.tb_next
+    return "".join(traceback.format_exception(type(failure), failure, inner or frames))
