@@ -1,0 +1,153 @@
+"""The xenbus side of the network backend, and the worker that serves all vifs."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from backends.net.bridge import Bridge, NicPort
+from backends.net.copies import CopyBatch
+from backends.net.frame import FramePool
+from backends.net.vif import HostileFrontend, Vif
+from guest_kernel.net.device import Counters
+from guest_kernel.threads import WaitQueue
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from guest_kernel.grants import MappedGrant
+    from guest_kernel.kernel import Kernel
+
+MAX_NUMBER = 0xFFFFFFFF
+
+
+class _Connection:
+    """What belongs to one device: its vif, and the grants that its rings are mapped by."""
+
+    def __init__(self, vif: Vif, grants: list[MappedGrant]) -> None:
+        self.vif = vif
+        self.grants = grants
+
+
+class NetBack(XenbusDriver):
+    """Driver of the backend half.
+
+    Options: `bridges`, names of the bridges to make (default `xenbr0`); `nics`, bridge name → unit of the network card
+    that it is connected to.
+    """
+
+    type: ClassVar[str] = "vif"
+    side: ClassVar[Side] = "backend"
+
+    def __init__(self, kernel: Kernel, **options: Any) -> None:
+        super().__init__(kernel, **options)
+        names: Iterable[str] = options.get("bridges", ("xenbr0",))
+        nics: Mapping[str, int] = options.get("nics", {})
+        self.pool = FramePool(kernel.mm)
+        self.bridges = {name: Bridge(name, kernel.monotonic_ns) for name in names}
+        for name, unit in nics.items():
+            self.bridges[name].add(NicPort(kernel.hw.nic(unit), self.pool))
+        self.counters: dict[tuple[int, str], Counters] = {}
+        """Traffic of each vif, by (frontend's domain, device id): kept when the vif is gone."""
+        self._copies = CopyBatch(kernel)
+        self._ready: deque[Vif] = deque()
+        self._waiting: deque[Vif] = deque()
+        self._work = WaitQueue()
+        self._devices: dict[Vif, XenbusDevice] = {}
+        kernel.spawn(self._worker(), "netback")
+
+    # -- xenbus ---------------------------------------------------------------------------------------------------
+
+    async def publish(self, device: XenbusDevice) -> None:
+        """Say what this backend can do."""
+        await device.write({"feature-sg": True, "feature-rx-copy": True, "feature-rx-flip": False})
+
+    async def connect(self, device: XenbusDevice) -> None:
+        """Map the rings, bind the event channel, plug the vif into its bridge."""
+        name = await device.read("bridge") or "xenbr0"
+        bridge = self.bridges.get(name)
+        if bridge is None:
+            raise ValueError(f"there is no bridge {name!r}")
+        nodes = await device.read_otherend_many("tx-ring-ref", "rx-ring-ref", "event-channel", "request-rx-copy")
+        if nodes["request-rx-copy"] != "1":
+            raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
+        refs = [_number(nodes, "tx-ring-ref"), _number(nodes, "rx-ring-ref")]
+        grants = self.kernel.grants.map_refs(device.otherend_id, refs)
+        if any(grant.status for grant in grants):
+            self.kernel.grants.unmap([grant for grant in grants if not grant.status])
+            raise ValueError(f"the frontend's rings (grants {refs}) cannot be mapped")
+        label = f"vif{device.otherend_id}.{device.id}"
+        vif = Vif(self.kernel, label, device.otherend_id, grants[0].view, grants[1].view, self.pool, self._copies)
+        device.data = _Connection(vif, grants)
+        vif.counters = self.counters.setdefault((device.otherend_id, device.id), vif.counters)
+        vif.touched = self._touched
+        self._devices[vif] = device
+        bridge.add(vif)
+        vif.port = self.kernel.events.bind_interdomain(
+            device.otherend_id, _number(nodes, "event-channel"), lambda: self._event(vif)
+        )
+
+    async def close(self, device: XenbusDevice) -> None:
+        """Unplug the vif and unmap its rings."""
+        connection: _Connection | None = device.data
+        if connection is None:
+            return
+        device.data = None
+        vif = connection.vif
+        self._devices.pop(vif, None)
+        if vif.bridge is not None:
+            vif.bridge.remove(vif)
+        if vif.port:
+            self.kernel.events.unbind(vif.port)
+        vif.close()
+        for grant in connection.grants:
+            grant.view.release()
+        self.kernel.grants.unmap(connection.grants)
+
+    # -- the worker -----------------------------------------------------------------------------------------------
+
+    def _event(self, vif: Vif) -> None:
+        if not vif.queued:
+            vif.queued = True
+            self._ready.append(vif)
+            self._work.wake()
+
+    def _touched(self, vif: Vif) -> None:
+        self._waiting.append(vif)
+        self._work.wake()
+
+    async def _worker(self) -> None:
+        """Serve the vifs that have something to do: a whole ring each, then the frames that this brought to others."""
+        while True:
+            while self._ready or self._waiting:
+                if self._ready:
+                    vif = self._ready.popleft()
+                    vif.queued = False
+                    await self._serve(vif, tx=True)
+                while self._waiting:
+                    await self._serve(self._waiting.popleft(), tx=False)
+                # Guests that never stop sending must not keep the others, or the rest of this domain, waiting.
+                await self.kernel.yield_()
+            await self._work.wait()
+
+    async def _serve(self, vif: Vif, *, tx: bool) -> None:
+        device = self._devices.get(vif)
+        if device is None:
+            return
+        try:
+            if tx:
+                vif.poll_tx()
+            vif.flush_rx()
+        except HostileFrontend as reason:
+            # The ring is not looked at again: the device closes, once.
+            del self._devices[vif]
+            await device.fatal(str(reason))
+
+
+def _number(nodes: dict[str, str | None], key: str) -> int:
+    """Return a number that the frontend wrote. Raises ValueError."""
+    text = nodes[key]
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > MAX_NUMBER:
+        raise ValueError(f"the frontend's {key} is {text!r}, which is not a number")
+    return int(text)

@@ -1,0 +1,79 @@
+"""The xenbus side of the network frontend: how an interface appears, connects and goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from frontends.net.device import FrontDevice
+from guest_kernel.net.addresses import mac_from_text
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+
+if TYPE_CHECKING:
+    from guest_kernel.kernel import Kernel
+    from guest_kernel.mm import Page
+
+
+class NetFront(XenbusDriver):
+    """Driver of virtual interfaces: vif number n becomes `ethN`."""
+
+    type: ClassVar[str] = "vif"
+    side: ClassVar[Side] = "frontend"
+    eager: ClassVar[bool] = True
+
+    def __init__(self, kernel: Kernel, **options: Any) -> None:
+        super().__init__(kernel, **options)
+        self._withheld: list[tuple[int, Page]] = []
+
+    async def publish(self, device: XenbusDevice) -> None:
+        """Make rings, buffers and event channel and say where they are; the backend connects to them."""
+        self._retry_withheld()
+        mac = mac_from_text(await device.read("mac") or "")
+        front = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
+        device.data = front
+        front.on_broken = lambda why: self._broken(device, why)
+        await device.write(
+            {
+                "tx-ring-ref": front.tx_ref,
+                "rx-ring-ref": front.rx_ref,
+                "event-channel": front.port,
+                "request-rx-copy": True,
+                "feature-rx-notify": True,
+                "feature-sg": True,
+            }
+        )
+
+    async def connect(self, device: XenbusDevice) -> None:
+        """The backend is connected: offer the interface to the guest."""
+        front: FrontDevice = device.data
+        if await device.read_otherend("feature-rx-copy") != "1":
+            raise ValueError("the backend cannot copy into our buffers (feature-rx-copy), and flipping is not built")
+        front.connect()
+        self.kernel.net.attach(front)
+
+    async def disconnect(self, device: XenbusDevice) -> None:
+        """Send nothing more."""
+        front: FrontDevice | None = device.data
+        if front is not None:
+            front.connected = False
+
+    async def close(self, device: XenbusDevice) -> None:
+        """Take the interface away and give everything back."""
+        front: FrontDevice | None = device.data
+        if front is not None:
+            device.data = None
+            self.kernel.net.detach(front)
+            self._withheld += front.close()
+            self._retry_withheld()
+
+    def _retry_withheld(self) -> None:
+        """Free the pages whose grants a backend has let go of since we asked last."""
+        still = []
+        for ref, page in self._withheld:
+            if self.kernel.grants.end_access(ref):
+                self.kernel.mm.free_page(page)
+            else:
+                still.append((ref, page))
+        self._withheld = still
+
+    def _broken(self, device: XenbusDevice, why: str) -> None:
+        self.kernel.spawn(device.fatal(why), f"{device.path} broken")
