@@ -42,11 +42,9 @@ _TELLING = ("state", "frontend", "frontend-id", "backend", "backend-id")
 class Bus:
     """All split devices of one domain.  `drivers`: driver objects, or classes to be made with the kernel."""
 
-    def __init__(
-        self, kernel: Kernel, client: XenbusClient, drivers: Iterable[XenbusDriver | type[XenbusDriver]] = ()
-    ) -> None:
+    def __init__(self, kernel: Kernel, drivers: Iterable[XenbusDriver | type[XenbusDriver]] = ()) -> None:
         self.kernel = kernel
-        self.client = client
+        self.client: XenbusClient = kernel.xenbus
         #: Live devices by the path that events spell: `device/vbd/51712`, `backend/vbd/1/51712`.
         self.devices: dict[str, Device] = {}
         self._drivers: dict[tuple[Side, str], XenbusDriver] = {}
@@ -127,6 +125,7 @@ class Bus:
         """Return what sorts the events of one root: to a device, or to the thread that looks for devices."""
         depth = _DEPTH[side]
         devices = self.devices
+        backend = side == "backend"
 
         def on_event(path: str, token: str) -> None:
             parts = path.split("/", depth)
@@ -146,9 +145,10 @@ class Bus:
                 if not key or key in _TELLING:
                     self._want(side, node)
             elif key == "state":
-                device.own_state_event()
-            elif not key or key == "online":
                 device.poke(own=True)
+            elif not key or key == "online":
+                # libxl writes `online` and `state` in one transaction.
+                device.poke(own=True, online=backend)
 
         return on_event
 
@@ -189,7 +189,7 @@ class Bus:
         prefix = path + "/"
         for node, device in self.devices.items():
             if node.startswith(prefix) and device.side == side:
-                device.poke(own=True)
+                device.poke(own=True, online=side == "backend")
         nodes = [path]
         for depth in range(path.count("/") + 1, _DEPTH[side]):
             nodes = await self._children(nodes)

@@ -64,11 +64,10 @@ class Device(XenbusDevice):
         self._watches: list[Watch] = []
         #: What the own `state` node held when last read or written.
         self._node_text: str | None = str(self.machine.own)
-        #: Events of own writes to the own `state` node that are still to come.
-        self._echoes = 0
         self._first_event = True
         self._look_other = False
         self._look_own = False
+        self._look_online = False
         self._running = False
         self._staged: dict[str, bytes] | None = None
         self._changed = WaitQueue()
@@ -93,22 +92,21 @@ class Device(XenbusDevice):
 
     # ---- events, in upcall context
 
-    def poke(self, *, own: bool = False) -> None:
-        """Have the thread look for something to do; `own`: at the own nodes too."""
+    def poke(self, *, own: bool = False, online: bool = False) -> None:
+        """Have the thread look for something to do; `own`, `online`: at those own nodes too.
+
+        Most events of the own `state` are echoes of own writes.  Counting them off would be wrong: the server drops an
+        event that is queued already, so one event may stand for an own write and the toolstack's after it.
+        """
         if own:
             self._look_own = True
+        if online:
+            self._look_online = True
         self._has_changed = True
         self._changed.wake_all()
         if not self._running and not self.removed:
             self._running = True
             self._client.spawn(self._run(), f"xenbus {self.path}")
-
-    def own_state_event(self) -> None:
-        """Take an event of the own `state` node: most are echoes of own writes."""
-        if self._echoes > 0:
-            self._echoes -= 1
-        else:
-            self.poke(own=True)
 
     def _otherend_event(self, path: str, token: str) -> None:
         if self._first_event:
@@ -156,25 +154,30 @@ class Device(XenbusDevice):
         if step is not None:
             await self._take(step)
             return not self.removed
-        return (self._look_other or self._look_own) and self._client.broken is None
+        return self._must_look
 
     async def _look(self) -> None:
         """Read again what events have pointed at."""
-        if not (self._look_other or self._look_own) or self._client.broken is not None:
+        if not self._must_look:
             return
-        other, own = self._look_other, self._look_own
-        self._look_other = self._look_own = False
+        other, own, online = self._look_other, self._look_own, self._look_online
+        self._look_other = self._look_own = self._look_online = False
         paths = [self.otherend + "/state"] if other else []
         if own:
-            paths += [self.path + "/state", self.path + "/online"]
+            paths.append(self.path + "/state")
+        if online:
+            paths.append(self.path + "/online")
         values = await self._client.read_many(paths)
+        if online:
+            self.machine.online = values.pop() != "0"
         if own:
-            online = values.pop()
-            if self.side == "backend":
-                self.machine.online = online != "0"
             self._see_own(values.pop())
         if other:
             self.machine.see_other(parse_state(values.pop()))
+
+    @property
+    def _must_look(self) -> bool:
+        return (self._look_other or self._look_own or self._look_online) and self._client.broken is None
 
     def _see_own(self, text: str | None) -> bool:
         """Take the own node's content; return whether it is somebody else's and meant something."""
@@ -253,21 +256,15 @@ class Device(XenbusDevice):
 
     async def _commit(self, values: Mapping[str, bytes]) -> None:
         """Write own nodes in one transaction.  Raises _Foreign if the own `state` is not as this device left it."""
-        switches = "state" in values
         for _ in range(TRANSACT_ATTEMPTS):
-            self._echoes += switches
             try:
                 async with self._client.transaction() as transaction:
                     await self._stage(transaction, values)
-            except _Foreign:
-                self._echoes -= switches
-                raise
             except XenstoreError as error:
-                self._echoes -= switches
                 if error.name != "EAGAIN":
                     raise
             else:
-                if switches:
+                if "state" in values:
                     self._node_text = wire.to_text(values["state"])
                 return
         raise XenstoreError("EAGAIN", f"transaction, {TRANSACT_ATTEMPTS} times", self.path)
