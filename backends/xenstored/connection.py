@@ -36,9 +36,9 @@ class Connection:
     """A client.  `privileged`: it is dom0 (or acts for it), no permission and hardly a quota binds it."""
 
     __slots__ = (
+        "_events",
         "_offset",
         "_out",
-        "_owed",
         "domain",
         "error",
         "id",
@@ -65,8 +65,11 @@ class Connection:
         self.watches: dict[tuple[bytes, bytes], Watch] = {}
         self.transactions: dict[int, Transaction] = {}
         self.next_transaction = 1
-        self._out: deque[bytes] = deque()
-        self._owed: deque[Pending | None] = deque()
+        #: Messages that wait: whole, the request they are due to, the payload if it is an event.
+        self._out: deque[tuple[bytes, Pending | None, bytes | None]] = deque()
+        #: Payloads of the events that wait.
+        self._events: set[bytes] = set()
+        #: Bytes of the first message that have been taken.
         self._offset = 0
         #: Bytes waiting to be taken.
         self.queued = 0
@@ -75,9 +78,18 @@ class Connection:
         return f"<Connection {self.label}, {self.queued} bytes queued>"
 
     def push(self, message: bytes, cause: Pending | None) -> None:
-        """Queue a message; `cause` is the request that it is due to, if that is one to count."""
-        self._out.append(message)
-        self._owed.append(cause)
+        """Queue a reply; `cause` is the request that it is due to, if that is one to count."""
+        self._out.append((message, cause, None))
+        self.queued += len(message)
+        if cause is not None:
+            cause.messages += 1
+
+    def push_event(self, payload: bytes, message: bytes, cause: Pending | None) -> None:
+        """Queue a watch event, unless the very same one is waiting already: it says nothing new."""
+        if payload in self._events:
+            return
+        self._events.add(payload)
+        self._out.append((message, cause, payload))
         self.queued += len(message)
         if cause is not None:
             cause.messages += 1
@@ -90,7 +102,7 @@ class Connection:
         parts = []
         left = room
         while out and left:
-            message = out[0]
+            message, cause, event = out[0]
             at = self._offset
             size = len(message) - at
             if size > left:
@@ -102,19 +114,20 @@ class Connection:
             left -= size
             self._offset = 0
             out.popleft()
-            cause = self._owed.popleft()
+            if event is not None:
+                self._events.remove(event)
             if cause is not None:
                 cause.delivered()
         self.queued -= room - left
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def drop_output(self) -> None:
         """Forget what waits: nobody will take it any more."""
-        self._out.clear()
+        out, self._out = self._out, deque()
+        self._events.clear()
         self._offset = 0
         self.queued = 0
-        while self._owed:
-            cause = self._owed.popleft()
+        for _, cause, _ in out:
             if cause is not None:
                 cause.delivered()
 

@@ -46,6 +46,8 @@ INTRODUCE_DOMAIN: Final = b"@introduceDomain"
 RELEASE_DOMAIN: Final = b"@releaseDomain"
 _OK: Final = b"OK\0"
 _HEADER_SIZE: Final = HEADER.size
+_NOW: Final = 2**64
+"""A generation later than that of any domain: for lists that belong to no node."""
 
 
 class Transport(Protocol):
@@ -294,7 +296,10 @@ class Server:
         return domain
 
     def _remove_owned(self, domain: Domain) -> None:
-        """Remove the nodes of a domain, in the order in which a walk over the whole store would meet them."""
+        """Remove the nodes of a domain, in the order in which a walk over the whole store would meet them.
+
+        The root stays, and becomes dom0's.
+        """
         owned = domain.nodes
         beneath: dict[bytes, dict[bytes, None]] = {}
         for path in owned:
@@ -305,6 +310,9 @@ class Server:
                     break
                 siblings[path] = None
                 path = above
+        root = self.store.get(b"/")
+        if root is not None and b"/" in owned:
+            self.store.put(b"/", root, root.value, root.children, root.perms.owned_by(0))
         todo = [b"/"]
         while todo:
             path = todo.pop()
@@ -333,7 +341,7 @@ class Server:
             limit = self.quotas.memory
             if limit and self._memory(connection) + size > limit:
                 return  # XSA-326: it does not read; better it misses an event than that all run out of memory
-        connection.push(HEADER.pack(XS_WATCH_EVENT, 0, 0, size) + payload, self._cause)
+        connection.push_event(payload, HEADER.pack(XS_WATCH_EVENT, 0, 0, size) + payload, self._cause)
         self.dirty[connection] = None
         if self.trace is not None:
             self.trace(
@@ -344,7 +352,7 @@ class Server:
         perms = self.special[name]
         for watch in self.watches.on(name):
             connection = watch.connection
-            if connection.privileged or perms.bits_for(connection.domain, connection.domain.target, -1 + 2**63) & READ:
+            if connection.privileged or perms.bits_for(connection.domain, connection.domain.target, _NOW) & READ:
                 self._send_event(watch, name)
 
     def _fire(self, path: bytes, node: Node | None, before: Node | None, exact: bool) -> None:
@@ -428,15 +436,19 @@ class Server:
 
     # ---- changing nodes
 
-    def _check_size(self, connection: Connection, value: bytes, children: bytes, perms: Permissions) -> None:
-        """Raise ENOSPC or ENOMEM if a guest may not make a node this large."""
+    def _check_size(
+        self, connection: Connection, view: View, value: bytes, children: bytes, perms: Permissions
+    ) -> None:
+        """Raise ENOSPC or ENOMEM if a guest may not make a node this large; a transaction is done for then."""
         if connection.privileged:
             return
         quotas = self.quotas
         size = size_of(value, children, perms)
         if size >= quotas.node_size:
+            view.refused()
             raise StoreError(ENOSPC)
         if quotas.memory and self._memory(connection) + size > quotas.memory:
+            view.refused()
             raise StoreError(ENOMEM)
 
     def _create(self, connection: Connection, view: View, path: bytes, value: bytes) -> None:
@@ -451,7 +463,7 @@ class Server:
         perms = base.perms
         if not connection.privileged:
             perms = perms.owned_by(connection.id)
-            self._check_creation(connection, missing, value, base, perms)
+            self._check_creation(connection, view, missing, value, base, perms)
         # From the leaf up: the daemon writes the new node, then each directory that gets a new name.
         below = b""
         for name in missing:
@@ -461,15 +473,15 @@ class Server:
         view.put(above, base, base.value, base.children + below, base.perms)
 
     def _check_creation(
-        self, connection: Connection, missing: list[bytes], value: bytes, base: Node, perms: Permissions
+        self, connection: Connection, view: View, missing: list[bytes], value: bytes, base: Node, perms: Permissions
     ) -> None:
         if len(connection.domain.nodes) + len(missing) > self.quotas.nodes:
             raise StoreError(ENOSPC)
-        self._check_size(connection, value, b"", perms)
+        self._check_size(connection, view, value, b"", perms)
         for name in missing[:-1]:
-            self._check_size(connection, b"", name[name.rindex(b"/") :], perms)
+            self._check_size(connection, view, b"", name[name.rindex(b"/") :], perms)
         top = missing[-1]
-        self._check_size(connection, base.value, with_child(base.children, top[top.rindex(b"/") + 1 :]), base.perms)
+        self._check_size(connection, view, base.value, with_child(base.children, top[top.rindex(b"/") + 1 :]), base.perms)
 
     def _remove_tree(self, transaction: Transaction | None, path: bytes) -> None:
         """Remove a node and all below, children before parents, and tell the watches in that order."""
@@ -528,7 +540,7 @@ class Server:
             self._create(connection, view, path, value)
         else:
             if not connection.privileged:
-                self._check_size(connection, value, node.children, node.perms)
+                self._check_size(connection, view, value, node.children, node.perms)
             view.put(path, node, value, node.children, node.perms)
         self._changed(transaction, path, node, view.get(path) if node is None else node)
         return _OK
@@ -577,7 +589,7 @@ class Server:
         path, node = self._find(connection, view, name, WRITE | OWNER)
         if not connection.privileged and perms.owner != node.perms.owner:
             raise StoreError(EPERM)  # XSA-352
-        self._check_size(connection, node.value, node.children, perms)
+        self._check_size(connection, view, node.value, node.children, perms)
         view.put(path, node, node.value, node.children, perms)
         self._changed(transaction, path, node, view.get(path))
         return _OK
@@ -596,12 +608,12 @@ class Server:
 
     def _set_special(self, connection: Connection, name: bytes, perms: Permissions) -> bytes:
         old = self.special.get(name)
+        if not connection.privileged:
+            bits = old.bits_for(connection.domain, connection.domain.target, _NOW) if old is not None else 0
+            if bits & (WRITE | OWNER) != WRITE | OWNER:
+                raise StoreError(EACCES)
         if old is None:
             raise StoreError(ENOENT)
-        if not connection.privileged:
-            bits = old.bits_for(connection.domain, connection.domain.target, 2**63)
-            if bits & (WRITE | OWNER) != WRITE | OWNER:
-                raise StoreError(EINVAL)
         self.special[name] = perms
         return _OK
 
@@ -792,6 +804,6 @@ OPERATIONS: Final[dict[int, Operation]] = {
     xs_wire.XS_IS_DOMAIN_INTRODUCED: Operation(Server._is_introduced, True, True, "IS_DOMAIN_INTRODUCED"),
     xs_wire.XS_RESUME: Operation(Server._resume, True, True, "RESUME"),
     xs_wire.XS_SET_TARGET: Operation(Server._set_target, True, True, "SET_TARGET"),
-    xs_wire.XS_RESET_WATCHES: Operation(Server._reset_watches, False, False, "RESET_WATCHES"),
+    xs_wire.XS_RESET_WATCHES: Operation(Server._reset_watches, False, True, "RESET_WATCHES"),
     xs_wire.XS_DIRECTORY_PART: Operation(Server._directory_part, False, True, "DIRECTORY_PART"),
 }

@@ -27,6 +27,10 @@ class View(Protocol):
         """Take a node out, likewise."""
         ...
 
+    def refused(self) -> None:
+        """Take note that a change was refused for its size: it has used up a generation, and ends a transaction."""
+        ...
+
 
 def size_of(value: bytes, children: bytes, perms: Permissions) -> int:
     """Return the bytes that a node counts against `node-size` and `memory`."""
@@ -74,6 +78,10 @@ class Store:
         self.take_generation()
         self.tree.delete(path)
         self._discharge(path, old)
+
+    def refused(self) -> None:
+        """Take note that a change was refused for its size."""
+        self.take_generation()
 
     def _discharge(self, path: bytes, node: Node) -> None:
         owner = self.domains.owner(node.perms.owner)

@@ -93,6 +93,11 @@ class Transaction:
         access.node = None
         access.modified = True
 
+    def refused(self) -> None:
+        """Take note that a change was refused for its size: this transaction cannot commit any more."""
+        self.store.take_generation()
+        self.failed = True
+
     def note_event(self, path: bytes, exact: bool) -> None:
         """Remember that watches are to be told of a change when it becomes one."""
         access = self._access(path)
@@ -108,8 +113,8 @@ class Transaction:
     def commit(self, node_limit: int, fire: Fire) -> None:
         """Make the changes, all or none, and tell the watches.
 
-        Raises StoreError: EAGAIN (somebody changed what this one looked at), ENOSPC (an owner would have more than
-        `node_limit` nodes), ENOMEM (it failed before).
+        Raises StoreError: EAGAIN (somebody changed what this one looked at), ENOSPC (a domain would own
+        `node_limit` nodes or more), ENOMEM (it failed before).
         """
         if self.failed:
             raise StoreError(ENOMEM)
@@ -145,5 +150,5 @@ class Transaction:
                 change[owner] = change.get(owner, 0) + 1
         for domid, more in change.items():
             owner_domain = self.store.domains.get(domid)
-            if domid and more > 0 and owner_domain is not None and len(owner_domain.nodes) + more > node_limit:
+            if domid and more > 0 and owner_domain is not None and len(owner_domain.nodes) + more >= node_limit:
                 raise StoreError(ENOSPC)
