@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar, final
 
-from guest_kernel.errors import Cancelled
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.ring import ClientRing, RingError
@@ -245,8 +244,8 @@ class Transaction(Operations):
         reply = self._client.send(xs.XS_TRANSACTION_START, 0, b"\0", "")
         try:
             payload = await reply
-        except Cancelled:
-            # The server will open it all the same.
+        except BaseException:
+            # Interrupted, and the server will open it all the same (after an error nothing will come).
             reply.on_reply = lambda payload: self._abandon(payload)
             raise
         self._tx_id = _number(payload, "TRANSACTION_START")
