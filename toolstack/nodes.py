@@ -1,0 +1,224 @@
+"""The xenstore nodes of a domain and of its devices, as data.
+
+Paths and values are those of docs/misc/xenstore-paths.pandoc and of io/xenbus.h, io/blkif.h, io/netif.h. Nodes are
+listed parents first: a new node takes the permissions of its parent, so that only the roots name theirs. The first
+permission names the owner and what everybody else may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import attrs
+
+from hypervisor.abi.io.xenbus import XenbusStateInitialising
+from toolstack.disk_spec import DiskSpec
+from toolstack.vif_spec import VifSpec
+from toolstack.xl_config import DomainConfig
+
+CONSOLE_LIMIT = 1 << 20
+DOM0 = 0
+
+
+@attrs.frozen
+class Node:
+    """One node to write; `permissions` is None to leave them as inherited."""
+
+    path: str
+    value: object = ""
+    permissions: tuple[str, ...] | None = None
+
+
+@attrs.frozen
+class DeviceNodes:
+    """Where the two ends of a split device have their nodes, and where the toolstack keeps its own copy."""
+
+    kind: str
+    devid: int
+    domid: int
+    backend_domid: int
+    frontend_values: tuple[tuple[str, object], ...]
+    backend_values: tuple[tuple[str, object], ...]
+
+    @property
+    def frontend(self) -> str:
+        """The frontend's directory."""
+        return f"/local/domain/{self.domid}/device/{self.kind}/{self.devid}"
+
+    @property
+    def backend(self) -> str:
+        """The backend's directory."""
+        return f"/local/domain/{self.backend_domid}/backend/{self.kind}/{self.domid}/{self.devid}"
+
+    @property
+    def private(self) -> str:
+        """The toolstack's directory, which no guest can change."""
+        return f"/libxl/{self.domid}/device/{self.kind}/{self.devid}"
+
+    def nodes(self) -> Iterator[Node]:
+        """Yield all nodes of the device. Each end owns its directory and the other end may read it."""
+        state = int(XenbusStateInitialising)
+        front = {
+            "backend": self.backend,
+            "backend-id": self.backend_domid,
+            "state": state,
+            **dict(self.frontend_values),
+        }
+        back = {
+            "frontend": self.frontend,
+            "frontend-id": self.domid,
+            "online": 1,
+            "state": state,
+            **dict(self.backend_values),
+        }
+        yield Node(self.private)
+        yield Node(f"{self.private}/frontend", self.frontend)
+        yield Node(f"{self.private}/backend", self.backend)
+        yield Node(self.backend, "", (f"n{self.backend_domid}", f"r{self.domid}"))
+        for key, value in back.items():
+            yield Node(f"{self.backend}/{key}", value)
+        yield Node(self.frontend, "", (f"n{self.domid}", f"r{self.backend_domid}"))
+        for key, value in front.items():
+            yield Node(f"{self.frontend}/{key}", value)
+
+
+def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> DeviceNodes:
+    """Return the nodes of a virtual disk on disk controller `unit` of the machine, which is block device 8:unit."""
+    return DeviceNodes(
+        "vbd",
+        disk.devid,
+        domid,
+        backend_domid,
+        (("virtual-device", disk.devid), ("device-type", "cdrom" if disk.removable else "disk")),
+        (
+            ("removable", int(disk.removable)),
+            ("bootable", 1),
+            ("dev", disk.vdev),
+            ("type", "phy"),
+            ("mode", "w" if disk.writable else "r"),
+            ("device-type", "cdrom" if disk.removable else "disk"),
+            ("discard-enable", 0),
+            ("params", disk.target),
+            ("physical-device", f"8:{unit:x}"),
+        ),
+    )
+
+
+def vif_nodes(domid: int, backend_domid: int, vif: VifSpec, devid: int, mac: str) -> DeviceNodes:
+    """Return the nodes of a virtual network interface."""
+    backend: list[tuple[str, object]] = [
+        ("mac", mac),
+        ("bridge", vif.bridge),
+        ("handle", devid),
+        ("type", "vif"),
+        ("vifname", vif.vifname or f"vif{domid}.{devid}"),
+        ("script", "vif-bridge"),
+    ]
+    if vif.ip:
+        backend.append(("ip", " ".join(vif.ip)))
+    if vif.rate:
+        backend.append(("rate", vif.rate.node))
+    frontend: list[tuple[str, object]] = [("handle", devid), ("mac", mac)]
+    if vif.mtu:
+        frontend.append(("mtu", vif.mtu))
+        backend.append(("mtu", vif.mtu))
+    return DeviceNodes("vif", devid, domid, backend_domid, tuple(frontend), tuple(backend))
+
+
+@attrs.frozen
+class Connection:
+    """A shared page of a new domain and its port there: xenstore's, or the console's."""
+
+    mfn: int
+    port: int
+
+
+def domain_nodes(
+    domid: int,
+    config: DomainConfig,
+    uuid: UUID,
+    *,
+    store: Connection,
+    console: Connection,
+    start_seconds: int,
+) -> Iterator[Node]:
+    """Yield the nodes of a new unprivileged domain, its devices apart.
+
+    The guest reads its own directory and writes where the protocol lets it (`data`, `control/shutdown`, `device` of
+    its frontends …). `/vm` it reads; `/libxl` is dom0's alone.
+    """
+    home, vm, private = f"/local/domain/{domid}", f"/vm/{uuid}", f"/libxl/{domid}"
+    readable, own, hidden = (f"n{DOM0}", f"r{domid}"), (f"n{domid}",), (f"n{DOM0}",)
+    yield Node(home, "", readable)
+    yield Node(vm, "", readable)
+    yield Node(private, "", hidden)
+    yield from (
+        Node(f"{home}/vm", vm),
+        Node(f"{home}/name", config.name),
+        Node(f"{home}/domid", domid),
+        Node(f"{home}/memory/static-max", config.maxmem << 10),
+        Node(f"{home}/memory/target", config.memory << 10),
+        Node(f"{home}/memory/videomem", 0),
+        Node(f"{home}/device"),
+        Node(f"{home}/control"),
+        Node(f"{home}/control/shutdown", "", own),
+        Node(f"{home}/control/feature-poweroff", "", own),
+        Node(f"{home}/control/feature-reboot", "", own),
+        Node(f"{home}/control/feature-suspend", "", own),
+        Node(f"{home}/control/sysrq", "", own),
+        Node(f"{home}/control/platform-feature-multiprocessor-suspend", 1),
+        Node(f"{home}/control/platform-feature-xs_reset_watches", 1),
+        Node(f"{home}/data", "", own),
+        Node(f"{home}/drivers", "", own),
+        Node(f"{home}/feature", "", own),
+        Node(f"{home}/attr", "", own),
+        Node(f"{home}/error", "", own),
+        Node(f"{home}/store/ring-ref", store.mfn),
+        Node(f"{home}/store/port", store.port),
+    )
+    if config.driver_domain:
+        yield Node(f"{home}/backend", "", own)
+        yield Node(f"{home}/libxl", "", own)
+    for vcpu_id in range(config.maxvcpus):
+        yield Node(f"{home}/cpu/{vcpu_id}/availability", "online" if vcpu_id < config.vcpus else "offline")
+    yield from _console_nodes(home, console)
+    yield from (
+        Node(f"{vm}/uuid", uuid),
+        Node(f"{vm}/name", config.name),
+        Node(f"{vm}/image/ostype", "linux"),
+        Node(f"{vm}/image/kernel", config.kernel),
+        Node(f"{vm}/image/cmdline", config.cmdline),
+        Node(f"{vm}/start_time", start_seconds),
+        Node(f"{private}/type", "pv"),
+        Node(f"{private}/device"),
+    )
+
+
+def _console_nodes(home: str, console: Connection) -> Iterator[Node]:
+    yield Node(f"{home}/console/backend-id", DOM0)
+    yield Node(f"{home}/console/type", "xenconsoled")
+    yield Node(f"{home}/console/output", "pty")
+    yield Node(f"{home}/console/limit", CONSOLE_LIMIT)
+    yield Node(f"{home}/console/ring-ref", console.mfn)
+    yield Node(f"{home}/console/port", console.port)
+
+
+def dom0_nodes(name: str, uuid: UUID, memory_mib: int, vcpus: int) -> Iterator[Node]:
+    """Yield the nodes that describe the control domain itself, as xen-init-dom0 makes them."""
+    home = f"/local/domain/{DOM0}"
+    yield from (
+        Node(home),
+        Node(f"{home}/name", name),
+        Node(f"{home}/domid", DOM0),
+        Node(f"{home}/vm", f"/vm/{uuid}"),
+        Node(f"{home}/memory/static-max", memory_mib << 10),
+        Node(f"{home}/memory/target", memory_mib << 10),
+        Node(f"{home}/control"),
+        Node(f"{home}/backend"),
+        Node(f"/vm/{uuid}/name", name),
+        Node(f"/vm/{uuid}/uuid", uuid),
+        Node("/libxl/0/type", "pv"),
+    )
+    for vcpu_id in range(vcpus):
+        yield Node(f"{home}/cpu/{vcpu_id}/availability", "online")
