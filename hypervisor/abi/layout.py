@@ -260,9 +260,16 @@ class _Compound:
             raise KeyError(f"{self.name} has no member {path!r}")
         return field
 
+    @cached_property
+    def _offsets(self) -> dict[str, int]:
+        return {}
+
     def offset(self, path: str) -> int:
         """Return the offset in bytes of a member, given by a path such as ``u.unbound.dom`` or ``head[3]``."""
-        return self.member(path).offset
+        known = self._offsets.get(path)
+        if known is None:
+            known = self._offsets[path] = self.member(path).offset
+        return known
 
     def walk(self) -> Iterator[tuple[str, Field]]:
         """Yield (path, member) for every member at every depth; of an array, the whole, its first and its last."""
@@ -412,8 +419,17 @@ class Layout(_Compound):
         return made
 
     @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self.by_attribute)
+    def _zeros(self) -> dict[str, Any]:
+        """What is packed for each member that is not given, in order."""
+        return {field.attribute: 0 if self._is_item(field) else None for field in self.fields}
+
+    @cached_property
+    def _numbers_only(self) -> bool:
+        return all(map(self._is_item, self.fields))
+
+    @staticmethod
+    def _is_item(field: Field) -> bool:
+        return isinstance(field.type, Scalar) and field.count is None and field.bits is None
 
     def unpack_from(self, buffer: Buffer, offset: int = 0) -> Value:
         """Copy the structure out of `buffer` at `offset`, each byte once. Raises struct.error when it is too short."""
@@ -445,32 +461,25 @@ class Layout(_Compound):
         """Write the whole structure at `offset` of `buffer`; arguments as for `pack`."""
         self.codec.pack_into(buffer, offset, *self._items(value, members))
 
-    def _items(self, value: Value | Mapping[str, Any] | None, members: Mapping[str, Any]) -> list[Any]:
-        if not self._names.issuperset(members):
-            unknown = ", ".join(name for name in members if name not in self._names)
+    def _items(self, value: Value | Mapping[str, Any] | None, members: Mapping[str, Any]) -> Iterable[Any]:
+        if value is not None:
+            if not isinstance(value, Mapping):
+                value = {name: getattr(value, name) for name in self._zeros}
+            members = {**value, **members}
+        given = {**self._zeros, **members}
+        if len(given) != len(self._zeros):
+            unknown = ", ".join(name for name in members if name not in self._zeros)
             raise TypeError(f"struct {self.name} has no member {unknown}")
+        if self._numbers_only:
+            return given.values()
         items: list[Any] = []
-        if value is None:
-            given = members
-        elif isinstance(value, Mapping):
-            given = {**value, **members}
-            return self._items(None, given)
-        else:
-            given = {name: getattr(value, name) for name in self.by_attribute} | dict(members)
-        if self._plain:
-            for field in self.fields:
-                if field.count is None:
-                    items.append(given.get(field.attribute, 0))
-                else:
-                    items.append(_to_bytes(field, given.get(field.attribute)))
-            return items
         self._fill_items(given, items)
         return items
 
     def _fill_items(self, given: Mapping[str, Any], items: list[Any]) -> None:
         unit = -1
         for field in self.fields:
-            value = given.get(field.attribute)
+            value = given[field.attribute]
             if field.bits is None:
                 _to_items(field, value, items)
                 continue
