@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import grant_table as abi
 from hypervisor.errors import InvariantError
 from hypervisor.grant_table.pins import INCREMENT, MAP_KIND_MASK, counts
-from hypervisor.mm.frame_table import XEN_HEAP, PGT_writable_page
+from hypervisor.mm.frame_table import DOMID_XEN, XEN_HEAP, PGT_none, PGT_writable_page
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -41,21 +41,17 @@ def check_grants(hv: Hypervisor) -> None:
     _check_references(hv)
 
 
-def device_references(hv: Hypervisor) -> tuple[Counter[int], Counter[int]]:
-    """Return how many references, and how many writable type references, device mappings hold, by frame.
+def held_references(hv: Hypervisor) -> list[tuple[int, int]]:
+    """Return (frame, type) for each reference that a device mapping holds; type 0 for a reference without a type.
 
     Host mappings hold none of their own: theirs are those of the page table entry.
     """
-    references: Counter[int] = Counter()
-    types: Counter[int] = Counter()
+    held = []
     for domain in hv.domains.values():
         for table, ref, flags in _mappings(domain):
             if flags & abi.GNTMAP_device_map:
-                mfn = table.mfn[ref]
-                references[mfn] += 1
-                if not flags & READONLY:
-                    types[mfn] += 1
-    return references, types
+                held.append((table.mfn[ref], PGT_none if flags & READONLY else PGT_writable_page))
+    return held
 
 
 def leaks(domain: Domain) -> list[str]:
@@ -101,20 +97,20 @@ def _check_frames(table: GrantTable) -> None:
     if len(set(mfns)) != len(mfns):
         raise InvariantError(f"a frame is twice in the grant table of domain {table.domain.domid}")
     frames = table.frames
+    owner = DOMID_XEN if table.private else table.domain.domid
     for mfn in mfns:
-        if frames.owner(mfn) != table.domain.domid or not frames.flags[mfn] & XEN_HEAP:
+        if frames.owner(mfn) != owner or not frames.flags[mfn] & XEN_HEAP:
             raise InvariantError(f"frame {mfn:#x} of the grant table of domain {table.domain.domid} is not lent to it")
-    if table.nr_entries != len(table.shared) * table.format.entries_per_frame or table.nr_entries != len(table.pin):
+    entries = len(table.shared) * table.format.entries_per_frame
+    if len(table.pin) != entries or table.nr_entries not in (entries, 0 if table.private else entries):
         raise InvariantError(f"the grant table of domain {table.domain.domid} has the wrong number of entries")
 
 
 def _check_references(hv: Hypervisor) -> None:
     """Frames that devices reach are held: referenced, and writable where devices may write (XSA-224, XSA-236)."""
     frames = hv.frames
-    references, types = device_references(hv)
-    for mfn, needed in references.items():
+    for (mfn, kind), needed in sorted(Counter(held_references(hv)).items()):
         if frames.count[mfn] < needed:
             raise InvariantError(f"frame {mfn:#x} has {frames.count[mfn]} references, device mappings need {needed}")
-    for mfn, needed in types.items():
-        if frames.type[mfn] != PGT_writable_page or frames.type_count[mfn] < needed:
+        if kind and (frames.type[mfn] != kind or frames.type_count[mfn] < needed):
             raise InvariantError(f"frame {mfn:#x} is mapped for writing by {needed} devices but is not held writable")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import grant_table as abi
 from hypervisor.abi.tracepoints import GNTTAB_MAP
 from hypervisor.errors import HypercallError
-from hypervisor.grant_table.host_mapping import ENTRY_BITS, KIND_MASK, HostMappings, cache_bits
+from hypervisor.grant_table.host_mapping import ENTRY_BITS, KIND_MASK, HostMappings, avail_bits, cache_bits
 from hypervisor.grant_table.pins import INCREMENT, MAP_KIND_MASK
 from hypervisor.grant_table.v1 import CACHE_MASK, ENTRY_MASK
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, translate

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import errno, xen
 from hypervisor.abi import grant_table as abi
 from hypervisor.errors import HypercallError
+from hypervisor.grant_table.check import held_references
 from hypervisor.grant_table.control import ControlOps
 from hypervisor.grant_table.copying import CopyOps
 from hypervisor.grant_table.host_mapping import HostMappings, is_guest_address
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
+
+HYPERCALL = xen.__HYPERVISOR_grant_table_op
 
 INITIAL_FRAMES = 1
 MAX_FRAMES = 64
@@ -71,7 +74,10 @@ class GrantTableOps:
             abi.GNTTABOP_swap_grant_ref: control.swap_grant_ref,
             abi.GNTTABOP_cache_flush: control.cache_flush,
         }
-        self.hypercalls = {xen.__HYPERVISOR_grant_table_op: self.grant_table_op}
+        self.scratch = hv.frames.alloc_xen()
+        """A frame that nobody reads."""
+        hv.mm.holders.append(lambda: held_references(hv))
+        self.hypercalls = {HYPERCALL: self.grant_table_op}
 
     def grant_table_op(self, vcpu: VCpu, cmd: int, uop: int, count: int, _a4: int, _a5: int) -> int:
         """Run `count` operations of kind `cmd` on the arguments at `uop`.
@@ -106,6 +112,7 @@ class GrantTableOps:
     def destroy_domain(self, domain: Domain) -> None:
         """Release what a dying domain has mapped of others. What others have mapped of it stays."""
         release_mappings(domain)
+        domain.grant_table.withdraw()
 
     def free_domain(self, domain: Domain) -> None:
         """Free the table of a domain that is gone."""

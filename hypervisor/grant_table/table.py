@@ -54,6 +54,7 @@ class GrantTable:
         "mfn",
         "nr_entries",
         "pin",
+        "private",
         "shared",
         "slot",
         "stats",
@@ -72,6 +73,8 @@ class GrantTable:
         self.format: EntryFormat = V1()
         self.shared: list[int] = []
         self.status_frames: list[int] = []
+        self.private: list[int] = []
+        """Frames of Xen's own that hold the entries of a dying domain (see `withdraw`)."""
         self.nr_entries = 0
         self.slot: list[int] = []
         self.status_at: list[int] = []
@@ -96,7 +99,7 @@ class GrantTable:
 
     def grow(self, nr_frames: int) -> bool:
         """Make the table at least `nr_frames` frames long; False when the limit or memory does not allow it."""
-        if nr_frames > self.max_frames:
+        if nr_frames > self.max_frames or (nr_frames > len(self.shared) and self.domain.is_dying):
             return False
         while len(self.shared) < nr_frames:
             mfn = self._new_frame()
@@ -190,11 +193,35 @@ class GrantTable:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def withdraw(self) -> None:
+        """Go on without the frames that the domain shares: it is dying, and they go with the rest of its memory.
+
+        What it granted stays granted as long as a page of it exists, so the entries move to frames of Xen's own. Should
+        there be no memory for that, nothing more can be mapped, and the status bits of what is mapped go nowhere.
+        """
+        memory, frames = self.memory, self.frames
+        for mfns in (self.shared, self.status_frames):
+            for index, mfn in enumerate(mfns):
+                private: int = frames.alloc_xen()
+                if private < 0:
+                    self._seal()
+                    return
+                memory.write(private << 12, memory.frame(mfn))
+                mfns[index] = private
+                self.private.append(private)
+        self.index_entries()
+
+    def _seal(self) -> None:
+        self.nr_entries = 0
+        self.slot = []
+        self.status_at = [self.domain.hv.grants.scratch << 11] * len(self.pin)
+
     def free(self) -> None:
-        """Give the frames back, when the domain is gone. A frame that somebody still maps goes with that mapping."""
+        """Free what is left of the table, when the domain is gone."""
         self.dead = True
-        for mfn in self.shared + self.status_frames:
-            self.frames.unshare(mfn)
+        for mfn in self.private:
+            self.frames.free_xen(mfn)
+        self.private = []
         self.shared = []
         self.status_frames = []
         self.index_entries()
