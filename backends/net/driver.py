@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.net.bridge import Bridge, NicPort
+from backends.net.control import ControlRing
 from backends.net.copies import CopyBatch
 from backends.net.frame import FramePool
 from backends.net.vif import HostileFrontend, Vif
@@ -23,11 +24,12 @@ MAX_NUMBER = 0xFFFFFFFF
 
 
 class _Connection:
-    """What belongs to one device: its vif, and the grants that its rings are mapped by."""
+    """What belongs to one device: its vif, the grants that its rings are mapped by, its control ring."""
 
     def __init__(self, vif: Vif, grants: list[MappedGrant]) -> None:
         self.vif = vif
         self.grants = grants
+        self.control: ControlRing | None = None
 
 
 class NetBack(XenbusDriver):
@@ -61,7 +63,9 @@ class NetBack(XenbusDriver):
 
     async def publish(self, device: XenbusDevice) -> None:
         """Say what this backend can do."""
-        await device.write({"feature-sg": True, "feature-rx-copy": True, "feature-rx-flip": False})
+        await device.write(
+            {"feature-sg": True, "feature-rx-copy": True, "feature-rx-flip": False, "feature-ctrl-ring": True}
+        )
 
     async def connect(self, device: XenbusDevice) -> None:
         """Map the rings, bind the event channel, plug the vif into its bridge."""
@@ -69,7 +73,9 @@ class NetBack(XenbusDriver):
         bridge = self.bridges.get(name)
         if bridge is None:
             raise ValueError(f"there is no bridge {name!r}")
-        nodes = await device.read_otherend_many("tx-ring-ref", "rx-ring-ref", "event-channel", "request-rx-copy")
+        nodes = await device.read_otherend_many(
+            "tx-ring-ref", "rx-ring-ref", "event-channel", "request-rx-copy", "ctrl-ring-ref", "event-channel-ctrl"
+        )
         if nodes["request-rx-copy"] != "1":
             raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
         refs = [_number(nodes, "tx-ring-ref"), _number(nodes, "rx-ring-ref")]
@@ -87,6 +93,19 @@ class NetBack(XenbusDriver):
         vif.port = self.kernel.events.bind_interdomain(
             device.otherend_id, _number(nodes, "event-channel"), lambda: self._event(vif)
         )
+        if nodes["ctrl-ring-ref"] is not None:
+            self._connect_control(device, nodes)
+
+    def _connect_control(self, device: XenbusDevice, nodes: dict[str, str | None]) -> None:
+        """Map the control ring and bind its event channel. Raises ValueError."""
+        connection: _Connection = device.data
+        ref, port = _number(nodes, "ctrl-ring-ref"), _number(nodes, "event-channel-ctrl")
+        (grant,) = self.kernel.grants.map_refs(device.otherend_id, [ref])
+        if grant.status:
+            raise ValueError(f"the frontend's control ring (grant {ref}) cannot be mapped")
+        control = connection.control = ControlRing(self.kernel, device.otherend_id, grant)
+        connection.vif.mapped, connection.vif.writable = control.mapped, control.writable
+        control.port = self.kernel.events.bind_interdomain(device.otherend_id, port, control.interrupt)
 
     async def close(self, device: XenbusDevice) -> None:
         """Unplug the vif and unmap its rings."""
@@ -101,6 +120,8 @@ class NetBack(XenbusDriver):
         if vif.port:
             self.kernel.events.unbind(vif.port)
         vif.close()
+        if connection.control is not None:
+            connection.control.close()
         for grant in connection.grants:
             grant.view.release()
         self.kernel.grants.unmap(connection.grants)

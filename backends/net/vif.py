@@ -79,6 +79,9 @@ class Vif(Port):
         """Told when a frame was put into the rx queue, so that the worker flushes it."""
         self._tx = BackRing(tx, max(TX_REQUEST.size, TX_RESPONSE.size))
         self._rx = BackRing(rx, max(RX_REQUEST.size, RX_RESPONSE.size))
+        self.mapped: dict[int, memoryview] = {}
+        """Pages of the guest that stay mapped, by grant reference (see `control`)."""
+        self.writable: dict[int, memoryview] = {}
         self._pool = pool
         self._copies = copies
         self._queue: deque[Frame] = deque()
@@ -170,8 +173,12 @@ class Vif(Port):
             pages = self._pool.take(size)
             packet.frame = Frame(self._pool, pages, size, flags)
             packet.frame.references = 1
-            copies.add((gref, self.domid, offset, pages[0].mfn, DOMID_SELF, 0, size, GNTCOPY_source_gref))
-            packet.last_copy = copies.count
+            source = self.mapped.get(gref)
+            if source is not None:
+                pages[0].view[:size] = source[offset : offset + size]
+            else:
+                copies.add((gref, self.domid, offset, pages[0].mfn, DOMID_SELF, 0, size, GNTCOPY_source_gref))
+                packet.last_copy = copies.count
             return
         self._start_long(packet)
 
@@ -280,9 +287,9 @@ class Vif(Port):
         return ring.shared[REQ_PROD] - ring.req_cons & MASK32 >= need
 
     def _fill(self, produced: int) -> list[tuple[Frame, int, list[int]]]:
-        """Put the copies of waiting frames into the batch: (frame, first copy, ids of the guest's buffers)."""
+        """Move waiting frames to the guest: (frame, its first copy in the batch or -1 if none, ids of the buffers)."""
         ring, copies, domid = self._rx, self._copies, self.domid
-        view, offsets, mask = ring.view, ring.offsets, ring.mask
+        view, offsets, mask, writable = ring.view, ring.offsets, ring.mask, self.writable
         sent: list[tuple[Frame, int, list[int]]] = []
         queue = self._queue
         while queue:
@@ -298,8 +305,12 @@ class Vif(Port):
                 idents.append(ident)
                 size = min(left, PAGE)
                 left -= size
-                copies.add((page.mfn, DOMID_SELF, 0, gref, domid, 0, size, GNTCOPY_dest_gref))
-            sent.append((frame, first, idents))
+                target = writable.get(gref) if need == 1 else None
+                if target is not None:
+                    target[:size] = page.view[:size]
+                else:
+                    copies.add((page.mfn, DOMID_SELF, 0, gref, domid, 0, size, GNTCOPY_dest_gref))
+            sent.append((frame, first if copies.count > first else -1, idents))
         return sent
 
     def _answer(self, sent: list[tuple[Frame, int, list[int]]]) -> None:
@@ -316,7 +327,7 @@ class Vif(Port):
             for number, ident in enumerate(idents):
                 size = min(left, PAGE)
                 left -= size
-                status = ERROR if statuses[first + number] else size
+                status = ERROR if first >= 0 and statuses[first + number] else size
                 more = netif.NETRXF_more_data if number < last else 0
                 RX_RESPONSE.pack_into(view, offsets[index & mask], ident, 0, (0 if number else flags) | more, status)
                 index = index + 1 & MASK32

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from frontends.net.control import ControlRing
 from guest_kernel.net.device import NetDevice
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
@@ -29,6 +30,8 @@ RX_MORE = netif.NETRXF_more_data
 RX_EXTRA = netif.NETRXF_extra_info
 VALIDATED = netif.NETRXF_data_validated | netif.NETRXF_csum_blank
 
+BUSY_PACKETS = 64
+"""After so many frames an interface is worth keeping its buffers mapped in the backend."""
 RX_FIRST = 64
 """Buffers that the backend gets at first; when it has used up most of them, it gets twice as many."""
 
@@ -36,8 +39,10 @@ RX_FIRST = 64
 class FrontDevice(NetDevice):
     """One connected (or once connected) virtual interface."""
 
-    def __init__(self, kernel: Kernel, name: str, mac: bytes, backend: int) -> None:
+    def __init__(self, kernel: Kernel, name: str, mac: bytes, backend: int, *, control: bool = False) -> None:
         super().__init__(name, mac)
+        self.control = ControlRing(kernel, backend) if control else None
+        self._registered_tx = self._registered_rx = 0
         self.kernel = kernel
         self.backend = backend
         self.connected = False
@@ -168,7 +173,9 @@ class FrontDevice(NetDevice):
             if not self._take_tx_responses() or not self._take_rx_responses():
                 return
             if not self._tx.final_check_for_responses() and not self._rx.final_check_for_responses():
-                return
+                break
+        if self._registered_tx < len(self._tx_buffers) or self._registered_rx < len(self._rx_buffers):
+            self._register()
 
     def _take_tx_responses(self) -> bool:
         ring = self._tx
@@ -250,6 +257,18 @@ class FrontDevice(NetDevice):
         self.on_broken(why)
         return False
 
+    # -- buffers that stay mapped ---------------------------------------------------------------------------------
+
+    def _register(self) -> None:
+        """Have the backend keep our buffers mapped: worth it once an interface is really used."""
+        control = self.control
+        if control is None or self.counters.tx_packets + self.counters.rx_packets < BUSY_PACKETS:
+            return
+        tx, rx = self._tx_buffers[self._registered_tx :], self._rx_buffers[self._registered_rx :]
+        self._registered_tx += len(tx)
+        self._registered_rx += len(rx)
+        control.register([(ref, True) for _, ref in tx] + [(ref, False) for _, ref in rx])
+
     # -- the end --------------------------------------------------------------------------------------------------
 
     def close(self) -> list[tuple[int, Page]]:
@@ -259,6 +278,8 @@ class FrontDevice(NetDevice):
         kernel.events.unbind(self.port)
         withheld: list[tuple[int, Page]] = []
         pairs = [*self._tx_buffers, *self._rx_buffers, (self._tx_page, self.tx_ref), (self._rx_page, self.rx_ref)]
+        if self.control is not None:
+            pairs += self.control.close()
         self._tx.release()
         self._rx.release()
         for page, ref in pairs:

@@ -28,19 +28,21 @@ class NetFront(XenbusDriver):
         """Make rings, buffers and event channel and say where they are; the backend connects to them."""
         self._retry_withheld()
         mac = mac_from_text(await device.read("mac") or "")
-        front = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
+        control = await device.read_otherend("feature-ctrl-ring") == "1"
+        front = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id, control=control)
         device.data = front
         front.on_broken = lambda why: self._broken(device, why)
-        await device.write(
-            {
-                "tx-ring-ref": front.tx_ref,
-                "rx-ring-ref": front.rx_ref,
-                "event-channel": front.port,
-                "request-rx-copy": True,
-                "feature-rx-notify": True,
-                "feature-sg": True,
-            }
-        )
+        nodes: dict[str, object] = {
+            "tx-ring-ref": front.tx_ref,
+            "rx-ring-ref": front.rx_ref,
+            "event-channel": front.port,
+            "request-rx-copy": True,
+            "feature-rx-notify": True,
+            "feature-sg": True,
+        }
+        if front.control is not None:
+            nodes |= {"ctrl-ring-ref": front.control.ring_ref, "event-channel-ctrl": front.control.port}
+        await device.write(nodes)
 
     async def connect(self, device: XenbusDevice) -> None:
         """The backend is connected: offer the interface to the guest."""
