@@ -194,6 +194,10 @@ class Events:
         else:
             self._words[_MASK + (port >> 6)] &= ~bit
 
+    def bound(self) -> list[int]:
+        """Return the ports that have a handler."""
+        return [port for port, handler in enumerate(self._handlers) if handler is not _stray]
+
     def is_pending(self, port: int) -> bool:
         """Return whether an event waits on a port (a masked one, or one whose upcall has not come yet)."""
         return bool(self._words[_PENDING + (port >> 6)] >> (port & 63) & 1)

@@ -138,7 +138,7 @@ class Kernel:
         from guest_kernel.xenbus.bus import Bus
 
         await self.xenbus.connected()
-        self.bus = Bus(self, self.xenbus, self.drivers)
+        self.bus = Bus(self, self.drivers)
         self.power.on_shutdown(self.bus.shutdown)
         await self.bus.start()
         await self.power.watch_control()

@@ -14,7 +14,9 @@ wake waits for the thread's next wait. Nothing that was handed over is lost.
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -481,18 +483,32 @@ class Mailbox(Generic[T]):
 def describe_foreign(coro: Coroutine[Any, Any, Any], trap: object) -> str:
     """Say in one sentence which line of the guest awaits what, for a coroutine suspended on a foreign `trap`."""
     frames = _frames(coro)
-    foreign = type(trap).__module__.partition(".")[0].lstrip("_")
-    what = foreign
-    if foreign == "builtins":
-        foreign = _package(frames[-1]) if frames else ""
-        what = foreign if len({_package(frame) for frame in frames}) > 1 else f"an object of type {type(trap).__name__}"
-    own = [frame for frame in frames if _package(frame) not in (foreign, "guest_kernel")] or frames
+    library = _package(type(trap).__module__)
+    if library == "builtins" and frames and _is_library(frames[-1]):
+        library = _package(frames[-1].f_globals["__name__"])
+    what = f"an object of type {type(trap).__name__}" if library == "builtins" else library
+    own = [frame for frame in frames if _is_guests(frame, library)] or frames
     where = f"{os.path.basename(own[-1].f_code.co_filename)}:{own[-1].f_lineno}: " if own else ""
     return f"{where}awaits {what}; a guest awaits only its own kernel's awaitables"
 
 
-def _package(frame: types.FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0].lstrip("_")
+def _is_guests(frame: types.FrameType, library: str) -> bool:
+    """Return whether a frame can hold the line to name: the guest's own, and no generator behind an `__await__`."""
+    kernel_or_library = _package(frame.f_globals["__name__"]) in (library, "guest_kernel")
+    return not kernel_or_library and not frame.f_code.co_flags & inspect.CO_GENERATOR
+
+
+def _package(module: str) -> str:
+    """Return the name that users know a module's package by: `asyncio` for `_asyncio`, `trio` for `trio._core`."""
+    package = module.partition(".")[0]
+    return package[1:] if package.startswith("_") and not package.startswith("__") else package
+
+
+def _is_library(frame: types.FrameType) -> bool:
+    """Return whether a frame runs installed code, not the guest's own."""
+    parts = frame.f_code.co_filename.split(os.sep)
+    package = frame.f_globals["__name__"].partition(".")[0]
+    return package in sys.stdlib_module_names or "site-packages" in parts or "dist-packages" in parts
 
 
 def _frames(awaited: Any) -> list[types.FrameType]:
