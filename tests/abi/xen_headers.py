@@ -15,7 +15,9 @@ import pytest
 import hypervisor.abi
 from hypervisor.abi.layout import Layout, Union
 
-INCLUDE = Path("/usr/include/xen")
+_FOLDERS = [*filter(None, os.environ.get("C_INCLUDE_PATH", "").split(":")), "/usr/include"]
+INCLUDE = next((Path(f, "xen") for f in _FOLDERS if Path(f, "xen", "xen.h").exists()), Path("/usr/include/xen"))
+"""Where gcc finds the public headers: C_INCLUDE_PATH goes before the system's folder."""
 
 HEADERS: dict[str, tuple[str, ...]] = {
     "argo": ("argo.h",),

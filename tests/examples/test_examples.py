@@ -1,0 +1,59 @@
+"""Every example runs as its page says, from a copy of the repository's examples, and ends well.
+
+An example is a folder in examples/. Its README.md has the command in a fenced block (typed at the root of the
+repository); a folder without one is run with all of its configurations, `paravirt run examples/NAME/*.cfg`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from readme_commands import commands  # noqa: E402
+
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*/") if any(path.glob("*.cfg")))
+SECONDS = 120
+
+
+def command_of(example: Path) -> str:
+    page = example / "README.md"
+    if page.exists():
+        return commands(page)[0]
+    return f"paravirt run examples/{example.name}/*.cfg"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with the examples in it, and the `paravirt` of this checkout on the path."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    program = tmp_path / "bin" / "paravirt"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "from toolstack.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    return tmp_path
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example(example: Path, here: Path) -> None:
+    path = os.pathsep.join((str(here / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-e", "-c", command_of(example)],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command_of(example)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
