@@ -76,7 +76,7 @@ def walk(vcpu: VCpu, va: int, write: bool) -> int:
 
 
 def walk_read(vcpu: VCpu, va: int) -> int:
-    """Translate a readable guest page and remember it: the machine address of the page. Raises HypercallError(EFAULT)."""
+    """Translate a readable guest page and remember it; returns its machine address. Raises HypercallError(EFAULT)."""
     va &= _U64
     base = -1 if XEN_VIRT_START <= va < XEN_VIRT_END else walk(vcpu, va, write=False)
     if base < 0:
@@ -86,7 +86,7 @@ def walk_read(vcpu: VCpu, va: int) -> int:
 
 
 def walk_write(vcpu: VCpu, va: int) -> int:
-    """Translate a writable guest page and remember it: the machine address of the page. Raises HypercallError(EFAULT)."""
+    """Translate a writable guest page and remember it; returns its machine address. Raises HypercallError(EFAULT)."""
     va &= _U64
     base = -1 if XEN_VIRT_START <= va < XEN_VIRT_END else walk(vcpu, va, write=True)
     if base < 0:

@@ -45,6 +45,8 @@ PARTIAL = 0x10
 """Validation or release stopped at `progress` and can go on from there (PGT_partial)."""
 OWN_PARTIAL = 0x20
 """A PARTIAL frame holds one reference and one type reference of its own: it stays when nobody else does."""
+KEPT = 0x40
+"""A lent frame of a dying domain: whoever lent it still needs it, but nobody new may map it."""
 
 DOMID_IO = 0x7FF1
 DOMID_XEN = 0x7FF2
@@ -62,6 +64,10 @@ M2P_ALIGN = 512
 """The M2P starts and ends on a 2 MiB boundary, as machphys_mfn_list tells its place in pieces of that size."""
 
 _ZERO_PAGE = bytes(4096)
+_RUN = 1024
+_ONES = memoryview(array("I", [1]) * _RUN)
+_ZEROS = memoryview(array("I", bytes(4 * _RUN)))
+_ALL_ALLOCATED = memoryview(bytes([ALLOCATED]) * _RUN)
 _DISCARD = 8  # from so many frames on, giving memory back beats writing zeros
 
 
@@ -74,7 +80,7 @@ class Owner(Protocol):
 
 
 class PageList:
-    """A domain's frames, doubly linked through the `next` and `prev` arrays; 0 ends the list (frame 0 is never owned)."""
+    """A domain's frames, doubly linked through `next` and `prev`; 0 ends the list (nobody ever owns frame 0)."""
 
     __slots__ = ("head", "length", "owner", "tail")
 
@@ -98,7 +104,7 @@ class FrameTable:
     Hooks: `validate(mfn, type)` and `release(mfn, type)` are set by `mm.page_types`. Validation goes on from entry
     `progress` and returns 0, an errno, or ERESTART; it never undoes anything: the frame holds what its first `progress`
     entries name. Release goes down from `progress` and returns 0 or ERESTART.
-    `on_empty(domain)` is called when a domain's last frame, lent ones included, has gone.
+    `on_empty(domain)` is called when nobody uses a frame of a domain any more (`holds_pages`).
     """
 
     __slots__ = (
@@ -117,6 +123,7 @@ class FrameTable:
         "next",
         "on_empty",
         "owner_tag",
+        "partial",
         "prev",
         "progress",
         "release",
@@ -144,9 +151,11 @@ class FrameTable:
         self.validate: Callable[[int, int], int] = _unchecked
         self.release: Callable[[int, int], int] = _unchecked
         self.on_empty: Callable[[Owner], None] | None = None
+        self.partial: dict[int, None] = {}
+        """Frames that hold themselves because their validation was interrupted (OWN_PARTIAL)."""
         self._lists: dict[int, PageList] = {}
         self._xen_lists: dict[int, PageList] = {}
-        self._batch: list[int] | None = None
+        self._batch: list[Extent] | None = None
         self.heap = Heap()
         self.xen_frames = 0
         self.m2p_frames = -(-frames * 8 // (M2P_ALIGN * 4096)) * M2P_ALIGN
@@ -189,6 +198,17 @@ class FrameTable:
         """Return the list of Xen's frames that are lent to a domain."""
         self.page_list(domain)
         return self._xen_lists[domain.domid]
+
+    def holds_pages(self, domain: Owner) -> bool:
+        """Whether a frame of the domain is in use: one of its own, or a lent one that is mapped."""
+        if self.page_list(domain).length:
+            return True
+        return any(self.count[mfn] for mfn in self.pages(self._xen_lists[domain.domid]))
+
+    @property
+    def free_frames(self) -> int:
+        """Number of frames in the heap."""
+        return self.heap.free_frames
 
     def forget(self, domain: Owner) -> None:
         """Drop the (empty) lists of a domain that is gone for good."""
@@ -260,11 +280,25 @@ class FrameTable:
     def unshare(self, mfn: int) -> None:
         """Withdraw a lent frame from its domain. It is freed now, or when the last mapping of it goes."""
         flags = self.flags[mfn]
+        if flags & XEN_HEAP and flags & KEPT:
+            self.flags[mfn] = flags & ~KEPT
+            if not self.count[mfn]:
+                self._free(mfn)
+            return
         if flags & (XEN_HEAP | ALLOCATED) != XEN_HEAP | ALLOCATED:
             raise InvariantError(f"frame {mfn:#x} is not lent to a domain")
         self.flags[mfn] = flags & ~ALLOCATED
         self.put_page_type(mfn)
         self.put_page(mfn)
+
+    def withdraw_lent(self, domain: Owner) -> None:
+        """Let no new mapping of frames lent to a dying domain be made; the frames stay until `unshare`."""
+        for mfn in self.pages(self.xen_page_list(domain)):
+            flags = self.flags[mfn]
+            if flags & ALLOCATED:
+                self.flags[mfn] = flags & ~ALLOCATED | KEPT
+                self.put_page_type(mfn)
+                self.put_page(mfn)
 
     def steal_page(self, mfn: int, domain: Owner) -> bool:
         """Take a frame away from its owner when nothing at all uses it; it is then nobody's, in the caller's hands.
@@ -290,6 +324,10 @@ class FrameTable:
         if self.owner_tag[mfn] or self.count[mfn]:
             raise InvariantError(f"frame {mfn:#x} is not free to be assigned")
         self._assign(self.page_list(domain), mfn, 1)
+
+    def adopt(self, mfn: int, count: int, domain: Owner) -> None:
+        """Give a domain frames that were taken from the heap directly."""
+        self._assign(self.page_list(domain), mfn, count)
 
     def free_stolen(self, mfn: int) -> None:
         """Give a stolen frame to the heap."""
@@ -341,7 +379,7 @@ class FrameTable:
             return self._first_type(mfn, wanted)
         if self.type[mfn] != wanted or held >= MAX_COUNT:
             return EINVAL
-        if self.flags[mfn] & VALIDATED:
+        if wanted == PGT_writable_page or self.flags[mfn] & VALIDATED:
             self.type_count[mfn] = held + 1
             return 0
         return self._resume(mfn, wanted)
@@ -400,8 +438,67 @@ class FrameTable:
     def end_batch(self) -> None:
         """Give the frames freed since `start_batch` to the heap."""
         batch, self._batch = self._batch or [], None
-        for mfn, count in _runs(sorted(batch)):
+        for mfn, count in _join(sorted(batch)):
             self._to_heap(mfn, count)
+
+    def release_allocated(self, domain: Owner) -> None:
+        """Take the domain's right to each of its frames away; those that nobody else uses are freed, in large pieces.
+
+        To be called between `start_batch` and `end_batch`, when no page table of the domain is in use any more.
+        """
+        pages = self.page_list(domain)
+        mfn = pages.head
+        while mfn:
+            length = self._idle_run(mfn)
+            if length:
+                following = self.next[mfn + length - 1]
+                self._free_run(pages, mfn, length)
+            else:
+                following = self.next[mfn]
+                self.take_allocated(mfn)
+            mfn = following
+
+    def _idle_run(self, mfn: int) -> int:
+        """Return how many frames from `mfn` on are neighbours in the list too, and used by nobody but their owner."""
+        length = min(_RUN, self.frames - mfn)
+        while length:
+            end = mfn + length
+            if (
+                self.flags[mfn:end] == _ALL_ALLOCATED[:length]
+                and self.count[mfn:end] == _ONES[:length]
+                and self.type_count[mfn:end] == _ZEROS[:length]
+                and self.next[mfn : end - 1] == memoryview(array("I", range(mfn + 1, end)))
+            ):
+                return length
+            length >>= 2
+        return 0
+
+    def _free_run(self, pages: PageList, mfn: int, length: int) -> None:
+        end = mfn + length
+        following, previous = self.next[end - 1], self.prev[mfn]
+        if previous:
+            self.next[previous] = following
+        else:
+            pages.head = following
+        if following:
+            self.prev[following] = previous
+        else:
+            pages.tail = previous
+        pages.length -= length
+        self.owner_tag[mfn:end] = memoryview(array("H", bytes(2 * length)))
+        self.count[mfn:end] = _ZEROS[:length]
+        self.type[mfn:end] = self.flags[mfn:end] = bytes(length)
+        self.m2p[mfn:end] = memoryview(array("Q", b"\xff" * (8 * length)))
+        if self._batch is None:
+            self._to_heap(mfn, length)
+        else:
+            self._batch.append((mfn, length))
+        pages.owner.tot_pages -= length
+        self._check_empty(pages.owner)
+
+    def _check_empty(self, owner: Owner) -> None:
+        if self.on_empty is not None and not self.holds_pages(owner):
+            self.on_empty(owner)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -409,7 +506,6 @@ class FrameTable:
         self.type_count[mfn] = 1
         if wanted in (PGT_writable_page, PGT_shared_page):
             self.type[mfn] = wanted
-            self.flags[mfn] |= VALIDATED
             return 0
         if wanted == PGT_seg_desc_page and self.type[mfn] == wanted and self.flags[mfn] & VALIDATED:
             return 0
@@ -424,6 +520,7 @@ class FrameTable:
             self.flags[mfn] |= VALIDATED
         elif errno == ERESTART:
             self.flags[mfn] |= PARTIAL | OWN_PARTIAL
+            self.partial[mfn] = None
             self.count[mfn] += 1
         else:
             self._abandon(mfn, errno)
@@ -440,10 +537,15 @@ class FrameTable:
             return self._abandon(mfn, errno) if own and errno != ERESTART else errno
         self.flags[mfn] = flags & ~(PARTIAL | OWN_PARTIAL) | VALIDATED
         if own:
+            del self.partial[mfn]
             self.put_page(mfn)
         else:
             self.type_count[mfn] += 1
         return 0
+
+    def abandon_partial(self, mfn: int) -> None:
+        """Give up on a frame of `partial`: release what it held, and its own references to itself."""
+        self._abandon(mfn, EINVAL)
 
     def _abandon(self, mfn: int, errno: int) -> int:
         """Validation of a frame that nobody holds a type reference of has failed: release what it held so far."""
@@ -456,6 +558,7 @@ class FrameTable:
         self.type[mfn] = PGT_none
         self.type_count[mfn] = 0
         if flags & OWN_PARTIAL:
+            del self.partial[mfn]
             self.put_page(mfn)
         return errno
 
@@ -520,6 +623,10 @@ class FrameTable:
         if self.type_count[mfn] or flags & ALLOCATED:
             raise InvariantError(f"frame {mfn:#x} loses its last reference while it is typed or allocated")
         domid = self.owner_tag[mfn] - 1
+        if flags & KEPT:
+            self.count[mfn] = 0
+            self._check_empty(self._lists[domid].owner)
+            return
         lists = self._xen_lists if flags & XEN_HEAP else self._lists
         pages = lists.get(domid)
         if pages is None:
@@ -530,12 +637,10 @@ class FrameTable:
         if self._batch is None:
             self._to_heap(mfn, 1)
         else:
-            self._batch.append(mfn)
-        owner = pages.owner
+            self._batch.append((mfn, 1))
         if not flags & XEN_HEAP:
-            owner.tot_pages -= 1
-        if self.on_empty is not None and not (self._lists[domid].length or self._xen_lists[domid].length):
-            self.on_empty(owner)
+            pages.owner.tot_pages -= 1
+        self._check_empty(pages.owner)
 
     def _to_heap(self, mfn: int, count: int) -> None:
         """Scrub frames and free them. The next owner reads zeros, and memory that is given back costs nothing."""
@@ -553,14 +658,14 @@ def _unchecked(mfn: int, kind: int) -> int:
     raise InvariantError(f"frame {mfn:#x} is to become a page of type {kind} before page types are set up")
 
 
-def _runs(mfns: Iterable[int]) -> Iterator[Extent]:
-    """Join ascending mfns into extents."""
+def _join(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Join neighbours in an ascending sequence of extents."""
     start = end = -1
-    for mfn in mfns:
+    for mfn, count in extents:
         if mfn != end:
             if end > start:
                 yield start, end - start
             start = mfn
-        end = mfn + 1
+        end = mfn + count
     if end > start:
         yield start, end - start

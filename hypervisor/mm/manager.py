@@ -1,0 +1,239 @@
+"""Memory management put together: what the rest of the hypervisor calls, and the memory hypercalls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import errno
+from hypervisor.errors import HypercallError, InvariantError
+from hypervisor.guest_access import flush_all
+from hypervisor.mm.descriptors import DescriptorTables
+from hypervisor.mm.frame_table import (
+    ERESTART,
+    OWN_PARTIAL,
+    PINNED,
+    FrameTable,
+    Owner,
+    PGT_l4_page_table,
+    PGT_writable_page,
+)
+from hypervisor.mm.memory_op import MemoryOps
+from hypervisor.mm.mmu_update import MmuUpdate
+from hypervisor.mm.mmuext import MmuextOps
+from hypervisor.mm.page_types import PageTypes
+from hypervisor.mm.reservation import Claims, Reservations
+from hypervisor.mm.xen_slots import XenSlots
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Handler, Hypervisor
+    from hypervisor.vcpu import VCpu
+
+Held = tuple[int, int]
+"""(mfn, type): one reference, and one type reference unless the type is 0."""
+
+_SYSCALL_STUB = bytes.fromhex("514153b8{nr}0f05415b59c3".replace("{nr}", "00000000"))
+_IRET_STUB = bytes.fromhex("51415350b8170000000f05")
+_IRET = 23
+_STUB = 32
+
+
+class MemoryManager:
+    """Frames, page types and page tables of the host.
+
+    `holders` are callables that list references which neither a page table nor this class accounts for, as device
+    mappings of grants; `mm.check` asks them.
+    """
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self.hv = hv
+        self.frames = FrameTable(hv.memory)
+        self.slots = XenSlots(self.frames)
+        self.types = PageTypes(hv, self.frames, self.slots.fill)
+        self.claims = Claims(self.frames)
+        self.pinned: dict[int, dict[int, None]] = {}
+        """Pinned page tables by domid, in the order of pinning."""
+        self.held: dict[int, list[int]] = {}
+        """Frames by domid that Xen itself writes to on the domain's behalf (vcpu_info areas): a writable reference."""
+        self.holders: list[Callable[[], Iterable[Held]]] = []
+        self.ldt_pages: dict[tuple[int, int], dict[int, int]] = {}
+        """Frames of loaded LDTs that were used so far: by (domid, vCPU), then by page of the LDT."""
+        self.descriptors = DescriptorTables(self)
+        self.mmu_update = MmuUpdate(self)
+        self.mmuext = MmuextOps(self)
+        self.reservations = Reservations(self)
+        self.memory_op = MemoryOps(self)
+        self.frames.on_empty = self._on_empty
+        self.hypercalls: dict[int, Handler] = {
+            **self.mmu_update.hypercalls,
+            **self.mmuext.hypercalls,
+            **self.memory_op.hypercalls,
+            **self.descriptors.hypercalls,
+        }
+
+    # -- the life of a domain ---------------------------------------------------------------------------------------
+
+    def init_domain(self, domain: Domain) -> None:
+        """Give a new domain its shared_info and its own part of the address space. Raises HypercallError(ENOMEM)."""
+        mfn = self.frames.alloc_xen()
+        if mfn < 0 or not self.slots.init_domain(domain.domid):
+            if mfn >= 0:
+                self.frames.free_xen(mfn)
+            raise HypercallError(errno.ENOMEM)
+        self.frames.share_with(mfn, domain)
+        domain.shared_info_mfn = mfn
+        self.pinned[domain.domid] = {}
+        self.held[domain.domid] = []
+
+    def relinquish(self, domain: Domain) -> None:
+        """Release all memory of a dying domain. What others still map stays until they let go (`holds_pages`)."""
+        frames = self.frames
+        preempt, self.types.preempt = self.types.preempt, None
+        frames.start_batch()
+        try:
+            self.claims.drop(domain)
+            for vcpu in domain.vcpus:
+                if vcpu is not None:
+                    self._drop_vcpu(vcpu)
+            flush_all(domain)
+            for mfn in self.held[domain.domid]:
+                frames.put_page_and_type(mfn)
+            self.held[domain.domid].clear()
+            for mfn in list(self.pinned[domain.domid]):
+                self.unpin(mfn, domain)
+            self._finish_partial(domain)
+            frames.withdraw_lent(domain)
+            frames.release_allocated(domain)
+        finally:
+            frames.end_batch()
+            self.types.preempt = preempt
+
+    def _drop_vcpu(self, vcpu: VCpu) -> None:
+        self.descriptors.destroy(vcpu)
+        roots, vcpu.kernel_cr3, vcpu.user_cr3 = (vcpu.kernel_cr3, vcpu.user_cr3), 0, 0
+        for root in roots:
+            if root:
+                self.put_table(root)
+
+    def _finish_partial(self, domain: Domain) -> None:
+        """Let go of tables whose validation was interrupted and never resumed."""
+        frames = self.frames
+        flags = frames.flags
+        for mfn in list(frames.partial):
+            if flags[mfn] & OWN_PARTIAL and frames.owner(mfn) == domain.domid:
+                frames.abandon_partial(mfn)
+
+    def holds_pages(self, domain: Domain) -> bool:
+        """Whether a frame of the domain still exists."""
+        return self.frames.holds_pages(domain)
+
+    def free_domain(self, domain: Domain) -> None:
+        """Forget a domain that has no frames left; the grant table has given back its own."""
+        self.frames.unshare(domain.shared_info_mfn)
+        self.slots.free_domain(domain.domid)
+        self.frames.forget(domain)
+        del self.pinned[domain.domid], self.held[domain.domid]
+
+    def _on_empty(self, owner: Owner) -> None:
+        domain = self.hv.domains.get(owner.domid)
+        if domain is not None and domain.is_dying:
+            self.hv.domain_ops.reap(domain)
+
+    # -- page tables ------------------------------------------------------------------------------------------------
+
+    def take_table(self, mfn: int, domain: Domain, kind: int) -> int:
+        """Take a reference and a type reference to a page table; returns 0 or a positive errno."""
+        frames = self.frames
+        if not frames.get_page(mfn, domain):
+            return errno.EINVAL
+        error = ERESTART
+        while error == ERESTART:
+            error = frames.take_type(mfn, kind)
+        if error:
+            frames.put_page(mfn)
+        return error
+
+    def put_table(self, mfn: int) -> None:
+        """Drop what `take_table` took."""
+        while self.frames.put_page_and_type(mfn) == ERESTART:
+            pass
+
+    def pin(self, mfn: int, domain: Domain, kind: int) -> int:
+        """Keep a frame validated as a page table (MMUEXT_PIN_*); returns 0 or a positive errno."""
+        error = self.take_table(mfn, domain, kind)
+        if error:
+            return error
+        flags = self.frames.flags
+        if flags[mfn] & PINNED:
+            self.put_table(mfn)
+            return errno.EINVAL
+        flags[mfn] |= PINNED
+        self.pinned[domain.domid][mfn] = None
+        return 0
+
+    def unpin(self, mfn: int, domain: Domain) -> int:
+        """Undo `pin`; returns 0 or a positive errno."""
+        frames = self.frames
+        if mfn >= frames.frames or frames.owner(mfn) != domain.domid or not frames.flags[mfn] & PINNED:
+            return errno.EINVAL
+        frames.flags[mfn] &= ~PINNED
+        del self.pinned[domain.domid][mfn]
+        self.put_table(mfn)
+        return 0
+
+    def load_root(self, vcpu: VCpu, root: int) -> None:
+        """Make a frame the root of a vCPU's page tables in kernel mode. Raises HypercallError(EINVAL and others)."""
+        if root != vcpu.kernel_cr3:
+            error = self.take_table(root, vcpu.domain, PGT_l4_page_table)
+            if error:
+                raise HypercallError(error)
+            old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
+            self.descriptors.drop_ldt(vcpu)
+            vcpu.tlb_r.clear()
+            vcpu.tlb_w.clear()
+            if old:
+                self.put_table(old)
+
+    def load_user_root(self, vcpu: VCpu, root: int) -> None:
+        """Make a frame the root in user mode, 0 for none. Raises HypercallError."""
+        if root != vcpu.user_cr3:
+            if root:
+                error = self.take_table(root, vcpu.domain, PGT_l4_page_table)
+                if error:
+                    raise HypercallError(error)
+            old, vcpu.user_cr3 = vcpu.user_cr3, root
+            if old:
+                self.put_table(old)
+
+    def put_page_from_l1e(self, entry: int, _owner: Domain) -> None:
+        """Drop what an L1 entry held that was replaced."""
+        self.types.put_l1(entry)
+
+    # -- frames that Xen writes to ----------------------------------------------------------------------------------
+
+    def get_writable_frame(self, domain: Domain, mfn: int) -> int:
+        """Take a frame for Xen to write to as long as its domain lives. Raises HypercallError(EINVAL)."""
+        if not self.frames.get_page_and_type(mfn, domain, PGT_writable_page):
+            raise HypercallError(errno.EINVAL)
+        self.held[domain.domid].append(mfn)
+        return mfn
+
+    def write_hypercall_page(self, domain: Domain, gmfn: int) -> None:
+        """Fill a frame of a domain with the hypercall stubs. Raises HypercallError(EACCES)."""
+        if not self.frames.get_page_and_type(gmfn, domain, PGT_writable_page):
+            raise HypercallError(errno.EACCES)
+        self.hv.memory.write(gmfn << 12, hypercall_page())
+        self.frames.put_page_and_type(gmfn)
+
+
+def hypercall_page() -> bytes:
+    """Return the page of stubs: 128 entries of 32 bytes, `call page + nr * 32` makes hypercall `nr`."""
+    stubs = []
+    for nr in range(4096 // _STUB):
+        code = _SYSCALL_STUB.replace(b"\xb8\0\0\0\0", b"\xb8" + nr.to_bytes(4, "little")) if nr != _IRET else _IRET_STUB
+        stubs.append(code.ljust(_STUB, b"\xcc"))
+    page = b"".join(stubs)
+    if len(page) != 4096:
+        raise InvariantError("the hypercall page is not a page")
+    return page

@@ -1,0 +1,348 @@
+"""HYPERVISOR_mmu_update, update_va_mapping and update_va_mapping_otherdomain: changing single page table entries.
+
+A page table entry changes in a fixed order: what the new value names is taken, the value is stored, what the old value
+held is dropped. A change that keeps frame and permissions is stored without that.
+
+TLB: dropping or changing a present entry makes translations stale. Here they are forgotten before the guest runs again,
+whether or not it asks for a flush: one address if the table hangs in one place of the address space only, else all.
+(A processor may forget a translation at any time, so no guest can tell.)
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import errno, xen
+from hypervisor.errors import HypercallError
+from hypervisor.guest_access import access_ok, copy_from_guest, flush_all, flush_va, read_u32, write_u32
+from hypervisor.mm.frame_table import (
+    ERESTART,
+    PINNED,
+    VALIDATED,
+    PGT_l1_page_table,
+    PGT_l4_page_table,
+    PGT_writable_page,
+)
+from hypervisor.mm.owners import DOM_IO, DOM_XEN, PageOwner
+from hypervisor.mm.pte import (
+    ACCESSED,
+    DIRTY,
+    FIRST_XEN_SLOT,
+    FRAME_MASK,
+    HARMLESS,
+    LAST_XEN_SLOT,
+    PRESENT,
+    PSE,
+    TABLE_DISALLOWED,
+    adjust_l1,
+    adjust_table,
+)
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Handler
+    from hypervisor.mm.manager import MemoryManager
+    from hypervisor.vcpu import VCpu
+
+_U64 = 0xFFFFFFFFFFFFFFFF
+_REQUEST = 16
+_NOT_HARMLESS = _U64 & ~HARMLESS
+PREEMPTED = 0x80000000
+_LOWEST_MASK_WORD = 64
+_WORDS = [struct.Struct(f"<{2 * n}Q") for n in range(257)]
+"""Unpackers of n requests, for n up to what fits in a page."""
+
+
+def page_owner(caller: Domain, domid: int) -> PageOwner:
+    """Return the owner that a guest names for the pages that it wants to map. Raises HypercallError(ESRCH).
+
+    Itself it may name as DOMID_SELF only, not by number.
+    """
+    if domid == xen.DOMID_SELF:
+        return caller
+    if domid == xen.DOMID_IO:
+        return DOM_IO
+    if domid == xen.DOMID_XEN:
+        return DOM_XEN
+    owner = caller.hv.domains.get(domid)
+    if owner is None or owner is caller:
+        raise HypercallError(errno.ESRCH)
+    return owner
+
+
+class MmuUpdate:
+    """The three hypercalls, and `write_l1`, `write_table` for others who change entries on a guest's behalf."""
+
+    def __init__(self, mm: MemoryManager) -> None:
+        self._mm = mm
+        self._hv = mm.hv
+        self._frames = mm.frames
+        self._types = mm.types
+        self._q = mm.hv.memory.q
+        self._written = mm.hv.memory.written
+        self.hypercalls: dict[int, Handler] = {
+            xen.HYPERVISOR_mmu_update: self._mmu_update,
+            xen.HYPERVISOR_update_va_mapping: self._update_va_mapping,
+            xen.HYPERVISOR_update_va_mapping_otherdomain: self._update_va_mapping_otherdomain,
+        }
+
+    # -- one entry --------------------------------------------------------------------------------------------------
+
+    def write_l1(self, index: int, new: int, owner: Domain, pg_owner: PageOwner, *, preserve_ad: bool = False) -> int:
+        """Replace the L1 entry at `memory.q[index]`, in a table of `owner`; returns 0 or a positive errno."""
+        q = self._q
+        old = q[index]
+        types = self._types
+        release = old & PRESENT
+        if new & PRESENT:
+            if new & types.l1_disallowed(owner):
+                return errno.EINVAL
+            new = adjust_l1(new)
+            if release and not (old ^ new) & _NOT_HARMLESS:
+                release = 0
+            else:
+                new = types.take_l1(new, owner, pg_owner)
+                if new < 0:
+                    return -new
+        q[index] = new | old & (ACCESSED | DIRTY) if preserve_ad else new
+        self._written[index >> 9] = 1
+        if release:
+            types.put_l1(old)
+        return 0
+
+    def write_table(self, index: int, new: int, level: int, owner: Domain, *, preserve_ad: bool = False) -> int:
+        """Replace the L2, L3 or L4 entry at `memory.q[index]`; returns 0 or a positive errno."""
+        q = self._q
+        table = index >> 9
+        if level == PGT_l4_page_table and FIRST_XEN_SLOT <= index & 511 <= LAST_XEN_SLOT:
+            return errno.EINVAL
+        old = q[index]
+        types = self._types
+        release = old & PRESENT
+        if new & PRESENT:
+            if new & TABLE_DISALLOWED:
+                return errno.EINVAL
+            new = adjust_table(new, level)
+            if release and not (old ^ new) & _NOT_HARMLESS:
+                release = 0
+            else:
+                error = ERESTART
+                while error == ERESTART:
+                    error = types.take_table(new, table, level, owner)
+                if error:
+                    return error
+        q[index] = new | old & (ACCESSED | DIRTY) if preserve_ad else new
+        self._written[table] = 1
+        if release:
+            while types.put_table(old, table, level) == ERESTART:
+                pass
+        return 0
+
+    # -- mmu_update -------------------------------------------------------------------------------------------------
+
+    def _mmu_update(self, vcpu: VCpu, requests: int, count: int, done_ptr: int, foreign: int, _a5: int) -> int:
+        count &= 0xFFFFFFFF
+        foreign &= 0xFFFFFFFF
+        before = 0
+        if count & PREEMPTED:
+            if count == PREEMPTED and not requests:
+                return foreign - (foreign >> 31 << 32)
+            count &= ~PREEMPTED
+            before = read_done(vcpu, done_ptr)
+        if not access_ok(requests):
+            return -errno.EFAULT
+        domain = table_owner = vcpu.domain
+        if foreign >> 16:
+            other = self._hv.domains.get((foreign >> 16) - 1)
+            if other is None:
+                return -errno.ESRCH
+            table_owner = other
+        done = 0
+        try:
+            if table_owner is not domain and table_owner.vcpu(0) is None:
+                raise HypercallError(errno.EINVAL)
+            done, error = self._run(vcpu, requests, count, table_owner, page_owner(domain, foreign & 0xFFFF))
+        except HypercallError as failure:
+            error = failure.errno
+        write_done(vcpu, done_ptr, before + done)
+        return -error
+
+    def _run(self, vcpu: VCpu, va: int, count: int, table_owner: Domain, pg_owner: PageOwner) -> tuple[int, int]:
+        """Carry out requests in order; returns how many succeeded and the positive errno that stopped it, or 0."""
+        done = 0
+        checked = False
+        while done < count:
+            size = min(count - done, max(1, (4096 - (va & 0xFFF)) // _REQUEST))
+            try:
+                raw = copy_from_guest(vcpu, va, size * _REQUEST)
+            except HypercallError as fault:
+                return done, fault.errno
+            words = _WORDS[size].unpack(raw)
+            stale = False
+            for position in range(0, 2 * size, 2):
+                pointer, value = words[position], words[position + 1]
+                if not checked:
+                    if not self._permitted(vcpu.domain, table_owner, pg_owner):
+                        return done, errno.EPERM
+                    checked = True
+                error, changed = self._one(vcpu.domain, pointer, value, table_owner, pg_owner)
+                stale |= changed
+                if error:
+                    if stale:
+                        flush_all(table_owner)
+                    return done, error
+                done += 1
+            if stale:
+                flush_all(table_owner)
+            va += size * _REQUEST
+        return done, 0
+
+    def _permitted(self, caller: Domain, table_owner: Domain, pg_owner: PageOwner) -> bool:
+        control = self._hv.may_control
+        return (pg_owner is DOM_IO or control(caller, pg_owner)) and control(caller, table_owner)  # type: ignore[arg-type]
+
+    def _one(
+        self, caller: Domain, pointer: int, value: int, table_owner: Domain, pg_owner: PageOwner
+    ) -> tuple[int, bool]:
+        """Carry out one request: (errno or 0, whether translations may be stale)."""
+        command = pointer & 7
+        if command == xen.MMU_MACHPHYS_UPDATE:
+            return self._set_machphys(caller, pointer, value, table_owner, pg_owner), False
+        if command > xen.MMU_PT_UPDATE_NO_TRANSLATE:
+            return errno.ENOSYS, False
+        frames = self._frames
+        mfn = pointer >> 12
+        if mfn >= frames.frames or frames.owner_tag[mfn] != table_owner.domid + 1 or not frames.count[mfn]:
+            return errno.EINVAL, False
+        index = pointer >> 3
+        preserve = command == xen.MMU_PT_UPDATE_PRESERVE_AD
+        kind = frames.type[mfn]
+        if kind == PGT_writable_page or not frames.type_count[mfn]:
+            self._q[index] = value
+            self._written[mfn] = 1
+            return 0, False
+        if not frames.flags[mfn] & VALIDATED:
+            return errno.EINVAL, False
+        stale = bool(self._q[index] & PRESENT)
+        if kind == PGT_l1_page_table:
+            return self.write_l1(index, value, table_owner, pg_owner, preserve_ad=preserve), stale
+        if not PGT_l1_page_table <= kind <= PGT_l4_page_table or pg_owner is not table_owner:
+            return errno.EINVAL, False
+        return self.write_table(index, value, kind, table_owner, preserve_ad=preserve), stale
+
+    def _set_machphys(self, caller: Domain, pointer: int, pfn: int, table_owner: Domain, pg_owner: PageOwner) -> int:
+        """Set an M2P entry. The reference taken for that is dropped on every path (XSA-113)."""
+        if caller is not table_owner:
+            return errno.EPERM
+        mfn = pointer >> 12
+        if not self._frames.get_page(mfn, pg_owner):  # type: ignore[arg-type]
+            return errno.EINVAL
+        self._frames.set_gpfn(mfn, pfn)
+        self._frames.put_page(mfn)
+        return 0
+
+    # -- update_va_mapping ------------------------------------------------------------------------------------------
+
+    def find_l1(self, vcpu: VCpu, va: int) -> tuple[int, bool]:
+        """Find the L1 entry that translates an address: its index in `memory.q`, or -1; and whether no other place of
+        the address space uses the tables on the way, so that the entry translates this address only.
+        """
+        table = vcpu.kernel_cr3
+        if not table or not access_ok(va) or (va >> 47 and va < xen.HYPERVISOR_VIRT_END):
+            return -1, False
+        frames, q = self._frames, self._q
+        type_count, flags, nr_frames = frames.type_count, frames.flags, frames.frames
+        single = True
+        for shift in (39, 30, 21):
+            entry = q[(table << 9) + (va >> shift & 511)]
+            if not entry & PRESENT or entry & PSE:
+                return -1, False
+            table = (entry & FRAME_MASK) >> 12
+            if table >= nr_frames:
+                return -1, False
+            if type_count[table] - (1 if flags[table] & PINNED else 0) != 1:
+                single = False
+        if (
+            frames.owner_tag[table] != vcpu.domain.domid + 1
+            or frames.type[table] != PGT_l1_page_table
+            or not type_count[table]
+        ):
+            return -1, False
+        return (table << 9) + (va >> 12 & 511), single and not self._other_roots(vcpu)
+
+    @staticmethod
+    def _other_roots(vcpu: VCpu) -> bool:
+        root = vcpu.kernel_cr3
+        return any(other is not None and other.kernel_cr3 not in (root, 0) for other in vcpu.domain.vcpus)
+
+    def _update_va_mapping(self, vcpu: VCpu, va: int, value: int, flags: int, _a4: int, _a5: int) -> int:
+        return self._update_va(vcpu, va & _U64, value & _U64, flags & _U64, vcpu.domain)
+
+    def _update_va_mapping_otherdomain(self, vcpu: VCpu, va: int, value: int, flags: int, domid: int, _a5: int) -> int:
+        pg_owner = page_owner(vcpu.domain, domid & 0xFFFF)
+        if not self._hv.may_control(vcpu.domain, pg_owner):  # type: ignore[arg-type]
+            return -errno.EPERM
+        return self._update_va(vcpu, va & _U64, value & _U64, flags & _U64, pg_owner)
+
+    def _update_va(self, vcpu: VCpu, va: int, value: int, flags: int, pg_owner: PageOwner) -> int:
+        index, single = self.find_l1(vcpu, va)
+        if index < 0:
+            return -errno.EINVAL
+        domain = vcpu.domain
+        stale = self._q[index] & PRESENT
+        error = self.write_l1(index, value, domain, pg_owner)
+        if error:
+            return -error
+        if stale:
+            if single:
+                flush_va(domain, va)
+            else:
+                flush_all(domain)
+        kind = flags & xen.UVMF_FLUSHTYPE_MASK
+        if kind in (xen.UVMF_TLB_FLUSH, xen.UVMF_INVLPG):
+            which = flags & ~xen.UVMF_FLUSHTYPE_MASK
+            if which == xen.UVMF_LOCAL:
+                targets = [vcpu]
+            elif which == xen.UVMF_ALL:
+                targets = domain.online_vcpus()
+            else:
+                targets = vcpus_of_mask(vcpu, which)
+            flush(targets, va if kind == xen.UVMF_INVLPG else None)
+        return 0
+
+
+def flush(vcpus: list[VCpu], va: int | None) -> None:
+    """Forget one page (or everything, for None) on some vCPUs."""
+    for vcpu in vcpus:
+        if va is None:
+            vcpu.tlb_r.clear()
+            vcpu.tlb_w.clear()
+        else:
+            vcpu.tlb_r.pop(va >> 12, None)
+            vcpu.tlb_w.pop(va >> 12, None)
+
+
+def vcpus_of_mask(vcpu: VCpu, pointer: int) -> list[VCpu]:
+    """Return the vCPUs that a bitmap in guest memory names. Raises HypercallError(EFAULT)."""
+    domain = vcpu.domain
+    size = -(-len(domain.vcpus) // _LOWEST_MASK_WORD) * 8
+    mask = int.from_bytes(copy_from_guest(vcpu, pointer, size), "little")
+    return [other for other in domain.online_vcpus() if mask >> other.vcpu_id & 1]
+
+
+def read_done(vcpu: VCpu, pointer: int) -> int:
+    """Return where an interrupted call had got to; 0 when the pointer is bad."""
+    try:
+        return read_u32(vcpu, pointer) if pointer else 0
+    except HypercallError:
+        return 0
+
+
+def write_done(vcpu: VCpu, pointer: int, done: int) -> None:
+    """Tell the guest how many entries were done. A bad pointer is the guest's own loss."""
+    if pointer:
+        try:
+            write_u32(vcpu, pointer, done)
+        except HypercallError:
+            return
