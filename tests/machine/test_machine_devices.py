@@ -1,0 +1,207 @@
+"""Disk controllers and network cards, driven through their registers as a driver would."""
+
+import errno
+from pathlib import Path
+from struct import Struct
+
+import dpkt
+import pytest
+
+from hypervisor.abi import device as sheet
+from hypervisor.errors import DeviceError
+from hypervisor.machine.backing import MemoryDisk, RawFile
+from hypervisor.machine.disk import SECTOR_SIZE, DiskController
+from hypervisor.machine.machine import Machine
+from hypervisor.machine.memory import PAGE_SIZE
+from hypervisor.machine.nic import NetworkCard, PcapWire
+
+COMMANDS, COMPLETIONS, TABLE, DATA = 1, 2, 3, 8
+WORDS = Struct("<QQ")
+
+
+class Driver:
+    """The least that drives a disk: one command at a time."""
+
+    def __init__(self, machine: Machine, disk: DiskController) -> None:
+        self.machine = machine
+        self.base = sheet.disk_port(disk.unit)
+        self.interrupts = 0
+        self.produced = 0
+        machine.interrupts.connect(sheet.disk_irq(disk.unit), self.interrupt)
+        self.out(sheet.DISK_COMMANDS, COMMANDS)
+        self.out(sheet.DISK_COMPLETIONS, COMPLETIONS)
+
+    def out(self, register: int, value: int) -> None:
+        self.machine.ports.outl(self.base + register, value)
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+    def queue(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0) -> None:
+        memory = self.machine.memory
+        for number, segment in enumerate(segments):
+            WORDS.pack_into(memory.b, TABLE * PAGE_SIZE + 16 * number, *segment)
+        slot = self.produced % sheet.DISK_QUEUE_LENGTH
+        sheet.disk_command.pack_into(
+            memory.b,
+            COMMANDS * PAGE_SIZE + slot * sheet.disk_command.size,
+            op=op,
+            nr_segments=len(segments),
+            id=ident,
+            sector=sector,
+            segments=TABLE * PAGE_SIZE,
+        )
+        self.produced += 1
+
+    def run(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0) -> int:
+        self.queue(op, sector, segments, ident)
+        self.out(sheet.DISK_DOORBELL, self.produced)
+        while (timer := self.machine.timers.pop_due(1 << 62)) is not None:
+            assert timer.function is not None
+            timer.function()
+        return self.completion(self.machine.memory.i[COMPLETIONS * PAGE_SIZE >> 2] - 1, ident)
+
+    def completion(self, index: int, ident: int) -> int:
+        offset = COMPLETIONS * PAGE_SIZE + sheet.DISK_COMPLETIONS_OFFSET
+        slot = index % sheet.DISK_COMPLETION_SLOTS
+        done = sheet.disk_completion.unpack_from(self.machine.memory.b, offset + slot * sheet.disk_completion.size)
+        assert done.id == ident
+        return int(done.status)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine(memory_mib=1)
+
+
+def test_data_goes_straight_to_the_frames_and_marks_them(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(range(256)) * 64)
+    disk = DiskController(machine, 3, RawFile(image, readonly=False))
+    driver = Driver(machine, disk)
+    assert machine.ports.inl(driver.base + sheet.DISK_ID) == sheet.DISK_MAGIC
+    assert machine.ports.inl(driver.base + sheet.DISK_SECTORS_LOW) == 32
+
+    segments = [(DATA * PAGE_SIZE + 512, 1024), (20 * PAGE_SIZE, 512)]
+    assert driver.run(sheet.DISK_READ, 1, segments, ident=77) == 0
+    assert driver.interrupts == 1
+    assert bytes(machine.memory.frame(DATA)[512:1536]) == bytes(range(256)) * 4
+    assert [mfn for mfn in range(4, 256) if machine.memory.written[mfn]] == [DATA, 20]
+
+    machine.memory.write(DATA * PAGE_SIZE, b"x" * 512)
+    assert driver.run(sheet.DISK_WRITE, 31, [(DATA * PAGE_SIZE, 512)]) == 0
+    assert driver.run(sheet.DISK_FLUSH, 0, []) == 0
+    assert image.read_bytes()[31 * 512 :] == b"x" * 512
+    disk.unplug()
+
+
+@pytest.mark.parametrize(
+    ("op", "sector", "segments", "expected"),
+    [
+        (sheet.DISK_READ, 32, [(DATA * PAGE_SIZE, 512)], errno.EINVAL),
+        (sheet.DISK_READ, 31, [(DATA * PAGE_SIZE, 1024)], errno.EINVAL),
+        (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 100)], errno.EINVAL),
+        (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE + 4000, 512)], errno.EFAULT),
+        (sheet.DISK_READ, 0, [(1 << 40, 512)], errno.EFAULT),
+        (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 0)], errno.EFAULT),
+        (sheet.DISK_READ, 0, [], errno.EFAULT),
+        (sheet.DISK_READ, 1 << 60, [(DATA * PAGE_SIZE, 512)], errno.EINVAL),
+        (9, 0, [(DATA * PAGE_SIZE, 512)], errno.EOPNOTSUPP),
+    ],
+)
+def test_what_cannot_be_done_moves_nothing(
+    machine: Machine, op: int, sector: int, segments: list[tuple[int, int]], expected: int
+) -> None:
+    disk = DiskController(machine, 0, MemoryDisk(32 * SECTOR_SIZE))
+    driver = Driver(machine, disk)
+    assert driver.run(op, sector, segments) == -expected
+    assert not machine.memory.written[DATA]
+    disk.unplug()
+
+
+def test_the_iommu_keeps_a_device_out_of_other_domains_frames(machine: Machine) -> None:
+    disk = DiskController(
+        machine, 0, MemoryDisk(4096), dma_allowed=lambda mfn: mfn in (COMMANDS, COMPLETIONS, TABLE, DATA)
+    )
+    driver = Driver(machine, disk)
+    assert driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512)]) == 0
+    assert driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512), (9 * PAGE_SIZE, 512)]) == -errno.EFAULT
+    assert not machine.memory.written[9]
+    disk.unplug()
+
+
+def test_a_readonly_disk_refuses_writes(machine: Machine) -> None:
+    disk = DiskController(machine, 0, MemoryDisk(4096, readonly=True))
+    driver = Driver(machine, disk)
+    assert machine.ports.inl(driver.base + sheet.DISK_FLAGS) == sheet.DISK_FLAG_READONLY
+    assert driver.run(sheet.DISK_WRITE, 0, [(DATA * PAGE_SIZE, 512)]) == -errno.EROFS
+    disk.unplug()
+
+
+def test_commands_of_one_doorbell_complete_together(machine: Machine) -> None:
+    disk = DiskController(machine, 0, MemoryDisk(1 << 20))
+    driver = Driver(machine, disk)
+    for ident in range(sheet.DISK_QUEUE_LENGTH):
+        driver.queue(sheet.DISK_READ, ident, [(DATA * PAGE_SIZE, 512)], ident)
+    driver.out(sheet.DISK_DOORBELL, driver.produced)
+    assert driver.interrupts == 0
+    timer = machine.timers.pop_due(1 << 62)
+    assert timer is not None
+    assert timer.function is not None
+    timer.function()
+    assert driver.interrupts == 1
+    assert [driver.completion(n, n) for n in range(128)] == [0] * 128
+    driver.out(sheet.DISK_DOORBELL, driver.produced + sheet.DISK_QUEUE_LENGTH + 1)
+    assert disk.commands == 128
+    disk.unplug()
+
+
+def test_nobody_hears_of_commands_after_a_reset(machine: Machine) -> None:
+    disk = DiskController(machine, 0, MemoryDisk(1 << 20))
+    driver = Driver(machine, disk)
+    driver.queue(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512)])
+    driver.out(sheet.DISK_DOORBELL, 1)
+    driver.out(sheet.DISK_RESET, 0)
+    timer = machine.timers.pop_due(1 << 62)
+    assert timer is not None
+    assert timer.function is not None
+    timer.function()
+    assert driver.interrupts == 0
+    disk.unplug()
+
+
+def test_an_image_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"disk image .*missing\.img: No such file or directory"):
+        RawFile(tmp_path / "missing.img", readonly=True)
+    with pytest.raises(DeviceError, match="neither a file nor a block device"):
+        RawFile(tmp_path, readonly=True)
+
+
+def test_a_card_sends_to_the_capture_and_receives_into_buffers(machine: Machine, tmp_path: Path) -> None:
+    capture = tmp_path / "wire.pcap"
+    card = NetworkCard(machine, 0, PcapWire(capture), bytes.fromhex("00163e000001"))
+    base = sheet.nic_port(0)
+    ports, memory = machine.ports, machine.memory
+    raised: list[int] = []
+    machine.interrupts.connect(sheet.nic_irq(0), lambda: raised.append(1))
+    ports.outl(base + sheet.NIC_TX_RING, 1)
+    ports.outl(base + sheet.NIC_RX_RING, 2)
+
+    memory.write(DATA * PAGE_SIZE, b"abcdef" * 10)
+    descriptor = sheet.nic_descriptor
+    descriptor.pack_into(memory.b, PAGE_SIZE, maddr=DATA * PAGE_SIZE, length=30, flags=sheet.NIC_FLAG_MORE)
+    descriptor.pack_into(memory.b, PAGE_SIZE + 16, maddr=DATA * PAGE_SIZE + 30, length=30, flags=0)
+    ports.outl(base + sheet.NIC_TX_DOORBELL, 2)
+    assert ports.inl(base + sheet.NIC_TX_USED) == 2
+
+    card.receive(b"early")
+    descriptor.pack_into(memory.b, 2 * PAGE_SIZE, maddr=9 * PAGE_SIZE, length=PAGE_SIZE, flags=0)
+    ports.outl(base + sheet.NIC_RX_DOORBELL, 1)
+    assert bytes(memory.frame(9)[:5]) == b"early"
+    assert descriptor.unpack_from(memory.b, 2 * PAGE_SIZE).length == 5
+    assert len(raised) == 2
+
+    card.unplug()
+    with capture.open("rb") as file:
+        frames = [frame for _, frame in dpkt.pcap.Reader(file)]
+    assert frames == [b"abcdef" * 10]
