@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from guest_kernel.errors import XenError
 from guest_kernel.hypercalls import Hypercalls
+from guest_kernel.threads import FAILURES
 from hypervisor.abi.event_channel import (
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
@@ -100,7 +101,7 @@ class Events:
                     while pending:
                         handlers[word << 6 | (pending & -pending).bit_length() - 1]()
                         pending &= pending - 1
-            except Exception as failure:
+            except FAILURES as failure:
                 on_failure(failure)
 
         return upcall

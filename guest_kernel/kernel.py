@@ -17,6 +17,7 @@ from guest_kernel.image import SYMBOLS, PythonKernelImage
 from guest_kernel.mm import PAGE_SIZE, MemoryManager
 from guest_kernel.power import Power
 from guest_kernel.run_loop import run_threads
+from guest_kernel.smp import CurrentCpu, Smp, count_vcpus
 from guest_kernel.threads import Scheduler, Thread, WaitQueue, burn, reschedule
 from guest_kernel.time import Clock, Sleeper, Timers
 from hypervisor.abi.callback import CALLBACKOP_register, CALLBACKTYPE_event, callback_register
@@ -31,6 +32,7 @@ from hypervisor.abi.xen import (
 )
 
 if TYPE_CHECKING:
+    from guest_kernel.hw import Hardware
     from guest_kernel.net import NetStack
     from guest_kernel.xenbus.bus import Bus
     from guest_kernel.xenbus.client import XenbusClient
@@ -57,8 +59,14 @@ class Kernel:
 
     def __init__(self, image: PythonKernelImage, cpu: Cpu, start_info_va: int) -> None:
         self.image = image
+        self._boot_cpu = cpu
         self.cpu = cpu
-        """The boot vCPU's."""
+        """The boot vCPU; with several vCPUs the one that executes."""
+        self.smp: Smp | None = None
+        count = count_vcpus(cpu)
+        if count > 1:
+            self.cpu = CurrentCpu(cpu)
+            self.smp = Smp(self, self.cpu, count)
         page = cpu.view(start_info_va & -PAGE_SIZE)
         self.start_info: Any = start_info.unpack_from(page, start_info_va % PAGE_SIZE)
         self.cmdline: str = self.start_info.cmd_line.partition(b"\0")[0].decode("utf-8", "replace")
@@ -74,7 +82,11 @@ class Kernel:
         self.spawn(self._main(), "main")
         self.events.enable(0)
         try:
-            yield from run_threads(self.scheduler, self.cpu.hypercall)
+            if self.smp is None:
+                yield from run_threads(self.scheduler, self.cpu.hypercall)
+            else:
+                self.smp.start(self.mm.root)
+                yield from self.smp.run(self._boot_cpu)
         finally:
             self.scheduler.destroy()
 
@@ -94,12 +106,13 @@ class Kernel:
         self.events = Events(
             self.hypercalls, self.shared_info, lambda failure: self.power.panic(failure, "an event handler failed")
         )
-        self.install_upcall(self.cpu)
+        self.install_upcall(self._boot_cpu)
 
     def install_upcall(self, cpu: Cpu) -> None:
         """Register the event callback of the vCPU that executes this."""
         address = SYMBOLS[f"event_callback.{cpu.vcpu_id}"]
-        cpu.text[address] = self.events.make_upcall(cpu.vcpu_id)
+        upcall = self.events.make_upcall(cpu.vcpu_id)
+        cpu.text[address] = upcall if self.smp is None else self.smp.enter_upcall(cpu, upcall)
         self.hypercalls.operate(
             HYPERVISOR_callback_op,
             CALLBACKOP_register,
@@ -182,11 +195,13 @@ class Kernel:
         return NetStack(self)
 
     @cached_property
-    def hw(self) -> Any:
+    def hw(self) -> Hardware:
         """Drivers of the physical devices that this domain may use."""
         from guest_kernel.hw import Hardware
 
-        return Hardware(self)
+        hardware = Hardware(self)
+        self.power.on_shutdown(hardware.close, late=True)
+        return hardware
 
     @cached_property
     def rng(self) -> random.Random:

@@ -146,7 +146,8 @@ class MemoryManager:
         first_table: int = (start_info.pt_base - virt_base) >> PAGE_SHIFT
         for pfn in range(first_table, first_table + start_info.nr_pt_frames):
             self._tables[self.mfn_of(pfn)] = self._view(self.va_of(pfn), PAGE_SIZE, False).cast("Q")
-        self._root = self.mfn_of(first_table)
+        self.root = self.mfn_of(first_table)
+        """Machine frame of the L4 table, which all vCPUs share."""
         # Behind the tables lies the boot stack, the last thing that the builder loaded.
         self._next: int = first_table + start_info.nr_pt_frames + 1
         self._mapped_end = self._find_mapped_end()
@@ -300,7 +301,7 @@ class MemoryManager:
         """Return the machine frame of the L1 table for an address, or None."""
         l1 = self._l1.get(va >> 21)
         if l1 is None:
-            table = self._root
+            table = self.root
             for shift in (39, 30, 21):
                 entry = self._table(table)[va >> shift & 511]
                 if not entry & PTE_PRESENT:
@@ -314,7 +315,7 @@ class MemoryManager:
 
         `take` gives the pages.
         """
-        table = self._root
+        table = self.root
         for shift in (39, 30, 21):
             index = va >> shift & 511
             entry = self._table(table)[index]

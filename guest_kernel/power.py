@@ -33,7 +33,8 @@ HOOK_TIMEOUT_NS = 30_000_000_000
 """A shutdown hook that is not done after this time is left behind."""
 DRAIN_TIMEOUT_NS = 2_000_000_000
 
-Hook = Callable[[], Awaitable[None]]
+Hook = Callable[[], Awaitable[None] | None]
+"""What runs before an orderly end: a function, plain or async."""
 
 
 class Power:
@@ -44,9 +45,12 @@ class Power:
         self._hooks: list[Hook] = []
         self._ending = False
 
-    def on_shutdown(self, hook: Hook) -> None:
-        """Run `hook` before an orderly end; the last one registered runs first."""
-        self._hooks.append(hook)
+    def on_shutdown(self, hook: Hook, *, late: bool = False) -> None:
+        """Run `hook` before an orderly end: the last one registered first, a `late` one after those before it."""
+        if late:
+            self._hooks.insert(0, hook)
+        else:
+            self._hooks.append(hook)
 
     async def poweroff(self) -> NoReturn:
         """End the domain in order."""
@@ -95,7 +99,9 @@ class Power:
     async def _run_hook(self, hook: Hook) -> None:
         kernel = self._kernel
         try:
-            await kernel.wait_for(hook(), HOOK_TIMEOUT_NS)
+            outcome = hook()
+            if outcome is not None:
+                await kernel.wait_for(outcome, HOOK_TIMEOUT_NS)
         except TimeoutError:
             kernel.console.printk(f"shutdown: {hook!r} is not done after {HOOK_TIMEOUT_NS // 10**9} s, going on")
         except Exception as failure:

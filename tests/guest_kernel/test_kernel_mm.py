@@ -100,7 +100,7 @@ def test_a_refused_mapping_leaves_nothing_behind() -> None:
         mm = kernel.mm
         page = mm.alloc_page()
         before = mm._windows.free()
-        table = mm._root
+        table = mm.root
         with pytest.raises(XenError, match="entry 1 of 3"):
             mm.map_machine([page.mfn, table, page.mfn])
         assert mm._windows.free() == before
