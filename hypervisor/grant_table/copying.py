@@ -16,6 +16,7 @@ from hypervisor.abi import grant_table as abi
 from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import GNTTAB_COPY
 from hypervisor.errors import HypercallError
+from hypervisor.grant_table.table import WHOLE_FRAME
 from hypervisor.grant_table.v1 import ENTRY_MASK
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, translate
 from hypervisor.mm.frame_table import PGT_writable_page
@@ -33,7 +34,6 @@ CODEC = Struct("<QHH4xQHH4xHH")
 
 SOURCE_GREF, DEST_GREF = abi.GNTCOPY_source_gref, abi.GNTCOPY_dest_gref
 BUSY = abi.GTF_reading | abi.GTF_writing
-WHOLE = (0, 4096)
 
 
 @attrs.frozen
@@ -144,11 +144,11 @@ class CopyOps:
             status = table.acquire_for_copy(ref, vcpu.domain.domid, readonly=readonly)
             if status:
                 return status
-            side = Side(table.mfn[ref], table.subrange.get(ref, WHOLE), table, ref, not readonly)
+            side = Side(table.mfn[ref], table.subrange.get(ref, WHOLE_FRAME), table, ref, not readonly)
         else:
             if not frames.get_page(value, domain):
                 return abi.GNTST_bad_page
-            side = Side(value, WHOLE, None, 0, not readonly)
+            side = Side(value, WHOLE_FRAME, None, 0, not readonly)
         if not readonly and not frames.get_page_type(side.mfn, PGT_writable_page):
             self._let_go(attrs.evolve(side, typed=False), readonly=readonly)
             return abi.GNTST_general_error

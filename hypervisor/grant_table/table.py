@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from hypervisor.abi import errno
 from hypervisor.abi import grant_table as abi
-from hypervisor.errors import InvariantError
+from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.grant_table.maptrack import Maptrack
 from hypervisor.grant_table.pins import FULL_SHIFT, HOST_READ, HOST_WRITE, WRITE_MASK
 from hypervisor.grant_table.v1 import V1
+from hypervisor.grant_table.v2 import V2
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.grant_table.entry_format import EntryFormat
 
+WHOLE_FRAME = (0, 4096)
 STATUS_PER_FRAME = 2048
 """16-bit status words in a frame (version 2)."""
 
@@ -64,7 +67,7 @@ class GrantTable:
         "transitive",
     )
 
-    def __init__(self, domain: Domain, max_frames: int, max_maptrack_frames: int, max_version: int = 1) -> None:
+    def __init__(self, domain: Domain, max_frames: int, max_maptrack_frames: int, max_version: int = 2) -> None:
         self.domain = domain
         self.memory = domain.hv.memory
         self.frames = domain.hv.frames
@@ -82,7 +85,7 @@ class GrantTable:
         self.mfn: list[int] = []
         self.grantee: list[int] = []
         self.subrange: dict[int, tuple[int, int]] = {}
-        """(offset, length) of the pinned entries that grant less than a whole frame."""
+        """(offset, length) of the pinned entries that grant less than a whole frame, or pass another entry on."""
         self.transitive: dict[int, tuple[GrantTable, int]] = {}
         """For pinned transitive entries: the table and entry that the frame comes from."""
         self.maptrack = Maptrack(max_maptrack_frames)
@@ -101,13 +104,59 @@ class GrantTable:
         """Make the table at least `nr_frames` frames long; False when the limit or memory does not allow it."""
         if nr_frames > self.max_frames or (nr_frames > len(self.shared) and self.domain.is_dying):
             return False
+        before = len(self.shared)
         while len(self.shared) < nr_frames:
             mfn = self._new_frame()
             if mfn < 0:
-                return False
+                break
             self.shared.append(mfn)
-        self.index_entries()
+        if self.version == 2 and not self.add_status_frames(len(self.shared)):
+            self._drop_frames(self.shared, before)
+        if len(self.shared) != before:
+            self.index_entries()
+        return len(self.shared) >= nr_frames
+
+    def add_status_frames(self, nr_frames: int) -> bool:
+        """Have a status word for each entry of `nr_frames` frames of version 2; False, and nothing done, when short."""
+        before = len(self.status_frames)
+        while len(self.status_frames) * STATUS_PER_FRAME < nr_frames * V2.entries_per_frame:
+            mfn = self._new_frame()
+            if mfn < 0:
+                self._drop_frames(self.status_frames, before)
+                return False
+            self.status_frames.append(mfn)
         return True
+
+    def remove_status_frames(self) -> bool:
+        """Take the status frames back; False when the guest, or somebody else, maps one (XSA-255)."""
+        if any(self.frames.count[mfn] > 1 for mfn in self.status_frames):
+            return False
+        self._drop_frames(self.status_frames, 0)
+        return True
+
+    def _drop_frames(self, mfns: list[int], keep: int) -> None:
+        while len(mfns) > keep:
+            self.frames.unshare(mfns.pop())
+
+    def resource(self, resource_id: int, first: int, count: int) -> list[int]:
+        """Return frames of the table for XENMEM_acquire_resource, growing it as needed.
+
+        `resource_id` is XENMEM_resource_grant_table_id_shared (0) or _status (1). Raises HypercallError(EINVAL).
+        """
+        last = first + count
+        if resource_id == 0:
+            mfns = self.shared
+            self.grow(max(last, len(self.shared)))
+        elif resource_id == 1 and self.version == 2:
+            mfns = self.status_frames
+            needed = -(-last * STATUS_PER_FRAME // self.format.entries_per_frame)
+            if last > len(mfns):
+                self.grow(min(needed, self.max_frames))
+        else:
+            raise HypercallError(errno.EINVAL)
+        if last > len(mfns):
+            raise HypercallError(errno.EINVAL)
+        return mfns[first:last]
 
     def _new_frame(self) -> int:
         mfn: int = self.frames.alloc_xen()
@@ -117,10 +166,14 @@ class GrantTable:
 
     def index_entries(self) -> None:
         """Compute where the entries are, after the frames or the version changed."""
-        per_frame, words = self.format.entries_per_frame, self.format.words
-        self.slot = [(mfn << 9) + words * index for mfn in self.shared for index in range(per_frame)]
-        self.status_at = [slot << 2 for slot in self.slot]
+        per_frame, size = self.format.entries_per_frame, self.format.words
+        self.slot = [(mfn << 9) + size * index for mfn in self.shared for index in range(per_frame)]
         self.nr_entries = len(self.slot)
+        if self.version == 1:
+            self.status_at = [slot << 2 for slot in self.slot]
+        else:
+            words = [(mfn << 11) + index for mfn in self.status_frames for index in range(STATUS_PER_FRAME)]
+            self.status_at = words[: self.nr_entries]
         missing = self.nr_entries - len(self.pin)
         for private in (self.pin, self.mfn, self.grantee):
             if missing > 0:
@@ -137,7 +190,7 @@ class GrantTable:
         `mfn[ref]` is the frame, and the caller owns one reference to it.
         """
         pin = self.pin[ref]
-        if pin and (self.grantee[ref] != domid or pin & increment << FULL_SHIFT or (mapping and self._is_partial(ref))):
+        if pin and (self.grantee[ref] != domid or pin & increment << FULL_SHIFT or (mapping and ref in self.subrange)):
             return abi.GNTST_general_error
         if not pin or not (readonly or pin & WRITE_MASK):
             status = self.format.set_status(self, ref, domid, readonly=readonly, mapping=mapping)
@@ -150,21 +203,67 @@ class GrantTable:
         if not pin:
             self.mfn[ref] = mfn
             self.grantee[ref] = domid
+            window = self.format.subrange(self, ref)
+            if window is not None:
+                self.subrange[ref] = window
         self.pin[ref] = pin + increment
         return abi.GNTST_okay
 
-    def _is_partial(self, ref: int) -> bool:
-        return ref in self.subrange or ref in self.transitive
+    def acquire_for_copy(self, ref: int, domid: int, *, readonly: bool, passed_on: bool = False) -> int:
+        """Begin the use of an entry by GNTTABOP_copy; as `acquire`, for any `ref` and any type that can be copied.
 
-    def acquire_for_copy(self, ref: int, domid: int, *, readonly: bool) -> int:
-        """Begin the use of an entry by GNTTABOP_copy; as `acquire`, for any `ref` and any type that can be copied."""
+        With `passed_on` the entry is reached through a transitive one, and must not be transitive itself.
+        """
         if ref >= self.nr_entries:
             return abi.GNTST_bad_gntref
-        return self.acquire(ref, domid, HOST_READ if readonly else HOST_WRITE, readonly=readonly, mapping=False)
+        increment = HOST_READ if readonly else HOST_WRITE
+        pin = self.pin[ref]
+        if ref in self.transitive if pin else self.format.transitive(self, ref) is not None:
+            return self._acquire_transitive(ref, domid, increment, readonly, passed_on)
+        return self.acquire(ref, domid, increment, readonly=readonly, mapping=False)
+
+    def _acquire_transitive(self, ref: int, domid: int, increment: int, readonly: bool, passed_on: bool) -> int:
+        """Pin a transitive entry, and the one behind it, which must be granted to this table's domain."""
+        pin = self.pin[ref]
+        if pin and (self.grantee[ref] != domid or pin & increment << FULL_SHIFT):
+            return abi.GNTST_general_error
+        if not pin or not (readonly or pin & WRITE_MASK):
+            status = self.format.set_status(self, ref, domid, readonly=readonly, mapping=False)
+            if status:
+                return status
+        status = abi.GNTST_general_error
+        behind = None if passed_on else self._behind(ref)
+        if behind is not None:
+            table, inner = behind
+            status = table.acquire_for_copy(inner, self.domain.domid, readonly=readonly, passed_on=True)
+        if behind is None or status:
+            self._clear_status(ref, readonly)
+            return status
+        if not pin:
+            self.mfn[ref] = table.mfn[inner]
+            self.grantee[ref] = domid
+            self.subrange[ref] = table.subrange.get(inner, WHOLE_FRAME)
+            self.transitive[ref] = behind
+        self.pin[ref] = pin + increment
+        return abi.GNTST_okay
+
+    def _behind(self, ref: int) -> tuple[GrantTable, int] | None:
+        """Return the table and entry behind a transitive entry: as pinned, or as the guest wrote it."""
+        if self.pin[ref]:
+            return self.transitive[ref]
+        named = self.format.transitive(self, ref)
+        if named is None or named[0] == self.domain.domid:
+            return None
+        domain = self.domain.hv.domains.get(named[0])
+        return None if domain is None else (domain.grant_table, named[1])
 
     def release_after_copy(self, ref: int, *, readonly: bool) -> None:
         """End what `acquire_for_copy` began (but for the reference to the frame)."""
+        behind = self.transitive.get(ref)
         self.release(ref, HOST_READ if readonly else HOST_WRITE, readonly=readonly)
+        if behind is not None:
+            table, inner = behind
+            table.release_after_copy(inner, readonly=readonly)
 
     def release(self, ref: int, increment: int, *, readonly: bool) -> None:
         """End a use of an entry: drop the pin, and the status bits that nobody needs any more.
@@ -177,6 +276,7 @@ class GrantTable:
         self.pin[ref] = pin
         if not pin and self.subrange:
             self.subrange.pop(ref, None)
+            self.transitive.pop(ref, None)
         self._clear_status(ref, readonly)
 
     def _clear_status(self, ref: int, readonly: bool) -> None:
