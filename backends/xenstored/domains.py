@@ -7,9 +7,10 @@ the store's at the moment it became known, and an older node's entry for this id
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 from backends.xenstored.paths import home_of
+from backends.xenstored.permissions import Permissions
 
 if TYPE_CHECKING:
     from backends.xenstored.connection import Connection
@@ -18,8 +19,8 @@ LARGEST_DOMID = 0x7FEF
 """One below DOMID_FIRST_RESERVED (xen.h)."""
 
 
-class Liveness(Protocol):
-    """What Xen says of a domain."""
+class DomainState(NamedTuple):
+    """What Xen says of a domain that it has (XEN_DOMCTL_getdomaininfo: XEN_DOMINF_dying, XEN_DOMINF_shutdown)."""
 
     dying: bool
     shutdown: bool
@@ -75,22 +76,35 @@ class Domain:
 class Domains:
     """The known domains by id."""
 
-    __slots__ = ("by_id",)
+    __slots__ = ("by_id", "newest")
 
     def __init__(self) -> None:
         dom0 = Domain(0, 0)
         dom0.introduced = True
         self.by_id: dict[int, Domain] = {0: dom0}
+        #: Generation at which the last domain became known.
+        self.newest = 0
 
     def get(self, domid: int) -> Domain | None:
         """Return a known domain."""
         return self.by_id.get(domid)
 
-    def add(self, domid: int, generation: int) -> Domain:
+    def add(self, domain: Domain) -> None:
         """Make a domain known.  It must not be."""
-        assert domid not in self.by_id, f"domain {domid} is known"
-        domain = self.by_id[domid] = Domain(domid, generation)
-        return domain
+        assert domain.domid not in self.by_id, f"{domain} is known"
+        self.by_id[domain.domid] = domain
+        self.newest = domain.generation
+
+    def current(self, perms: Permissions, generation: int) -> Permissions:
+        """Return what a list, written at `generation`, means now: entries of earlier lives grant nothing."""
+        if generation >= self.newest:
+            return perms
+
+        def dead(domid: int) -> bool:
+            domain = self.by_id.get(domid)
+            return domain is None or domain.generation > generation
+
+        return perms.without(dead)
 
     def forget(self, domain: Domain) -> None:
         """Drop a domain whose nodes are gone; nobody can act on its behalf any more."""

@@ -9,11 +9,14 @@ id (XSA-322, XSA-417).
 """
 
 import re
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol, final
 
 READ: Final = 1
 WRITE: Final = 2
 OWNER: Final = 4
+STALE: Final = 8
+"""Flag of an entry that meant a domain which is gone: it is shown, copied and grants nothing."""
 ALL: Final = READ | WRITE | OWNER
 
 _LETTERS: Final = {ord("n"): 0, ord("r"): READ, ord("w"): WRITE, ord("b"): READ | WRITE}
@@ -23,7 +26,7 @@ _NUMBER: Final = re.compile(rb"[ \t-\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|
 
 
 class Entry(NamedTuple):
-    """`bits`: READ, WRITE, both or none."""
+    """`bits`: READ, WRITE, both or none; and perhaps STALE."""
 
     domid: int
     bits: int
@@ -48,7 +51,7 @@ class Permissions:
 
     def encode(self) -> bytes:
         """Return the list as the wire has it: letter, decimal id, NUL, for each entry."""
-        return "".join([f"{_NAMES[bits]}{domid}\0" for domid, bits in self.entries]).encode()
+        return "".join([f"{_NAMES[bits & ~STALE]}{domid}\0" for domid, bits in self.entries]).encode()
 
     def owned_by(self, domid: int) -> "Permissions":
         """Return this list with another owner; the default letter stays."""
@@ -56,6 +59,14 @@ class Permissions:
         if first.domid == domid:
             return self
         return Permissions((Entry(domid, first.bits), *self.entries[1:]))
+
+    def without(self, dead: Callable[[int], bool]) -> "Permissions":
+        """Return this list with the entries of dead domains marked; dom0 takes over from a dead owner."""
+        first, *others = self.entries
+        owner = Entry(0, first.bits) if dead(first.domid) else first
+        marked = [Entry(domid, bits | STALE) if dead(domid) else Entry(domid, bits) for domid, bits in others]
+        entries = (owner, *marked)
+        return self if entries == self.entries else Permissions(entries)
 
     def bits_for(self, holder: Holder, target: Holder | None, generation: int) -> int:
         """Return what an unprivileged domain may do with a node of this list, written at `generation`.
@@ -68,7 +79,7 @@ class Permissions:
         if owner in (mine, other):
             return ALL
         for domid, bits in self.entries[1:]:
-            if domid in (mine, other):
+            if domid in (mine, other) and not bits & STALE:
                 return bits
         return self.entries[0].bits
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, final
 
 from backends.xenstored import control
 from backends.xenstored.connection import Connection, Pending
-from backends.xenstored.domains import LARGEST_DOMID, Domain, Domains
+from backends.xenstored.domains import LARGEST_DOMID, Domain, Domains, DomainState
 from backends.xenstored.errors import (
     E2BIG,
     EACCES,
@@ -31,7 +31,7 @@ from backends.xenstored.errors import (
 )
 from backends.xenstored.numbers import leading_number
 from backends.xenstored.paths import WATCH_SPECIAL_MAX, home_of, is_valid
-from backends.xenstored.permissions import ALL, OWNER, READ, WRITE, Entry, Permissions, only_owner, parse_entry
+from backends.xenstored.permissions import ALL, OWNER, READ, STALE, WRITE, Entry, Permissions, only_owner, parse_entry
 from backends.xenstored.quota import Quotas
 from backends.xenstored.store import Store, View, size_of
 from backends.xenstored.transactions import Transaction
@@ -54,7 +54,7 @@ class Transport(Protocol):
     """What the server needs of the world.  All calls are synchronous."""
 
     def exists(self, domid: int) -> bool:
-        """Tell whether Xen has such a domain, and it is not dying."""
+        """Tell whether Xen has such a domain (a dying one counts)."""
         ...
 
     def attach(self, connection: Connection, mfn: int, port: int) -> bytes | None:
@@ -65,7 +65,7 @@ class Transport(Protocol):
         ...
 
     def rebind(self, connection: Connection, port: int) -> None:
-        """The domain, already served, has another event channel now."""
+        """Begin anew with a domain that is served already: empty its ring, bind `port` instead of the old one."""
         ...
 
     def detach(self, connection: Connection) -> None:
@@ -242,10 +242,12 @@ class Server:
     # ---- domains
 
     def introduce(self, domid: int, mfn: int, port: int) -> Connection | None:
-        """Serve a domain's ring from now on (again: only its port changes).  Raises StoreError."""
+        """Serve a domain's ring from now on; again: reset it, its port may have changed.  Raises StoreError."""
         domain = self.domains.get(domid)
         if domain is not None and domain.introduced:
-            if domain.connection is not None and port != domain.port:
+            if domain.connection is not None:
+                # A kernel that starts anew in a running domain (kexec) begins with an empty ring.
+                self.reset(domain.connection)
                 domain.port = port
                 self.transport.rebind(domain.connection, port)
             return domain.connection
@@ -257,7 +259,7 @@ class Server:
         if refused is not None:
             raise StoreError(refused)
         if not known:
-            self.domains.by_id[domid] = domain
+            self.domains.add(domain)
         domain.introduced, domain.mfn, domain.port, domain.connection = True, mfn, port, connection
         self.connections[connection] = None
         if domid:
@@ -277,14 +279,14 @@ class Server:
             domain.introduced = False
             self._fire_special(RELEASE_DOMAIN)
 
-    def domain_changed(self, domid: int, *, shutdown: bool, dying: bool) -> None:
-        """Take note of what Xen says of a domain (`dying`: or it is gone altogether)."""
+    def domain_changed(self, domid: int, state: DomainState | None) -> None:
+        """Take note of what Xen says of a domain; None: it has no such domain (any more)."""
         domain = self.domains.get(domid)
         if domain is None or not domid:
             return
-        if dying:
+        if state is None or (state.dying and domain.introduced):
             self.release(domain)
-        elif shutdown and domain.introduced and not domain.shutdown:
+        elif state.shutdown and domain.introduced and not domain.shutdown:
             domain.shutdown = True
             self._fire_special(RELEASE_DOMAIN)
 
@@ -292,7 +294,8 @@ class Server:
         """Return a domain that exists, known from now on."""
         domain = self.domains.get(domid)
         if domain is None and domid <= LARGEST_DOMID and self.transport.exists(domid):
-            domain = self.domains.add(domid, self.store.next_generation)
+            domain = Domain(domid, self.store.next_generation)
+            self.domains.add(domain)
         return domain
 
     def _remove_owned(self, domain: Domain) -> None:
@@ -460,7 +463,7 @@ class Server:
             missing.append(above)
             above = parent_of(above)
             base = view.get(above)
-        perms = base.perms
+        perms = kept = self.domains.current(base.perms, base.generation)
         if not connection.privileged:
             perms = perms.owned_by(connection.id)
             self._check_creation(connection, view, missing, value, base, perms)
@@ -470,12 +473,14 @@ class Server:
             view.put(name, None, value, below, perms)
             value = b""
             below = name[name.rindex(b"/") + 1 :] + b"\0"
-        view.put(above, base, base.value, base.children + below, base.perms)
+        view.put(above, base, base.value, base.children + below, kept)
 
     def _check_creation(
         self, connection: Connection, view: View, missing: list[bytes], value: bytes, base: Node, perms: Permissions
     ) -> None:
-        if len(connection.domain.nodes) + len(missing) > self.quotas.nodes:
+        # What a transaction makes is counted when it commits.
+        more = len(missing) if view is self.store else 1
+        if len(connection.domain.nodes) + more > self.quotas.nodes:
             raise StoreError(ENOSPC)
         self._check_size(connection, view, value, b"", perms)
         for name in missing[:-1]:
@@ -541,7 +546,7 @@ class Server:
         else:
             if not connection.privileged:
                 self._check_size(connection, view, value, node.children, node.perms)
-            view.put(path, node, value, node.children, node.perms)
+            view.put(path, node, value, node.children, self.domains.current(node.perms, node.generation))
         self._changed(transaction, path, node, view.get(path) if node is None else node)
         return _OK
 
@@ -600,9 +605,10 @@ class Server:
             entry = parse_entry(text)
             if entry is None:
                 raise StoreError(EINVAL)
+            if self._known(entry.domid) is None:
+                entry = Entry(entry.domid, entry.bits | STALE)
             entries.append(entry)
-        known = [self._known(domid) is not None for domid, _ in entries]
-        if not known[0]:
+        if entries[0].bits & STALE:
             raise StoreError(ENOENT)
         return Permissions(tuple(entries))
 
