@@ -61,7 +61,7 @@ class Permission(NamedTuple):
 class Reply:
     """A request on its way: awaiting it gives the reply's payload or raises XenstoreError."""
 
-    __slots__ = ("_client", "_error", "_payload", "_queue", "kind", "on_reply", "path")
+    __slots__ = ("_client", "_error", "_on_reply", "_payload", "_queue", "kind", "path")
 
     def __init__(self, client: XenbusClient, kind: int, path: str) -> None:
         self._client = client
@@ -70,8 +70,7 @@ class Reply:
         self._payload: bytes | None = None
         self._error: str | None = None
         self._queue: WaitQueue | None = None
-        #: Called when the reply comes after the waiting thread was cancelled.
-        self.on_reply: Callable[[bytes], None] | None = None
+        self._on_reply: Callable[[bytes], None] | None = None
 
     def __await__(self) -> Generator[Any, Any, bytes]:
         if self._payload is None and self._error is None:
@@ -94,9 +93,16 @@ class Reply:
             self.fail(f"EIO (the server answered with {request_name(kind)})")
         else:
             self._payload = payload
-            if self.on_reply is not None:
-                self.on_reply(payload)
+            if self._on_reply is not None:
+                self._on_reply(payload)
             self._wake()
+
+    def then(self, function: Callable[[bytes], None]) -> None:
+        """Call `function(payload)` when the request has succeeded, now if it has: for one that nobody waits for."""
+        if self._payload is not None:
+            function(self._payload)
+        else:
+            self._on_reply = function
 
     def fail(self, error: str) -> None:
         """End the request with an error."""
@@ -246,7 +252,7 @@ class Transaction(Operations):
             payload = await reply
         except BaseException:
             # Interrupted, and the server will open it all the same (after an error nothing will come).
-            reply.on_reply = lambda payload: self._abandon(payload)
+            reply.then(self._abandon)
             raise
         self._tx_id = _number(payload, "TRANSACTION_START")
         self._open = True
