@@ -81,7 +81,7 @@ class GrantMapper:
             self._keep(batch, in_use)
         wanted: tuple[list[int], list[int]] = ([], [])
         for _, segments, writable in batch:
-            wanted[writable] += [ref for ref, _, _ in segments if ref not in self.persistent]
+            wanted[writable].extend(ref for ref, _, _ in segments if ref not in self.persistent)
         mapped = [
             iter(self._grants.map_device(self._domid, refs, bool(kind)) if refs else ())
             for kind, refs in enumerate(wanted)
@@ -102,9 +102,9 @@ class GrantMapper:
             plan = None
             if len(addresses) == len(segments):
                 extents = [(frame + offset, size) for frame, (_, offset, size) in zip(addresses, segments, strict=True)]
-                plan = Plan(extents, () if temporary else tuple(ref for ref, _, _ in segments))
+                plan = Plan(extents, tuple(ref for ref, _, _ in segments if ref in self.persistent))
                 plan.last_use = self.clock
-                if self.limit and not temporary:
+                if self.limit and segments and not temporary:
                     self._remember(descriptors, plan)
             results.append((plan, temporary))
         return results

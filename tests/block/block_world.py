@@ -1,0 +1,424 @@
+"""A small world for block drivers: real rings, real drivers, real guest threads; everything below them is faked.
+
+Memory is one buffer. A grant is an entry of a dictionary with pins, an event channel a pair of handlers, a disk a
+bytearray whose DMA fails the test when it touches a frame that its backend has not mapped at that moment.
+"""
+
+import errno
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+from guest_kernel.block import FLUSH, READ, BlockRegistry
+from guest_kernel.errors import OutOfMemory
+from guest_kernel.run_loop import run_threads
+from guest_kernel.threads import Scheduler, Thread
+from hypervisor.abi.grant_table import GTF_readonly
+
+PAGE = 4096
+SECTOR = 512
+
+
+class World:
+    """All domains of a test and what lies between them."""
+
+    def __init__(self, pages: int = 2048, seed: int = 0) -> None:
+        self.memory = memoryview(bytearray(pages * PAGE))
+        self.frames = deque(range(1, pages))
+        self.rng = random.Random(seed)
+        self.kernels: dict[int, FakeKernel] = {}
+        self.disks: list[FakeDisk] = []
+        self.events: deque[tuple[FakeKernel, int]] = deque()
+        self.timers: list[tuple[int, int, Callable[[], Any]]] = []
+        self.now = 0
+        self.notifications = 0
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        """Run until nothing moves; timers fire only when nothing else can happen."""
+        while self.step():
+            pass
+        assert not self.failures, self.failures
+
+    def step(self) -> bool:
+        """Deliver events, run ready threads, complete DMA; say whether something happened."""
+        progress = False
+        while self.events:
+            kernel, port = self.events.popleft()
+            kernel.events.deliver(port)
+            progress = True
+        for kernel in list(self.kernels.values()):
+            progress |= kernel.run_ready()
+        if not progress:
+            for disk in self.disks:
+                progress |= disk.complete()
+        if not progress and self.timers:
+            self.timers.sort(key=lambda timer: timer[:2])
+            when, _, action = self.timers.pop(0)
+            self.now = when
+            action()
+            progress = True
+        return progress
+
+    def spawn(self, kernel: "FakeKernel", coro: Coroutine[Any, Any, Any]) -> Thread:
+        return kernel.spawn(coro, "test")
+
+    def do(self, kernel: "FakeKernel", coro: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in a thread of `kernel` to its end; its result or exception."""
+        thread = kernel.spawn(coro, "test", panics=False)
+        self.run()
+        assert thread.done, f"{coro} never finished"
+        if thread.exception is not None:
+            raise thread.exception
+        return thread.result
+
+    def kill(self, kernel: "FakeKernel") -> None:
+        """A domain is destroyed: its threads stop, its mappings and ports go; what it granted stays as it is."""
+        kernel.scheduler.destroy()
+        kernel.grants.die()
+        kernel.events.die()
+        del self.kernels[kernel.domid]
+
+    def check_no_leaks(self, *kernels: "FakeKernel") -> None:
+        for kernel in kernels:
+            assert not kernel.grants.maps, f"domain {kernel.domid} still maps {kernel.grants.maps}"
+            assert not kernel.grants.entries, f"domain {kernel.domid} still grants {kernel.grants.entries}"
+            assert not kernel.events.ports, f"domain {kernel.domid} still has ports {list(kernel.events.ports)}"
+            assert kernel.mm.used == 0, f"domain {kernel.domid} still has {kernel.mm.used} pages"
+
+
+class FakePage:
+    def __init__(self, mfn: int, view: memoryview) -> None:
+        self.mfn = mfn
+        self.view = view
+
+
+class FakeMM:
+    def __init__(self, world: World, limit: int) -> None:
+        self.world = world
+        self.limit = limit
+        self.used = 0
+
+    def alloc_page(self) -> FakePage:
+        if self.used >= self.limit:
+            raise OutOfMemory("no page")
+        self.used += 1
+        mfn = self.world.frames.popleft()
+        view = self.world.memory[mfn * PAGE : (mfn + 1) * PAGE]
+        view[:] = bytes(PAGE)
+        return FakePage(mfn, view)
+
+    def alloc_pages(self, n: int) -> list[FakePage]:
+        if self.used + n > self.limit:
+            raise OutOfMemory("no pages")
+        return [self.alloc_page() for _ in range(n)]
+
+    def free_page(self, page: FakePage) -> None:
+        for kernel in self.world.kernels.values():
+            for ref, entry in kernel.grants.entries.items():
+                assert entry[1] != page.mfn, f"page {page.mfn} freed while granted as {ref}"
+        self.used -= 1
+        page.view[:] = b"\xdb" * PAGE
+        self.world.frames.append(page.mfn)
+
+    def free_pages_of(self, pages: list[FakePage]) -> None:
+        for page in pages:
+            self.free_page(page)
+
+
+class FakeGrants:
+    """Entries: ref -> [domid, mfn, flags, pins]. Maps: handle -> (granter, ref, mfn, writable)."""
+
+    def __init__(self, kernel: "FakeKernel") -> None:
+        self.kernel = kernel
+        self.next_ref = 8
+        self.free: list[int] = []
+        self.entries: dict[int, list[int]] = {}
+        self.maps: dict[int, tuple[FakeGrants, int, int, bool]] = {}
+        self.next_handle = 100
+        self.hypercalls = 0
+
+    def take_ref(self) -> int:
+        if self.free:
+            return self.free.pop()
+        self.next_ref += 1
+        return self.next_ref - 1
+
+    def give_ref(self, ref: int) -> None:
+        self.free.append(ref)
+
+    def grant_raw(self, ref: int, domid: int, mfn: int, flags: int) -> None:
+        assert ref not in self.entries
+        self.entries[ref] = [domid, mfn, flags, 0]
+
+    def grant_access(self, domid: int, page: Any, readonly: bool = False) -> int:
+        ref = self.take_ref()
+        self.grant_raw(ref, domid, page.mfn, 1 | GTF_readonly if readonly else 1)
+        return ref
+
+    def revoke(self, ref: int) -> bool:
+        entry = self.entries.get(ref)
+        if entry is None:
+            return True
+        if entry[3]:
+            return False
+        del self.entries[ref]
+        return True
+
+    def end_access(self, ref: int) -> bool:
+        if not self.revoke(ref):
+            return False
+        self.free.append(ref)
+        return True
+
+    def _map_one(self, domid: int, ref: int, writable: bool) -> tuple[int, int, int]:
+        granter = self.kernel.world.kernels.get(domid)
+        entry = granter.grants.entries.get(ref) if granter is not None else None
+        if granter is None or entry is None or entry[0] != self.kernel.domid or (writable and entry[2] & GTF_readonly):
+            return -1, 0, 0
+        entry[3] += 1
+        self.next_handle += 1
+        self.maps[self.next_handle] = (granter.grants, ref, entry[1], writable)
+        return 0, self.next_handle, entry[1] * PAGE
+
+    def map_device(self, domid: int, refs: list[int], writable: bool = True) -> list[tuple[int, int, int]]:
+        self.hypercalls += 1
+        return [self._map_one(domid, ref, writable) for ref in refs]
+
+    def unmap_device(self, mappings: list[tuple[int, int]]) -> list[int]:
+        self.hypercalls += 1
+        for handle, maddr in mappings:
+            granter, ref, mfn, _ = self.maps.pop(handle)
+            assert mfn * PAGE == maddr
+            granter.entries[ref][3] -= 1
+        return [0] * len(mappings)
+
+    def map_refs(self, domid: int, refs: list[int], writable: bool = True) -> list[Any]:
+        mapped = []
+        for status, handle, maddr in self.map_device(domid, refs, writable):
+            view = self.kernel.world.memory[maddr : maddr + PAGE] if status == 0 else memoryview(b"")
+            mapped.append(SimpleNamespace(status=status, handle=handle, maddr=maddr, view=view))
+        return mapped
+
+    def unmap(self, grants: list[Any]) -> None:
+        for grant in grants:
+            if grant.status == 0:
+                self.unmap_device([(grant.handle, grant.maddr)])
+                grant.status = -4
+
+    def die(self) -> None:
+        for granter, ref, _, _ in self.maps.values():
+            granter.entries[ref][3] -= 1
+        self.maps.clear()
+
+
+class FakeEvents:
+    """Ports: [handler, masked, pending, peer kernel, peer port]."""
+
+    def __init__(self, kernel: "FakeKernel") -> None:
+        self.kernel = kernel
+        self.ports: dict[int, list[Any]] = {}
+        self.next_port = 10
+
+    def alloc_unbound(self, domid: int, handler: Callable[[], None]) -> int:
+        self.next_port += 1
+        self.ports[self.next_port] = [handler, False, False, None, 0]
+        return self.next_port
+
+    def bind_interdomain(self, domid: int, remote_port: int, handler: Callable[[], None]) -> int:
+        peer = self.kernel.world.kernels[domid]
+        if remote_port not in peer.events.ports:
+            raise OSError(errno.EINVAL, "no such port")
+        port = self.alloc_unbound(domid, handler)
+        self.ports[port][3:] = [peer, remote_port]
+        peer.events.ports[remote_port][3:] = [self.kernel, port]
+        self.raise_port(port)
+        return port
+
+    def notify(self, port: int) -> None:
+        self.kernel.world.notifications += 1
+        _, _, _, peer, peer_port = self.ports[port]
+        if peer is not None:
+            peer.events.raise_port(peer_port)
+
+    def raise_port(self, port: int) -> None:
+        entry = self.ports.get(port)
+        if entry is not None and not entry[2]:
+            entry[2] = True
+            self.kernel.world.events.append((self.kernel, port))
+
+    def deliver(self, port: int) -> None:
+        entry = self.ports.get(port)
+        if entry is not None and entry[2] and not entry[1]:
+            entry[2] = False
+            entry[0]()
+
+    def mask(self, port: int) -> None:
+        self.ports[port][1] = True
+
+    def unmask(self, port: int) -> None:
+        self.ports[port][1] = False
+
+    def unbind(self, port: int) -> None:
+        _, _, _, peer, peer_port = self.ports.pop(port)
+        if peer is not None and peer_port in peer.events.ports:
+            peer.events.ports[peer_port][3:] = [None, 0]
+
+    def die(self) -> None:
+        for port in list(self.ports):
+            self.unbind(port)
+
+
+class FakeKernel:
+    """As much of `guest_kernel.kernel.Kernel` as a block driver uses."""
+
+    def __init__(self, world: World, domid: int, pages: int = 1000) -> None:
+        self.world = world
+        self.domid = domid
+        self.cpu = SimpleNamespace(trace=None)
+        self.mm = FakeMM(world, pages)
+        self.grants = FakeGrants(self)
+        self.events = FakeEvents(self)
+        self.block = BlockRegistry()
+        self.scheduler = Scheduler(self._failed)
+        self.vcpu = run_threads(self.scheduler, self._block)
+        self.disks: dict[int, FakeDisk] = {}
+        self.hw = SimpleNamespace(disk=lambda unit: self.disks[unit])
+        world.kernels[domid] = self
+
+    def _failed(self, thread: Thread, failure: BaseException) -> None:
+        self.world.failures.append(f"thread {thread.name} of domain {self.domid}: {failure!r}")
+
+    def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "", *, panics: bool = True) -> Thread:
+        return self.scheduler.spawn(coro, name, panics=panics)
+
+    def _block(self, *_: int) -> int:
+        self.blocked = True
+        return 0
+
+    def run_ready(self) -> bool:
+        """Let the vCPU run until it blocks; say whether there was anything to run."""
+        if not self.scheduler.ready:
+            return False
+        self.blocked = False
+        while not self.blocked:
+            next(self.vcpu)
+        return True
+
+    async def wait_for(self, awaitable: Awaitable[Any], ns: int) -> Any:
+        thread = self.scheduler.current
+        assert thread is not None
+        expired = TimeoutError()
+        timer = (self.world.now + ns, len(self.world.timers), lambda: thread.interrupt(expired))
+        self.world.timers.append(timer)
+        try:
+            return await awaitable
+        finally:
+            if timer in self.world.timers:
+                self.world.timers.remove(timer)
+            thread.withdraw(expired)
+
+
+class FakeDisk:
+    """A disk of a domain's hardware. Commands complete later, all together or in random order and groups."""
+
+    def __init__(self, kernel: FakeKernel, sectors: int, *, readonly: bool = False, shuffled: bool = False) -> None:
+        self.kernel = kernel
+        self.world = kernel.world
+        self.image = bytearray(sectors * SECTOR)
+        self.sectors = sectors
+        self.readonly = readonly
+        self.shuffled = shuffled
+        self.stuck = False
+        self.bad_sectors: set[int] = set()
+        self.queued: list[tuple[int, int, list[tuple[int, int]], Callable[[int], None]]] = []
+        self.started: list[tuple[int, int, list[tuple[int, int]], Callable[[int], None]]] = []
+        self.log: list[tuple[int, int, int]] = []
+        self.kicks = 0
+        kernel.disks[len(kernel.disks)] = self
+        self.world.disks.append(self)
+
+    def submit(self, op: int, sector: int, segments: list[tuple[int, int]], done: Callable[[int], None]) -> None:
+        self.queued.append((op, sector, segments, done))
+
+    def kick(self) -> None:
+        self.kicks += 1
+        self.started += self.queued
+        self.queued.clear()
+
+    def complete(self) -> bool:
+        if self.stuck or not self.started:
+            return False
+        batch, self.started = self.started, []
+        if self.shuffled:
+            self.world.rng.shuffle(batch)
+            cut = self.world.rng.randint(1, len(batch))
+            self.started = batch[cut:]
+            batch = batch[:cut]
+        for op, sector, segments, done in batch:
+            done(self.perform(op, sector, segments))
+        return True
+
+    def perform(self, op: int, sector: int, segments: list[tuple[int, int]]) -> int:
+        self.log.append((op, sector, sum(size for _, size in segments) // SECTOR))
+        if op == FLUSH:
+            return 0
+        at = sector * SECTOR
+        for maddr, size in segments:
+            assert maddr % PAGE + size <= PAGE, "a segment crosses a page"
+            mapped = [m for m in self.kernel.grants.maps.values() if m[2] == maddr // PAGE and (m[3] or op != READ)]
+            assert mapped, f"DMA to frame {maddr // PAGE}, which is not mapped"
+            if not self.bad_sectors.isdisjoint(range(at // SECTOR, (at + size) // SECTOR)):
+                return -errno.EIO
+            assert at + size <= len(self.image), "DMA beyond the end of the disk"
+            if op == READ:
+                self.world.memory[maddr : maddr + size] = self.image[at : at + size]
+            else:
+                self.image[at : at + size] = self.world.memory[maddr : maddr + size]
+            at += size
+        return 0
+
+
+class FakeDevice:
+    """One end of a device on a dictionary that both ends share; the test plays the bus."""
+
+    def __init__(self, kernel: FakeKernel, driver: Any, store: dict[str, str], side: str, otherend_id: int) -> None:
+        self.kernel = kernel
+        self.driver = driver
+        self.store = store
+        self.side = side
+        self.type = "vbd"
+        self.id = "51712"
+        self.path = side
+        self.otherend = "backend" if side == "frontend" else "frontend"
+        self.otherend_id = otherend_id
+        self.data: Any = None
+        self.fatals: list[str] = []
+        self.errors: list[str] = []
+
+    async def read(self, key: str) -> str | None:
+        return self.store.get(f"{self.path}/{key}")
+
+    async def read_many(self, *keys: str) -> dict[str, str | None]:
+        return {key: self.store.get(f"{self.path}/{key}") for key in keys}
+
+    async def read_otherend_many(self, *keys: str) -> dict[str, str | None]:
+        return {key: self.store.get(f"{self.otherend}/{key}") for key in keys}
+
+    async def write(self, values: dict[str, object] | None = None, **keys: object) -> None:
+        for key, value in {**(values or {}), **keys}.items():
+            self.store[f"{self.path}/{key}"] = str(int(value)) if isinstance(value, bool) else str(value)
+
+    async def wait_for(self, key: str) -> str:
+        return self.store[f"{self.path}/{key}"]
+
+    async def watch_otherend(self, key: str, callback: Callable[[], None]) -> None:
+        return None
+
+    async def fatal(self, message: str, number: int = 5) -> None:
+        self.fatals.append(message)
+
+    async def error(self, message: str, number: int = 5) -> None:
+        self.errors.append(message)
