@@ -199,8 +199,7 @@ xen_domctl_vcpuaffinity = Layout(
 # XEN_DOMCTL_max_vcpus: how many vCPUs a domain has.
 xen_domctl_max_vcpus = Layout("xen_domctl_max_vcpus", ("uint32_t", "max"))
 
-# XEN_DOMCTL_scheduler_op: parameters of a domain under each scheduler. 0, 4 and 8 belong to schedulers of the past or
-# not to domains.
+# XEN_DOMCTL_scheduler_op: parameters of a domain under each scheduler. 4 was that of one since removed.
 XEN_SCHEDULER_CREDIT = 5
 XEN_SCHEDULER_CREDIT2 = 6
 XEN_SCHEDULER_ARINC653 = 7
@@ -430,7 +429,7 @@ xen_domctl_ioport_mapping = Layout(
     ("uint32_t", "add_mapping"),
 )
 
-# XEN_DOMCTL_pin_mem_cacheattr (HVM): memory types.
+# Memory types, for a command that is no domctl any more.
 XEN_DOMCTL_MEM_CACHEATTR_UC = 0
 XEN_DOMCTL_MEM_CACHEATTR_WC = 1
 XEN_DOMCTL_MEM_CACHEATTR_WT = 4

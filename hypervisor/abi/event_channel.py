@@ -138,7 +138,7 @@ evtchn_set_priority = Layout(
     ("uint32_t", "priority"),
 )
 
-# The argument of the old hypercall (event_channel_op_compat), superseded in 2006.
+# The argument of the old hypercall (event_channel_op_compat).
 evtchn_op = Layout(
     "evtchn_op",
     ("uint32_t", "cmd"),

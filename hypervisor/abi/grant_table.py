@@ -145,7 +145,7 @@ gnttab_dump_table = Layout(
     ("int16_t", "status"),
 )
 
-# Give a page of the caller's away. Xen 4.17 has no PV guests left that use it for networking.
+# Give a page of the caller's away, to a domain that offers a place for it (GTF_accept_transfer).
 gnttab_transfer = Layout(
     "gnttab_transfer",
     ("xen_pfn_t", "mfn"),

@@ -74,7 +74,7 @@ XENMAPSPACE_gmfn_range = 3
 XENMAPSPACE_gmfn_foreign = 4
 XENMAPSPACE_dev_mmio = 5
 
-# Put a page of one of these sources into a guest's physical address space (HVM and PVH; PV for grant frames).
+# Put a page of one of these sources into a guest's physical address space (HVM and PVH).
 XENMEM_add_to_physmap = 7
 
 XENMAPIDX_grant_table_status = 0x80000000
