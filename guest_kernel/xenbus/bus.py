@@ -8,7 +8,8 @@ device watches the other end's `state`.  An event's path leads to its device by 
 not grow with the number of devices.
 
 A directory becomes a device when its `state` is Initialising: the toolstack has just written it.  Found in any other
-state it belongs to a life that is over (a device going away after Closed, a kernel before this one).
+state it belongs to a life that is over (a device going away after Closed, a kernel before this one).  Except that a
+backend found in Closing was unplugged before it was found: the toolstack waits for its Closed, and gets it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import XenbusClient, XenstoreError
 from guest_kernel.xenbus.device import ANSWER_TIMEOUT_NS, Device
 from guest_kernel.xenbus.driver import Side, XenbusDriver
-from guest_kernel.xenbus.states import INITIALISING, parse_state
+from guest_kernel.xenbus.states import CLOSING, INITIALISING, parse_state
 from guest_kernel.xenbus.watch import Watch
 from hypervisor.abi.io import xs_wire as xs
 
@@ -222,23 +223,27 @@ class Bus:
         values = iter(await self.client.read_many(paths))
         for side, node in batch:
             state, link, domid, online = next(values), next(values), next(values), next(values)
-            if node not in self.devices and parse_state(state) == INITIALISING and not self._closing:
-                self._make(side, node, link, domid, online)
+            if node in self.devices or self._closing:
+                continue
+            number = parse_state(state)
+            if number == INITIALISING or (number == CLOSING and side == "backend"):
+                device = self._make(side, node, link, domid)
+                if device is not None:
+                    device.begin(number, online=side == "frontend" or online != "0")
 
-    def _make(self, side: Side, node: str, link: str | None, domid: str | None, online: str | None) -> None:
-        """Make one device and start its thread."""
+    def _make(self, side: Side, node: str, link: str | None, domid: str | None) -> Device | None:
+        """Make one device; None if the directory is not one."""
         driver = self._drivers.get((side, node.split("/")[1]))
         if driver is None or link is None or domid is None:
             # Not ours, or not complete yet: the missing node's own event comes back here.
-            return
+            return None
         if not link.startswith("/") or not (domid.isascii() and domid.isdecimal()):
             self.log(f"{node}: not a device: {_LINK[side]} {link!r}, {_LINK[side]}-id {domid!r}")
-            return
+            return None
         path = self._home + node if side == "backend" else node
         place = (node, path, node.rpartition("/")[2])
         device = self.devices[node] = Device(self, driver, place, (link, int(domid)))
-        device.machine.online = side == "frontend" or online != "0"
-        device.poke()
+        return device
 
 
 async def _all_ended(devices: Sequence[Device]) -> None:

@@ -90,6 +90,15 @@ class Device(XenbusDevice):
         """Whether the toolstack wants the device."""
         return self.machine.online
 
+    def begin(self, state: int, *, online: bool) -> None:
+        """Start the device's life in the state that its node was found in; found in Closing, it is not served."""
+        self.machine.own = state
+        self.machine.online = online
+        self._node_text = str(state)
+        if state == CLOSING:
+            self.machine.retire()
+        self.poke()
+
     # ---- events, in upcall context
 
     def poke(self, *, own: bool = False, online: bool = False) -> None:

@@ -123,7 +123,7 @@ class World:
         kernel.scheduler.destroy()
         self.rings.pop(domid)
         self.server_work.pop(domid, None)
-        self.server.domain_changed(domid, shutdown=True, dying=True)
+        self.server.domain_changed(domid, None)
 
     # ---- the toolstack, all at once
 

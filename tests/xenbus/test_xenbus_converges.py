@@ -1,0 +1,192 @@
+"""Whatever happens in whatever order, both ends come to rest and nothing stays allocated.
+
+A machine of Hypothesis plays the toolstack, an adversary who writes into state nodes, and fate that kills domains,
+while both ends run a few moves at a time in an order drawn from a seed.  At the end the toolstack takes every device
+away as libxl does, and nothing may be left: no ring, mapping, device, watch, transaction, thread or node.
+"""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from xenbus_drivers import Back, EagerFront, Fabric, Front, VifBack
+from xenbus_world import FakeKernel, World, paths
+
+KINDS = st.sampled_from(["vbd", "vif"])
+SIDES = st.sampled_from(["front", "back"])
+BACK_DOMAIN = 3
+FRONT_DOMAIN = 5
+
+
+class Split(RuleBasedStateMachine):
+    """One frontend domain, one driver domain, two devices."""
+
+    @initialize(seed=st.integers(0, 2**32))
+    def begin(self, seed: int) -> None:
+        self.world = World(seed)
+        self.fabric = Fabric()
+        self.numbers = {"front": FRONT_DOMAIN, "back": BACK_DOMAIN}
+        self.fresh = 10
+        #: Nobody but the two ends and a decent toolstack has touched anything: pages are never freed under a mapping.
+        self.decent = True
+        self.world.boot(0)
+        for side in self.numbers:
+            self.boot(side)
+
+    # ---- helpers
+
+    def boot(self, side: str) -> None:
+        kernel = self.world.boot(self.numbers[side])
+        drivers = (Front, EagerFront) if side == "front" else (Back, VifBack)
+        kernel.start_bus(*[make(kernel, fabric=self.fabric, rng=self.world.rng) for make in drivers])
+
+    def kernel(self, side: str) -> FakeKernel:
+        return self.world.domains[self.numbers[side]]
+
+    def directories(self, kind: str) -> tuple[str, str]:
+        return paths(kind, "0", self.numbers["front"], self.numbers["back"])
+
+    def device(self, kind: str, side: str) -> Any:
+        bus = self.kernel(side).bus
+        assert bus is not None
+        node = f"device/{kind}/0" if side == "front" else f"backend/{kind}/{self.numbers['front']}/0"
+        return bus.devices.get(node)
+
+    # ---- what happens
+
+    @rule(moves=st.integers(1, 60))
+    def time_passes(self, moves: int) -> None:
+        for _ in range(moves):
+            if not self.world.move():
+                break
+
+    @rule()
+    def all_come_to_rest(self) -> None:
+        self.world.run()
+
+    @rule(kind=KINDS, atomic=st.booleans(), reverse=st.booleans())
+    def plug(self, kind: str, atomic: bool, reverse: bool) -> None:
+        if any(self.world.exists(directory) for directory in self.directories(kind)):
+            return
+        self.world.plug(kind, "0", self.numbers["front"], self.numbers["back"], atomic=atomic, reverse=reverse)
+
+    @rule(kind=KINDS)
+    def unplug(self, kind: str) -> None:
+        self.world.unplug(kind, "0", self.numbers["front"], self.numbers["back"])
+
+    @rule(kind=KINDS)
+    def remove_after_closed(self, kind: str) -> None:
+        fe, be = self.directories(kind)
+        if self.world.read(be + "/state") == "6" and self.world.read(be + "/online") == "0":
+            self.decent &= self.world.read(fe + "/state") == "6" and not self.device(kind, "front")
+            self.world.rm(be)
+            self.world.rm(fe)
+
+    @rule(kind=KINDS, side=SIDES)
+    def remove_by_force(self, kind: str, side: str) -> None:
+        self.decent = False
+        self.world.rm(self.directories(kind)[side == "back"])
+
+    @rule(kind=KINDS, side=SIDES, state=st.sampled_from([*"012345678", "", "9", "banana"]))
+    def somebody_writes_a_state(self, kind: str, side: str, state: str) -> None:
+        directory = self.directories(kind)[side == "back"]
+        if self.world.exists(directory):
+            self.decent = False
+            self.world.write(directory + "/state", state)
+
+    @rule(kind=KINDS, side=SIDES)
+    def same_state_again(self, kind: str, side: str) -> None:
+        path = self.directories(kind)[side == "back"] + "/state"
+        state = self.world.read(path)
+        if state is not None:
+            self.world.write(path, state)
+
+    @rule(kind=KINDS, online=st.sampled_from("01"))
+    def toolstack_changes_its_mind(self, kind: str, online: str) -> None:
+        path = self.directories(kind)[1] + "/online"
+        if self.world.exists(path):
+            self.world.write(path, online)
+
+    @rule(side=SIDES)
+    def domain_is_killed(self, side: str) -> None:
+        """The domain dies; the toolstack clears away, and a new one comes up under a new number."""
+        number = self.numbers[side]
+        self.fabric.kill(number)
+        self.world.kill(number)
+        stale = [self.directories(kind) for kind in ("vbd", "vif")]
+        self.numbers[side] = self.fresh
+        self.fresh += 1
+        if self.world.rng.random() < 0.5:
+            self.world.run()
+        for fe, be in stale:
+            self.world.rm(fe)
+            self.decent = self.decent and not self.world.exists(be)
+            self.world.rm(be)
+        self.boot(side)
+
+    @rule(kind=KINDS, side=SIDES)
+    def driver_gives_up(self, kind: str, side: str) -> None:
+        device = self.device(kind, side)
+        if device is not None:
+            kernel = self.kernel(side)
+            kernel.spawn(device.fatal("a driver's thread gives up"))
+
+    @rule(kind=KINDS)
+    def user_closes(self, kind: str) -> None:
+        device = self.device(kind, "front")
+        if device is not None:
+            device.machine.ask_close()
+            device.poke()
+
+    @rule(kind=KINDS)
+    def user_reopens(self, kind: str) -> None:
+        device = self.device(kind, "front")
+        if device is not None:
+            self.kernel("front").spawn(device.reopen())
+
+    @rule(kind=KINDS, side=SIDES, hook=st.sampled_from(["probe", "publish", "connect"]))
+    def next_hook_fails(self, kind: str, side: str, hook: str) -> None:
+        bus = self.kernel(side).bus
+        assert bus is not None
+        driver: Any = bus._drivers["frontend" if side == "front" else "backend", kind]
+        driver.failing[hook] = 1
+
+    # ---- the end
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world, fabric = self.world, self.fabric
+        world.run()
+        if self.decent:
+            assert fabric.violations == []
+        for kind in ("vbd", "vif"):
+            world.unplug(kind, "0", self.numbers["front"], self.numbers["back"])
+        world.run()
+        for kind in ("vbd", "vif"):
+            for directory in self.directories(kind):
+                world.rm(directory)
+        world.run()
+        assert (fabric.rings, fabric.mappings, fabric.probed, fabric.usable) == ({}, {}, {}, {})
+        for side, root in (("front", "device"), ("back", "backend")):
+            bus = self.kernel(side).bus
+            assert bus is not None
+            assert bus.devices == {}
+            assert [watch.path for watch in self.kernel(side).xenbus.watches] == [root]
+        for kind in ("vbd", "vif"):
+            for directory in self.directories(kind):
+                assert not world.exists(directory), f"{directory} came back to life"
+        world.assert_quiet()
+
+
+def test_both_ends_converge() -> None:
+    run_state_machine_as_test(
+        Split,
+        settings=settings(
+            max_examples=120,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
