@@ -43,9 +43,9 @@ SYMBOLS = _symbols()
 """The kernel's symbol table: name → guest virtual address of the code."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class PythonKernelImage:
-    """A kernel and its program, as `hypervisor.abi.cpu.Image`.
+    """A kernel and its program, as `hypervisor.abi.cpu.Image`. One for each domain.
 
     `main` is called with the kernel and makes the program (a subclass of Guest, as a rule); `drivers` are called with
     the kernel and make a xenbus driver each (driver classes, or `functools.partial` of one with its options).
@@ -58,6 +58,8 @@ class PythonKernelImage:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     virt_base: int = VIRT_BASE
     virt_entry: int = SYMBOLS["startup"]
+    kernel: Kernel | None = attrs.field(default=None, init=False, repr=False, eq=False)
+    """The kernel that runs, once it has been booted."""
 
     @property
     def symbols(self) -> Mapping[str, int]:
@@ -68,4 +70,11 @@ class PythonKernelImage:
         """Boot the kernel on the first vCPU."""
         from guest_kernel.kernel import Kernel
 
-        return Kernel(self, cpu, start_info).run()
+        self.kernel = Kernel(self, cpu, start_info)
+        return self.kernel.run()
+
+    def unload(self) -> None:
+        """Drop the kernel with all its suspended threads: the domain is gone."""
+        kernel, self.kernel = self.kernel, None
+        if kernel is not None:
+            kernel.destroy()

@@ -88,7 +88,13 @@ class Kernel:
                 self.smp.start(self.mm.root)
                 yield from self.smp.run(self._boot_cpu)
         finally:
-            self.scheduler.destroy()
+            self.destroy()
+
+    def destroy(self) -> None:
+        """Drop all threads: the domain no longer exists, or the host is being switched off."""
+        scheduler = self.__dict__.get("scheduler")
+        if scheduler is not None:
+            scheduler.destroy()
 
     # Coming up
 
