@@ -1,4 +1,4 @@
-"""Transcendent memory (tmem.h): constants of an interface that Xen no longer implements; the hypercall answers -ENOSYS."""
+"""Transcendent memory (tmem.h): an interface that Xen no longer implements; the hypercall answers -ENOSYS."""
 
 from hypervisor.abi._names import names
 from hypervisor.abi.layout import Layout, Union

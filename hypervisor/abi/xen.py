@@ -339,8 +339,8 @@ __HYPERVISOR_arch_5 = 53
 __HYPERVISOR_arch_6 = 54
 __HYPERVISOR_arch_7 = 55
 
-# xen.h, "virq": virtual interrupts. VIRQ_TIMER, _DEBUG, _XENOPROF and _XENPMU are per vCPU, VIRQ_ARGO is per domain, the
-# others are one per host and go to the domain that is set as their handler.
+# xen.h, "virq": virtual interrupts. VIRQ_TIMER, _DEBUG, _XENOPROF and _XENPMU are per vCPU and VIRQ_ARGO is per domain;
+# the others are one per host and go to the domain that is set as their handler.
 VIRQ_TIMER = 0
 VIRQ_DEBUG = 1
 VIRQ_CONSOLE = 2
