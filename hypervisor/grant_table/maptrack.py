@@ -66,7 +66,7 @@ class Maptrack:
                 if other != vcpu_id and len(self.free[other]) > 1:
                     handle = self.free[other].popleft()
                     self.vcpu[handle] = vcpu_id
-                    free.append(handle)
+                    free.appendleft(handle)
                     break
             else:
                 return False
