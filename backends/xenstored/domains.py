@@ -7,7 +7,7 @@ the store's at the moment it became known, and an older node's entry for this id
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, final
 
 from backends.xenstored.paths import home_of
 from backends.xenstored.permissions import Permissions
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
 LARGEST_DOMID = 0x7FEF
 """One below DOMID_FIRST_RESERVED (xen.h)."""
-
-
-class DomainState(NamedTuple):
-    """What Xen says of a domain that it has (XEN_DOMCTL_getdomaininfo: XEN_DOMINF_dying, XEN_DOMINF_shutdown)."""
-
-    dying: bool
-    shutdown: bool
 
 
 @final

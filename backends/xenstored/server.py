@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, final
 
 from backends.xenstored import control
 from backends.xenstored.connection import Connection, Pending
-from backends.xenstored.domains import LARGEST_DOMID, Domain, Domains, DomainState
+from backends.xenstored.domains import LARGEST_DOMID, Domain, Domains
 from backends.xenstored.errors import (
     E2BIG,
     EACCES,
@@ -279,14 +279,14 @@ class Server:
             domain.introduced = False
             self._fire_special(RELEASE_DOMAIN)
 
-    def domain_changed(self, domid: int, state: DomainState | None) -> None:
-        """Take note of what Xen says of a domain; None: it has no such domain (any more)."""
+    def domain_changed(self, domid: int, *, shutdown: bool, dying: bool, gone: bool = False) -> None:
+        """Take note of what Xen says of a domain (`gone`: it has no such domain any more)."""
         domain = self.domains.get(domid)
         if domain is None or not domid:
             return
-        if state is None or (state.dying and domain.introduced):
+        if gone or (dying and domain.introduced):
             self.release(domain)
-        elif state.shutdown and domain.introduced and not domain.shutdown:
+        elif shutdown and domain.introduced and not domain.shutdown:
             domain.shutdown = True
             self._fire_special(RELEASE_DOMAIN)
 

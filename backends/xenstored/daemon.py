@@ -1,0 +1,322 @@
+"""xenstored as a thread of dom0: the core on one side, rings and event channels on the other.
+
+    guest's page ──grant 1──▶ ServerRing ──bytes──▶ Server.receive
+                 ◀─────────── ServerRing ◀─bytes─── Connection.take ◀── Server.dirty
+    event channel ─▶ upcall ─▶ ready queue ─▶ thread
+
+An event puts its client at the end of the ready queue and wakes the thread.  The thread takes clients from the front:
+it drains one ring (at most 1024 bytes), has everything in it answered, moves the answers and events of all clients
+that got some into their rings, and signals each of them once.  Nobody is looked at without a reason, so a thousand
+silent domains cost nothing, and a busy one waits its turn behind the others (XSA-206).
+
+What a client does not take stays queued, bounded by the core.  A guest that leaves events lying for `EVENT_TIMEOUT_NS`
+is given up, as the C daemon does: it would hold up the domains that caused them.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, final
+
+from backends.xenstored.connection import Connection
+from backends.xenstored.errors import EINVAL
+from backends.xenstored.quota import Quotas
+from backends.xenstored.server import Server
+from guest_kernel.errors import XenError
+from guest_kernel.grants import MappedGrant
+from guest_kernel.kernel import Kernel
+from guest_kernel.mm import ForeignMapping
+from guest_kernel.threads import WaitQueue
+from guest_kernel.xenbus.ring import RingError, ServerRing
+from hypervisor.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_shutdown
+from hypervisor.abi.grant_table import GNTTAB_RESERVED_XENSTORE, GNTST_okay
+from hypervisor.abi.io.xs_wire import (
+    XENSTORE_ERROR_COMM,
+    XENSTORE_ERROR_RINGIDX,
+    XENSTORE_SERVER_FEATURE_RECONNECTION,
+)
+from hypervisor.abi.xen import DOMID_SELF, VIRQ_DOM_EXC
+
+EVENT_TIMEOUT_NS: Final = 20_000_000_000
+"""How long a guest may leave messages in the queue without taking a byte (C daemon: `--timeout watch-event=20`)."""
+
+
+class DomainInfo(Protocol):
+    """What xen_domctl_getdomaininfo says: `flags` is XEN_DOMINF_*."""
+
+    domain: int
+    flags: int
+
+
+@final
+class RingClient:
+    """A client behind a ring: its connection, page and port."""
+
+    __slots__ = ("connection", "failed", "foreign", "grant", "port", "ring")
+
+    def __init__(self, connection: Connection, ring: ServerRing) -> None:
+        self.connection = connection
+        self.ring = ring
+        #: The guest has been told that its ring is given up.
+        self.failed = False
+        #: Local end of the event channel.
+        self.port = 0
+        self.grant: MappedGrant | None = None
+        self.foreign: ForeignMapping | None = None
+
+
+@final
+class XenStored:
+    """The daemon.  `start` serves dom0's own xenbus; INTRODUCE adds domains.
+
+    `domain_info(domid)` is XEN_DOMCTL_getdomaininfo (None: no such domain); `domain_infos()`, if given, answers for
+    all domains at once.  `features`: XENSTORE_SERVER_FEATURE_* to advertise in each ring; the C daemon of 4.17
+    advertises none.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        domain_info: Callable[[int], DomainInfo | None],
+        *,
+        domain_infos: Callable[[], Iterable[DomainInfo]] | None = None,
+        quotas: Quotas | None = None,
+        features: int = 0,
+    ) -> None:
+        self.kernel = kernel
+        self.server = Server(self, quotas, trace=kernel.cpu.trace, log=kernel.console.printk)
+        self.clients: dict[Connection, RingClient] = {}
+        self._domain_info = domain_info
+        self._domain_infos = domain_infos
+        self._features = features
+        self._ready: dict[RingClient, None] = {}
+        self._domains_changed = False
+        self._wake = WaitQueue()
+        #: Clients whose input waits until less of it is outstanding.
+        self._held: dict[RingClient, None] = {}
+        #: Guests that do not take what they are sent, and when they are given up; the soonest first.
+        self._clogged: dict[RingClient, int] = {}
+        self._guard = WaitQueue()
+
+    def start(self) -> None:
+        """Connect dom0's own client, listen for ends of domains, start the threads."""
+        kernel = self.kernel
+        interface = kernel.xenbus.dom0_interface
+        assert interface is not None, "xenstored runs in the domain whose kernel makes its own ring"
+        mfn, port = interface
+        client = RingClient(self.server.connect("domain 0"), ServerRing(kernel.mm.page_at(mfn).view))
+        self._add(client, DOMID_SELF, port)
+        self._virq = kernel.events.bind_virq(VIRQ_DOM_EXC, self._on_domain_change)
+        kernel.spawn(self._serve(), "xenstored")
+        kernel.spawn(self._give_up_the_deaf(), "xenstored timeouts")
+
+    # ---- upcalls
+
+    def _on_domain_change(self) -> None:
+        self._domains_changed = True
+        self._wake.wake()
+
+    def _make_handler(self, client: RingClient) -> Callable[[], None]:
+        ready, wake = self._ready, self._wake.wake
+
+        def on_event() -> None:
+            ready[client] = None
+            wake()
+
+        return on_event
+
+    # ---- the thread
+
+    async def _serve(self) -> None:
+        ready = self._ready
+        while True:
+            if self._domains_changed:
+                self._domains_changed = False
+                self._check_domains()
+            while ready:
+                client = next(iter(ready))
+                del ready[client]
+                self._serve_client(client)
+            await self._wake.wait()
+
+    def _serve_client(self, client: RingClient) -> None:
+        """Take what is in one ring, answer it, and let everybody who got something have it."""
+        server, connection, ring = self.server, client.connection, client.ring
+        if connection.error or connection not in self.clients:
+            return
+        if ring.reconnect_requested and self._features & XENSTORE_SERVER_FEATURE_RECONNECTION:
+            server.reset(connection)
+            ring.reset()
+        # The event may mean room in the reply ring as well as requests.
+        server.dirty[connection] = None
+        if connection.input and server.may_read(connection):
+            server.receive(connection, b"")
+        # What could not be looked at yet comes first: no more than a ring of it is ever kept.
+        if server.may_read(connection):
+            try:
+                server.receive(connection, ring.read())
+            except RingError:
+                server.fail(connection, XENSTORE_ERROR_RINGIDX)
+        if not server.may_read(connection) and not connection.error:
+            self._held[client] = None
+        self._flush()
+
+    def _flush(self) -> None:
+        """Move queued messages into rings and signal; clients that this frees go back to the ready queue."""
+        dirty = self.server.dirty
+        while dirty:
+            connection = next(iter(dirty))
+            del dirty[connection]
+            client = self.clients.get(connection)
+            if client is not None:
+                self._deliver(client)
+        if self._held:
+            for client in list(self._held):
+                if client.connection.error:
+                    del self._held[client]
+                elif self.server.may_read(client.connection):
+                    del self._held[client]
+                    self._ready[client] = None
+
+    def _deliver(self, client: RingClient) -> None:
+        connection, ring = client.connection, client.ring
+        if connection.queued:
+            try:
+                data = connection.take(ring.room)
+            except RingError:
+                self.server.fail(connection, XENSTORE_ERROR_RINGIDX)
+                self.server.dirty.pop(connection)
+            else:
+                if data:
+                    ring.write(data)
+                self._note_progress(client, bool(data))
+        if connection.error and not client.failed:
+            client.failed = True
+            ring.fail(connection.error)
+        if ring.notify:
+            ring.notify = False
+            self._signal(client)
+
+    def _signal(self, client: RingClient) -> None:
+        try:
+            self.kernel.events.notify(client.port)
+        except XenError:
+            # The guest has closed its end. Whether it is gone, Xen will say; its ring is served all the same.
+            return
+
+    # ---- guests that do not read
+
+    def _note_progress(self, client: RingClient, progress: bool) -> None:
+        clogged = self._clogged
+        if not client.connection.queued or client.connection.privileged:
+            clogged.pop(client, None)
+        elif progress or client not in clogged:
+            clogged.pop(client, None)
+            clogged[client] = self.kernel.monotonic_ns() + EVENT_TIMEOUT_NS
+            self._guard.wake()
+
+    async def _give_up_the_deaf(self) -> None:
+        """Stop serving guests that have not taken a byte for too long."""
+        while True:
+            while self._clogged:
+                client, deadline = next(iter(self._clogged.items()))
+                left = deadline - self.kernel.monotonic_ns()
+                if left > 0:
+                    await self.kernel.sleep(left)
+                    continue
+                del self._clogged[client]
+                self.server.fail(client.connection, XENSTORE_ERROR_COMM)
+                self._flush()
+                self._wake.wake()
+            await self._guard.wait()
+
+    # ---- ends of domains
+
+    def _check_domains(self) -> None:
+        """Ask Xen for the state of the known domains and let the core draw its conclusions."""
+        states = None if self._domain_infos is None else {info.domain: info.flags for info in self._domain_infos()}
+        for domain in self.server.domains:
+            domid = domain.domid
+            if not domid:
+                continue
+            if states is None:
+                info = self._domain_info(domid)
+                flags = None if info is None else info.flags
+            else:
+                flags = states.get(domid)
+            if flags is None:
+                self.server.domain_changed(domid, shutdown=True, dying=True, gone=True)
+            elif flags & (XEN_DOMINF_dying | XEN_DOMINF_shutdown):
+                self.server.domain_changed(
+                    domid, shutdown=bool(flags & XEN_DOMINF_shutdown), dying=bool(flags & XEN_DOMINF_dying)
+                )
+        self._flush()
+
+    # ---- Transport: what the core asks for
+
+    def exists(self, domid: int) -> bool:
+        """Tell whether Xen has such a domain."""
+        return self._domain_info(domid) is not None
+
+    def attach(self, connection: Connection, mfn: int, port: int) -> bytes | None:
+        """Map the domain's xenstore page and bind its event channel."""
+        kernel = self.kernel
+        domid = connection.id
+        (grant,) = kernel.grants.map_refs(domid, [GNTTAB_RESERVED_XENSTORE])
+        foreign = None
+        try:
+            if grant.status != GNTST_okay:
+                # The builder of this domain did not fill in its grant table; dom0 may map the frame as such.
+                foreign = kernel.mm.map_foreign(domid, [mfn])
+            client = RingClient(connection, ServerRing(foreign[0] if foreign is not None else grant.view))
+            client.grant = grant if foreign is None else None
+            client.foreign = foreign
+            self._add(client, domid, port)
+        except XenError:
+            self._unmap(grant, foreign)
+            return EINVAL
+        client.ring.advertise(self._features)
+        # The guest may have written requests before anybody listened.
+        self._ready[client] = None
+        self._wake.wake()
+        self._signal(client)
+        return None
+
+    def rebind(self, connection: Connection, port: int) -> None:
+        """Empty the ring and bind another port."""
+        client = self.clients[connection]
+        client.ring.reset()
+        client.ring.notify = client.failed = False
+        events = self.kernel.events
+        events.unbind(client.port)
+        client.port = events.bind_interdomain(connection.id, port, self._make_handler(client))
+        self._clogged.pop(client, None)
+        self._held.pop(client, None)
+
+    def detach(self, connection: Connection) -> None:
+        """Unbind and unmap."""
+        client = self.clients.pop(connection)
+        self._ready.pop(client, None)
+        self._held.pop(client, None)
+        self._clogged.pop(client, None)
+        self.kernel.events.unbind(client.port)
+        del client.ring
+        self._unmap(client.grant, client.foreign)
+
+    def _add(self, client: RingClient, domid: int, port: int) -> None:
+        client.port = self.kernel.events.bind_interdomain(domid, port, self._make_handler(client))
+        self.clients[client.connection] = client
+
+    def _unmap(self, grant: MappedGrant | None, foreign: ForeignMapping | None) -> None:
+        if foreign is not None:
+            self.kernel.mm.unmap_foreign(foreign)
+        if grant is not None:
+            self.kernel.grants.unmap([grant])
+
+    def status(self) -> dict[str, Any]:
+        """Return numbers about the store: nodes, watches, domains introduced, the largest output queue."""
+        server = self.server
+        return {
+            "nodes": len(server.store.tree),
+            "watches": len(server.watches),
+            "domains": sum(domain.introduced for domain in server.domains),
+            "queued": max((client.connection.queued for client in self.clients.values()), default=0),
+        }
