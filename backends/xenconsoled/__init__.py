@@ -4,6 +4,6 @@
 between them and whoever shows or types them.
 """
 
-from backends.xenconsoled.daemon import XenConsoled
+from backends.xenconsoled.daemon import Xenconsoled
 
-__all__ = ["XenConsoled"]
+__all__ = ["Xenconsoled"]

@@ -54,12 +54,10 @@ class GuestConsole:
 
 
 @final
-class XenConsoled:
+class Xenconsoled:
     """The daemon.  `start` begins; `consoles` are those that are served, by domain."""
 
-    def __init__(
-        self, kernel: Kernel, sink: Sink, *, allowance: int = ALLOWANCE, period_ns: int = PERIOD_NS
-    ) -> None:
+    def __init__(self, kernel: Kernel, sink: Sink, *, allowance: int = ALLOWANCE, period_ns: int = PERIOD_NS) -> None:
         self.kernel = kernel
         self.sink = sink
         self.consoles: dict[int, GuestConsole] = {}

@@ -4,3 +4,9 @@ The core (`server.Server` and what it is made of) is synchronous and pure: bytes
 connections out; no clock, no I/O, no await.  `ring` moves bytes through a shared page, `daemon` is the dom0 thread
 that ties the core to rings and event channels.
 """
+
+from backends.xenstored.daemon import Xenstored
+from backends.xenstored.quota import Quotas
+from backends.xenstored.server import Server
+
+__all__ = ["Quotas", "Server", "Xenstored"]

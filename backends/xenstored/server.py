@@ -486,7 +486,9 @@ class Server:
         for name in missing[:-1]:
             self._check_size(connection, view, b"", name[name.rindex(b"/") :], perms)
         top = missing[-1]
-        self._check_size(connection, view, base.value, with_child(base.children, top[top.rindex(b"/") + 1 :]), base.perms)
+        self._check_size(
+            connection, view, base.value, with_child(base.children, top[top.rindex(b"/") + 1 :]), base.perms
+        )
 
     def _remove_tree(self, transaction: Transaction | None, path: bytes) -> None:
         """Remove a node and all below, children before parents, and tell the watches in that order."""
