@@ -21,6 +21,8 @@ from guest_kernel.kernel import Kernel
 from toolstack.errors import UsageError
 
 _ELF_MAGIC = b"\x7fELF"
+GUEST_MODULE = "paravirt_guest_"
+"""What the names of the modules of guest files begin with."""
 _serial = itertools.count(1)
 
 
@@ -34,7 +36,7 @@ class GuestProgram:
 
     def load(self) -> Callable[[Kernel], Guest]:
         """Execute the file in a fresh module and return its guest class. Raises `UsageError` with one sentence."""
-        module = ModuleType(f"paravirt_guest_{next(_serial)}")
+        module = ModuleType(f"{GUEST_MODULE}{next(_serial)}")
         module.__file__ = str(self.path)
         # Decorators such as attrs look their module up by name.
         sys.modules[module.__name__] = module

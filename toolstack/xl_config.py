@@ -22,8 +22,14 @@ ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
 _OTHER_ACTIONS = ("coredump-destroy", "coredump-restart", "soft-reset")
 
 DEFAULT_MEMORY_MIB = 32
+DOM0_NAME = "Domain-0"
+DOM0_MEMORY_MIB = 64
+DOM0_MIN_MEMORY_MIB = 8
+MAX_CMDLINE = 1023
+"""Bytes of a kernel's command line: start_info has room for them and a NUL."""
 MAX_VCPUS = 32
 _Spec = TypeVar("_Spec", DiskSpec, VifSpec)
+_DOM0_KEYS = ("memory", "vcpus", "extra", "root", "cmdline")
 _MAX_MEMORY_MIB = 1 << 20
 _MAX_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
@@ -75,8 +81,6 @@ class DomainConfig:
     on_watchdog: str = "destroy"
     on_crash: str = "destroy"
     uuid: UUID | None = None
-    seed: int | None = None
-    """Seed of the guest's own random numbers; None: derived from the host's seed and the name."""
     driver_domain: bool = False
     max_grant_frames: int = 32
     max_maptrack_frames: int = 1024
@@ -143,13 +147,42 @@ def parse_config(text: str, source: str, directory: Path) -> DomainConfig:
         on_watchdog=reader.action("on_watchdog", "destroy"),
         on_crash=reader.action("on_crash", "destroy"),
         uuid=reader.uuid(),
-        seed=reader.optional_integer("seed", 0, (1 << 64) - 1),
         driver_domain=bool(reader.integer("driver_domain", 0, 0, 1)),
         max_grant_frames=reader.integer("max_grant_frames", 32, 1, 256),
         max_maptrack_frames=reader.integer("max_maptrack_frames", 1024, 0, 4096),
         max_event_channels=reader.integer("max_event_channels", 1023, 32, 131071),
         settings=reader.settings,
     )
+
+
+def load_dom0_config(path: str | Path) -> DomainConfig:
+    """Read the configuration of dom0: an xl.cfg of which only `memory`, `vcpus`, `extra`, `root`, `cmdline` count.
+
+    Raises as `load_config` does; any other setting is an error.
+    """
+    reader = _Reader(parse(read_text(path, "configuration"), str(path)), str(path), Path(path).absolute().parent)
+    for key in reader.settings:
+        if key not in _DOM0_KEYS:
+            hint = did_you_mean(key, _DOM0_KEYS)
+            raise reader.error(key, f"{key!r} is no setting of dom0{hint or '; there are ' + ', '.join(_DOM0_KEYS)}")
+    vcpus = reader.integer("vcpus", 1, 1, MAX_VCPUS)
+    memory = reader.integer("memory", DOM0_MEMORY_MIB, DOM0_MIN_MEMORY_MIB, _MAX_MEMORY_MIB)
+    return DomainConfig(
+        source=str(path),
+        name=DOM0_NAME,
+        kernel=Path(),
+        memory=memory,
+        maxmem=memory,
+        vcpus=vcpus,
+        maxvcpus=vcpus,
+        cmdline=reader.cmdline(),
+        settings=reader.settings,
+    )
+
+
+def default_dom0_config() -> DomainConfig:
+    """Return the configuration of dom0 when nobody gave one."""
+    return DomainConfig("dom0", DOM0_NAME, Path(), memory=DOM0_MEMORY_MIB, maxmem=DOM0_MEMORY_MIB)
 
 
 class _Reader:
@@ -232,12 +265,19 @@ class _Reader:
         return self._directory / self.text(key, "") if self.text(key, "") else None
 
     def cmdline(self) -> str:
-        """`cmdline` wins over `root` and `extra`, which are joined, as with xl."""
-        if "cmdline" in self.settings:
-            return self.text("cmdline", "")
-        root, extra = self.text("root", ""), self.text("extra", "")
-        words = [f"root={root}"] if root else []
-        return " ".join([*words, extra] if extra else words)
+        """`cmdline` wins over `root` and `extra`, which are joined, as with xl; `seed` becomes a word of it."""
+        key = "cmdline" if "cmdline" in self.settings else "extra"
+        words = [self.text(key, "")]
+        if key == "extra" and self.text("root", ""):
+            words.insert(0, f"root={self.text('root', '')}")
+        seed = self.optional_integer("seed", 0, (1 << 64) - 1)
+        if seed is not None:
+            words.append(f"seed={seed}")
+        cmdline = " ".join(word for word in words if word)
+        size = len(cmdline.encode())
+        if size > MAX_CMDLINE:
+            raise self.error(key, f"the kernel's command line has {size} bytes; {MAX_CMDLINE} are possible")
+        return cmdline
 
     def action(self, key: str, default: str) -> str:
         action = self.text(key, default).replace("_", "-")
@@ -325,7 +365,7 @@ def _list_actions() -> str:
 
 def check_together(configs: Iterable[DomainConfig]) -> None:
     """Check what only several configurations can get wrong: two domains of one name, or interfaces of one MAC."""
-    names: dict[str, DomainConfig] = {"Domain-0": DomainConfig("the host", "Domain-0", Path())}
+    names: dict[str, DomainConfig] = {"Domain-0": DomainConfig("the host", DOM0_NAME, Path())}
     macs: dict[str, str] = {}
     for config in configs:
         other = names.setdefault(config.name, config)

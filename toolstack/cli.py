@@ -1,0 +1,195 @@
+"""The command `paravirt`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+from rich.console import Console
+
+from hypervisor.errors import InvariantError
+from hypervisor.trace import TraceError, read_trace
+from toolstack.console_log import XEN_TAG, ConsoleLog
+from toolstack.errors import UsageError
+from toolstack.host import Host
+from toolstack.preparation import parse_nic
+from toolstack.report import HostResult, print_table
+from toolstack.trace_text import format_trace
+from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_config
+
+EXIT_USAGE = 2
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+
+
+class _OneSentence(click.ClickException):
+    """A person's mistake, on one line, with exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+    def show(self, file: Any = None) -> None:
+        """Print the sentence."""
+        click.echo(f"paravirt: {self.format_message()}", file=file or sys.stderr)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="paravirt", prog_name="paravirt")
+def main() -> None:
+    """A whole Xen host, simulated: hypervisor, dom0, guests, split drivers, xenstore.
+
+    Guests are Python classes; domains are described by xl.cfg files, as for xl.
+
+    \b
+        paravirt run examples/hello/hello.cfg
+        paravirt run examples/first-host/*.cfg --trace host.trace
+        paravirt trace host.trace
+    """
+
+
+@main.command()
+@click.argument("configs", metavar="GUEST.cfg...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--dom0",
+    "dom0",
+    metavar="CFG",
+    type=click.Path(path_type=Path),
+    help="Configuration of dom0 (memory, vcpus, extra).",
+)
+@click.option("--pcpus", type=click.IntRange(1, 256), default=1, show_default=True, help="Physical CPUs of the host.")
+@click.option(
+    "--memory",
+    metavar="MIB",
+    type=click.IntRange(1),
+    help="Memory of the host in MiB. [default: as much as the domains need]",
+)
+@click.option(
+    "--time",
+    "clock",
+    type=click.Choice(["virtual", "real"]),
+    default="virtual",
+    show_default=True,
+    help="Virtual time jumps over idleness and is repeatable; real time follows the wall clock.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random: MAC addresses, the guests' own random numbers.",
+)
+@click.option(
+    "--schedule",
+    metavar="POLICY",
+    default="fifo",
+    show_default=True,
+    help="fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a trace).",
+)
+@click.option(
+    "--nic",
+    "nics",
+    metavar="BRIDGE=WIRE",
+    multiple=True,
+    help="A bridge of the host, and what its network card is plugged into: pcap:FILE (capture) or none.",
+)
+@click.option(
+    "--trace",
+    "trace_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Record every event of the host in FILE.",
+)
+@click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
+def run(
+    configs: tuple[Path, ...],
+    dom0: Path | None,
+    pcpus: int,
+    memory: int | None,
+    clock: str,
+    seed: int,
+    schedule: str,
+    nics: tuple[str, ...],
+    trace_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Run a host with a domain for each GUEST.cfg until all of them have ended.
+
+    The consoles of all domains are shown live, and at the end a table of what each domain used. Ctrl-C asks the guests
+    to shut down; a second one destroys them. Exits with 0, with 1 if a guest failed, with 2 if something in the
+    configuration is wrong.
+    """
+    try:
+        guests = [load_config(path) for path in configs]
+        host = Host(
+            memory_mib=memory,
+            pcpus=pcpus,
+            time=clock,
+            seed=seed,
+            schedule=schedule,
+            nics=[parse_nic(text) for text in nics],
+            trace_file=trace_file,
+            dom0=load_dom0_config(dom0) if dom0 is not None else None,
+            consoles=None if quiet else _console_log(guests),
+        )
+        result = trio.run(_run_until_done, host, guests)
+    except UsageError as error:
+        raise _OneSentence(str(error)) from None
+    except InvariantError as error:
+        click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)
+        sys.exit(EXIT_INTERNAL)
+    _finish(result)
+
+
+def _console_log(guests: Sequence[DomainConfig]) -> ConsoleLog:
+    width = max(len(name) for name in (DOM0_NAME, XEN_TAG, *(guest.name for guest in guests)))
+    out = sys.stdout
+
+    def write(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    return ConsoleLog(write, width=min(width, 24), colour=out.isatty())
+
+
+async def _run_until_done(host: Host, guests: Sequence[DomainConfig]) -> HostResult:
+    """Run the host; a Ctrl-C stops it in order."""
+    result: HostResult | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def interrupts() -> None:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    click.echo("paravirt: shutting down (again: at once)", err=True)
+                    host.interrupt()
+
+        nursery.start_soon(interrupts)
+        result = await host.run(guests)
+        nursery.cancel_scope.cancel()
+    assert result is not None
+    return result
+
+
+def _finish(result: HostResult) -> None:
+    console = Console()
+    print_table(result, Console(width=max(console.width, 110)) if not console.is_terminal else console)
+    for domain in result.failures:
+        click.echo(f"paravirt: {domain.message or f'{domain.name} ended by {domain.reason}'}", err=True)
+    sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)
+
+
+@main.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+def trace(file: Path) -> None:
+    """Print a trace that `run --trace` recorded: one line an event."""
+    try:
+        _, records = read_trace(file)
+        for line in format_trace(records):
+            click.echo(line)
+    except TraceError as error:
+        raise _OneSentence(str(error)) from None
+    except OSError as error:
+        raise _OneSentence(f"cannot read the trace {str(file)!r}: {error.strerror}") from None

@@ -1,0 +1,64 @@
+"""The program of dom0: start the daemons, run the domains, power off.
+
+What init scripts, xenstored, xenconsoled and `xl create` do on a real host happens here in order. A person (or the
+simulator) outside speaks to it over the host's serial line, one word a line: `shutdown` asks all guests to shut down,
+`destroy` does not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from uuid import UUID
+
+import attrs
+
+from backends.xenstored.daemon import XenStored
+from guest_kernel.kernel import Kernel
+from toolstack.lifecycle import DomainPlan, Lifecycle, Platform, put
+from toolstack.nodes import dom0_nodes
+from toolstack.xl_config import DomainConfig
+
+
+class Host(Platform, Protocol):
+    """What the simulator does for dom0 beyond the domains."""
+
+    def started(self, lifecycle: Lifecycle) -> None:
+        """Take note of the toolstack: it is up."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ControlDomain:
+    """What runs in dom0; the fields behind `kernel` are its configuration files, so to speak."""
+
+    kernel: Kernel
+    config: DomainConfig
+    uuid: UUID
+    plans: Sequence[DomainPlan]
+    host: Host
+    console: Callable[[int, bytes], None]
+    """Takes what a guest printed: (domid, bytes)."""
+
+    async def main(self) -> None:
+        """Run the host's domains; returns when the last of them is gone."""
+        kernel = self.kernel
+        lifecycle = Lifecycle(kernel, self.host)
+        XenStored(kernel, lifecycle.xc.domain_info, domain_infos=lifecycle.xc.domain_infos).start()
+        await kernel.xenbus.connected()
+        await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
+        self.host.started(lifecycle)
+        keyboard = kernel.spawn(self._obey(lifecycle), "serial line")
+        await lifecycle.run(self.plans)
+        keyboard.cancel()
+
+    async def _obey(self, lifecycle: Lifecycle) -> None:
+        """Do what is typed on the serial line."""
+        while True:
+            word = (await self.kernel.console.readline()).strip()
+            if word == "shutdown":
+                self.kernel.spawn(lifecycle.shutdown_all(), "shutdown")
+            elif word == "destroy":
+                lifecycle.destroy_all()
+            elif word:
+                self.kernel.console.printk(f"{word!r} is none of shutdown, destroy")

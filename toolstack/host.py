@@ -1,0 +1,388 @@
+"""A whole host: machine, hypervisor, dom0 with drivers and daemons, and the domains that it is told to run."""
+
+from __future__ import annotations
+
+import time as wall
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+from uuid import UUID, uuid5
+
+import attrs
+import trio
+
+from backends.block import BlockBack
+from backends.net import NetBack
+from guest_kernel.guest import Guest
+from guest_kernel.image import PythonKernelImage
+from guest_kernel.kernel import Kernel
+from hypervisor.dom0_build import BuildError, construct_dom0
+from hypervisor.domain import Domain
+from hypervisor.errors import HypercallError, InvariantError
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.machine.disk import DiskController
+from hypervisor.machine.machine import Machine
+from hypervisor.machine.nic import NetworkCard
+from hypervisor.sched.policy import Policy, parse_policy
+from hypervisor.sched.scheduler import NEVER, RUNNING
+from hypervisor.trace import TraceError, TraceWriter
+from toolstack.builder import kernel_segments
+from toolstack.console_log import ConsoleLog
+from toolstack.control_domain import ControlDomain
+from toolstack.errors import UsageError
+from toolstack.lifecycle import REASONS, DomainPlan, Lifecycle, LiveDomain
+from toolstack.preparation import SECTOR, UUID_SPACE, NicSpec, Preparation, prepare
+from toolstack.report import ABORTED, DomainResult, HostResult, Usage
+from toolstack.vif_spec import generate_mac
+from toolstack.watchdog import DEFAULT_LIMIT, GuestHangError, Watchdog
+from toolstack.xl_config import DOM0_NAME, DomainConfig, default_dom0_config
+
+XEN_MEMORY_MIB = 16
+"""What Xen itself takes of a host, when nobody says how large that is."""
+OVERHEAD_KIB_PER_DOMAIN = 256
+STEPS = 500
+"""Stretches of guest code between two looks at the world outside (trio)."""
+
+
+@attrs.define
+class _LoadedKernel:
+    """A kernel as the builder of dom0 wants it (`hypervisor.dom0_build.KernelImage`)."""
+
+    virt_base: int
+    virt_entry: int
+    segments: Sequence[tuple[int, bytes]]
+
+
+class Host:
+    """One host, to be switched on once.
+
+    `consoles` shows what the domains print (None: nobody looks). `hang_limit` is after how many seconds of wall-clock
+    time a guest that does not yield is ended. `run` is to be awaited under trio; everything else may be called from
+    other trio tasks meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_mib: int | None = None,
+        pcpus: int = 1,
+        time: str = "virtual",
+        seed: int = 0,
+        schedule: str = "fifo",
+        nics: Sequence[NicSpec] = (),
+        trace_file: Path | None = None,
+        consoles: ConsoleLog | None = None,
+        dom0: DomainConfig | None = None,
+        hang_limit: float = DEFAULT_LIMIT,
+    ) -> None:
+        self.memory_mib = memory_mib
+        self.pcpus = pcpus
+        self.real_time = time == "real"
+        self.seed = seed
+        self.schedule = schedule
+        self.nics = list(nics)
+        self.trace_file = trace_file
+        self.consoles = consoles
+        self.dom0 = dom0 or default_dom0_config()
+        self.hang_limit = hang_limit
+        self.policy: Policy = _policy(schedule)
+        self.hv: Hypervisor
+        self.lifecycle: Lifecycle | None = None
+        self.results: dict[str, DomainResult] = {DOM0_NAME: DomainResult(DOM0_NAME)}
+        self.kernels: dict[int, Kernel] = {}
+        """The kernels of the domains, by number: their backends keep the accounts of traffic."""
+        self.interrupts = 0
+        self._disks: list[DiskController] = []
+        self._units: dict[str, tuple[int, ...]] = {}
+        self._asked_idle = False
+        self._wake = trio.Event()
+        self._stack = ExitStack()
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    async def run(self, configs: Sequence[DomainConfig]) -> HostResult:
+        """Switch the host on and run the domains until they have ended. Raises `UsageError`, InvariantError."""
+        began = wall.monotonic_ns()
+        self.results |= {config.name: DomainResult(config.name) for config in configs}
+        prepared = prepare(configs, self.nics, self.seed)
+        with self._stack:
+            self._stack.callback(prepared.close)
+            self._assemble(prepared)
+            with Watchdog(
+                lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit
+            ):  # fmt: skip
+                await self._drain()
+            self._finish_dom0()
+        if self.consoles is not None:
+            self.consoles.finish_all()
+        return HostResult(
+            domains=list(self.results.values()),
+            virtual_ns=self.hv.clock.now,
+            wall_ns=wall.monotonic_ns() - began,
+            real_time=self.real_time,
+            interrupted=self.interrupts > 0,
+        )
+
+    def interrupt(self) -> None:
+        """Ask for the end, as a person at the keyboard: the guests shut down; asked again, they are destroyed."""
+        self.interrupts += 1
+        self._type("shutdown\n" if self.interrupts == 1 else "destroy\n")
+        self._wake.set()
+
+    def _type(self, text: str) -> None:
+        """Type on the host's serial console."""
+        self.hv.console_io.feed(text.encode())
+
+    async def _drain(self) -> None:
+        """Run the pCPUs until dom0 has shut the host down."""
+        hv = self.hv
+        while not hv.stopped:
+            try:
+                until = hv.sched.drain(STEPS)
+            except GuestHangError as error:
+                self._blame(str(error))
+                continue
+            if hv.stopped:
+                break
+            if until == 0:
+                await trio.lowlevel.checkpoint()
+            elif hv.clock.real:
+                await self._sleep_until(until)
+            else:
+                self._idle()
+
+    async def _sleep_until(self, until: int) -> None:
+        """In real time: wait for the next timer, or for something to become runnable from outside."""
+        self._wake = trio.Event()
+        self.hv.interrupt_idle = self._wake.set
+        seconds = trio_seconds(until, self.hv.clock.read())
+        with trio.move_on_after(seconds):
+            await self._wake.wait()
+        self.hv.interrupt_idle = _nobody_sleeps
+
+    def _idle(self) -> None:
+        """In virtual time: nothing can happen any more, for there is no outside. End the host in order."""
+        if self._asked_idle or self.lifecycle is None:
+            raise InvariantError("the host is idle for ever, and dom0 does not end it")
+        self._asked_idle = True
+        for live in self.lifecycle.live.values():
+            if not live.over and not live.plan.config.driver_domain:
+                self.results[
+                    live.plan.config.name
+                ].message = f"{live.name}: everything in this guest waits for something that cannot happen any more"
+        self._type("shutdown\n")
+
+    # -- assembly -------------------------------------------------------------------------------------------------
+
+    def _assemble(self, prepared: Preparation) -> None:
+        machine = Machine(memory_mib=self._memory(prepared.plans), pcpus=self.pcpus, real_time=self.real_time)
+        trace = self._open_trace()
+        self.hv = hv = Hypervisor(
+            machine,
+            policy=self.policy,
+            trace=None if trace is None else trace.emit,
+            console=self._show_host,
+        )
+        if trace is not None:
+            trace.now = hv.now
+        nics: dict[str, int] = {}
+        for unit, backing in enumerate(prepared.disks):
+            disk = DiskController(machine, unit, backing)
+            disk.now = hv.now
+            self._disks.append(disk)
+        self._units = {plan.config.name: plan.disk_units for plan in prepared.plans}
+        for unit, (bridge, wire) in enumerate(prepared.wires):
+            mac = bytes.fromhex(generate_mac(self.seed, DOM0_NAME, unit).replace(":", ""))
+            NetworkCard(machine, unit, wire, mac).now = hv.now
+            nics[bridge] = unit
+        self._build_dom0(prepared, nics)
+
+    def _memory(self, plans: Iterable[DomainPlan]) -> int:
+        """Return the size of the host in MiB. Raises `UsageError` if that is too small for its domains."""
+        plans = list(plans)
+        domains = sum(plan.config.memory for plan in plans)
+        overhead = XEN_MEMORY_MIB + (OVERHEAD_KIB_PER_DOMAIN * len(plans) >> 10)
+        needed = self.dom0.memory + domains + overhead
+        if self.memory_mib is None:
+            # Xen keeps books of every frame: 1/512 of memory is the M2P alone.
+            return needed + (needed >> 7) + 2
+        if self.memory_mib < self.dom0.memory + domains:
+            raise UsageError(
+                f"too little memory: the host has {self.memory_mib} MiB, dom0 ({self.dom0.memory} MiB) and "
+                f"the guests ({domains} MiB) want {self.dom0.memory + domains} MiB, and Xen some more"
+            )
+        return self.memory_mib
+
+    def _open_trace(self) -> TraceWriter | None:
+        if self.trace_file is None:
+            return None
+        try:
+            file: BinaryIO = self.trace_file.open("wb")
+        except OSError as error:
+            raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
+        about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
+        return self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
+
+    def _build_dom0(self, prepared: Preparation, nics: dict[str, int]) -> None:
+        hv, config = self.hv, self.dom0
+        uuid = uuid5(UUID_SPACE, f"{self.seed}/{DOM0_NAME}")
+        image = PythonKernelImage(
+            name=DOM0_NAME,
+            main=partial(self._control_domain, prepared.plans, uuid),
+            drivers=[BlockBack, partial(NetBack, bridges=tuple(prepared.bridges), nics=nics)],
+        )
+        try:
+            domain = hv.domain_ops.create(0, max_vcpus=config.maxvcpus, is_privileged=True, handle=uuid.bytes)
+            domain.image = image
+            for vcpu_id in range(config.maxvcpus):
+                hv.domain_ops.add_vcpu(domain, vcpu_id)
+            kernel = _LoadedKernel(image.virt_base, image.virt_entry, kernel_segments(image))
+            construct_dom0(hv, domain, kernel, config.cmdline, None, config.memory << 8)
+        except BuildError as error:
+            raise UsageError(str(error)) from None
+        except HypercallError:
+            raise UsageError(f"too little memory: {self.memory_mib} MiB are not enough for Xen and dom0") from None
+        self.results[DOM0_NAME].domid = 0
+        self.results[DOM0_NAME].lives = 1
+        hv.domain_ops.unpause(domain)
+
+    def _control_domain(self, plans: Sequence[DomainPlan], uuid: UUID, kernel: Kernel) -> ControlDomain:
+        self.kernels[0] = kernel
+        return ControlDomain(
+            kernel=kernel, config=self.dom0, uuid=uuid, plans=plans, host=self, console=self._show_guest
+        )
+
+    # -- consoles -------------------------------------------------------------------------------------------------
+
+    def _show_host(self, data: bytes) -> None:
+        if self.consoles is not None:
+            self.consoles.feed_host(DOM0_NAME, data)
+
+    def _show_guest(self, domid: int, data: bytes) -> None:
+        if self.consoles is not None:
+            live = self.lifecycle.live.get(domid) if self.lifecycle is not None else None
+            self.consoles.feed(live.name if live is not None else f"d{domid}", data)
+
+    # -- what the simulator does for the toolstack (`lifecycle.Platform`) -----------------------------------------
+
+    def started(self, lifecycle: Lifecycle) -> None:
+        """Take note of the toolstack in dom0."""
+        self.lifecycle = lifecycle
+
+    def load(self, domid: int, image: PythonKernelImage) -> None:
+        """Make a new domain's processors execute an image."""
+
+        def main(kernel: Kernel) -> Guest:
+            self.kernels[domid] = kernel
+            return image.main(kernel)  # type: ignore[return-value]
+
+        self.hv.domains[domid].image = attrs.evolve(image, main=main)
+
+    def account(self, live: LiveDomain, reason: str) -> None:
+        """Add up what a life of a domain has used."""
+        result = self.results[live.plan.config.name]
+        result.domid = live.domid
+        result.lives += 1
+        result.reason = reason
+        domain = self.hv.domains.get(live.domid)
+        if domain is not None:
+            result.usage.add(usage_of(domain))
+        result.usage.add(self._traffic(live.domid))
+        if self.consoles is not None:
+            self.consoles.finish(live.name)
+
+    def failed(self, plan: DomainPlan, message: str) -> None:
+        """Note that a domain could not be started."""
+        result = self.results[plan.config.name]
+        result.reason = result.reason or "not started"
+        result.message = message
+
+    def _finish_dom0(self) -> None:
+        result = self.results[DOM0_NAME]
+        result.reason = REASONS.get(self.hv.shutdown_reason, ABORTED)
+        result.usage.add(usage_of(self.hv.domains[0]))
+        for name, units in self._units.items():
+            disks = [self._disks[unit] for unit in units]
+            nbytes = sum(disk.read_bytes + disk.written_bytes for disk in disks)
+            self.results[name].usage.add(Usage(blocks=nbytes // SECTOR, block_bytes=nbytes))
+        for other in self.results.values():
+            if not other.reason:
+                other.reason = ABORTED
+
+    def _traffic(self, domid: int) -> Usage:
+        """Return what went over a domain's network interfaces, by the books of the backends that served them."""
+        usage = Usage()
+        for kernel in self.kernels.values():
+            for driver in kernel.drivers:
+                if not isinstance(driver, NetBack):
+                    continue
+                for (frontend, _), counters in driver.counters.items():
+                    if frontend == domid:
+                        usage.packets += counters.tx_packets + counters.rx_packets
+                        usage.packet_bytes += counters.tx_bytes + counters.rx_bytes
+        return usage
+
+    # -- guests that hang -----------------------------------------------------------------------------------------
+
+    def _running_name(self) -> str | None:
+        vcpu = self.hv.sched.running
+        return None if vcpu is None else self._name_of(vcpu.domain.domid)
+
+    def _name_of(self, domid: int) -> str:
+        if domid == 0:
+            return DOM0_NAME
+        live = self.lifecycle.live.get(domid) if self.lifecycle is not None else None
+        return live.name if live is not None else f"d{domid}"
+
+    def _on_hang(self, name: str, where: str) -> None:
+        message = f"{name} has not yielded for {self.hang_limit:g} s of wall-clock time, at {where}"
+        live = self._live_by_name(name)
+        self.results[live.plan.config.name if live is not None else DOM0_NAME].message = message
+
+    def _live_by_name(self, name: str) -> LiveDomain | None:
+        if self.lifecycle is None:
+            return None
+        return next((live for live in self.lifecycle.live.values() if live.name == name), None)
+
+    def _blame(self, why: str) -> None:
+        """Crash the domain whose vCPU was running when an exception of the watchdog got through all of its code."""
+        sched = self.hv.sched
+        vcpu = sched.running
+        if vcpu is None:
+            raise InvariantError(f"a guest hangs, and none was running: {why}")
+        sched.running = None
+        self.hv.domain_ops.crash(vcpu.domain, why)
+        sched.forget(vcpu)
+
+
+def _policy(text: str) -> Policy:
+    try:
+        return parse_policy(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except (TraceError, OSError) as error:
+        raise UsageError(f"schedule {text!r}: {error}") from None
+
+
+def _nobody_sleeps() -> None:
+    return
+
+
+def trio_seconds(until: int, now: int) -> float:
+    """Return how long to sleep, in seconds; for ever if nothing is due."""
+    return float("inf") if until == NEVER else max(until - now, 0) / 1e9
+
+
+def usage_of(domain: Domain) -> Usage:
+    """Return what a domain has used so far, by Xen's books."""
+    vcpus = domain.online_vcpus()
+    grants = domain.grant_table.stats
+    return Usage(
+        cpu_ns=sum(vcpu.state_times[RUNNING] for vcpu in vcpus),
+        hypercalls=sum(vcpu.hypercalls for vcpu in vcpus),
+        events=domain.events_sent,
+        grants_mapped=grants.maps,
+        grants_copied=grants.copies,
+    )

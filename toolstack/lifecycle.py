@@ -1,0 +1,457 @@
+"""The life of domains, from the control domain's side (libxl's part): create, wait for the end, obey on_*, tear down.
+
+This is code of a program in dom0: it sees Xen through hypercalls (`Xc`) and everything else through xenstore. What the
+simulator does for it behind its back is in `Platform`, and that is little: Python code cannot lie in guest memory, so
+somebody outside has to tell the processor which program an image page stands for, and somebody keeps the accounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+from uuid import UUID
+
+import attrs
+
+from guest_kernel.errors import XenError
+from guest_kernel.image import PythonKernelImage
+from guest_kernel.kernel import Kernel
+from guest_kernel.threads import Event, Lock, WaitQueue
+from guest_kernel.xenbus import wire
+from guest_kernel.xenbus.client import Operations, Reply, Transaction, gather
+from hypervisor.abi import device as machine_device
+from hypervisor.abi import domctl, errno, sched
+from hypervisor.abi.io import xs_wire as xs
+from hypervisor.abi.io.xenbus import (
+    XenbusStateClosed,
+    XenbusStateClosing,
+    XenbusStateInitialising,
+    XenbusStateInitWait,
+)
+from toolstack.builder import PvBuilder
+from toolstack.errors import ToolstackError
+from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, disk_nodes, domain_nodes, vif_nodes
+from toolstack.xc import Xc
+from toolstack.xl_config import DomainConfig
+
+SECOND = 1_000_000_000
+BACKEND_TIMEOUT_NS = 10 * SECOND
+"""How long a backend may take to take a new device, or to close an old one, as in libxl."""
+SHUTDOWN_TIMEOUT_NS = 30 * SECOND
+"""How long a guest may take to shut down when it is asked to; then it is destroyed."""
+QUICK_LIFE_NS = SECOND
+MAX_QUICK_RESTARTS = 5
+"""A domain that so many times in a row ended within `QUICK_LIFE_NS` is not restarted again: that might never end."""
+MAXMEM_SLACK_KIB = 1024
+
+CLOSED = int(XenbusStateClosed)
+
+REASONS = {
+    sched.SHUTDOWN_poweroff: "poweroff",
+    sched.SHUTDOWN_reboot: "reboot",
+    sched.SHUTDOWN_suspend: "suspend",
+    sched.SHUTDOWN_crash: "crash",
+    sched.SHUTDOWN_watchdog: "watchdog",
+    sched.SHUTDOWN_soft_reset: "soft reset",
+}
+"""Names of the shutdown reasons (sched.h)."""
+DESTROYED = "destroyed"
+NOT_STARTED = "not started"
+
+
+@attrs.frozen
+class DomainPlan:
+    """A domain that this host is to run: its configuration, and what the host has set aside for it."""
+
+    config: DomainConfig
+    uuid: UUID
+    make_image: Callable[[], PythonKernelImage]
+    disk_units: tuple[int, ...] = ()
+    """Disk controllers of the machine, in the order of `config.disks`."""
+    macs: tuple[str, ...] = ()
+    """Addresses, in the order of `config.vifs`."""
+
+
+@attrs.define(eq=False)
+class LiveDomain:
+    """A domain that exists."""
+
+    domid: int
+    plan: DomainPlan
+    name: str
+    devices: tuple[DeviceNodes, ...]
+    started_ns: int
+    over: bool = False
+
+    @property
+    def home(self) -> str:
+        """Its xenstore directory."""
+        return f"/local/domain/{self.domid}"
+
+
+class Platform(Protocol):
+    """What the simulator does for the toolstack outside of the simulated host."""
+
+    def load(self, domid: int, image: PythonKernelImage) -> None:
+        """Make a new domain's processors execute this image."""
+        ...
+
+    def account(self, live: LiveDomain, reason: str) -> None:
+        """Note down what a domain has used; it ended for `reason` and is about to go."""
+        ...
+
+    def failed(self, plan: DomainPlan, message: str) -> None:
+        """A domain could not be started; the message is one sentence."""
+        ...
+
+
+class Lifecycle:
+    """All unprivileged domains of the host."""
+
+    def __init__(self, kernel: Kernel, platform: Platform) -> None:
+        self.kernel = kernel
+        self.platform = platform
+        self.xc = Xc(kernel)
+        self.builder = PvBuilder(self.xc)
+        self.live: dict[int, LiveDomain] = {}
+        self.stopping = False
+        self._waiting: dict[int, WaitQueue] = {}
+        self._creating = Lock()
+        self._idle = Event()
+        self._supervisors = 0
+
+    # -- the whole ------------------------------------------------------------------------------------------------
+
+    async def run(self, plans: Sequence[DomainPlan]) -> None:
+        """Run all domains, and whatever their on_* settings start again; returns when none runs any more."""
+        watch = await self.kernel.xenbus.watch("@releaseDomain")
+        watcher = self.kernel.spawn(self._watch_ends(watch.get), "domain ends")
+        threads = []
+        for plan in plans:
+            if self.stopping:
+                break
+            live = await self._start(plan)
+            if live is not None:
+                threads.append(self.kernel.spawn(self._supervise(live), f"supervise {plan.config.name}"))
+        for thread in threads:
+            await thread.join()
+        watcher.cancel()
+        await watch.cancel()
+
+    async def _start(self, plan: DomainPlan) -> LiveDomain | None:
+        """Create and unpause a domain; None if that failed, and the platform has been told."""
+        try:
+            return await self.create(plan)
+        except ToolstackError as error:
+            self.platform.failed(plan, str(error))
+        except XenError as error:
+            self.platform.failed(plan, f"{plan.config.source}: domain {plan.config.name!r} cannot be built: {error}")
+        return None
+
+    async def _supervise(self, live: LiveDomain) -> None:
+        """See a domain through its lives."""
+        quick = 0
+        while True:
+            reason = await self.wait_end(live)
+            action = self._action(live, reason)
+            lived = self.kernel.monotonic_ns() - live.started_ns
+            quick = quick + 1 if lived < QUICK_LIFE_NS else 0
+            restart = action.endswith("restart") and not self.stopping
+            if restart and quick >= MAX_QUICK_RESTARTS:
+                restart = False
+                self.kernel.console.printk(
+                    f"{live.name} ended {quick} times within a second of its start: not restarted"
+                )
+            self.platform.account(live, reason)
+            if action == "preserve":
+                return
+            if action == "rename-restart" and restart:
+                await self._preserve_as(live, f"{live.name}-{live.domid}")
+            else:
+                await self.destroy(live)
+            if not restart:
+                return
+            again = await self._start(live.plan)
+            if again is None:
+                return
+            live = again
+
+    def _action(self, live: LiveDomain, reason: str) -> str:
+        config = live.plan.config
+        actions = {
+            "poweroff": config.on_poweroff,
+            "reboot": config.on_reboot,
+            "crash": config.on_crash,
+            "watchdog": config.on_watchdog,
+        }
+        return actions.get(reason, "destroy")
+
+    # -- creation -------------------------------------------------------------------------------------------------
+
+    async def create(self, plan: DomainPlan) -> LiveDomain:
+        """Build a domain, announce it and its devices, and let it run. Raises XenError, ToolstackError.
+
+        Nothing of it is left behind when it fails.
+        """
+        async with self._creating:
+            live = await self._build(plan)
+            try:
+                await self._backends_ready(live)
+                self.xc.unpause(live.domid)
+            except (ToolstackError, XenError):
+                await self.destroy(live)
+                raise
+            return live
+
+    async def _build(self, plan: DomainPlan) -> LiveDomain:
+        config = plan.config
+        backends = self._backends(config)
+        domid = self.xc.create_domain(
+            plan.uuid.bytes,
+            max_vcpus=config.maxvcpus,
+            max_evtchn_port=config.max_event_channels,
+            max_grant_frames=config.max_grant_frames,
+            max_maptrack_frames=config.max_maptrack_frames,
+        )
+        try:
+            store, console = self._load(domid, plan)
+        except XenError as error:
+            self.xc.destroy(domid)
+            if error.errno == errno.ENOMEM:
+                free = self.xc.physinfo().free_pages >> 8
+                raise ToolstackError(
+                    str(
+                        config.error("memory", f"domain {config.name!r} wants {config.memory} MiB, {free} MiB are free")
+                    )
+                ) from None
+            raise
+        live = LiveDomain(domid, plan, config.name, self._devices(domid, plan, backends), self.kernel.monotonic_ns())
+        self.live[domid] = live
+        self._permit(live, allow=True)
+        await self._announce(live, store, console)
+        return live
+
+    def _load(self, domid: int, plan: DomainPlan) -> tuple[Connection, Connection]:
+        """Give a new domain its vCPUs, memory and program; return its xenstore and console connections."""
+        config, xc = plan.config, self.xc
+        image = plan.make_image()
+        self.platform.load(domid, image)
+        xc.max_vcpus(domid, config.maxvcpus)
+        xc.max_mem(domid, (config.maxmem << 10) + MAXMEM_SLACK_KIB)
+        store_port = xc.alloc_unbound(domid, DOM0)
+        console_port = xc.alloc_unbound(domid, DOM0)
+        built = self.builder.build(domid, image, config, store_port=store_port, console_port=console_port)
+        return Connection(built.store_mfn, store_port), Connection(built.console_mfn, console_port)
+
+    def _backends(self, config: DomainConfig) -> dict[str, int]:
+        """Return the numbers of the backend domains that a configuration names. Raises ToolstackError."""
+        found: dict[str, int] = {}
+        named = [("disk", index, disk.backend) for index, disk in enumerate(config.disks)]
+        named += [("vif", index, vif.backend) for index, vif in enumerate(config.vifs)]
+        for key, index, backend in named:
+            domid = self._domid_of(backend)
+            if domid is None:
+                raise ToolstackError(str(config.error(key, f"the backend domain {backend!r} does not run", index)))
+            found[backend] = domid
+        return found
+
+    def _domid_of(self, name: str) -> int | None:
+        if name in ("0", "Domain-0"):
+            return DOM0
+        for domid, live in self.live.items():
+            if not live.over and name in (live.name, str(domid)):
+                return domid
+        return None
+
+    @staticmethod
+    def _devices(domid: int, plan: DomainPlan, backends: dict[str, int]) -> tuple[DeviceNodes, ...]:
+        config = plan.config
+        disks = [
+            disk_nodes(domid, backends[disk.backend], disk, unit)
+            for disk, unit in zip(config.disks, plan.disk_units, strict=True)
+        ]
+        vifs = [
+            vif_nodes(domid, backends[vif.backend], vif, index if vif.devid is None else vif.devid, mac)
+            for index, (vif, mac) in enumerate(zip(config.vifs, plan.macs, strict=True))
+        ]
+        return (*disks, *vifs)
+
+    def _permit(self, live: LiveDomain, *, allow: bool) -> None:
+        """Give a driver domain the disk controllers that it is to serve, or take them back."""
+        plan = live.plan
+        disks = [device for device in live.devices if device.kind == "vbd"]
+        for device, unit in zip(disks, plan.disk_units, strict=True):
+            if device.backend_domid == DOM0 or (not allow and self._gone(device.backend_domid)):
+                continue
+            port = machine_device.disk_port(unit)
+            domid = device.backend_domid
+            self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=allow)
+            self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=allow)
+
+    def _gone(self, domid: int) -> bool:
+        return domid not in self.live
+
+    async def _announce(self, live: LiveDomain, store: Connection, console: Connection) -> None:
+        """Write all nodes in one transaction, and introduce the domain to xenstored."""
+        nodes = list(
+            domain_nodes(
+                live.domid,
+                live.plan.config,
+                live.plan.uuid,
+                store=store,
+                console=console,
+                start_seconds=self.kernel.wallclock_ns() // SECOND,
+            )
+        )
+        for device in live.devices:
+            nodes += device.nodes()
+        await put(self.kernel, nodes)
+        await self.kernel.xenbus.introduce(live.domid, store.mfn, store.port)
+
+    async def _backends_ready(self, live: LiveDomain) -> None:
+        """Wait until the backends have taken the new devices. Raises ToolstackError."""
+        for device in live.devices:
+            state = await self._wait_state(device, lambda state: state not in (None, str(int(XenbusStateInitialising))))
+            if state != str(int(XenbusStateInitWait)):
+                error = await self.kernel.xenbus.read_or_none(
+                    f"/local/domain/{device.backend_domid}/error/backend/{device.kind}/{live.domid}/{device.devid}/error"
+                )
+                raise ToolstackError(
+                    f"{live.plan.config.source}: {live.name}: the backend of {device.kind} {device.devid} "
+                    f"{f'failed: {error}' if error else 'did not take the device'}"
+                )
+
+    async def _wait_state(self, device: DeviceNodes, condition: Callable[[str | None], bool]) -> str | None:
+        """Wait for a backend's state, at most BACKEND_TIMEOUT_NS; return the last one seen."""
+        path = f"{device.backend}/state"
+        try:
+            return await self.kernel.wait_for(self.kernel.xenbus.wait_until(path, condition), BACKEND_TIMEOUT_NS)
+        except TimeoutError:
+            return await self.kernel.xenbus.read_or_none(path)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def _watch_ends(self, next_event: Callable[[], object]) -> None:
+        """Look at all domains whenever xenstored says that one has ended, and wake those who wait for it."""
+        while True:
+            await next_event()  # type: ignore[misc]
+            self.check_ends()
+
+    def check_ends(self) -> None:
+        """Wake the supervisors of the domains that have ended."""
+        if not self._waiting:
+            return
+        states = {info.domain: info for info in self.xc.domain_infos()}
+        for domid, queue in list(self._waiting.items()):
+            if _end_reason(states.get(domid)) is not None:
+                queue.wake_all()
+
+    async def wait_end(self, live: LiveDomain) -> str:
+        """Wait until a domain has shut down, crashed or vanished; return the reason."""
+        queue = self._waiting.setdefault(live.domid, WaitQueue())
+        while True:
+            reason = _end_reason(self.xc.domain_info(live.domid))
+            if reason is not None:
+                self._waiting.pop(live.domid, None)
+                live.over = True
+                return reason
+            await queue.wait()
+
+    async def destroy(self, live: LiveDomain) -> None:
+        """Take a domain's devices away, remove its nodes, and destroy it."""
+        live.over = True
+        if self.xc.domain_info(live.domid) is not None:
+            self.xc.pause(live.domid)
+        await self._remove_devices(live)
+        self._permit(live, allow=False)
+        xenbus = self.kernel.xenbus
+        removed = (f"/vm/{live.plan.uuid}", live.home, f"/libxl/{live.domid}")
+        await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in removed])
+        if self.xc.domain_info(live.domid) is not None:
+            self.xc.destroy(live.domid)
+        self.live.pop(live.domid, None)
+
+    async def _remove_devices(self, live: LiveDomain) -> None:
+        """Ask the backends to close, wait for them (some do not answer), remove the nodes of both ends."""
+        xenbus = self.kernel.xenbus
+        await xenbus.transact(lambda t: _ask_to_close(t, live.devices))
+        for device in live.devices:
+            await self._wait_state(device, lambda state: state in (None, str(CLOSED)))
+        paths = dict.fromkeys(
+            f"/local/domain/{device.backend_domid}/backend/{device.kind}/{live.domid}" for device in live.devices
+        )
+        # A driver domain may have gone with its whole home.
+        present = [
+            path for path, there in zip(paths, await xenbus.read_many(list(paths)), strict=True) if there is not None
+        ]
+        await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in present])
+
+    async def _preserve_as(self, live: LiveDomain, name: str) -> None:
+        """Keep an ended domain under another name, to be looked at."""
+        live.name = name
+        await self.kernel.xenbus.write_many({f"{live.home}/name": name, f"/vm/{live.plan.uuid}/name": name})
+
+    # -- requests from outside ------------------------------------------------------------------------------------
+
+    async def shutdown_all(self) -> None:
+        """Ask every running guest to shut down, and start none any more; destroy those that do not in time."""
+        self.stopping = True
+        running = [live for live in self.live.values() if not live.over]
+        for live in reversed(running):
+            await self.request_shutdown(live)
+        await self.kernel.sleep(SHUTDOWN_TIMEOUT_NS)
+        self.destroy_all(running)
+
+    async def request_shutdown(self, live: LiveDomain, request: str = "poweroff") -> None:
+        """Write the guest's control/shutdown node."""
+        await self.kernel.xenbus.write(f"{live.home}/control/shutdown", request)
+
+    def destroy_all(self, which: Iterable[LiveDomain] | None = None) -> None:
+        """Destroy guests at once, without asking; their supervisors clean up behind them."""
+        self.stopping = True
+        for live in list(self.live.values()) if which is None else which:
+            if not live.over and self.xc.domain_info(live.domid) is not None:
+                self.platform.account(live, DESTROYED)
+                self.xc.destroy(live.domid)
+        self.check_ends()
+
+
+def _end_reason(info: object | None) -> str | None:
+    """Return why a domain has ended, by its getdomaininfo; None if it has not."""
+    if info is None:
+        return DESTROYED
+    flags: int = info.flags  # type: ignore[attr-defined]
+    if flags & domctl.XEN_DOMINF_shutdown:
+        code = flags >> domctl.XEN_DOMINF_shutdownshift & domctl.XEN_DOMINF_shutdownmask
+        return REASONS.get(code, f"shutdown reason {code}")
+    return DESTROYED if flags & domctl.XEN_DOMINF_dying else None
+
+
+async def _ask_to_close(transaction: Transaction, devices: Iterable[DeviceNodes]) -> None:
+    """Set online to 0 and the state to Closing in the backends that are still there and not Closed; drop the frontends.
+
+    A frontend whose domain is over will not answer, and its backend takes the missing node for its end.
+    """
+    for device in devices:
+        state = await transaction.read_or_none(f"{device.backend}/state")
+        if state is not None:
+            await transaction.write(f"{device.backend}/online", "0")
+            if state != str(CLOSED):
+                await transaction.write(f"{device.backend}/state", str(int(XenbusStateClosing)))
+        if await transaction.exists(device.frontend):
+            await transaction.rm(device.frontend)
+
+
+async def put(kernel: Kernel, nodes: Sequence[Node]) -> None:
+    """Write nodes in one transaction, pipelined; again if somebody else changed what it touched."""
+    await kernel.xenbus.transact(lambda transaction: _put(transaction, nodes))
+
+
+async def _put(operations: Operations, nodes: Sequence[Node]) -> None:
+    replies: list[Reply] = []
+    for node in nodes:
+        path = node.path
+        replies.append(operations.submit(xs.XS_WRITE, wire.join(path) + wire.to_bytes(node.value), path))
+        if node.permissions is not None:
+            replies.append(operations.submit(xs.XS_SET_PERMS, wire.join(path, *node.permissions), path))
+    await gather(replies)

@@ -1,0 +1,223 @@
+"""Everything that is checked and set aside before a host is switched on.
+
+What can be wrong with configurations, guest files, images and bridges is found here, before anything runs, and comes
+out as one sentence (`UsageError`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from uuid import UUID, uuid5
+
+import attrs
+
+from backends.block import BlockBack
+from backends.net import NetBack
+from frontends.block import BlockFront
+from frontends.net import NetFront
+from guest_kernel.guest import Guest
+from guest_kernel.image import DriverFactory, PythonKernelImage
+from guest_kernel.kernel import Kernel
+from hypervisor.errors import DeviceError
+from hypervisor.machine.backing import Backing, RawFile
+from hypervisor.machine.nic import NoWire, PcapWire, Wire
+from toolstack.disk_spec import DiskSpec
+from toolstack.errors import UsageError, did_you_mean
+from toolstack.guest_loader import GuestProgram, compile_guest
+from toolstack.lifecycle import DomainPlan
+from toolstack.vif_spec import DEFAULT_BRIDGE, generate_mac
+from toolstack.xl_config import DomainConfig, check_together
+
+SECTOR = 512
+MAX_DISKS = 256
+"""Disk controllers that the machine has room for (abi.device)."""
+UUID_SPACE = UUID("8f0e3f2c-5a1b-5c38-9d0e-70617261766d")
+"""The name space of domain UUIDs."""
+
+
+@attrs.frozen
+class NicSpec:
+    """A bridge of the host and what its network card is plugged into: a capture file, or nothing (None)."""
+
+    bridge: str
+    capture: Path | None = None
+
+    def open(self) -> Wire:
+        """Plug the cable in. Raises `UsageError`."""
+        if self.capture is None:
+            return NoWire()
+        try:
+            return PcapWire(self.capture)
+        except DeviceError as error:
+            raise UsageError(f"--nic {self.bridge}: {error}") from None
+
+
+def parse_nic(text: str) -> NicSpec:
+    """Parse `BRIDGE=pcap:FILE` or `BRIDGE=none`. Raises `UsageError`."""
+    bridge, equals, wire = text.partition("=")
+    kind, _, file = wire.partition(":")
+    if not equals or not bridge or any(char.isspace() for char in bridge):
+        raise UsageError(f"--nic {text!r} is not of the form BRIDGE=pcap:FILE or BRIDGE=none")
+    if wire == "none":
+        return NicSpec(bridge)
+    if kind == "pcap" and file:
+        return NicSpec(bridge, Path(file))
+    raise UsageError(f"--nic {text!r}: a network card is plugged into pcap:FILE or none, not {wire!r}")
+
+
+@attrs.define
+class Preparation:
+    """What a run needs: the domains in the order of their creation, and the machine's devices by unit."""
+
+    plans: list[DomainPlan]
+    disks: list[Backing]
+    bridges: list[str]
+    wires: list[tuple[str, Wire]]
+
+    def close(self) -> None:
+        """Let go of image files and captures; for runs that never got to plug them in."""
+        for backing in self.disks:
+            backing.close()
+        for _, wire in self.wires:
+            wire.close()
+
+
+def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int) -> Preparation:
+    """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then."""
+    check_together(configs)
+    bridges = _bridges(nics)
+    _check_bridges(configs, bridges)
+    _check_backends(configs)
+    macs = _assign_macs(configs, seed)
+    programs = {id(config): _program(config) for config in configs}
+    prepared = Preparation([], [], bridges, [])
+    try:
+        units = _open_disks(configs, prepared.disks)
+        prepared.wires += [(nic.bridge, nic.open()) for nic in nics]
+    except UsageError:
+        prepared.close()
+        raise
+    # Driver domains come first: the others need them.
+    for config in sorted(configs, key=lambda config: not config.driver_domain):
+        prepared.plans.append(
+            DomainPlan(
+                config=config,
+                uuid=config.uuid or uuid5(UUID_SPACE, f"{seed}/{config.name}"),
+                make_image=partial(make_image, config, programs[id(config)], bridges),
+                disk_units=units[config.name],
+                macs=macs[config.name],
+            )
+        )
+    return prepared
+
+
+def _program(config: DomainConfig) -> GuestProgram:
+    """Compile the guest file, and load it once to see whether that works."""
+    if config.ramdisk is not None:
+        raise config.error("ramdisk", "a guest written in Python has no use for a ramdisk")
+    try:
+        program = compile_guest(config.kernel, config.kernel_class)
+        program.load()
+    except UsageError as error:
+        raise config.error("kernel", str(error)) from None
+    return program
+
+
+def make_image(config: DomainConfig, program: GuestProgram, bridges: Sequence[str]) -> PythonKernelImage:
+    """Return a fresh image of a domain's program with the drivers that it gets."""
+    drivers: list[DriverFactory] = [BlockFront, NetFront]
+    if config.driver_domain:
+        drivers += [BlockBack, partial(NetBack, bridges=tuple(bridges))]
+    guest: Callable[[Kernel], Guest] = program.load()
+    return PythonKernelImage(name=config.name, main=guest, drivers=drivers)
+
+
+def _bridges(nics: Sequence[NicSpec]) -> list[str]:
+    names = [nic.bridge for nic in nics]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--nic names the bridge {name!r} twice")
+    return list(dict.fromkeys([DEFAULT_BRIDGE, *names]))
+
+
+def _check_bridges(configs: Sequence[DomainConfig], bridges: Sequence[str]) -> None:
+    for config in configs:
+        for index, vif in enumerate(config.vifs):
+            if vif.bridge not in bridges:
+                hint = did_you_mean(vif.bridge, bridges) or f"; there is {', '.join(bridges)}"
+                message = f"this host has no bridge {vif.bridge!r}{hint} (--nic {vif.bridge}=none makes it)"
+                raise config.error("vif", message, index)
+
+
+def _check_backends(configs: Sequence[DomainConfig]) -> None:
+    """Each backend that is named must be dom0 or a driver domain of this run."""
+    drivers = {config.name for config in configs if config.driver_domain}
+    for config in configs:
+        named = [("disk", index, disk.backend) for index, disk in enumerate(config.disks)]
+        named += [("vif", index, vif.backend) for index, vif in enumerate(config.vifs)]
+        for key, index, backend in named:
+            if backend in ("0", "Domain-0") or (backend in drivers and backend != config.name):
+                continue
+            if any(other.name == backend for other in configs):
+                message = f"the backend domain {backend!r} is no driver domain (driver_domain = 1)"
+            else:
+                message = f"there is no backend domain {backend!r}{did_you_mean(backend, drivers)}"
+            raise config.error(key, message, index)
+
+
+def _assign_macs(configs: Sequence[DomainConfig], seed: int) -> dict[str, tuple[str, ...]]:
+    """Return the addresses of each domain's interfaces, made up where the configuration has none."""
+    taken = {vif.mac for config in configs for vif in config.vifs if vif.mac is not None}
+    found: dict[str, tuple[str, ...]] = {}
+    for config in configs:
+        macs = []
+        for index, vif in enumerate(config.vifs):
+            mac = vif.mac or generate_mac(seed, config.name, index, taken)
+            taken.add(mac)
+            macs.append(mac)
+        found[config.name] = tuple(macs)
+    return found
+
+
+def _open_disks(configs: Sequence[DomainConfig], opened: list[Backing]) -> Mapping[str, tuple[int, ...]]:
+    """Open every disk's image; return the units by domain. What was opened is in `opened`, also on failure."""
+    users: dict[tuple[int, int], tuple[DomainConfig, DiskSpec]] = {}
+    units: dict[str, tuple[int, ...]] = {}
+    for config in configs:
+        mine = []
+        for index, disk in enumerate(config.disks):
+            problem = _disk_problem(config, disk, users) or (
+                f"the machine has room for {MAX_DISKS} disks" if len(opened) == MAX_DISKS else None
+            )
+            if problem is not None:
+                raise config.error("disk", problem, index)
+            try:
+                opened.append(RawFile(Path(disk.target), readonly=not disk.writable))
+            except DeviceError as error:
+                raise config.error("disk", str(error), index) from None
+            mine.append(len(opened) - 1)
+        units[config.name] = tuple(mine)
+    return units
+
+
+def _disk_problem(
+    config: DomainConfig, disk: DiskSpec, users: dict[tuple[int, int], tuple[DomainConfig, DiskSpec]]
+) -> str | None:
+    """Return what is wrong with a disk's image, in one sentence; note its user."""
+    path = Path(disk.target)
+    if path.is_dir():
+        return f"the disk image {disk.target!r} is a directory"
+    if not path.exists():
+        return f"the disk image {disk.target!r} does not exist"
+    status = path.stat()
+    if path.is_file() and (not status.st_size or status.st_size % SECTOR):
+        return (
+            f"the disk image {disk.target!r} is too short: {status.st_size} bytes, and a disk has whole sectors "
+            f"of {SECTOR} (truncate -s 16M makes one of 16 MiB)"
+        )
+    other = users.setdefault((status.st_dev, status.st_ino), (config, disk))
+    if other[1] is not disk and (disk.writable or other[1].writable):
+        return f"the disk image {disk.target!r} is used by {other[0].name!r} already, and one of the two writes to it"
+    return None

@@ -1,0 +1,123 @@
+"""What a run has come to: figures for each domain, and the closing table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+from rich.console import Console
+from rich.table import Table
+
+OK_REASONS = ("poweroff", "reboot")
+"""How a domain ends in order."""
+ABORTED = "aborted"
+
+
+@attrs.define
+class Usage:
+    """What a domain has used, over all its lives. Times in ns."""
+
+    cpu_ns: int = 0
+    hypercalls: int = 0
+    events: int = 0
+    grants_mapped: int = 0
+    grants_copied: int = 0
+    blocks: int = 0
+    """512-byte sectors read and written by its disks."""
+    block_bytes: int = 0
+    packets: int = 0
+    """Packets sent and received by its network interfaces."""
+    packet_bytes: int = 0
+
+    def add(self, other: Usage) -> None:
+        """Add another life's figures."""
+        for field in attrs.fields(Usage):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+@attrs.define
+class DomainResult:
+    """How one configured domain fared."""
+
+    name: str
+    domid: int = -1
+    """Number of its last life; -1 if it never lived."""
+    lives: int = 0
+    reason: str = ""
+    """How the last life ended."""
+    message: str = ""
+    """A sentence for a person, if something went wrong."""
+    usage: Usage = attrs.field(factory=Usage)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not end in order."""
+        return bool(self.message) or self.reason not in OK_REASONS
+
+
+@attrs.define
+class HostResult:
+    """How a run of the whole host ended."""
+
+    domains: list[DomainResult]
+    """dom0 first, then the guests in the order of their configurations."""
+    virtual_ns: int = 0
+    wall_ns: int = 0
+    real_time: bool = False
+    interrupted: bool = False
+    """A person stopped it (Ctrl-C)."""
+
+    @property
+    def failures(self) -> list[DomainResult]:
+        """The domains that did not end in order."""
+        return [domain for domain in self.domains if domain.failed]
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with: 0, or 1 when a guest failed."""
+        return 1 if self.failures else 0
+
+
+_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants mapped/copied", "blocks", "packets")
+
+
+def print_table(result: HostResult, console: Console) -> None:
+    """Print the closing table."""
+    table = Table(title=_title(result), title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in ("domain", "ended") else "right", overflow="fold")
+    for domain in result.domains:
+        table.add_row(*_row(domain), style="red" if domain.failed else None)
+    console.print(table)
+
+
+def _title(result: HostResult) -> str:
+    if result.real_time:
+        return f"{result.wall_ns / 1e9:.2f} s of real time"
+    return f"{result.virtual_ns / 1e9:.3f} s of virtual time in {result.wall_ns / 1e9:.2f} s"
+
+
+def _row(domain: DomainResult) -> Sequence[str]:
+    usage = domain.usage
+    ended = domain.reason + (f" ({domain.lives} lives)" if domain.lives > 1 else "")
+    return (
+        domain.name,
+        str(domain.domid) if domain.domid >= 0 else "-",
+        ended,
+        f"{usage.cpu_ns / 1e6:.3f} ms",
+        f"{usage.hypercalls:,}",
+        f"{usage.events:,}",
+        f"{usage.grants_mapped:,}/{usage.grants_copied:,}",
+        f"{usage.blocks:,} ({size(usage.block_bytes)})",
+        f"{usage.packets:,} ({size(usage.packet_bytes)})",
+    )
+
+
+def size(nbytes: int) -> str:
+    """Return a number of bytes for a person: `512 B`, `1.5 KiB`, `3.0 MiB`."""
+    value, unit = float(nbytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
