@@ -13,7 +13,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, final
 
-from frontends.block.slots import PagePool, Slot
+from frontends.block.slots import MAX_SECTORS, SECTOR_SHIFT, PagePool, Slot
 from guest_kernel.block import FLUSH, READ, WRITE, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
@@ -96,6 +96,10 @@ class FrontQueue:
 
     def connect(self, persistent: bool, flush_op: int) -> None:
         """Begin service: the backend has mapped the ring."""
+        # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
+        # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
+        # be freed: then it raises its thresholds. This is that block.
+        bytes(self.ring.size * MAX_SECTORS << SECTOR_SHIFT)
         self.pool.persistent = persistent
         self.flush_op = flush_op
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from block_pair import Pair
 from block_raw import RawFront
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -341,8 +342,6 @@ def test_bad_nodes_are_fatal_for_the_device_alone(make_pair: Maker, node: str, v
 @given(data=st.data())
 def test_any_bytes_in_the_ring(data: st.DataObject) -> None:
     """Whatever stands in slots and indices: no exception, no DMA outside of granted pages, nothing left."""
-    from conftest import Pair
-
     pair = Pair(seed=1, shuffled=True, back={"max_persistent_grants": data.draw(st.sampled_from([4, 1056]))})
     front = RawFront(pair, persistent=data.draw(st.booleans()))
     refs = [front.grant(readonly=n % 3 == 0) for n in range(6)]
