@@ -4,6 +4,6 @@
 between them and whoever shows or types them.
 """
 
-from backends.xenconsoled.daemon import Xenconsoled
+from backends.xenconsoled.daemon import XenConsoled
 
-__all__ = ["Xenconsoled"]
+__all__ = ["XenConsoled"]

@@ -54,7 +54,7 @@ class GuestConsole:
 
 
 @final
-class Xenconsoled:
+class XenConsoled:
     """The daemon.  `start` begins; `consoles` are those that are served, by domain."""
 
     def __init__(self, kernel: Kernel, sink: Sink, *, allowance: int = ALLOWANCE, period_ns: int = PERIOD_NS) -> None:

@@ -5,8 +5,8 @@ connections out; no clock, no I/O, no await.  `ring` moves bytes through a share
 that ties the core to rings and event channels.
 """
 
-from backends.xenstored.daemon import Xenstored
+from backends.xenstored.daemon import XenStored
 from backends.xenstored.quota import Quotas
 from backends.xenstored.server import Server
 
-__all__ = ["Quotas", "Server", "Xenstored"]
+__all__ = ["Quotas", "Server", "XenStored"]

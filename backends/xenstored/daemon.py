@@ -64,7 +64,7 @@ class RingClient:
 
 
 @final
-class Xenstored:
+class XenStored:
     """The daemon.  `start` serves dom0's own xenbus; INTRODUCE adds domains.
 
     `domain_info(domid)` is XEN_DOMCTL_getdomaininfo (None: no such domain); `domain_infos()`, if given, answers for
