@@ -162,8 +162,9 @@ class DomainOps:
         """Forget a dead domain once nobody maps a page of it any more."""
         hv = self.hv
         if domain.is_dying == DYING_DEAD and not hv.mm.holds_pages(domain):
+            # First of all nobody finds it any more: freeing its last frames would call this again.
+            del hv.domains[domain.domid]
             hv.grants.free_domain(domain)
             hv.mm.free_domain(domain)
             domain.text.clear()
             domain.image = None
-            del hv.domains[domain.domid]

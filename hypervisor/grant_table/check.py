@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import grant_table as abi
 from hypervisor.errors import InvariantError
 from hypervisor.grant_table.pins import INCREMENT, MAP_KIND_MASK, counts
-from hypervisor.mm.frame_table import DOMID_XEN, XEN_HEAP, PGT_none, PGT_writable_page
+from hypervisor.mm.frame_table import XEN_HEAP, PGT_none, PGT_writable_page
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -97,12 +97,12 @@ def _check_frames(table: GrantTable) -> None:
     if len(set(mfns)) != len(mfns):
         raise InvariantError(f"a frame is twice in the grant table of domain {table.domain.domid}")
     frames = table.frames
-    owner = DOMID_XEN if table.private else table.domain.domid
+    owner = table.domain.domid
     for mfn in mfns:
         if frames.owner(mfn) != owner or not frames.flags[mfn] & XEN_HEAP:
             raise InvariantError(f"frame {mfn:#x} of the grant table of domain {table.domain.domid} is not lent to it")
     entries = len(table.shared) * table.format.entries_per_frame
-    if len(table.pin) != entries or table.nr_entries not in (entries, 0 if table.private else entries):
+    if len(table.pin) != entries or table.nr_entries != entries:
         raise InvariantError(f"the grant table of domain {table.domain.domid} has the wrong number of entries")
 
 

@@ -74,8 +74,6 @@ class GrantTableOps:
             abi.GNTTABOP_swap_grant_ref: control.swap_grant_ref,
             abi.GNTTABOP_cache_flush: control.cache_flush,
         }
-        self.scratch = hv.frames.alloc_xen()
-        """A frame that nobody reads."""
         hv.mm.holders.append(lambda: held_references(hv))
         self.hypercalls = {HYPERCALL: self.grant_table_op}
 
@@ -110,9 +108,11 @@ class GrantTableOps:
         domain.grant_table = table
 
     def destroy_domain(self, domain: Domain) -> None:
-        """Release what a dying domain has mapped of others. What others have mapped of it stays."""
+        """Release what a dying domain has mapped of others.
+
+        What others have mapped of it stays, and so do the frames of its table (`FrameTable.withdraw_lent`).
+        """
         release_mappings(domain)
-        domain.grant_table.withdraw()
 
     def free_domain(self, domain: Domain) -> None:
         """Free the table of a domain that is gone."""

@@ -57,7 +57,6 @@ class GrantTable:
         "mfn",
         "nr_entries",
         "pin",
-        "private",
         "shared",
         "slot",
         "stats",
@@ -76,8 +75,6 @@ class GrantTable:
         self.format: EntryFormat = V1()
         self.shared: list[int] = []
         self.status_frames: list[int] = []
-        self.private: list[int] = []
-        """Frames of Xen's own that hold the entries of a dying domain (see `withdraw`)."""
         self.nr_entries = 0
         self.slot: list[int] = []
         self.status_at: list[int] = []
@@ -293,35 +290,14 @@ class GrantTable:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def withdraw(self) -> None:
-        """Go on without the frames that the domain shares: it is dying, and they go with the rest of its memory.
-
-        What it granted stays granted as long as a page of it exists, so the entries move to frames of Xen's own. Should
-        there be no memory for that, nothing more can be mapped, and the status bits of what is mapped go nowhere.
-        """
-        memory, frames = self.memory, self.frames
-        for mfns in (self.shared, self.status_frames):
-            for index, mfn in enumerate(mfns):
-                private: int = frames.alloc_xen()
-                if private < 0:
-                    self._seal()
-                    return
-                memory.write(private << 12, memory.frame(mfn))
-                mfns[index] = private
-                self.private.append(private)
-        self.index_entries()
-
-    def _seal(self) -> None:
-        self.nr_entries = 0
-        self.slot = []
-        self.status_at = [self.domain.hv.grants.scratch << 11] * len(self.pin)
-
     def free(self) -> None:
         """Free what is left of the table, when the domain is gone."""
         self.dead = True
-        for mfn in self.private:
-            self.frames.free_xen(mfn)
-        self.private = []
+        for mfn in (*self.shared, *self.status_frames):
+            self.frames.unshare(mfn)
         self.shared = []
         self.status_frames = []
-        self.index_entries()
+        # A mapper that lost track of its mapping may still name an entry: its status bits go nowhere.
+        self.nr_entries = 0
+        self.slot = []
+        self.status_at = [self.domain.hv.grants.scratch << 11] * len(self.pin)

@@ -166,7 +166,7 @@ class UnmapOps:
                     pins, mfns, status_at = table.pin, table.mfn, table.status_at
                     alive = not table.dead
                 ref = track_ref[handle]
-                mfn = mfns[ref]
+                mfn = mfns[ref] if alive else 0
                 index = 0
                 usable = alive and references[mfn] > 1
                 if part == HOST:
