@@ -11,6 +11,7 @@ Handlers run in the upcall, between two steps of the threads: they must not wait
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from guest_kernel.errors import XenError
 from guest_kernel.hypercalls import Hypercalls
@@ -37,6 +38,8 @@ from hypervisor.abi.event_channel import (
 from hypervisor.abi.xen import DOMID_SELF, HYPERVISOR_event_channel_op, shared_info, vcpu_info
 
 Handler = Callable[[], None]
+Word = list[Any]
+"""[index of 64 pending bits in shared_info, those of them that are not masked, handlers by bit]"""
 
 _PENDING = shared_info.offset("evtchn_pending") >> 3
 _MASK = shared_info.offset("evtchn_mask") >> 3
@@ -46,8 +49,13 @@ _NOTIFY_SLOT = 1023
 """The last word of the argument page belongs to `notify` alone."""
 
 
-def _stray() -> None:
-    """Stand for the handler of a port that is not bound: an event that was under way when it was closed."""
+def run_all(handlers: dict[int, Handler], pending: int) -> None:
+    """Call the handlers of all bits in `pending`. A port that one of them closes has none any more."""
+    while pending:
+        handler = handlers.get(pending & -pending)
+        pending &= pending - 1
+        if handler is not None:
+            handler()
 
 
 class Events:
@@ -60,9 +68,10 @@ class Events:
         self._hypercalls = hypercalls
         self._bytes = shared
         self._words = shared.cast("Q")
-        self._handlers: list[Handler] = [_stray] * 64
+        self._by_selector: dict[int, Word] = {}
+        """The words in which ports are or were bound, by selector bit."""
         self._on_failure = on_failure
-        # Every port begins masked; binding one unmasks it.
+        # Every port begins masked; binding one unmasks it. Nobody else changes the mask, so it need not be read.
         for word in range(_WORDS):
             self._words[_MASK + word] = _ALL
         self.notify = self._make_notify()
@@ -86,25 +95,47 @@ class Events:
         info = shared_info.offset(f"vcpu_info[{vcpu_id}]")
         flag = info + vcpu_info.offset("evtchn_upcall_pending")
         selector_at = info + vcpu_info.offset("evtchn_pending_sel") >> 3
-        shared_bytes, words, handlers, on_failure = self._bytes, self._words, self._handlers, self._on_failure
+        shared_bytes, words, on_failure = self._bytes, self._words, self._on_failure
+        find_word = self._by_selector.get
+        dispatch = self._dispatch
 
         def upcall() -> None:
             shared_bytes[flag] = 0
             selector = words[selector_at]
             words[selector_at] = 0
             try:
-                while selector:
-                    word = (selector & -selector).bit_length() - 1
-                    selector &= selector - 1
-                    pending = words[_PENDING + word] & ~words[_MASK + word]
-                    words[_PENDING + word] &= ~pending
-                    while pending:
-                        handlers[word << 6 | (pending & -pending).bit_length() - 1]()
-                        pending &= pending - 1
+                word = find_word(selector)
+                if word is None:
+                    dispatch(selector)
+                    return
+                # Nearly always one bit of one word is set.
+                at, unmasked, handlers = word
+                raw = words[at]
+                pending = raw & unmasked
+                words[at] = raw ^ pending
+                handler = handlers.get(pending)
+                if handler is not None:
+                    handler()
+                elif pending:
+                    run_all(handlers, pending)
             except FAILURES as failure:
                 on_failure(failure)
 
         return upcall
+
+    def _dispatch(self, selector: int) -> None:
+        """Take the pending events of several words, lowest port first."""
+        words = self._words
+        while selector:
+            word = self._by_selector.get(selector & -selector)
+            selector &= selector - 1
+            if word is None:
+                continue  # somebody else wrote into the selector: no port of that word is unmasked
+            at, unmasked, handlers = word
+            raw = words[at]
+            pending = raw & unmasked
+            words[at] = raw ^ pending
+            run_all(handlers, pending)
 
     def enable(self, vcpu_id: int) -> None:
         """Let Xen deliver upcalls to a vCPU: at its next yield, if some are pending."""
@@ -165,39 +196,51 @@ class Events:
         self._hypercalls.event_channel(EVTCHNOP_bind_vcpu, evtchn_bind_vcpu, "EVTCHNOP_bind_vcpu", port=port, vcpu=vcpu)
 
     def _bind(self, port: int, handler: Handler) -> int:
-        handlers = self._handlers
-        while port >= len(handlers):
-            handlers.extend([_stray] * 64)
-        handlers[port] = handler
+        self.set_handler(port, handler)
         self.unmask(port)
         return port
 
+    def _word(self, port: int) -> Word:
+        number = port >> 6
+        word = self._by_selector.get(1 << number)
+        if word is None:
+            word = self._by_selector[1 << number] = [_PENDING + number, 0, {}]
+        return word
+
     def set_handler(self, port: int, handler: Handler) -> None:
         """Put another handler on a bound port."""
-        self._handlers[port] = handler
+        self._word(port)[2][1 << (port & 63)] = handler
 
     def unbind(self, port: int) -> None:
         """Close a port. The other end goes back to waiting for somebody to bind. Raises XenError (EINVAL)."""
         self.mask(port)
         self._hypercalls.event_channel(EVTCHNOP_close, evtchn_close, "EVTCHNOP_close", port=port)
-        self._handlers[port] = _stray
+        self._word(port)[2].pop(1 << (port & 63), None)
 
     def mask(self, port: int) -> None:
         """Hold the events of a port back; one that comes is remembered."""
-        self._words[_MASK + (port >> 6)] |= 1 << (port & 63)
+        word = self._word(port)
+        word[1] &= ~(1 << (port & 63))
+        self._words[word[0] + _MASK - _PENDING] = _ALL ^ word[1]
 
     def unmask(self, port: int) -> None:
         """Let the events of a port through; one that is pending comes at the next yield."""
         bit = 1 << (port & 63)
-        if self._words[_PENDING + (port >> 6)] & bit:
+        word = self._word(port)
+        word[1] |= bit
+        if self._words[word[0]] & bit:
             # Xen has to look: the selector and the upcall flag were not set for a masked port.
             self._hypercalls.event_channel(EVTCHNOP_unmask, evtchn_unmask, "EVTCHNOP_unmask", port=port)
         else:
-            self._words[_MASK + (port >> 6)] &= ~bit
+            self._words[word[0] + _MASK - _PENDING] = _ALL ^ word[1]
 
     def bound(self) -> list[int]:
         """Return the ports that have a handler."""
-        return [port for port, handler in enumerate(self._handlers) if handler is not _stray]
+        return [
+            64 * (at - _PENDING) + bit.bit_length() - 1
+            for at, _, handlers in self._by_selector.values()
+            for bit in handlers
+        ]
 
     def is_pending(self, port: int) -> bool:
         """Return whether an event waits on a port (a masked one, or one whose upcall has not come yet)."""

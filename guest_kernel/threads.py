@@ -53,11 +53,11 @@ class WaitQueue:
         waiters = self.waiters
         woken = 0
         while waiters and woken < n:
+            woken += 1
             thread = waiters.pop(0)
             thread.queue = None
             thread.value = value
             thread.enqueue(thread)
-            woken += 1
         return woken
 
     def wake_all(self, value: Any = None) -> int:
