@@ -13,6 +13,7 @@ from uuid import UUID
 
 import attrs
 
+from backends.xenconsoled import XenConsoled
 from backends.xenstored.daemon import XenStored
 from guest_kernel.kernel import Kernel
 from toolstack.lifecycle import DomainPlan, Lifecycle, Platform, put
@@ -47,6 +48,7 @@ class ControlDomain:
         XenStored(kernel, lifecycle.xc.domain_info, domain_infos=lifecycle.xc.domain_infos).start()
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
+        XenConsoled(kernel, self.console).start()
         self.host.started(lifecycle)
         keyboard = kernel.spawn(self._obey(lifecycle), "serial line")
         await lifecycle.run(self.plans)

@@ -94,6 +94,7 @@ class Host:
         self.kernels: dict[int, Kernel] = {}
         """The kernels of the domains, by number: their backends keep the accounts of traffic."""
         self.interrupts = 0
+        self._names = {0: DOM0_NAME}
         self._disks: list[DiskController] = []
         self._units: dict[str, tuple[int, ...]] = {}
         self._asked_idle = False
@@ -262,8 +263,7 @@ class Host:
 
     def _show_guest(self, domid: int, data: bytes) -> None:
         if self.consoles is not None:
-            live = self.lifecycle.live.get(domid) if self.lifecycle is not None else None
-            self.consoles.feed(live.name if live is not None else f"d{domid}", data)
+            self.consoles.feed(self._names.get(domid, f"d{domid}"), data)
 
     # -- what the simulator does for the toolstack (`lifecycle.Platform`) -----------------------------------------
 
@@ -278,6 +278,7 @@ class Host:
             self.kernels[domid] = kernel
             return image.main(kernel)  # type: ignore[return-value]
 
+        self._names[domid] = image.name
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
 
     def account(self, live: LiveDomain, reason: str) -> None:
@@ -331,20 +332,11 @@ class Host:
         return None if vcpu is None else self._name_of(vcpu.domain.domid)
 
     def _name_of(self, domid: int) -> str:
-        if domid == 0:
-            return DOM0_NAME
-        live = self.lifecycle.live.get(domid) if self.lifecycle is not None else None
-        return live.name if live is not None else f"d{domid}"
+        return self._names.get(domid, f"d{domid}")
 
     def _on_hang(self, name: str, where: str) -> None:
         message = f"{name} has not yielded for {self.hang_limit:g} s of wall-clock time, at {where}"
-        live = self._live_by_name(name)
-        self.results[live.plan.config.name if live is not None else DOM0_NAME].message = message
-
-    def _live_by_name(self, name: str) -> LiveDomain | None:
-        if self.lifecycle is None:
-            return None
-        return next((live for live in self.lifecycle.live.values() if live.name == name), None)
+        self.results[name].message = message
 
     def _blame(self, why: str) -> None:
         """Crash the domain whose vCPU was running when an exception of the watchdog got through all of its code."""
