@@ -23,15 +23,22 @@ class Fabric:
         self.probed: dict[tuple[int, str], None] = {}
         #: Devices that users could do I/O on.
         self.usable: dict[tuple[int, str], None] = {}
+        self.dead: list[int] = []
         self.violations: list[str] = []
         self.hooks: list[str] = []
 
     def kill(self, domid: int) -> None:
         """Xen takes back what a dead domain had; grants of it that others map stay until they unmap."""
+        self.dead.append(domid)
         self.mappings = {ring: owner for ring, owner in self.mappings.items() if owner != domid}
-        self.rings = {ring: owner for ring, owner in self.rings.items() if owner != domid or ring in self.mappings}
+        self.bury()
         self.probed = {key: None for key in self.probed if key[0] != domid}
         self.usable = {key: None for key in self.usable if key[0] != domid}
+
+    def bury(self) -> None:
+        """Free the pages of dead domains that nobody maps any more."""
+        mapped = self.mappings
+        self.rings = {ring: owner for ring, owner in self.rings.items() if owner not in self.dead or ring in mapped}
 
 
 class Counting(XenbusDriver):
@@ -150,8 +157,7 @@ class Back(Counting):
         ring, device.data["ring"] = device.data["ring"], None
         if ring is not None:
             del self.fabric.mappings[ring]
-            if self.fabric.rings.get(ring) not in self.kernel.world.domains:
-                self.fabric.rings.pop(ring, None)
+            self.fabric.bury()
 
 
 class VifBack(Back):

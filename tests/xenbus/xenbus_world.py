@@ -123,7 +123,7 @@ class World:
         kernel.scheduler.destroy()
         self.rings.pop(domid)
         self.server_work.pop(domid, None)
-        self.server.domain_changed(domid, None)
+        self.request(xs.XS_RELEASE, str(domid))
 
     # ---- the toolstack, all at once
 
