@@ -291,13 +291,14 @@ class GrantTable:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def free(self) -> None:
-        """Free what is left of the table, when the domain is gone."""
+        """Free the frames, when the domain is gone and nobody maps them any more.
+
+        A mapper that lost track of its mapping may still hold a handle; it finds the table `dead`.
+        """
         self.dead = True
-        for mfn in (*self.shared, *self.status_frames):
-            self.frames.unshare(mfn)
+        mfns = self.shared + self.status_frames
         self.shared = []
         self.status_frames = []
-        # A mapper that lost track of its mapping may still name an entry: its status bits go nowhere.
-        self.nr_entries = 0
-        self.slot = []
-        self.status_at = [self.domain.hv.grants.scratch << 11] * len(self.pin)
+        self.index_entries()
+        for mfn in mfns:
+            self.frames.unshare(mfn)

@@ -243,9 +243,7 @@ class TestWhileMapped:
 
     def test_a_full_counter_refuses(self, two):
         dom0, domu = two.dom0, two.domu
-        ops = [
-            dom0.map(domu, SRC, HOLE + 0x1000 * n, abi.GNTMAP_host_map | abi.GNTMAP_readonly) for n in range(128)
-        ]
+        ops = [dom0.map(domu, SRC, HOLE + 0x1000 * n, abi.GNTMAP_host_map | abi.GNTMAP_readonly) for n in range(128)]
         assert dom0.copy((SRC, 1, 0), (DST, 1, 0), 1, S | D) == abi.GNTST_general_error
         for n, op in enumerate(ops):
             assert dom0.unmap(op.handle, HOLE + 0x1000 * n) == 0

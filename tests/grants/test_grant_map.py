@@ -120,7 +120,10 @@ class TestHostMapping:
     def test_over_the_page_of_the_arguments(self, granted):
         """The status of an operation that maps over its own arguments goes where the address leads afterwards."""
         dom0, domu = granted.dom0, granted.domu
-        ops = [{"host_addr": dom0.args, "flags": HOST, "ref": REF, "dom": 1, "status": 0x55}, {"ref": 1, "status": 0x66}]
+        ops = [
+            {"host_addr": dom0.args, "flags": HOST, "ref": REF, "dom": 1, "status": 0x55},
+            {"ref": 1, "status": 0x66},
+        ]
         domu.poke(domu.va(0), b"\x77" * 4096)
         left = dom0.batch(abi.GNTTABOP_map_grant_ref, abi.gnttab_map_grant_ref, ops)
         assert (left[0].status, left[0].handle, left[0].host_addr) == (0, 0, 0x7777777777777777)
