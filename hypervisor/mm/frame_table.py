@@ -283,7 +283,7 @@ class FrameTable:
         if flags & XEN_HEAP and flags & KEPT:
             self.flags[mfn] = flags & ~KEPT
             if not self.count[mfn]:
-                self._free(mfn)
+                self._drop(mfn, self._xen_lists[self.owner_tag[mfn] - 1])
             return
         if flags & (XEN_HEAP | ALLOCATED) != XEN_HEAP | ALLOCATED:
             raise InvariantError(f"frame {mfn:#x} is not lent to a domain")
@@ -631,6 +631,13 @@ class FrameTable:
         pages = lists.get(domid)
         if pages is None:
             raise InvariantError(f"frame {mfn:#x} belongs to domain {domid}, which has no page list")
+        self._drop(mfn, pages)
+        if not flags & XEN_HEAP:
+            pages.owner.tot_pages -= 1
+        self._check_empty(pages.owner)
+
+    def _drop(self, mfn: int, pages: PageList) -> None:
+        """Take a frame out of its list and free it."""
         self._unlink(pages, mfn)
         self._clear(mfn)
         self.m2p[mfn] = INVALID_M2P_ENTRY
@@ -638,9 +645,6 @@ class FrameTable:
             self._to_heap(mfn, 1)
         else:
             self._batch.append((mfn, 1))
-        if not flags & XEN_HEAP:
-            pages.owner.tot_pages -= 1
-        self._check_empty(pages.owner)
 
     def _to_heap(self, mfn: int, count: int) -> None:
         """Scrub frames and free them. The next owner reads zeros, and memory that is given back costs nothing."""

@@ -4,6 +4,7 @@ Deterministic: what `alloc` returns depends only on the sequence of calls. Nothi
 the machine, so a host of many gigabytes starts at once.
 """
 
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from hypervisor.errors import InvariantError
@@ -28,6 +29,12 @@ class Heap:
     def is_free(self, mfn: int) -> bool:
         """Whether a frame lies in a free block."""
         return any(mfn >> order << order in blocks for order, blocks in enumerate(self._free))
+
+    def blocks(self) -> Iterator[Extent]:
+        """Iterate over the free blocks."""
+        for order, starts in enumerate(self._free):
+            for mfn in sorted(starts):
+                yield mfn, 1 << order
 
     def add(self, mfn: int, count: int) -> None:
         """Give `count` frames from `mfn` on to the heap."""
