@@ -126,8 +126,9 @@ def translate_load(vcpu: VCpu, va: int, write: bool) -> int:
 
 
 def access_ok(va: int) -> bool:
-    """Whether a guest may name this address at all in a pointer: not in Xen's range."""
-    return not XEN_VIRT_START <= va & _U64 < XEN_VIRT_END
+    """Whether a guest may name this address at all in a pointer: canonical, and not in Xen's range (__addr_ok)."""
+    va &= _U64
+    return va < _LOW_END or va >= XEN_VIRT_END
 
 
 # -- copies ---------------------------------------------------------------------------------------------------------

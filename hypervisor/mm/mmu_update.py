@@ -249,7 +249,7 @@ class MmuUpdate:
         the address space uses the tables on the way, so that the entry translates this address only.
         """
         table = vcpu.kernel_cr3
-        if not table or not access_ok(va) or (va >> 47 and va < xen.HYPERVISOR_VIRT_END):
+        if not table or not access_ok(va):
             return -1, False
         frames, q = self._frames, self._q
         type_count, flags, nr_frames = frames.type_count, frames.flags, frames.frames
