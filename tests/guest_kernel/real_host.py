@@ -1,4 +1,4 @@
-"""Guest kernels on the real hypervisor, without xenstore: dom0 builds the other domains with the toolstack's builder."""
+"""Guest kernels on the real hypervisor, without xenstore: dom0 builds the others with the toolstack's builder."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
