@@ -10,7 +10,6 @@ from hypervisor.abi import errno, xen
 from hypervisor.domain import DYING_NO, NO_SHUTDOWN, Domain
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
-from hypervisor.sched.scheduler import RUNNING
 from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN
 from hypervisor.vcpu_context import load_context, save_context
 
@@ -148,7 +147,7 @@ class DomctlOps:
             "tot_pages": domain.tot_pages,
             "max_pages": domain.max_pages,
             "shared_info_frame": domain.shared_info_mfn,
-            "cpu_time": sum(vcpu.state_times[RUNNING] for vcpu in vcpus),
+            "cpu_time": sum(vcpu.time_running for vcpu in vcpus),
             "nr_online_vcpus": len(up),
             "max_vcpu_id": len(vcpus) - 1 if vcpus else abi.XEN_INVALID_MAX_VCPU_ID,
             "handle": domain.handle,
@@ -201,7 +200,7 @@ class DomctlOps:
             "online": not which.pause_flags & VPF_DOWN,
             "blocked": bool(which.pause_flags & VPF_BLOCKED),
             "running": which is self.hv.sched.running,
-            "cpu_time": which.state_times[RUNNING],
+            "cpu_time": which.time_running,
             "cpu": which.processor,
         }
 

@@ -63,6 +63,8 @@ class Hypervisor:
         self.stopped = False
         """The hardware domain has shut the host down."""
         self.shutdown_reason = -1
+        self.sleeping = False
+        """The host waits for the outside; whatever makes something runnable must call `interrupt_idle`."""
         self.interrupt_idle: Callable[[], None] = lambda: None
         """Called when something becomes runnable: ends the sleep of an idle host."""
 

@@ -119,14 +119,16 @@ def _traced_door(vcpu: PythonVCpu) -> Door:
 class PythonVCpu(VCpu):
     """Runs `Image.boot` (or what `text` holds at the entry point) of the domain's image."""
 
-    __slots__ = ("_bytes", "_resume", "_run", "cpu")
+    __slots__ = ("_bytes", "_resume", "_run", "_text", "_trace", "cpu")
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
         super().__init__(domain, vcpu_id)
         self._bytes = domain.hv.memory.b
+        self._text = domain.text
+        self._trace = domain.hv.trace
         self.cpu = PythonCpu(self)
         self._run: Run | None = None
-        self._resume: Callable[[None], int] | None = None
+        self._resume: Callable[[None], int] = self._first
 
     def run(self) -> int:
         """Deliver a pending upcall, then run the guest to its next yield."""
@@ -134,11 +136,7 @@ class PythonVCpu(VCpu):
         try:
             if bytes_[info] and not bytes_[info + MASK_BYTE]:
                 self.deliver_upcall()
-            resume = self._resume
-            if resume is None:
-                self._run = self._start()
-                resume = self._resume = self._run.send
-            return resume(None)
+            return self._resume(None)
         except InvariantError:
             raise
         except StopIteration:
@@ -146,6 +144,12 @@ class PythonVCpu(VCpu):
         except Exception as error:
             self._escaped(error)
         return 0
+
+    def _first(self, _: None) -> int:
+        """Enter the guest for the first time: what `_resume` is until then."""
+        self._run = self._start()
+        self._resume = self._run.send
+        return self._resume(None)
 
     def _start(self) -> Run:
         """Find the code at the instruction pointer."""
@@ -162,24 +166,25 @@ class PythonVCpu(VCpu):
 
     def deliver_upcall(self) -> None:
         """Mask upcalls, call the guest's handler, and unmask as its iret would."""
-        memory, info = self.hv.memory, self.info
-        if not memory.b[info] or memory.b[info + MASK_BYTE]:
+        bytes_, mask = self._bytes, self.info + MASK_BYTE
+        if not bytes_[self.info] or bytes_[mask]:
             return
-        handler = self.domain.text.get(self.context.event_callback)
+        handler = self._text.get(self.context.event_callback)
         if handler is None:
             return
-        trace = self.hv.trace
+        trace = self._trace
         if trace is not None:
-            trace(self.domain.domid, self.vcpu_id, UPCALL, memory.q[(info + SELECTOR) >> 3])
-        memory.b[info + MASK_BYTE] = 1
+            trace(self.domain.domid, self.vcpu_id, UPCALL, self.hv.memory.q[(self.info + SELECTOR) >> 3])
+        bytes_[mask] = 1
         handler()
-        memory.b[self.info + MASK_BYTE] = 0
+        # The guest may have moved its vcpu_info in the handler.
+        bytes_[self.info + MASK_BYTE] = 0
 
     def halt(self) -> None:
         """Lock the door, then throw the suspended code away; what it does on its way out reaches nothing."""
         self.cpu.lock()
         run, self._run = self._run, None
-        self._resume = None
+        self._resume = self._first
         if run is not None:
             with suppress(Exception):
                 run.close()

@@ -76,6 +76,7 @@ class GuestTime:
         period = vcpu.periodic_ns
         if period:
             self._periodic_tick(vcpu, now, period)
+        vcpu.next_service = 0 if period else vcpu.next_time_update
 
     def update_time(self, vcpu: VCpu, now: int) -> None:
         """Rewrite vcpu_time_info for the present calibration period; an odd version says that it is in flux."""
@@ -115,6 +116,7 @@ class GuestTime:
             vcpu.periodic_timer.cancel()
             vcpu.periodic_timer = None
         vcpu.periodic_ns = period_ns
+        vcpu.next_service = 0
         vcpu.last_periodic = self.hv.now()
         if period_ns:
             self._periodic_tick(vcpu, vcpu.last_periodic, period_ns)

@@ -75,6 +75,7 @@ class VCpu(ABC):
         "initialised",
         "kernel_cr3",
         "last_periodic",
+        "next_service",
         "next_time_update",
         "pause_count",
         "pause_flags",
@@ -88,8 +89,10 @@ class VCpu(ABC):
         "runstate_area",
         "since",
         "singleshot_timer",
-        "state_times",
         "time_area",
+        "time_blocked",
+        "time_runnable",
+        "time_running",
         "tlb_r",
         "tlb_w",
         "user_cr3",
@@ -124,8 +127,8 @@ class VCpu(ABC):
         self.compute_left = 0
         self.ready_at = hv.clock.now
         self.since = hv.clock.now
-        self.state_times = [0, 0, 0, 0]
-        """Nanoseconds spent running, runnable, blocked, offline (RUNSTATE_*), up to `since`."""
+        self.time_running = self.time_runnable = self.time_blocked = 0
+        """Nanoseconds spent in each state (RUNSTATE_*), up to `since`."""
         self.poll_ports: tuple[int, ...] | None = None
         """The ports that SCHEDOP_poll waits for; None when not polling."""
         self.poll_timer: Timer | None = None
@@ -134,6 +137,8 @@ class VCpu(ABC):
         self.periodic_timer: Timer | None = None
         self.singleshot_timer: Timer | None = None
         self.next_time_update = 0
+        self.next_service = 0
+        """From this time on `GuestTime.schedule_in` has something to do when the vCPU gets a processor."""
         self.runstate_area: int = 0
         self.time_area: int = 0
         self.virq_to_port: list[Any] = [0] * NR_VIRQS

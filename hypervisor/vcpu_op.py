@@ -10,7 +10,6 @@ from hypervisor.abi import vcpu as abi
 from hypervisor.abi.tracepoints import VCPU_DOWN, VCPU_UP
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import access_ok, copy_from_guest, copy_to_guest
-from hypervisor.sched.scheduler import BLOCKED, OFFLINE, RUNNABLE, RUNNING
 from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN
 from hypervisor.vcpu_context import load_context
 
@@ -86,13 +85,13 @@ class VcpuOps:
     def runstate(self, target: VCpu) -> bytes:
         """Return a vcpu_runstate_info of the present moment; its times add up to the vCPU's age."""
         now = max(self.hv.now(), target.since)
-        times = list(target.state_times)
+        times = [target.time_running, target.time_runnable, target.time_blocked, 0]
         if target is self.hv.sched.running:
-            state = RUNNING
+            state = abi.RUNSTATE_running
         elif target.pause_flags & VPF_BLOCKED:
-            state = BLOCKED
+            state = abi.RUNSTATE_blocked
         else:
-            state = OFFLINE if target.pause_flags else RUNNABLE
+            state = abi.RUNSTATE_offline if target.pause_flags else abi.RUNSTATE_runnable
         times[state] += now - target.since
         return abi.vcpu_runstate_info.pack(state=state, state_entry_time=target.since, time=tuple(times))
 
