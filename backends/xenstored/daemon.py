@@ -140,11 +140,14 @@ class XenStored:
     def _serve_client(self, client: RingClient) -> None:
         """Take what is in one ring, answer it, and let everybody who got something have it."""
         server, connection, ring = self.server, client.connection, client.ring
-        if connection.error or connection not in self.clients:
+        if connection not in self.clients:
             return
         if ring.reconnect_requested and self._features & XENSTORE_SERVER_FEATURE_RECONNECTION:
             server.reset(connection)
             ring.reset()
+            client.failed = False
+        if connection.error:
+            return
         # The event may mean room in the reply ring as well as requests.
         server.dirty[connection] = None
         if connection.input and server.may_read(connection):
@@ -189,6 +192,9 @@ class XenStored:
                     ring.write(data)
                 self._note_progress(client, bool(data))
         if connection.error and not client.failed:
+            # The answers to what it had sent before it broke the protocol are in the ring, if they fit.
+            connection.drop_output()
+            self._clogged.pop(client, None)
             client.failed = True
             ring.fail(connection.error)
         if ring.notify:
@@ -284,7 +290,9 @@ class XenStored:
         """Empty the ring and bind another port."""
         client = self.clients[connection]
         client.ring.reset()
-        client.ring.notify = client.failed = False
+        client.ring.notify = False
+        if client.failed:
+            client.ring.fail(connection.error)
         events = self.kernel.events
         events.unbind(client.port)
         client.port = events.bind_interdomain(connection.id, port, self._make_handler(client))

@@ -35,7 +35,7 @@ from backends.xenstored.permissions import ALL, OWNER, READ, STALE, WRITE, Entry
 from backends.xenstored.quota import Quotas
 from backends.xenstored.store import Store, View, size_of
 from backends.xenstored.transactions import Transaction
-from backends.xenstored.tree import Node, child_of, parent_of, with_child, without_child
+from backends.xenstored.tree import Node, child_of, parent_of, without_child
 from backends.xenstored.watches import Watch, WatchIndex
 from guest_kernel.xenbus.wire import HEADER
 from hypervisor.abi import tracepoints
@@ -95,7 +95,8 @@ def list_part(node: Node, start: int) -> bytes:
     room = XENSTORE_PAYLOAD_MAX - len(generation)
     if len(children) - start < room:
         return generation + children[start:] + b"\0"
-    return generation + children[start : children.rfind(b"\0", start, start + room) + 1]
+    # A piece always leaves room for the last NUL, even if it is not the last piece.
+    return generation + children[start : children.rfind(b"\0", start, start + room - 1) + 1]
 
 
 @final
@@ -154,12 +155,14 @@ class Server:
         connection.error = 0
 
     def fail(self, connection: Connection, error: int) -> None:
-        """Stop listening to a client that broke the protocol; its domain stays introduced (XSA-325)."""
+        """Stop listening to a client that broke the protocol; its domain stays introduced (XSA-325).
+
+        What it has not taken yet is the transport's to deliver or to drop (`Connection.drop_output`).
+        """
         connection.error = error
         connection.input = b""
         self._forget_watches(connection)
         self._forget_transactions(connection)
-        connection.drop_output()
         self.dirty[connection] = None
 
     def may_read(self, connection: Connection) -> bool:
@@ -246,8 +249,11 @@ class Server:
         domain = self.domains.get(domid)
         if domain is not None and domain.introduced:
             if domain.connection is not None:
-                # A kernel that starts anew in a running domain (kexec) begins with an empty ring.
+                # A kernel that starts anew in a running domain (kexec) begins with an empty ring; but a domain that
+                # was given up stays so.
+                error = domain.connection.error
                 self.reset(domain.connection)
+                domain.connection.error = error
                 domain.port = port
                 self.transport.rebind(domain.connection, port)
             return domain.connection
@@ -478,17 +484,25 @@ class Server:
     def _check_creation(
         self, connection: Connection, view: View, missing: list[bytes], value: bytes, base: Node, perms: Permissions
     ) -> None:
-        # What a transaction makes is counted when it commits.
-        more = len(missing) if view is self.store else 1
-        if len(connection.domain.nodes) + more > self.quotas.nodes:
-            raise StoreError(ENOSPC)
-        self._check_size(connection, view, value, b"", perms)
-        for name in missing[:-1]:
-            self._check_size(connection, view, b"", name[name.rindex(b"/") :], perms)
-        top = missing[-1]
-        self._check_size(
-            connection, view, base.value, with_child(base.children, top[top.rindex(b"/") + 1 :]), base.perms
-        )
+        # The daemon writes the leaf first and undoes what it wrote if a directory above is refused. All that remains
+        # of this are the generations that it used.
+        have = len(connection.domain.nodes)
+        written = 0
+        children = b""
+        try:
+            for number, name in enumerate(missing):
+                # What a transaction makes is counted when it commits.
+                if have + (number if view is self.store else 0) >= self.quotas.nodes:
+                    raise StoreError(ENOSPC)
+                self._check_size(connection, view, value, children, perms)
+                value = b""
+                children = name[name.rindex(b"/") + 1 :] + b"\0"
+                written = number + 1
+            self._check_size(connection, view, base.value, base.children + children, base.perms)
+        except StoreError:
+            for _ in range(written):
+                self.store.take_generation()
+            raise
 
     def _remove_tree(self, transaction: Transaction | None, path: bytes) -> None:
         """Remove a node and all below, children before parents, and tell the watches in that order."""

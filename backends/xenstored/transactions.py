@@ -118,12 +118,12 @@ class Transaction:
         """
         if self.failed:
             raise StoreError(ENOMEM)
+        self._check_owners(node_limit)
         store = self.store
         for path, access in self.accessed.items():
             node = store.get(path)
             if (_MISSING if node is None else node.generation) != access.seen:
                 raise StoreError(EAGAIN)
-        self._check_owners(node_limit)
         for path, access in self.accessed.items():
             before, node = access.before, access.node
             if not access.modified or (before is None and node is None):

@@ -51,11 +51,6 @@ class Node:
         return self.children.split(b"\0")[:-1]
 
 
-def with_child(children: bytes, name: bytes) -> bytes:
-    """Return the list of names with `name` as its last."""
-    return children + name + b"\0"
-
-
 def without_child(children: bytes, name: bytes) -> bytes:
     """Return the list of names without `name`, which must be there."""
     entry = name + b"\0"
