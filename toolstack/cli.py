@@ -174,8 +174,7 @@ async def _run_until_done(host: Host, guests: Sequence[DomainConfig]) -> HostRes
 
 
 def _finish(result: HostResult) -> None:
-    console = Console()
-    print_table(result, Console(width=max(console.width, 110)) if not console.is_terminal else console)
+    print_table(result, Console())
     for domain in result.failures:
         click.echo(f"paravirt: {domain.message or f'{domain.name} ended by {domain.reason}'}", err=True)
     sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)

@@ -26,7 +26,7 @@ from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
 from hypervisor.sched.policy import Policy, parse_policy
-from hypervisor.sched.scheduler import NEVER, RUNNING
+from hypervisor.sched.scheduler import NEVER
 from hypervisor.trace import TraceError, TraceWriter
 from toolstack.builder import kernel_segments
 from toolstack.console_log import ConsoleLog
@@ -158,10 +158,11 @@ class Host:
         """In real time: wait for the next timer, or for something to become runnable from outside."""
         self._wake = trio.Event()
         self.hv.interrupt_idle = self._wake.set
+        self.hv.sleeping = True
         seconds = trio_seconds(until, self.hv.clock.read())
         with trio.move_on_after(seconds):
             await self._wake.wait()
-        self.hv.interrupt_idle = _nobody_sleeps
+        self.hv.sleeping = False
 
     def _idle(self) -> None:
         """In virtual time: nothing can happen any more, for there is no outside. End the host in order."""
@@ -308,6 +309,10 @@ class Host:
             disks = [self._disks[unit] for unit in units]
             nbytes = sum(disk.read_bytes + disk.written_bytes for disk in disks)
             self.results[name].usage.add(Usage(blocks=nbytes // SECTOR, block_bytes=nbytes))
+        # dom0 ended before these did: it crashed.
+        for live in self.lifecycle.live.values() if self.lifecycle is not None else ():
+            if not live.over:
+                self.account(live, ABORTED)
         for other in self.results.values():
             if not other.reason:
                 other.reason = ABORTED
@@ -358,10 +363,6 @@ def _policy(text: str) -> Policy:
         raise UsageError(f"schedule {text!r}: {error}") from None
 
 
-def _nobody_sleeps() -> None:
-    return
-
-
 def trio_seconds(until: int, now: int) -> float:
     """Return how long to sleep, in seconds; for ever if nothing is due."""
     return float("inf") if until == NEVER else max(until - now, 0) / 1e9
@@ -372,7 +373,7 @@ def usage_of(domain: Domain) -> Usage:
     vcpus = domain.online_vcpus()
     grants = domain.grant_table.stats
     return Usage(
-        cpu_ns=sum(vcpu.state_times[RUNNING] for vcpu in vcpus),
+        cpu_ns=sum(vcpu.time_running for vcpu in vcpus),
         hypercalls=sum(vcpu.hypercalls for vcpu in vcpus),
         events=domain.events_sent,
         grants_mapped=grants.maps,

@@ -16,7 +16,7 @@ import attrs
 from guest_kernel.errors import XenError
 from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
-from guest_kernel.threads import Event, Lock, WaitQueue
+from guest_kernel.threads import Lock, Thread, WaitQueue
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import Operations, Reply, Transaction, gather
 from hypervisor.abi import device as machine_device
@@ -82,6 +82,9 @@ class LiveDomain:
     devices: tuple[DeviceNodes, ...]
     started_ns: int
     over: bool = False
+    """It has ended, and nobody is to ask anything of it any more."""
+    disk_units: set[int] = attrs.field(factory=set)
+    """Disk controllers of the machine that it drives."""
 
     @property
     def home(self) -> str:
@@ -117,8 +120,6 @@ class Lifecycle:
         self.stopping = False
         self._waiting: dict[int, WaitQueue] = {}
         self._creating = Lock()
-        self._idle = Event()
-        self._supervisors = 0
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
@@ -126,14 +127,21 @@ class Lifecycle:
         """Run all domains, and whatever their on_* settings start again; returns when none runs any more."""
         watch = await self.kernel.xenbus.watch("@releaseDomain")
         watcher = self.kernel.spawn(self._watch_ends(watch.get), "domain ends")
-        threads = []
+        guests: list[Thread] = []
+        servers: list[Thread] = []
         for plan in plans:
             if self.stopping:
                 break
             live = await self._start(plan)
             if live is not None:
-                threads.append(self.kernel.spawn(self._supervise(live), f"supervise {plan.config.name}"))
-        for thread in threads:
+                thread = self.kernel.spawn(self._supervise(live), f"supervise {plan.config.name}")
+                (servers if plan.config.driver_domain else guests).append(thread)
+        for thread in guests:
+            await thread.join()
+        # Driver domains serve until nobody is left to be served.
+        self.stopping = True
+        await self._ask_to_end([live for live in self.live.values() if live.plan.config.driver_domain])
+        for thread in servers:
             await thread.join()
         watcher.cancel()
         await watch.cancel()
@@ -227,7 +235,7 @@ class Lifecycle:
             raise
         live = LiveDomain(domid, plan, config.name, self._devices(domid, plan, backends), self.kernel.monotonic_ns())
         self.live[domid] = live
-        self._permit(live, allow=True)
+        self._assign_disks(live)
         await self._announce(live, store, console)
         return live
 
@@ -276,20 +284,20 @@ class Lifecycle:
         ]
         return (*disks, *vifs)
 
-    def _permit(self, live: LiveDomain, *, allow: bool) -> None:
-        """Give a driver domain the disk controllers that it is to serve, or take them back."""
-        plan = live.plan
-        disks = [device for device in live.devices if device.kind == "vbd"]
-        for device, unit in zip(disks, plan.disk_units, strict=True):
-            if device.backend_domid == DOM0 or (not allow and self._gone(device.backend_domid)):
-                continue
-            port = machine_device.disk_port(unit)
-            domid = device.backend_domid
-            self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=allow)
-            self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=allow)
+    def _assign_disks(self, live: LiveDomain) -> None:
+        """Give driver domains the disk controllers that they are to serve the new domain from.
 
-    def _gone(self, domid: int) -> bool:
-        return domid not in self.live
+        A controller stays with its driver domain for as long as that lives, as hardware that is passed through does.
+        """
+        disks = [device for device in live.devices if device.kind == "vbd"]
+        for device, unit in zip(disks, live.plan.disk_units, strict=True):
+            domid = device.backend_domid
+            if domid == DOM0 or unit in self.live[domid].disk_units:
+                continue
+            self.live[domid].disk_units.add(unit)
+            port = machine_device.disk_port(unit)
+            self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=True)
+            self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=True)
 
     async def _announce(self, live: LiveDomain, store: Connection, console: Connection) -> None:
         """Write all nodes in one transaction, and introduce the domain to xenstored."""
@@ -363,7 +371,6 @@ class Lifecycle:
         if self.xc.domain_info(live.domid) is not None:
             self.xc.pause(live.domid)
         await self._remove_devices(live)
-        self._permit(live, allow=False)
         xenbus = self.kernel.xenbus
         removed = (f"/vm/{live.plan.uuid}", live.home, f"/libxl/{live.domid}")
         await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in removed])
@@ -394,13 +401,26 @@ class Lifecycle:
     # -- requests from outside ------------------------------------------------------------------------------------
 
     async def shutdown_all(self) -> None:
-        """Ask every running guest to shut down, and start none any more; destroy those that do not in time."""
+        """Ask every running guest to shut down, and start none any more; destroy those that do not in time.
+
+        Driver domains are asked when the others are done, by `run`.
+        """
         self.stopping = True
-        running = [live for live in self.live.values() if not live.over]
-        for live in reversed(running):
+        await self._ask_to_end([live for live in self.live.values() if not live.plan.config.driver_domain])
+
+    async def _ask_to_end(self, which: Iterable[LiveDomain]) -> None:
+        running = [live for live in which if not live.over]
+        for live in running:
             await self.request_shutdown(live)
+        if running:
+            self.kernel.spawn(self._destroy_late(running), "destroy what does not shut down")
+
+    async def _destroy_late(self, which: Sequence[LiveDomain]) -> None:
         await self.kernel.sleep(SHUTDOWN_TIMEOUT_NS)
-        self.destroy_all(running)
+        for live in which:
+            if not live.over:
+                self.kernel.console.printk(f"{live.name} has not shut down in time, destroying it")
+        self.destroy_all(which)
 
     async def request_shutdown(self, live: LiveDomain, request: str = "poweroff") -> None:
         """Write the guest's control/shutdown node."""

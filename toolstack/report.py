@@ -78,23 +78,29 @@ class HostResult:
         return 1 if self.failures else 0
 
 
-_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants mapped/copied", "blocks", "packets")
+_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "mapped", "copied", "blocks", "packets")
+_TEXT_COLUMNS = _COLUMNS[0], _COLUMNS[2]
 
 
 def print_table(result: HostResult, console: Console) -> None:
     """Print the closing table."""
-    table = Table(title=_title(result), title_justify="left")
+    table = Table(title=_title(result), title_justify="left", caption=_CAPTION, caption_justify="left")
     for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("domain", "ended") else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
     for domain in result.domains:
         table.add_row(*_row(domain), style="red" if domain.failed else None)
-    console.print(table)
+    # A file or a pipe has no width of its own: nothing is folded there.
+    console.print(table, width=None if console.is_terminal else max(console.width, WIDTH))
+
+
+WIDTH = 130
+_CAPTION = "mapped, copied: grants of others used. blocks: 512-byte sectors. packets: sent and received."
 
 
 def _title(result: HostResult) -> str:
     if result.real_time:
-        return f"{result.wall_ns / 1e9:.2f} s of real time"
-    return f"{result.virtual_ns / 1e9:.3f} s of virtual time in {result.wall_ns / 1e9:.2f} s"
+        return f"{duration(result.wall_ns)} of real time"
+    return f"{duration(result.virtual_ns)} of virtual time, in {duration(result.wall_ns)}"
 
 
 def _row(domain: DomainResult) -> Sequence[str]:
@@ -104,13 +110,21 @@ def _row(domain: DomainResult) -> Sequence[str]:
         domain.name,
         str(domain.domid) if domain.domid >= 0 else "-",
         ended,
-        f"{usage.cpu_ns / 1e6:.3f} ms",
+        duration(usage.cpu_ns),
         f"{usage.hypercalls:,}",
         f"{usage.events:,}",
-        f"{usage.grants_mapped:,}/{usage.grants_copied:,}",
-        f"{usage.blocks:,} ({size(usage.block_bytes)})",
-        f"{usage.packets:,} ({size(usage.packet_bytes)})",
+        f"{usage.grants_mapped:,}",
+        f"{usage.grants_copied:,}",
+        f"{usage.blocks:,} / {size(usage.block_bytes)}" if usage.blocks else "-",
+        f"{usage.packets:,} / {size(usage.packet_bytes)}" if usage.packets else "-",
     )
+
+
+def duration(ns: int) -> str:
+    """Return a time for a person: `12.3 us`, `4.50 ms`, `1.500 s`."""
+    if ns < 1_000_000:
+        return f"{ns / 1e3:.1f} us"
+    return f"{ns / 1e6:.2f} ms" if ns < 1_000_000_000 else f"{ns / 1e9:.3f} s"
 
 
 def size(nbytes: int) -> str:

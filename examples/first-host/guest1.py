@@ -35,3 +35,4 @@ class Guest1(Guest):
             data, (sender, _) = await socket.recvfrom()
             self.print(f"{sender} answers: {data.decode()}")
         await socket.sendto(b"bye", (PEER, PORT))
+        await socket.recvfrom()  # the other one has something left to do with us

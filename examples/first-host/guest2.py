@@ -18,3 +18,4 @@ class Guest2(Guest):
                 break
             await socket.sendto(data.upper(), sender)
         self.print(f"ping {PEER}: {await self.net.ping(PEER) / 1000:.1f} us")
+        await socket.sendto(b"bye", sender)
