@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from guest_kernel.threads import take_over
+from guest_kernel.errors import GuestError
+from guest_kernel.threads import is_library, take_over
 from hypervisor.abi.cpu import Run
 from hypervisor.abi.sched import (
     SCHEDOP_shutdown,
@@ -136,9 +138,22 @@ class Power:
 
 
 def format_failure(failure: BaseException) -> str:
-    """Return the traceback as text, without the kernel's own frames around the guest's code."""
+    """Return the traceback as text, without the kernel's own frames around the guest's code.
+
+    Of something that the kernel refused (GuestError) the frames end where the guest's code does: what a library did
+    with the refusal helps nobody.
+    """
     frames = failure.__traceback__
     inner = frames
-    while inner is not None and inner.tb_frame.f_globals.get("__name__", "").startswith("guest_kernel."):
+    while inner is not None and _is_kernel(inner.tb_frame):
         inner = inner.tb_next
-    return "".join(traceback.format_exception(type(failure), failure, inner or frames))
+    shown = traceback.TracebackException(type(failure), failure, inner or frames)
+    if isinstance(failure, GuestError):
+        own = [number for number, (frame, _) in enumerate(traceback.walk_tb(inner)) if not is_library(frame)]
+        if own:
+            shown.stack = traceback.StackSummary.from_list(shown.stack[: own[-1] + 1])
+    return "".join(shown.format())
+
+
+def _is_kernel(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("guest_kernel.")

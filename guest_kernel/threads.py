@@ -484,7 +484,7 @@ def describe_foreign(coro: Coroutine[Any, Any, Any], trap: object) -> str:
     """Say in one sentence which line of the guest awaits what, for a coroutine suspended on a foreign `trap`."""
     frames = _frames(coro)
     library = _package(type(trap).__module__)
-    if library == "builtins" and frames and _is_library(frames[-1]):
+    if library == "builtins" and frames and is_library(frames[-1]):
         library = _package(frames[-1].f_globals["__name__"])
     what = f"an object of type {type(trap).__name__}" if library == "builtins" else library
     own = [frame for frame in frames if _is_guests(frame, library)] or frames
@@ -504,7 +504,7 @@ def _package(module: str) -> str:
     return package[1:] if package.startswith("_") and not package.startswith("__") else package
 
 
-def _is_library(frame: types.FrameType) -> bool:
+def is_library(frame: types.FrameType) -> bool:
     """Return whether a frame runs installed code, not the guest's own."""
     parts = frame.f_code.co_filename.split(os.sep)
     package = frame.f_globals["__name__"].partition(".")[0]
