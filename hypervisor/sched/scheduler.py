@@ -9,6 +9,7 @@ the same loop follows the wall clock, and a pCPU whose guest computes is simply 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -64,6 +65,7 @@ class Scheduler:
         self.progress = 0
         """Counts stretches of guest code; a watchdog sees by it whether the loop still turns."""
         self._single = nr_pcpus == 1
+        self.wake = self._make_wake()
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -79,13 +81,26 @@ class Scheduler:
 
     # -- waking and sleeping --------------------------------------------------------------------------------------
 
-    def wake(self, vcpu: VCpu) -> None:
-        """End the vCPU's wait for an event; put it on the run queue unless something else stops it."""
-        if vcpu.poll_ports is not None:
-            self._end_poll(vcpu)
-        vcpu.pause_flags = flags = vcpu.pause_flags & ~VPF_BLOCKED
-        if not flags and not vcpu.queued:
-            self.enqueue(vcpu)
+    def _make_wake(self) -> Callable[[VCpu], None]:
+        """Return `wake(vcpu)`: end its wait for an event; queue it unless something else stops it."""
+        hv, clock, append = self.hv, self.hv.clock, self.run_queue.append
+        quick = self._single and hv.trace is None
+
+        def wake(vcpu: VCpu) -> None:
+            if vcpu.poll_ports is not None:
+                self._end_poll(vcpu)
+            vcpu.pause_flags = flags = vcpu.pause_flags & ~VPF_BLOCKED
+            if flags or vcpu.queued:
+                return
+            if quick and not hv.sleeping:
+                # As `enqueue` does, without a look at what is switched off.
+                vcpu.queued = True
+                vcpu.ready_at = clock.now
+                append(vcpu)
+            else:
+                self.enqueue(vcpu)
+
+        return wake
 
     def enqueue(self, vcpu: VCpu) -> None:
         """Put a vCPU that nothing stops any more at the tail of the run queue."""
@@ -130,46 +145,101 @@ class Scheduler:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def drain(self, steps: int) -> int:  # noqa: C901 - the hot loop is in one piece
+    def drain(self, steps: int) -> int:  # noqa: C901 - see below
         """Run up to `steps` stretches of guest code and all timers that come due in between.
 
         Returns 0 if there is more to do now; else the time of the next thing to do (`NEVER` if only an interrupt from
         outside can bring more). In real time that is a wall-clock time to sleep until.
+
+        This is the hottest loop of a host: every notification from one domain to another passes here. So the common
+        path (a vCPU is taken from the queue, runs, and blocks) is written out in one piece, on local names.
         """
         hv = self.hv
-        clock, timers = hv.clock, hv.machine.timers
-        pcpus = self.pcpus
+        clock, timers, trace = hv.clock, hv.machine.timers, hv.trace
+        pcpus, queue, policy = self.pcpus, self.run_queue, self.policy
         pcpu = pcpus[0]
         single, real = self._single, clock.real
-        queue, step = self.run_queue, self._step
-        while steps:
+        cost_run, cost_hypercall, cost_switch = self.costs.run, self.costs.hypercall, self.costs.switch
+        while steps and not hv.stopped:
             steps -= 1
+            # Which pCPU acts next, and when?
             if not single:
                 pcpu = min(pcpus, key=self._next_start)
-            if pcpu.current is not None:
-                start = pcpu.now
-            elif queue:
-                start = queue[0].ready_at
-                if start < pcpu.now:
-                    start = pcpu.now
-            else:
-                start = NEVER
-            if timers.next_deadline <= start and timers.next_deadline != NEVER:
-                if not self._fire_timer(start):
+            vcpu = pcpu.current
+            now = pcpu.now
+            if vcpu is None:
+                if queue:
+                    ready = queue[0].ready_at
+                    if ready > now:
+                        now = ready
+                else:
+                    now = NEVER
+            if timers.next_deadline <= now:
+                if not self._fire_timer(now):
                     return timers.next_deadline
                 continue
-            if start == NEVER:
+            if now == NEVER:
+                self.running = None
                 return NEVER
             if real:
-                if start > clock.read():
-                    return start
-                start = clock.now
-            elif start > clock.now:
-                clock.now = start
-            step(pcpu, start)
-            if hv.stopped:
-                return NEVER
-        return 0
+                if now > clock.read():
+                    return now
+                now = clock.now
+            elif now > clock.now:
+                clock.now = now
+            # Which vCPU?
+            if vcpu is None:
+                vcpu = queue.popleft() if policy.in_order else self._choose()
+                vcpu.queued = False
+                if vcpu.pause_flags:
+                    continue
+                ready, since = vcpu.ready_at, vcpu.since
+                if ready > since:
+                    vcpu.time_blocked += ready - since
+                    since = ready
+                vcpu.time_runnable += now - since
+                vcpu.since = now
+                pcpu.current = vcpu
+                pcpu.slice_end = now + TIME_SLICE_NS
+                if trace is not None:
+                    trace(vcpu.domain.domid, vcpu.vcpu_id, SCHEDULE, pcpu.cpu_id)
+                if now >= vcpu.next_service:
+                    hv.time.schedule_in(vcpu, now)
+                if pcpu.last is not vcpu:
+                    pcpu.last = vcpu
+                    vcpu.processor = pcpu.cpu_id
+                    now += cost_switch
+            # Run it, and charge what it did.
+            self.progress += 1
+            self.running = vcpu
+            self.hypercalls_before = before = vcpu.hypercalls
+            if vcpu.compute_left:
+                vcpu.deliver_upcall()
+                compute = vcpu.compute_left
+            else:
+                compute = vcpu.run()
+            now = clock.read() if real else now + cost_run + (vcpu.hypercalls - before) * cost_hypercall
+            flags = vcpu.pause_flags
+            if compute:
+                now = self._compute(pcpu, vcpu, now, compute)
+            pcpu.now = now
+            # Does it stay?
+            if not flags:
+                if not vcpu.yielding and now < pcpu.slice_end and not policy.preempts:
+                    continue
+                vcpu.yielding = False
+                if not vcpu.queued:
+                    vcpu.queued = True
+                    vcpu.ready_at = now
+                    queue.append(vcpu)
+            pcpu.current = None
+            since = vcpu.since
+            vcpu.time_running += now - since
+            vcpu.since = now
+            if trace is not None:
+                trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, pcpu.cpu_id, now - since, flags)
+        self.running = None
+        return NEVER if hv.stopped else 0
 
     def _next_start(self, pcpu: PCpu) -> int:
         if pcpu.current is not None:
@@ -199,69 +269,6 @@ class Scheduler:
         function()
         return True
 
-    def _step(self, pcpu: PCpu, start: int) -> None:  # noqa: C901 - the hot path is in one piece
-        """Run the pCPU's vCPU (or the next one of the queue) for one stretch, and account for it.
-
-        This is the hottest function of a host: every notification from one domain to another passes here. So the
-        common path, a vCPU that is taken from the queue, runs and blocks, is written out in one piece.
-        """
-        hv = self.hv
-        costs = self.costs
-        vcpu = pcpu.current
-        if vcpu is None:
-            vcpu = self.run_queue.popleft() if self.policy.in_order else self._choose()
-            vcpu.queued = False
-            if vcpu.pause_flags:
-                return
-            ready = vcpu.ready_at
-            if ready > vcpu.since:
-                vcpu.time_blocked += ready - vcpu.since
-            else:
-                ready = vcpu.since
-            vcpu.time_runnable += start - ready
-            vcpu.since = start
-            pcpu.current = vcpu
-            pcpu.slice_end = start + TIME_SLICE_NS
-            now = start
-            if pcpu.last is not vcpu:
-                pcpu.last = vcpu
-                vcpu.processor = pcpu.cpu_id
-                now += costs.switch
-            if hv.trace is not None:
-                hv.trace(vcpu.domain.domid, vcpu.vcpu_id, SCHEDULE, pcpu.cpu_id)
-            if start >= vcpu.next_service:
-                hv.time.schedule_in(vcpu, start)
-        else:
-            now = start
-        self.progress += 1
-        self.running = vcpu
-        self.hypercalls_before = before = vcpu.hypercalls
-        if vcpu.compute_left:
-            vcpu.deliver_upcall()
-        else:
-            vcpu.compute_left = vcpu.run()
-        if hv.clock.real:
-            now = hv.clock.read()
-        else:
-            now += costs.run + (vcpu.hypercalls - before) * costs.hypercall
-        if vcpu.compute_left and not vcpu.pause_flags:
-            now = self._compute(pcpu, vcpu, now)
-        pcpu.now = now
-        if not vcpu.pause_flags:
-            if not vcpu.yielding and now < pcpu.slice_end and not self.policy.preempts:
-                return
-            vcpu.yielding = False
-            if not vcpu.queued:
-                vcpu.queued = True
-                vcpu.ready_at = now
-                self.run_queue.append(vcpu)
-        pcpu.current = None
-        ran = now - vcpu.since
-        vcpu.time_running += ran
-        vcpu.since = now
-        if hv.trace is not None:
-            hv.trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, pcpu.cpu_id, ran, vcpu.pause_flags)
-
     def _choose(self) -> VCpu:
         """Take the vCPU that the policy wants from the queue."""
         queue = self.run_queue
@@ -270,11 +277,14 @@ class Scheduler:
         del queue[index]
         return vcpu
 
-    def _compute(self, pcpu: PCpu, vcpu: VCpu, now: int) -> int:
+    def _compute(self, pcpu: PCpu, vcpu: VCpu, now: int, work: int) -> int:
         """Let time pass for a computing guest: to the end of its work, of its slice, or to the next timer."""
-        end = min(now + vcpu.compute_left, max(pcpu.slice_end, now + 1))
+        if vcpu.pause_flags:
+            vcpu.compute_left = work
+            return now
+        end = min(now + work, max(pcpu.slice_end, now + 1))
         deadline = self.hv.machine.timers.next_deadline
         if now < deadline < end:
             end = deadline
-        vcpu.compute_left -= end - now
+        vcpu.compute_left = work - (end - now)
         return end
