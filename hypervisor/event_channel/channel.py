@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypervisor.abi import xen
+
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.vcpu import VCpu
 
 FREE, RESERVED, UNBOUND, INTERDOMAIN, PIRQ, VIRQ, IPI = range(7)
 """What a port is used for (`ECS_*` inside Xen). EVTCHNOP_status shows it through `STATUS_OF`."""
+
+PENDING_Q = xen.shared_info.offset("evtchn_pending") >> 3
+MASK_Q = xen.shared_info.offset("evtchn_mask") >> 3
 
 PORTS_PER_BUCKET = 64
 """The port table grows by this many ports, so a port just past those in use may be valid and closed."""
@@ -19,16 +24,36 @@ class Channel:
     """A port of a domain.
 
     `word` and `bit` say where its pending and mask bits are: `word` is the index of the 64-bit word in the two-level
-    bitmaps. `vcpu` is notified. `peer` is the other end of an interdomain channel.
+    bitmaps, `pending_at` and `mask_at` the places of those words in machine memory (as 64-bit indices). shared_info is
+    a frame of Xen's own and never moves, so writes to it are not marked in `Memory.written`.
     """
 
-    __slots__ = ("bit", "consumer", "domain", "number", "peer", "port", "remote_domid", "state", "vcpu", "word")
+    __slots__ = (
+        "bit",
+        "consumer",
+        "domain",
+        "mask_at",
+        "number",
+        "peer",
+        "pending_at",
+        "port",
+        "remote_domid",
+        "selector",
+        "state",
+        "vcpu",
+        "word",
+    )
 
     def __init__(self, domain: Domain, port: int, vcpu: VCpu) -> None:
         self.domain = domain
         self.port = port
         self.word = port >> 6
         self.bit = 1 << (port & 63)
+        self.selector = 1 << self.word
+        """The bit of `word` in the vCPU's selector."""
+        shared = domain.shared_info_mfn << 9
+        self.pending_at = shared + PENDING_Q + self.word
+        self.mask_at = shared + MASK_Q + self.word
         self.state = FREE
         self.vcpu = vcpu
         self.peer: Channel | None = None

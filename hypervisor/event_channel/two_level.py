@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from hypervisor.vcpu import VCpu
 
 MAX_PORTS = 4096
-PENDING_Q = xen.shared_info.offset("evtchn_pending") >> 3
-MASK_Q = xen.shared_info.offset("evtchn_mask") >> 3
 SELECTOR_Q = xen.vcpu_info.offset("evtchn_pending_sel") >> 3
 
 
@@ -31,29 +29,27 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
     trace = hv.trace
 
     def set_pending(channel: Channel) -> None:
-        domain = channel.domain
-        mfn = domain.shared_info_mfn
-        index = (mfn << 9) + PENDING_Q + channel.word
-        word, bit = q[index], channel.bit
+        index, bit = channel.pending_at, channel.bit
+        word = q[index]
         if word & bit:
             return
         q[index] = word | bit
-        written[mfn] = 1
         if trace is not None:
-            trace(domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
-        if not q[index + MASK_Q - PENDING_Q] & bit:
+            trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
+        if not q[channel.mask_at] & bit:
             vcpu = channel.vcpu
             info = vcpu.info
-            index = (info >> 3) + SELECTOR_Q
-            word, bit = q[index], 1 << channel.word
+            index, bit = (info >> 3) + SELECTOR_Q, channel.selector
+            word = q[index]
             if not word & bit:
                 q[index] = word | bit
-                written[info >> 12] = 1
+                if vcpu.info_registered:
+                    written[info >> 12] = 1
                 if not b[info]:
                     b[info] = 1
                     if vcpu.pause_flags & VPF_BLOCKED:
                         wake(vcpu)
-        if domain.pollers:
+        if channel.domain.pollers:
             check_pollers(channel)
 
     return set_pending
@@ -71,40 +67,32 @@ def mark_pending(hv: Hypervisor, vcpu: VCpu) -> None:
 
 def is_pending(channel: Channel) -> bool:
     """Whether the port's pending bit is set, masked or not."""
-    index = (channel.domain.shared_info_mfn << 9) + PENDING_Q + channel.word
-    return bool(channel.domain.hv.memory.q[index] & channel.bit)
+    return bool(channel.domain.hv.memory.q[channel.pending_at] & channel.bit)
 
 
 def is_masked(channel: Channel) -> bool:
     """Whether the port's mask bit is set."""
-    index = (channel.domain.shared_info_mfn << 9) + MASK_Q + channel.word
-    return bool(channel.domain.hv.memory.q[index] & channel.bit)
+    return bool(channel.domain.hv.memory.q[channel.mask_at] & channel.bit)
 
 
 def clear_pending(channel: Channel) -> None:
     """Clear the pending bit; the mask bit stays as the guest left it, for whoever gets the port next."""
-    memory = channel.domain.hv.memory
-    mfn = channel.domain.shared_info_mfn
-    memory.q[(mfn << 9) + PENDING_Q + channel.word] &= ~channel.bit & 0xFFFF_FFFF_FFFF_FFFF
-    memory.written[mfn] = 1
+    channel.domain.hv.memory.q[channel.pending_at] &= ~channel.bit & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def unmask(channel: Channel) -> None:
     """Clear the mask bit; raise the event if the port was masked and is pending."""
     hv = channel.domain.hv
-    memory = hv.memory
-    mfn = channel.domain.shared_info_mfn
-    index = (mfn << 9) + MASK_Q + channel.word
-    word = memory.q[index]
+    q = hv.memory.q
+    word = q[channel.mask_at]
     if not word & channel.bit:
         return
-    memory.q[index] = word & ~channel.bit
-    memory.written[mfn] = 1
-    if memory.q[index + PENDING_Q - MASK_Q] & channel.bit:
+    q[channel.mask_at] = word & ~channel.bit
+    if q[channel.pending_at] & channel.bit:
         selector = (channel.vcpu.info >> 3) + SELECTOR_Q
-        if not memory.q[selector] >> channel.word & 1:
-            memory.q[selector] |= 1 << channel.word
-            memory.written[channel.vcpu.info >> 12] = 1
+        if not q[selector] & channel.selector:
+            q[selector] |= channel.selector
+            hv.memory.written[channel.vcpu.info >> 12] = 1
             mark_pending(hv, channel.vcpu)
 
 
