@@ -147,6 +147,8 @@ class Bus:
                     self._want(side, node)
             elif key == "state":
                 device.poke(own=True)
+            elif key in _TELLING:
+                device.poke(own=True, link=True)
             elif not key or key == "online":
                 # libxl writes `online` and `state` in one transaction.
                 device.poke(own=True, online=backend)

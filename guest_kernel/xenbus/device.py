@@ -56,6 +56,7 @@ class Device(XenbusDevice):
         #: As events spell it: `backend/vbd/1/51712`, also where `path` is absolute.
         self.node, self.path, self.id = place
         self.otherend, self.otherend_id = otherend
+        self._link = "/backend" if driver.side == "frontend" else "/frontend"
         self.data: Any = None
         self.machine = Machine(driver.side, eager=driver.eager)
         self.removed = False
@@ -68,6 +69,7 @@ class Device(XenbusDevice):
         self._look_other = False
         self._look_own = False
         self._look_online = False
+        self._look_link = False
         self._running = False
         self._staged: dict[str, bytes] | None = None
         self._changed = WaitQueue()
@@ -101,8 +103,8 @@ class Device(XenbusDevice):
 
     # ---- events, in upcall context
 
-    def poke(self, *, own: bool = False, online: bool = False) -> None:
-        """Have the thread look for something to do; `own`, `online`: at those own nodes too.
+    def poke(self, *, own: bool = False, online: bool = False, link: bool = False) -> None:
+        """Have the thread look for something to do; `own`, `online`, `link`: at those own nodes too.
 
         Most events of the own `state` are echoes of own writes.  Counting them off would be wrong: the server drops an
         event that is queued already, so one event may stand for an own write and the toolstack's after it.
@@ -111,6 +113,8 @@ class Device(XenbusDevice):
             self._look_own = True
         if online:
             self._look_online = True
+        if link:
+            self._look_link = True
         self._has_changed = True
         self._changed.wake_all()
         if not self._running and not self.removed:
@@ -169,24 +173,33 @@ class Device(XenbusDevice):
         """Read again what events have pointed at."""
         if not self._must_look:
             return
-        other, own, online = self._look_other, self._look_own, self._look_online
-        self._look_other = self._look_own = self._look_online = False
-        paths = [self.otherend + "/state"] if other else []
-        if own:
-            paths.append(self.path + "/state")
-        if online:
-            paths.append(self.path + "/online")
-        values = await self._client.read_many(paths)
-        if online:
-            self.machine.online = values.pop() != "0"
-        if own:
-            self._see_own(values.pop())
-        if other:
-            self.machine.see_other(parse_state(values.pop()))
+        path, machine = self.path, self.machine
+        wanted = {
+            self.otherend + "/state": self._look_other,
+            path + "/state": self._look_own,
+            path + "/online": self._look_online,
+            path + self._link: self._look_link,
+            path + self._link + "-id": self._look_link,
+        }
+        self._look_other = self._look_own = self._look_online = self._look_link = False
+        paths = [name for name, look in wanted.items() if look]
+        found = dict(zip(paths, await self._client.read_many(paths), strict=True))
+        if wanted[path + "/online"]:
+            machine.online = found[path + "/online"] != "0"
+        if wanted[path + "/state"]:
+            self._see_own(found[path + "/state"])
+        if wanted[path + self._link]:
+            link = (found[path + self._link], found[path + self._link + "-id"])
+            if link != (self.otherend, str(self.otherend_id)):
+                # Made anew for another peer before anybody looked.
+                machine.see_own(UNKNOWN)
+        if wanted[self.otherend + "/state"]:
+            machine.see_other(parse_state(found[self.otherend + "/state"]))
 
     @property
     def _must_look(self) -> bool:
-        return (self._look_other or self._look_own or self._look_online) and self._client.broken is None
+        look = self._look_other or self._look_own or self._look_online or self._look_link
+        return look and self._client.broken is None
 
     def _see_own(self, text: str | None) -> bool:
         """Take the own node's content; return whether it is somebody else's and meant something."""

@@ -17,6 +17,17 @@ KINDS = st.sampled_from(["vbd", "vif"])
 SIDES = st.sampled_from(["front", "back"])
 BACK_DOMAIN = 3
 FRONT_DOMAIN = 5
+RESTING = {
+    ("4", "4"),
+    ("6", "6"),
+    # One end was killed or has been cleared away; the other has noticed.
+    (None, None),
+    ("6", None),
+    (None, "6"),
+    # Never met: the backend was unplugged before the frontend looked, or has only its features to give.
+    ("1", "6"),
+}
+"""States of (frontend, backend) in which both ends may stay when nobody has interfered."""
 
 
 class Split(RuleBasedStateMachine):
@@ -27,6 +38,8 @@ class Split(RuleBasedStateMachine):
         self.adversary = adversary
         self.world = World(seed)
         self.fabric = Fabric()
+        #: Kinds of devices for which something else than connecting was asked.
+        self.disturbed = {"vbd", "vif"} if adversary else set()
         self.numbers = {"front": FRONT_DOMAIN, "back": BACK_DOMAIN}
         self.fresh = 10
         self.world.boot(0)
@@ -52,6 +65,21 @@ class Split(RuleBasedStateMachine):
         node = f"device/{kind}/0" if side == "front" else f"backend/{kind}/{self.numbers['front']}/0"
         return bus.devices.get(node)
 
+    def assert_at_rest(self) -> None:
+        """With no adversary about, both ends have gone as far as they can."""
+        if self.adversary:
+            return
+        for kind in ("vbd", "vif"):
+            fe, be = self.directories(kind)
+            pair = (self.world.read(fe + "/state"), self.world.read(be + "/state"))
+            if kind in self.disturbed:
+                assert pair in RESTING
+            else:
+                assert pair in (("4", "4"), (None, None))
+            device = self.device(kind, "front")
+            if device is not None and pair != ("4", "4"):
+                assert not device.machine.holding, pair
+
     # ---- what happens
 
     @rule(moves=st.integers(1, 60))
@@ -63,6 +91,7 @@ class Split(RuleBasedStateMachine):
     @rule()
     def all_come_to_rest(self) -> None:
         self.world.run()
+        self.assert_at_rest()
 
     @rule(kind=KINDS, atomic=st.booleans(), reverse=st.booleans())
     def plug(self, kind: str, atomic: bool, reverse: bool) -> None:
@@ -72,6 +101,7 @@ class Split(RuleBasedStateMachine):
 
     @rule(kind=KINDS)
     def unplug(self, kind: str) -> None:
+        self.disturbed.add(kind)
         self.world.unplug(kind, "0", self.numbers["front"], self.numbers["back"])
 
     @rule(kind=KINDS)
@@ -102,12 +132,15 @@ class Split(RuleBasedStateMachine):
     @rule(kind=KINDS, online=st.sampled_from("01"))
     def toolstack_changes_its_mind(self, kind: str, online: str) -> None:
         path = self.directories(kind)[1] + "/online"
+        self.disturbed.add(kind)
         if self.world.exists(path):
             self.world.write(path, online)
 
     @rule(side=SIDES)
     def domain_is_killed(self, side: str) -> None:
         """The domain dies; the toolstack clears away, and a new one comes up under a new number."""
+        if not self.adversary:
+            self.disturbed.clear()
         number = self.numbers[side]
         self.fabric.kill(number)
         self.world.kill(number)
@@ -120,11 +153,15 @@ class Split(RuleBasedStateMachine):
             self.world.rm(fe)
             self.world.rm(be)
         self.boot(side)
+        for kernel in self.world.domains.values():
+            for driver in kernel.bus._drivers.values() if kernel.bus else ():
+                driver.failing.clear()  # type: ignore[attr-defined]
 
     @rule(kind=KINDS, side=SIDES)
     def driver_gives_up(self, kind: str, side: str) -> None:
         device = self.device(kind, side)
         if device is not None:
+            self.disturbed.add(kind)
             kernel = self.kernel(side)
             kernel.spawn(device.fatal("a driver's thread gives up"))
 
@@ -132,6 +169,7 @@ class Split(RuleBasedStateMachine):
     def user_closes(self, kind: str) -> None:
         device = self.device(kind, "front")
         if device is not None:
+            self.disturbed.add(kind)
             device.machine.ask_close()
             device.poke()
 
@@ -147,6 +185,7 @@ class Split(RuleBasedStateMachine):
         assert bus is not None
         driver: Any = bus._drivers["frontend" if side == "front" else "backend", kind]
         driver.failing[hook] = 1
+        self.disturbed.add(kind)
 
     # ---- the end
 
@@ -155,6 +194,7 @@ class Split(RuleBasedStateMachine):
             return
         world, fabric = self.world, self.fabric
         world.run()
+        self.assert_at_rest()
         if not self.adversary:
             # Pages are never freed while the other end maps them, nor mapped twice.
             assert fabric.violations == []
