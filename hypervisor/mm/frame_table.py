@@ -46,7 +46,7 @@ PARTIAL = 0x10
 OWN_PARTIAL = 0x20
 """A PARTIAL frame holds one reference and one type reference of its own: it stays when nobody else does."""
 KEPT = 0x40
-"""A lent frame of a dying domain: whoever lent it still needs it, but nobody new may map it."""
+"""A lent frame of a dying domain: the domain has no right to it any more, but whoever lent it still needs it."""
 
 DOMID_IO = 0x7FF1
 DOMID_XEN = 0x7FF2
@@ -292,7 +292,7 @@ class FrameTable:
         self.put_page(mfn)
 
     def withdraw_lent(self, domain: Owner) -> None:
-        """Let no new mapping of frames lent to a dying domain be made; the frames stay until `unshare`."""
+        """Take a dying domain's right to the frames lent to it. The frames stay until `unshare`, mapped or not."""
         for mfn in self.pages(self.xen_page_list(domain)):
             flags = self.flags[mfn]
             if flags & ALLOCATED:

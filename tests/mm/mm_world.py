@@ -170,7 +170,7 @@ class Guest:
                     "domid": xen.DOMID_SELF,
                 }
             )
-        packed = memory.xen_memory_exchange.pack(**{"in": parts[0], "out": parts[1]})
+        packed = memory.xen_memory_exchange.pack(in_=parts[0], out=parts[1])
         rc = self.call(xen.HYPERVISOR_memory_op, memory.XENMEM_exchange, self.put(packed))
         done = memory.xen_memory_exchange.unpack_from(self.get(memory.xen_memory_exchange.size)).nr_exchanged
         self.exchanged = list(struct.unpack(f"<{len(wanted)}Q", self.get(len(raw), EXTRA_PFN)[len(given) * 8 :]))
