@@ -22,20 +22,20 @@ _SEGMENT: Struct = blkif.blkif_request_segment.codec
 class Protocol:
     """One layout of requests and responses.
 
-    `head` unpacks operation, nr_segments, handle, id and sector_number from the beginning of a request; segments follow
-    at `segments`, eight bytes each. `response` packs id, operation and status, with the padding zero: nothing of the
+    `request` unpacks operation, nr_segments, handle, id, sector_number and the bytes of all eleven segment descriptors,
+    each byte of the ring once. `response` packs id, operation and status, with the padding zero: nothing of the
     backend's memory leaves with it (XSA-216).
     """
 
-    __slots__ = ("entry_size", "head", "name", "response", "segments")
+    __slots__ = ("entry_size", "name", "request", "response")
 
     def __init__(self, name: str, request: Layout, response: Layout) -> None:
         self.name = name
         self.entry_size = max(request.size, response.size)
-        self.segments = request.offset("seg")
         pad = request.offset("id") - 4
-        self.head = Struct(f"<BBH{pad}xQQ")
-        assert self.head.size == self.segments
+        segments = blkif.BLKIF_MAX_SEGMENTS_PER_REQUEST * _SEGMENT.size
+        self.request = Struct(f"<BBH{pad}xQQ{segments}s")
+        assert self.request.size == request.size
         self.response: Struct = response.codec
 
 

@@ -44,6 +44,10 @@ _STEPS = {
 """What the disk does for each operation; of a flush or barrier without segments only the first step is left."""
 
 
+Request = tuple[int, int, int, int, int, bytes]
+"""A copied request: operation, nr_segments, handle, id, sector_number, segment descriptors."""
+
+
 class Disk(Protocol):
     """What a server needs of a disk driver of this domain (see `guest_kernel.hw`)."""
 
@@ -96,11 +100,23 @@ class _Job:
         """What the disk has still to do after the current operation."""
 
     def _done(self, status: int) -> None:
+        """The disk is done. What follows is `BlockServer.finish` for the usual case, written out."""
         server = self.server
-        if self.steps and status == 0:
-            server.step(self)
+        if status or server.unusual or self.steps or self.mappings:
+            server.advance(self, status)
             return
-        server.finish(self, status)
+        ring, view, offsets, mask, pack_into = server.answering
+        prod = ring.rsp_prod_pvt
+        pack_into(view, offsets[prod & mask], self.id, self.op, BLKIF_RSP_OKAY)
+        ring.rsp_prod_pvt = (prod + 1) & MASK32
+        self.plan = None
+        server.free.append(self)
+        server.in_flight = left = server.in_flight - 1
+        if not left:
+            server.flush_responses()
+        elif not server.told:
+            server.told = True
+            server.partly.wake()
 
 
 class BlockServer:
@@ -129,15 +145,21 @@ class BlockServer:
         """Woken when a stopped server has nothing left in the disk's hands."""
         self.partly = WaitQueue()
         """Woken when some but not all of what was submitted is done: `flush_responses` should be called soon."""
-        self._told = False
+        self.told = False
+        """Whether `partly` was woken since responses were last shown."""
         self._jobs = [_Job(self) for _ in range(ring.size)]
-        self._free = self._jobs[::-1]
+        self.free = self._jobs[::-1]
         self.in_flight = 0
         self._dead: list[Mapping] = []
         """Mappings of finished requests; they must go before the responses are shown."""
         self._pushed = ring.rsp_prod_pvt
         self._barrier: _Job | None = None
         """A barrier that waits for all before it, or is being performed: nothing after it is taken."""
+        self.unusual = False
+        """Whether finishing a request takes more than putting its response: a trace, a barrier, a stop."""
+        # What the two ends of the hot path look up each time; unpacking a tuple costs as much as one attribute.
+        self._taking = (ring.view, ring.offsets, ring.mask, protocol.request.unpack_from, disk.submit, self.free)
+        self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into)
 
     # Requests
 
@@ -145,6 +167,8 @@ class BlockServer:
         """Take all requests out of the ring, as far as they may be taken, and start them: the event's handler."""
         if self.stopped or self._barrier is not None:
             return
+        if self._cpu.trace is not None:
+            self.unusual = True
         ring = self.ring
         shared = ring.shared
         self._mapper.clock += 1
@@ -171,61 +195,56 @@ class BlockServer:
 
         Transfers whose segments are known start at once; the others are mapped together, after that.
         """
-        ring = self.ring
-        view = ring.view
-        offsets = ring.offsets
-        mask = ring.mask
-        size = ring.entry_size
-        unpack = self._protocol.head.unpack_from
-        segments = self._protocol.segments
+        view, offsets, mask, unpack, submit, free = self._taking
         mapper = self._mapper
         plans = mapper.plans
-        clock = mapper.clock
-        submit = self.disk.submit
-        slow: list[bytes] = []
+        statistics = self.statistics
+        slow: list[Request] = []
         started = 0
         while cons != prod:
-            offset = offsets[cons & mask]
-            raw = bytes(view[offset : offset + size])
+            request = unpack(view, offsets[cons & mask])
             cons = (cons + 1) & MASK32
-            op, count, _, ident, sector = unpack(raw)
+            op, count, _, ident, sector, segments = request
             if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
-                plan = plans.get(raw[segments : segments + 8 * count])
+                plan = plans.get(segments[: 8 * count])
                 if plan is not None and sector + plan.sectors <= self.sectors and not (op and self.readonly):
-                    plan.last_use = clock
-                    job = self._free.pop()
+                    plan.last_use = mapper.clock
+                    job = free.pop()
                     job.id = ident
                     job.op = op
                     job.sector = sector
                     job.plan = plan
-                    self.in_flight += 1
-                    self._count(op, plan.sectors)
-                    submit(op, sector, plan.extents, job.done)
                     started += 1
+                    if op:
+                        statistics.writes += 1
+                        statistics.sectors_written += plan.sectors
+                    else:
+                        statistics.reads += 1
+                        statistics.sectors_read += plan.sectors
+                    submit(op, sector, plan.extents, job.done)
                     continue
-            slow.append(raw)
+            slow.append(request)
             if op == BLKIF_OP_WRITE_BARRIER:
                 break
-        ring.req_cons = cons
+        self.ring.req_cons = cons
+        self.in_flight += started
         return started + self._start_slow(slow) if slow else started
 
-    def _start_slow(self, requests: list[bytes]) -> int:
+    def _start_slow(self, requests: list[Request]) -> int:
         """Start requests whose grants are not mapped yet, or that are no plain transfers; answer those that are bad.
 
         Returns how many the disk has to be kicked for.
         """
         jobs: list[_Job] = []
         batch: list[tuple[bytes, list[Segment], bool]] = []
-        at = self._protocol.segments
-        for raw in requests:
-            op, count, _, ident, sector = self._protocol.head.unpack_from(raw)
-            descriptors = raw[at : at + 8 * count]
+        for op, count, _, ident, sector, segments in requests:
+            descriptors = segments[: 8 * count]
             status, checked = self._check(op, count, sector, descriptors)
             if status:
                 self.statistics.errors += 1
                 self._answer(ident, op, sector, 0, status)
                 continue
-            job = self._free.pop()
+            job = self.free.pop()
             job.id = ident
             job.op = op
             job.sector = sector
@@ -247,6 +266,7 @@ class BlockServer:
             job.steps = steps if plan.extents else steps[:1]
             if job.op == BLKIF_OP_WRITE_BARRIER:
                 self._barrier = job
+                self.unusual = True
             else:
                 self.step(job, kick=False)
                 started += 1
@@ -293,6 +313,13 @@ class BlockServer:
 
     # Responses
 
+    def advance(self, job: _Job, status: int) -> None:
+        """The disk is done with an operation: go on with the request's next one, or end the request."""
+        if job.steps and not status:
+            self.step(job)
+        else:
+            self.finish(job, status)
+
     def finish(self, job: _Job, status: int) -> None:
         """A request is done: put its response; show it when nothing else is about to finish."""
         plan = job.plan
@@ -308,20 +335,21 @@ class BlockServer:
             job.mappings = []
         job.plan = None
         job.steps = ()
-        self._free.append(job)
+        self.free.append(job)
         self.in_flight -= 1
         barrier = self._barrier
         if not self.in_flight:
             self.flush_responses()
             if barrier is job:
                 self._barrier = None
+                self.unusual = self.stopped
                 self.wake()
             if self.stopped:
                 self.drained.wake_all()
         elif barrier is not None and self.in_flight == 1 and barrier is not job:
             self.step(barrier)
-        elif not self._told:
-            self._told = True
+        elif not self.told:
+            self.told = True
             self.partly.wake()
 
     def _answer(self, ident: int, op: int, sector: int, sectors: int, status: int) -> None:
@@ -335,7 +363,7 @@ class BlockServer:
 
     def flush_responses(self) -> None:
         """Unmap what finished requests had mapped, show their responses, and notify as ring.h says."""
-        self._told = False
+        self.told = False
         if self._dead:
             dead, self._dead = self._dead, []
             self._mapper.unmap(dead)
@@ -357,10 +385,10 @@ class BlockServer:
     # The end
 
     def _break(self, why: str) -> None:
-        self.stopped = True
+        self.stop()
         if self.on_broken is not None:
             self.on_broken(why)
 
     def stop(self) -> None:
         """Take no more requests. What was taken is still performed and answered: wait for `drained` then."""
-        self.stopped = True
+        self.stopped = self.unusual = True

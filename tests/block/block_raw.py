@@ -51,10 +51,8 @@ class RawFront:
         offset = ring.offset(ring.req_prod_pvt)
         self.page.view[offset : offset + ring.entry_size] = bytes(ring.entry_size)
         nr = len(segments) if count < 0 else count
-        self.protocol.head.pack_into(self.page.view, offset, op, nr, 0, ident, sector)
         body = b"".join(SEGMENT.pack(*segment) for segment in segments)
-        start = offset + self.protocol.segments
-        self.page.view[start : start + len(body)] = body
+        self.protocol.request.pack_into(self.page.view, offset, op, nr, 0, ident, sector, body)
         ring.req_prod_pvt = (ring.req_prod_pvt + 1) & 0xFFFFFFFF
 
     def push(self) -> list[tuple[int, int, int]]:
@@ -120,9 +118,8 @@ class RawBack:
         taken = []
         while self.ring.unconsumed_requests():
             raw = self.ring.copy(self.ring.req_cons)
-            op, count, _, ident, sector = self.protocol.head.unpack_from(raw)
-            at = self.protocol.segments
-            segments = [SEGMENT.unpack_from(raw, at + 8 * n) for n in range(count)]
+            op, count, _, ident, sector, body = self.protocol.request.unpack_from(raw)
+            segments = [SEGMENT.unpack_from(body, 8 * n) for n in range(count)]
             taken.append((op, ident, sector, count, segments))
             self.ring.req_cons = (self.ring.req_cons + 1) & 0xFFFFFFFF
         self.ring.shared[1] = (self.ring.req_cons + 1) & 0xFFFFFFFF
