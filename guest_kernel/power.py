@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from guest_kernel.errors import GuestError
 from guest_kernel.threads import is_library, take_over
+from guest_kernel.xenbus import wire
+from guest_kernel.xenbus.client import Transaction, XenstoreError
 from hypervisor.abi.cpu import Run
+from hypervisor.abi.io.xs_wire import XS_WRITE
 from hypervisor.abi.sched import (
     SCHEDOP_shutdown,
     SHUTDOWN_crash,
@@ -26,9 +29,10 @@ from hypervisor.abi.sched import (
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
-    from guest_kernel.xenbus.client import Transaction
 
 CONTROL = "control/shutdown"
+FEATURES = ("control/feature-poweroff", "control/feature-reboot")
+"""What the guest says it can do. It cannot suspend."""
 REQUESTS = {"poweroff": SHUTDOWN_poweroff, "halt": SHUTDOWN_poweroff, "reboot": SHUTDOWN_reboot}
 """What the toolstack may ask for, and the reason to end with."""
 HOOK_TIMEOUT_NS = 30_000_000_000
@@ -112,29 +116,32 @@ class Power:
     async def watch_control(self) -> None:
         """Obey `control/shutdown`: a thread of each domain that has a xenstore."""
         kernel = self._kernel
-        watch = await kernel.xenbus.watch(CONTROL)
+        client = kernel.xenbus
+        offers = [client.submit(XS_WRITE, wire.join(path) + b"1", path) for path in FEATURES]
+        watch = await client.watch(CONTROL)
+        for offer in offers:
+            # Without these nodes, or the right to write them, the toolstack does not want to know.
+            with contextlib.suppress(XenstoreError):
+                await offer
         while True:
             await watch.get()
-            request = await self._take_request()
-            if not request:
-                continue
+            if not await client.read_or_none(CONTROL):
+                continue  # the first event, or the one of our own acknowledgement
+            request = await client.transact(_take_request)
             reason = REQUESTS.get(request)
-            if reason is None:
-                kernel.console.printk(f"control/shutdown: this guest cannot {request}, ignored")
-                continue
-            kernel.console.printk(f"control/shutdown: {request}")
-            await self._shutdown(reason)
+            if reason is not None:
+                kernel.console.printk(f"control/shutdown: {request}")
+                await self._shutdown(reason)
+            elif request:
+                kernel.console.printk(f"control/shutdown: this guest does not know how to {request!r}, ignored")
 
-    async def _take_request(self) -> str:
-        """Read the request and acknowledge it by emptying the node."""
 
-        async def take(transaction: Transaction) -> str:
-            request = await transaction.read_or_none(CONTROL)
-            if request:
-                await transaction.write(CONTROL, "")
-            return request or ""
-
-        return await self._kernel.xenbus.transact(take)
+async def _take_request(transaction: Transaction) -> str:
+    """Read the request and acknowledge it by emptying the node."""
+    request = await transaction.read_or_none(CONTROL)
+    if request:
+        await transaction.write(CONTROL, "")
+    return request or ""
 
 
 def format_failure(failure: BaseException) -> str:

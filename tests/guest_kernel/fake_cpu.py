@@ -42,7 +42,7 @@ class Layout:
 class FakeMachine:
     """Memory, clock and hypervisor of one domain; also its `Cpu`."""
 
-    def __init__(self, nr_pages: int = 2048, *, cmdline: str = "", initial: bool = False, console: bool = True) -> None:
+    def __init__(self, nr_pages: int = 2048, *, cmdline: str = "", initial: bool = False, store: bool = False) -> None:
         self.nr_pages = nr_pages
         self.first_mfn = 64
         frames = self.first_mfn + nr_pages + 64
@@ -66,11 +66,13 @@ class FakeMachine:
         self.burnt = 0
         self.reader: Callable[[FakeMachine], None] | None = None
         """Called when the console's port is notified."""
+        self.store: Callable[[FakeMachine], None] | None = None
+        """Called when xenstore's port is notified."""
         self.shared_mfn = 1
         self.m2p_mfn = 2
         self.grant_mfns = list(range(frames - MAX_GRANT_FRAMES, frames))
         self.root = 0
-        self.layout = self._build(cmdline, initial)
+        self.layout = self._build(cmdline, initial, store)
         shared = self.frame(self.shared_mfn)
         xen.vcpu_time_info.pack_into(
             shared, xen.shared_info.offset("vcpu_info[0].time"), version=2, tsc_to_system_mul=1 << 31, tsc_shift=1
@@ -87,7 +89,7 @@ class FakeMachine:
     def frame(self, mfn: int) -> memoryview:
         return self.memory[mfn * PAGE : (mfn + 1) * PAGE]
 
-    def _build(self, cmdline: str, initial: bool) -> Layout:
+    def _build(self, cmdline: str, initial: bool, store: bool) -> Layout:
         p2m_pages = -(-self.nr_pages // 512)
         start_info = KERNEL_PAGES + p2m_pages
         tables = start_info + 3
@@ -121,6 +123,8 @@ class FakeMachine:
             shared_info=self.shared_mfn << 12,
             flags=xen.SIF_INITDOMAIN | xen.SIF_PRIVILEGED if initial else 0,
             console=b"" if initial else self.mfn(start_info + 2).to_bytes(8, "little") + bytes([CONSOLE_PORT]),
+            store_mfn=self.mfn(start_info + 1) if store else 0,
+            store_evtchn=STORE_PORT if store else 0,
             pt_base=VIRT_BASE + tables * PAGE,
             nr_pt_frames=nr_tables,
             mfn_list=VIRT_BASE + where.p2m * PAGE,
@@ -289,6 +293,8 @@ class FakeMachine:
                 self.raise_event(port)
             if port == CONSOLE_PORT and self.reader is not None:
                 self.reader(self)
+            if port == STORE_PORT and self.store is not None:
+                self.store(self)
             return 0
         if command == e.EVTCHNOP_close:
             port = e.evtchn_close.unpack_from(self.view(address, 4)).port
