@@ -1,0 +1,171 @@
+"""Two hostile domains do whatever they like with their memory; after each step every count is recounted."""
+
+import struct
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from mm_world import EXTRA_PFN, PCD, PSE, RW, US, Guest, P, World
+
+from hypervisor.abi import memory, xen
+from hypervisor.mm.frame_table import ERESTART
+
+PAGES = 192
+PLAY = list(range(40, 56))
+"""The pages that the domains play with; what they need to make hypercalls stays out of it."""
+FLAGS = st.sampled_from([0, P, P | RW, P | US, P | RW | US, P | RW | US, P | US, P | RW | PCD, P | PSE, P | RW | 0x200])
+WHO = st.integers(0, 1)
+PAGE = st.sampled_from(PLAY)
+SLOT = st.sampled_from([0, 1, 5, 255, 256, 258, 271, 272, 511])
+LEVEL = st.integers(1, 4)
+
+
+class Hostile(RuleBasedStateMachine):
+    """Frames are named by domain and page, so that steps shrink well; the p2m follows exchanges."""
+
+    @initialize()
+    def boot(self) -> None:
+        self.world = World(16)
+        self.guests = [self.world.guest(1, pages=PAGES, vcpus=1), self.world.guest(2, pages=PAGES, vcpus=1)]
+        self.step = 0
+
+    def frame(self, who: int, pfn: int) -> int:
+        return self.guests[who].mfn(pfn)
+
+    @rule(who=WHO, va_page=PAGE, owner=WHO, pfn=PAGE, flags=FLAGS)
+    def update_va(self, who: int, va_page: int, owner: int, pfn: int, flags: int) -> None:
+        guest = self.guests[who]
+        guest.update_va(guest.va(va_page), self.frame(owner, pfn) << 12 | flags)
+
+    @rule(who=WHO, pfn=PAGE)
+    def unmap(self, who: int, pfn: int) -> None:
+        guest = self.guests[who]
+        guest.update_va(guest.va(pfn), 0)
+
+    @rule(who=WHO, table=PAGE, slot=SLOT, owner=WHO, pfn=PAGE, flags=FLAGS, command=st.sampled_from([0, 2, 3]))
+    def mmu_update(self, who: int, table: int, slot: int, owner: int, pfn: int, flags: int, command: int) -> None:
+        guest = self.guests[who]
+        guest.set_entry((guest.mfn(table) << 12) + slot * 8 + command, self.frame(owner, pfn) << 12 | flags)
+
+    @rule(who=WHO, table=PAGE, slots=st.dictionaries(SLOT, st.tuples(WHO, PAGE, FLAGS), max_size=4))
+    def write_page(self, who: int, table: int, slots: dict[int, tuple[int, int, int]]) -> None:
+        """Store what could be page table entries, if the page is mapped writable."""
+        guest = self.guests[who]
+        if guest.entry(table) & (P | RW) == P | RW and guest.entry(table) >> 12 & 0xFFFFFFFFFF == guest.mfn(table):
+            words = {slot: self.frame(owner, pfn) << 12 | flags for slot, (owner, pfn, flags) in slots.items()}
+            guest.write_page(table, words)
+
+    @rule(who=WHO, level=LEVEL, pfn=PAGE, own=st.booleans())
+    def readonly_and_pin(self, who: int, level: int, pfn: int, own: bool) -> None:
+        guest = self.guests[who if own else 1 - who]
+        self.guests[who].make_readonly(pfn)
+        self.guests[who].pin(level, guest.mfn(pfn))
+
+    @rule(who=WHO, levels=st.lists(st.tuples(LEVEL, SLOT, PAGE, PAGE, FLAGS), min_size=1, max_size=4))
+    def build_tree(self, who: int, levels: list[tuple[int, int, int, int, int]]) -> None:
+        """Make tables point at each other, often in the right order, and pin the last."""
+        guest = self.guests[who]
+        for level, slot, table, lower, flags in levels:
+            self.write_page(who, table, {slot: (who, lower, flags)})
+            guest.make_readonly(table)
+            guest.pin(level, guest.mfn(table))
+
+    @rule(who=WHO, pfn=PAGE)
+    def unpin(self, who: int, pfn: int) -> None:
+        self.guests[who].unpin(self.guests[who].mfn(pfn))
+
+    @rule(who=WHO, pfns=st.lists(PAGE, min_size=1, max_size=3))
+    def decrease(self, who: int, pfns: list[int]) -> None:
+        guest = self.guests[who]
+        guest.reservation(memory.XENMEM_decrease_reservation, [guest.mfn(pfn) for pfn in pfns])
+
+    @rule(who=WHO, pfn=PAGE)
+    def populate(self, who: int, pfn: int) -> None:
+        guest = self.guests[who]
+        rc, [mfn] = guest.reservation(memory.XENMEM_populate_physmap, [pfn])
+        if rc:
+            guest.p2m[pfn] = mfn
+
+    @rule(who=WHO, pfns=st.lists(PAGE, min_size=1, max_size=4, unique=True), order=st.integers(0, 2))
+    def exchange(self, who: int, pfns: list[int], order: int) -> None:
+        guest = self.guests[who]
+        if len(pfns) % (1 << order):
+            return
+        wanted = pfns[:: 1 << order]
+        _, done = guest.exchange([guest.mfn(pfn) for pfn in pfns], wanted, 0, order)
+        for index, mfn in enumerate(guest.exchanged[: done >> order]):
+            for offset in range(1 << order):
+                guest.p2m[pfns[(index << order) + offset]] = mfn + offset
+
+    @rule(who=WHO, pfn=PAGE)
+    def new_user_root(self, who: int, pfn: int) -> None:
+        guest = self.guests[who]
+        guest.mmuext(xen.MMUEXT_NEW_USER_BASEPTR, guest.mfn(pfn))
+
+    @rule(who=WHO)
+    def no_user_root(self, who: int) -> None:
+        self.guests[who].mmuext(xen.MMUEXT_NEW_USER_BASEPTR, 0)
+
+    @rule(who=WHO, pfns=st.lists(PAGE, max_size=2))
+    def set_gdt(self, who: int, pfns: list[int]) -> None:
+        guest = self.guests[who]
+        raw = struct.pack(f"<{len(pfns)}Q", *(guest.mfn(pfn) for pfn in pfns)) + b"\0"
+        guest.call(xen.HYPERVISOR_set_gdt, guest.put(raw, EXTRA_PFN), 512 * len(pfns))
+
+    @rule(owner=WHO, pfn=PAGE, at=PAGE, flags=FLAGS, foreign=st.booleans())
+    def dom0_maps(self, owner: int, pfn: int, at: int, flags: int, foreign: bool) -> None:
+        dom0 = self.world.dom0
+        domid = self.guests[owner].domain.domid
+        value = self.frame(owner, pfn) << 12 | flags
+        dom0.set_entry(dom0.entry_at(at), value, domid if foreign else xen.DOMID_SELF)
+
+    @rule(owner=WHO, pfn=PAGE, budget=st.integers(0, 3), level=LEVEL)
+    def interrupted_validation(self, owner: int, pfn: int, budget: int, level: int) -> None:
+        """What an interrupted hypercall leaves behind if the guest never goes on with it."""
+        frames, types = self.world.hv.frames, self.world.hv.mm.types
+        guest = self.guests[owner]
+        mfn = guest.mfn(pfn)
+        left = [budget]
+
+        def preempt() -> bool:
+            left[0] -= 1
+            return left[0] < 0
+
+        if frames.get_page(mfn, guest.domain):
+            types.preempt = preempt
+            error = frames.take_type(mfn, level)
+            types.preempt = None
+            if not error:
+                while frames.put_page_type(mfn) == ERESTART:
+                    pass
+            frames.put_page(mfn)
+
+    @rule(who=WHO)
+    def die_and_come_back(self, who: int) -> None:
+        self.step += 1
+        if self.step % 4 == 0:
+            guest = self.guests[who]
+            self.world.kill(guest)
+            self.world.check()
+            domid = 2 + who + self.step
+            self.guests[who] = Guest(self.world.hv, domid, pages=PAGES)
+
+    @invariant()
+    def every_count_is_right(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            for pfn in PLAY:
+                assert self.world.dom0.make_writable(pfn) == 0
+            self.world.close()
+
+
+TestHostile = Hostile.TestCase
+TestHostile.settings = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
