@@ -98,7 +98,7 @@ class HostMappings:
             return None
         domain = vcpu.domain
         for other in domain.vcpus:
-            if other is not None and other.kernel_cr3 != vcpu.kernel_cr3:
+            if other is not None and other.kernel_cr3 not in (0, vcpu.kernel_cr3):
                 single = False
         return table << 9, single
 

@@ -15,7 +15,7 @@ from hypervisor.abi.layout import Layout
 from hypervisor.grant_table.check import check_grants, leaks
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.machine.machine import Machine
-from hypervisor.mm.frame_table import PGT_l1_page_table
+from hypervisor.mm.check import check as check_frames
 
 GRANT_TABLE_OP = xen.__HYPERVISOR_grant_table_op
 MMU_UPDATE = xen.__HYPERVISOR_mmu_update
@@ -225,10 +225,6 @@ class Guest:
             status=0x55,
         )
 
-    def make_page_table(self, mfn: int) -> None:
-        """Let a frame (mapped nowhere) be an L1 table for as long as the test lasts."""
-        assert self.hv.frames.get_page_and_type(mfn, self.domain, PGT_l1_page_table)
-
 
 class World:
     """The host. `guest()` makes domains 0, 1, 2, …; domain 0 is privileged."""
@@ -247,7 +243,9 @@ class World:
         return guest
 
     def check(self) -> None:
+        """Both accounts are right: that of grants, and that of all frames, device mappings included."""
         check_grants(self.hv)
+        check_frames(self.hv)
 
     def leaks(self) -> list[str]:
         return [leak for domain in self.hv.domains.values() for leak in leaks(domain)]

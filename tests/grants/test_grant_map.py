@@ -505,6 +505,22 @@ class TestUnmap:
         assert hv.frames.count[granted.domu.pages[0]] == 2
 
 
+    def test_other_processors_forget_it_too(self, world):
+        """In the same address space, and in another one, which has its own root and shares the tables below."""
+        dom0, domu, hv = world.guest(vcpus=3), world.guest(), world.hv
+        other_root = dom0.alloc()
+        hv.memory.q[other_root << 9] = dom0.l3 << 12 | 7
+        hv.mm.load_root(dom0.vcpus[2], other_root)
+        domu.grant(REF, 0, domu.pages[0])
+        op = dom0.map(domu, REF, HOLE)
+        for vcpu in dom0.vcpus:
+            assert vcpu.cpu.view(HOLE) is not None
+        assert dom0.unmap(op.handle, HOLE) == 0
+        for vcpu in dom0.vcpus:
+            with pytest.raises(PageFault):
+                vcpu.cpu.view(HOLE)
+
+
 class TestReplace:
     def test_moves_an_entry(self, granted):
         dom0 = granted.dom0
