@@ -181,6 +181,8 @@ class Server:
 
         With `data` empty it goes on where `may_read` had said no.
         """
+        if connection.error:
+            return
         buffer = connection.input + data if connection.input else data
         size = len(buffer)
         at = 0
@@ -715,7 +717,7 @@ class Server:
         del connection.transactions[number]
         transaction.end()
         if word == b"T":
-            transaction.commit(self.quotas.nodes, self._fire)
+            transaction.commit(None if connection.privileged else self.quotas.nodes, self._fire)
         return _OK
 
     def _forget_transactions(self, connection: Connection) -> None:

@@ -110,15 +110,16 @@ class Transaction:
         self.charged = 0
         self.domain.transactions -= 1
 
-    def commit(self, node_limit: int, fire: Fire) -> None:
+    def commit(self, node_limit: int | None, fire: Fire) -> None:
         """Make the changes, all or none, and tell the watches.
 
         Raises StoreError: EAGAIN (somebody changed what this one looked at), ENOSPC (a domain would own
-        `node_limit` nodes or more), ENOMEM (it failed before).
+        `node_limit` nodes or more; None: no limit), ENOMEM (it failed before).
         """
         if self.failed:
             raise StoreError(ENOMEM)
-        self._check_owners(node_limit)
+        if node_limit is not None:
+            self._check_owners(node_limit)
         store = self.store
         for path, access in self.accessed.items():
             node = store.get(path)
