@@ -35,6 +35,11 @@ _ROOT: dict[Side, str] = {"frontend": "device", "backend": "backend"}
 _DEPTH: dict[Side, int] = {"frontend": 3, "backend": 4}
 """Components of a device's directory below the home."""
 _LINK: dict[Side, str] = {"frontend": "backend", "backend": "frontend"}
+_TO_READ: dict[Side, tuple[str, ...]] = {
+    "frontend": ("state", "backend", "backend-id"),
+    "backend": ("state", "frontend", "frontend-id", "online"),
+}
+"""What is read of a directory that may be a new device."""
 _TELLING = ("state", "frontend", "frontend-id", "backend", "backend-id")
 """Nodes whose appearance may complete a directory."""
 
@@ -220,18 +225,18 @@ class Bus:
 
     async def _look_at(self, batch: Sequence[tuple[Side, str]]) -> None:
         """Make devices of those directories that are new ones."""
-        keys = {side: ("state", _LINK[side], _LINK[side] + "-id", "online") for side in _LINK}
-        paths = [f"{node}/{key}" for side, node in batch for key in keys[side]]
+        paths = [f"{node}/{key}" for side, node in batch for key in _TO_READ[side]]
         values = iter(await self.client.read_many(paths))
         for side, node in batch:
-            state, link, domid, online = next(values), next(values), next(values), next(values)
+            state, link, domid = next(values), next(values), next(values)
+            online = next(values) if side == "backend" else "1"
             if node in self.devices or self._closing:
                 continue
             number = parse_state(state)
             if number == INITIALISING or (number == CLOSING and side == "backend"):
                 device = self._make(side, node, link, domid)
                 if device is not None:
-                    device.begin(number, online=side == "frontend" or online != "0")
+                    device.begin(number, online=online != "0")
 
     def _make(self, side: Side, node: str, link: str | None, domid: str | None) -> Device | None:
         """Make one device; None if the directory is not one."""
