@@ -174,7 +174,7 @@ class Scheduler:
                         now = ready
                 else:
                     now = NEVER
-            if timers.next_deadline <= now:
+            if timers.next_deadline <= now and timers.next_deadline != NEVER:
                 if not self._fire_timer(now):
                     return timers.next_deadline
                 continue
