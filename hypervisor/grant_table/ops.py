@@ -30,6 +30,8 @@ MAX_FRAMES = 64
 MAX_MAPTRACK_FRAMES = 1024
 """Defaults of Xen's command line: gnttab_max_frames, gnttab_max_maptrack_frames."""
 
+MAX_VERSION = 2
+
 CONTINUATION_SHIFT = 12
 """Bits of `cmd` from here on are Xen's own, for continuing a long operation."""
 
@@ -96,14 +98,21 @@ class GrantTableOps:
 
     # -- the life of a domain -----------------------------------------------------------------------------------------
 
-    def init_domain(self, domain: Domain, max_frames: int, max_maptrack_frames: int) -> None:
-        """Give a new domain its table of one frame. Negative limits stand for the host's defaults."""
-        table = GrantTable(
-            domain,
-            MAX_FRAMES if max_frames < 0 else max_frames,
-            MAX_MAPTRACK_FRAMES if max_maptrack_frames < 0 else max_maptrack_frames,
-        )
-        if not table.grow(min(INITIAL_FRAMES, table.max_frames)):
+    def init_domain(
+        self, domain: Domain, max_frames: int, max_maptrack_frames: int, max_version: int = MAX_VERSION
+    ) -> None:
+        """Give a new domain its table of one frame. Negative limits stand for the host's defaults.
+
+        Raises HypercallError: EINVAL for limits beyond the host's, or under which no domain can be; ENOMEM.
+        """
+        frames = MAX_FRAMES if max_frames < 0 else max_frames
+        maptrack_frames = MAX_MAPTRACK_FRAMES if max_maptrack_frames < 0 else max_maptrack_frames
+        if not (INITIAL_FRAMES <= frames <= MAX_FRAMES and maptrack_frames <= MAX_MAPTRACK_FRAMES):
+            raise HypercallError(errno.EINVAL)
+        if not 1 <= max_version <= MAX_VERSION:
+            raise HypercallError(errno.EINVAL)
+        table = GrantTable(domain, frames, maptrack_frames, max_version)
+        if not table.grow(INITIAL_FRAMES):
             raise HypercallError(errno.ENOMEM)
         domain.grant_table = table
 

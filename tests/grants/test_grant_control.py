@@ -6,6 +6,7 @@ import pytest
 
 from hypervisor.abi import errno, xen
 from hypervisor.abi import grant_table as abi
+from hypervisor.errors import HypercallError
 
 SELF = xen.DOMID_SELF
 HOST, DEVICE = abi.GNTMAP_host_map, abi.GNTMAP_device_map
@@ -116,6 +117,24 @@ class TestSize:
         assert pair.domu.query_size().nr_frames == 3
         pair.world.check()
         assert free
+
+
+class TestLimits:
+    def test_of_a_new_domain(self, pair):
+        hv, domain = pair.hv, pair.domu.domain
+        hv.grants.init_domain(domain, 3, 0, 1)
+        table = domain.grant_table
+        assert (table.max_frames, table.maptrack.max_frames, table.max_version) == (3, 0, 1)
+        assert pair.domu.query_size().max_nr_frames == 3
+        assert pair.domu.setup_table(4) == abi.GNTST_general_error
+        pair.dom0.grant(8, 1, pair.dom0.pages[0])
+        assert pair.domu.map(pair.dom0, 8, HOLE).status == abi.GNTST_no_space
+
+    @pytest.mark.parametrize("limits", [(0, 1), (65, 1), (1, 1025), (1, 1, 0), (1, 1, 3)])
+    def test_beyond_the_hosts(self, pair, limits):
+        with pytest.raises(HypercallError) as caught:
+            pair.hv.grants.init_domain(pair.domu.domain, *limits)
+        assert caught.value.errno == errno.EINVAL
 
 
 class TestVersion:

@@ -504,7 +504,6 @@ class TestUnmap:
                 dom0.peek(va, 1)
         assert hv.frames.count[granted.domu.pages[0]] == 2
 
-
     def test_other_processors_forget_it_too(self, world):
         """In the same address space, and in another one, which has its own root and shares the tables below."""
         dom0, domu, hv = world.guest(vcpus=3), world.guest(), world.hv
