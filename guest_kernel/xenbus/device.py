@@ -14,6 +14,7 @@ Own nodes are written in a transaction that first reads the own `state`:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from guest_kernel.threads import WaitQueue
@@ -248,11 +249,15 @@ class Device(XenbusDevice):
 
     async def _switch(self, old: int, state: int, values: Mapping[str, bytes]) -> None:
         """Write `values` and the own state; instead obey the own node if somebody else has written there."""
+        trace = self.kernel.cpu.trace
+        announce: Callable[[], None] | None = None
         if state != old:
             values = {**values, "state": b"%d" % state}
+            if trace is not None:
+                announce = partial(trace, XENBUS_STATE, self.path, old, state)
         while True:
             try:
-                await self._commit(values)
+                await self._commit(values, announce)
             except _Foreign as foreign:
                 if self._see_own(foreign.text):
                     return
@@ -261,10 +266,7 @@ class Device(XenbusDevice):
             except XenstoreError as error:
                 await self._fail_to_switch(old, state, error)
                 return
-            break
-        trace = self.kernel.cpu.trace
-        if trace is not None and state != old:
-            trace(XENBUS_STATE, self.path, old, state)
+            return
 
     async def _fail_to_switch(self, old: int, state: int, error: XenstoreError) -> None:
         """Go on without having been able to say `state` (a full quota, a right taken away)."""
@@ -276,12 +278,18 @@ class Device(XenbusDevice):
             self.machine.own = old
             self.machine.ask_close()
 
-    async def _commit(self, values: Mapping[str, bytes]) -> None:
-        """Write own nodes in one transaction.  Raises _Foreign if the own `state` is not as this device left it."""
+    async def _commit(self, values: Mapping[str, bytes], announce: Callable[[], None] | None = None) -> None:
+        """Write own nodes in one transaction.  Raises _Foreign if the own `state` is not as this device left it.
+
+        `announce` is called once, right before the end of the first attempt: later the other end may be faster.
+        """
         for _ in range(TRANSACT_ATTEMPTS):
             try:
                 async with self._client.transaction() as transaction:
                     await self._stage(transaction, values)
+                    if announce is not None:
+                        announce()
+                        announce = None
             except XenstoreError as error:
                 if error.name != "EAGAIN":
                     raise

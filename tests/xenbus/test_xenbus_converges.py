@@ -149,6 +149,9 @@ class Split(RuleBasedStateMachine):
         self.fresh += 1
         if not self.adversary or self.world.rng.random() < 0.5:
             self.world.run()
+        if not self.adversary:
+            # Whatever the dead one shared has been let go of.
+            assert self.fabric.rings == self.fabric.mappings == {}
         for fe, be in stale:
             self.world.rm(fe)
             self.world.rm(be)

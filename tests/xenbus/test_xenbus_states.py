@@ -114,6 +114,58 @@ def test_backend_lets_go_whenever_the_frontend_closes() -> None:
             assert table[own, UNKNOWN] == (CLOSE, CLOSED)
 
 
+def test_frontend_waits_until_the_backend_can_read_what_it_publishes() -> None:
+    """A backend that is not there, not ready, or still busy with a former frontend is waited for."""
+    for table, published in ((states.FRONTEND, INITIALISED), (states.FRONTEND_EAGER, CONNECTED)):
+        for own in (INITIALISING, INITWAIT):
+            for other in (UNKNOWN, INITIALISING, CONNECTED, CLOSED, RECONFIGURING, RECONFIGURED):
+                assert table[own, other] == (IGNORE, own)
+            for other in (INITWAIT, INITIALISED):
+                assert table[own, other] == (PUBLISH, published)
+            assert table[own, CLOSING] == (CLOSE, CLOSED)
+
+
+def test_frontend_answers_a_backend_that_stops() -> None:
+    for table in (states.FRONTEND, states.FRONTEND_EAGER):
+        for own in (INITIALISED, CONNECTED, CLOSING, RECONFIGURING, RECONFIGURED):
+            assert table[own, CLOSING] == (DISCONNECT, CLOSED)
+            assert table[own, CLOSED] == (CLOSE, CLOSED)
+        for own in (INITIALISED, CONNECTED, RECONFIGURING, RECONFIGURED):
+            assert table[own, INITIALISING] == (RECONNECT, CLOSING)
+            assert table[own, INITWAIT] == table[own, INITIALISED] == (IGNORE, own)
+            assert table[own, CONNECTED] == (CONNECT, CONNECTED)
+        for other in (INITIALISED, CONNECTED, CLOSING):
+            assert table[CLOSED, other] == (IGNORE, CLOSED)
+        for other in (UNKNOWN, INITIALISING, INITWAIT, CLOSED):
+            assert table[CLOSED, other] == (CLOSE, CLOSED)
+
+
+def test_backend_offers_its_features_to_nobody_in_particular() -> None:
+    assert {states.BACKEND[INITIALISING, other] for other in STATES} == {(PUBLISH, INITWAIT)}
+
+
+def test_backend_serves_whoever_has_published_and_nobody_else() -> None:
+    for own in (INITWAIT, INITIALISED):
+        for other in (INITIALISED, CONNECTED):
+            assert states.BACKEND[own, other] == (CONNECT, CONNECTED)
+        for other in (INITIALISING, INITWAIT, RECONFIGURING, RECONFIGURED):
+            assert states.BACKEND[own, other] == (IGNORE, own)
+
+
+def test_backend_starts_over_with_a_frontend_that_has() -> None:
+    for own in (CONNECTED, CLOSED, RECONFIGURING, RECONFIGURED):
+        for other in (INITIALISING, INITWAIT):
+            assert states.BACKEND[own, other] == (RECONNECT, INITWAIT)
+    for other in (INITIALISING, INITWAIT):
+        assert states.BACKEND[CLOSING, other] == (CLOSE, CLOSED)
+
+
+def test_backend_that_was_told_to_stop_waits_for_the_frontend() -> None:
+    for other in (INITIALISED, CONNECTED, RECONFIGURING, RECONFIGURED):
+        assert states.BACKEND[CLOSING, other] == (IGNORE, CLOSING)
+        assert states.BACKEND[CLOSED, other] == (IGNORE, CLOSED)
+
+
 def test_reconfiguring_of_the_other_end_changes_nothing() -> None:
     for side in ("frontend", "backend"):
         table = states.table(side)
