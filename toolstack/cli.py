@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import trio
-from rich.console import Console
 
 from hypervisor.errors import InvariantError
 from hypervisor.trace import TraceError, read_trace
@@ -18,7 +17,7 @@ from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.errors import UsageError
 from toolstack.host import Host
 from toolstack.preparation import parse_nic
-from toolstack.report import HostResult, print_table
+from toolstack.report import HostResult, make_console, print_table
 from toolstack.trace_text import format_trace
 from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_config
 
@@ -174,7 +173,7 @@ async def _run_until_done(host: Host, guests: Sequence[DomainConfig]) -> HostRes
 
 
 def _finish(result: HostResult) -> None:
-    print_table(result, Console())
+    print_table(result, make_console())
     for domain in result.failures:
         click.echo(f"paravirt: {domain.message or f'{domain.name} ended by {domain.reason}'}", err=True)
     sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)

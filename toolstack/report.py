@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -78,23 +79,41 @@ class HostResult:
         return 1 if self.failures else 0
 
 
-_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "mapped", "copied", "blocks", "packets")
+_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants", "blocks", "packets")
 _TEXT_COLUMNS = _COLUMNS[0], _COLUMNS[2]
+
+
+PIPE_WIDTH = 160
+WIDE = 112
+"""A console of so many columns has room for two figures in a cell; else they stand one above the other."""
+
+
+def make_console() -> Console:
+    """Return standard output as rich sees it. A file or a pipe has no width of its own: nothing is folded there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
 def print_table(result: HostResult, console: Console) -> None:
     """Print the closing table."""
-    table = Table(title=_title(result), title_justify="left", caption=_CAPTION, caption_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title=_title(result),
+        title_justify="left",
+        caption=_CAPTION,
+        caption_justify="left",
+    )
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
+    both = " / " if console.width >= WIDE else "\n"
     for domain in result.domains:
-        table.add_row(*_row(domain), style="red" if domain.failed else None)
-    # A file or a pipe has no width of its own: nothing is folded there.
-    console.print(table, width=None if console.is_terminal else max(console.width, WIDTH))
+        table.add_row(*_row(domain, both), style="red" if domain.failed else None)
+    console.print(table)
 
 
-WIDTH = 130
-_CAPTION = "mapped, copied: grants of others used. blocks: 512-byte sectors. packets: sent and received."
+_CAPTION = "grants: of others, mapped and copied. blocks: 512-byte sectors. packets: sent and received."
 
 
 def _title(result: HostResult) -> str:
@@ -103,7 +122,7 @@ def _title(result: HostResult) -> str:
     return f"{duration(result.virtual_ns)} of virtual time, in {duration(result.wall_ns)}"
 
 
-def _row(domain: DomainResult) -> Sequence[str]:
+def _row(domain: DomainResult, both: str) -> Sequence[str]:
     usage = domain.usage
     ended = domain.reason + (f" ({domain.lives} lives)" if domain.lives > 1 else "")
     return (
@@ -113,10 +132,9 @@ def _row(domain: DomainResult) -> Sequence[str]:
         duration(usage.cpu_ns),
         f"{usage.hypercalls:,}",
         f"{usage.events:,}",
-        f"{usage.grants_mapped:,}",
-        f"{usage.grants_copied:,}",
-        f"{usage.blocks:,} / {size(usage.block_bytes)}" if usage.blocks else "-",
-        f"{usage.packets:,} / {size(usage.packet_bytes)}" if usage.packets else "-",
+        f"{usage.grants_mapped:,}{both}{usage.grants_copied:,}",
+        f"{usage.blocks:,}{both}{size(usage.block_bytes)}" if usage.blocks else "-",
+        f"{usage.packets:,}{both}{size(usage.packet_bytes)}" if usage.packets else "-",
     )
 
 
