@@ -170,7 +170,11 @@ class Grants:
         if frames >= self._max_frames:
             raise GrantError(GNTST_no_space, f"granting beyond {frames} frames")
         mfn = self._setup(frames + 1)[-1]
-        (view,) = self._mm.map_machine([mfn])
+        if frames:
+            (view,) = self._mm.map_machine([mfn])
+        else:
+            # Most guests need one frame only. In the place of a page it saves them the page table of a window.
+            view = self._mm.replace(self._mm.alloc_page(), mfn << PAGE_SHIFT)
         self.entries_i.append(view.cast("I"))
         first = frames * PER_FRAME
         # Lowest first, as a list that is popped from its end.
