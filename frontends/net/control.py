@@ -9,8 +9,8 @@ from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
 
 if TYPE_CHECKING:
+    from frontends.net.pages import GrantedPages
     from guest_kernel.kernel import Kernel
-    from guest_kernel.mm import Page
 
 REQUEST, RESPONSE = netif.xen_netif_ctrl_request.codec, netif.xen_netif_ctrl_response.codec
 ENTRY = netif.xen_netif_gref.codec
@@ -23,16 +23,15 @@ Buffers = list[tuple[int, bool]]
 class ControlRing:
     """One request at a time. What the backend refuses it goes on copying: nothing is lost but speed."""
 
-    def __init__(self, kernel: Kernel, backend: int) -> None:
+    def __init__(self, kernel: Kernel, backend: int, pages: GrantedPages) -> None:
         self._kernel = kernel
-        self._page, self._list = kernel.mm.alloc_pages(2)
-        self._ring = FrontRing.initialise(self._page.view, max(REQUEST.size, RESPONSE.size))
-        self.ring_ref = kernel.grants.grant_access(backend, self._page)
-        self._list_ref = kernel.grants.grant_access(backend, self._list)
-        self.port = kernel.events.alloc_unbound(backend, self._interrupt)
+        page, self.ring_ref = pages.add()
+        self._list, self._list_ref = pages.add()
+        self._ring = FrontRing.initialise(page.view, max(REQUEST.size, RESPONSE.size))
         self._waiting: deque[Buffers] = deque()
         self._busy = False
         self.refused = False
+        self.port = kernel.events.alloc_unbound(backend, self._interrupt)
 
     def register(self, buffers: Buffers) -> None:
         """Ask the backend to keep these grants mapped."""
@@ -65,9 +64,8 @@ class ControlRing:
         self.refused = status != netif.XEN_NETIF_CTRL_STATUS_SUCCESS
         self._next()
 
-    def close(self) -> list[tuple[Page, int]]:
-        """Stop; returns the pages with their grants, for the device to end with its own."""
+    def close(self) -> None:
+        """Stop. The pages stay with whoever gave them."""
         self._busy = self.refused = True
         self._kernel.events.unbind(self.port)
         self._ring.release()
-        return [(self._page, self.ring_ref), (self._list, self._list_ref)]

@@ -2,33 +2,48 @@
 
 All pages are granted once and used again and again, so that a frame costs no grant. A tx page is granted read-only, an
 rx page writable; both hold nothing but frames that this device has sent or received, and are zero before (XSA-403).
-The other end may write anything into the rings at any time: an id counts only while its buffer is out, and garbage
-makes the device give up (`broken`) without harm to the guest.
+
+The other end may write anything into the rings at any time. What it says is copied out of the ring before it is looked
+at, and an id counts only while its buffer is out; garbage makes the device give up (`broken`), and harms nobody else.
+Which buffer is out is told by two lists (`_tx_order`, `_rx_order`) that have, for each slot between the last response
+taken and the last request put, the id of one buffer. A backend that answers in order, as all known ones do, is thus
+checked by comparing two lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from frontends.net.control import ControlRing
+from frontends.net.pages import Granted, GrantedPages
+from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.net.device import NetDevice
+from guest_kernel.net.ring_words import read_run, read_words, write_run, write_words
+from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io import netif
-from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
+from hypervisor.abi.io.ring import HEADER_SIZE, MASK32, RSP_PROD, FrontRing
 from hypervisor.abi.tracepoints import RING_PUSH
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
-    from guest_kernel.mm import Page
 
 PAGE = 4096
-TX_REQUEST, TX_RESPONSE = netif.netif_tx_request.codec, netif.netif_tx_response.codec
-RX_REQUEST, RX_RESPONSE = netif.netif_rx_request.codec, netif.netif_rx_response.codec
+TX_SLOT = max(netif.netif_tx_request.size, netif.netif_tx_response.size)
+RX_SLOT = max(netif.netif_rx_request.size, netif.netif_rx_response.size)
+TX_WORDS = TX_SLOT // 4
+"""A tx slot as 32-bit words. Request: gref | offset, flags << 16 | id, size << 16. Response: id, status << 16."""
+TX_BASE = HEADER_SIZE // 4
+RX_BASE = HEADER_SIZE // 8
+"""An rx slot is one 64-bit word. Request: id, gref << 32. Response: id, offset << 16, flags << 32, status << 48."""
+
 MORE = netif.NETTXF_more_data
 CSUM = netif.NETTXF_csum_blank | netif.NETTXF_data_validated
-RX_MORE = netif.NETRXF_more_data
-RX_EXTRA = netif.NETRXF_extra_info
-VALIDATED = netif.NETRXF_data_validated | netif.NETRXF_csum_blank
+RX_MORE = netif.NETRXF_more_data << 32
+RX_EXTRA = netif.NETRXF_extra_info << 32
+RX_OFFSET = 0xFFFF << 16
+RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
+VALIDATED = (netif.NETRXF_data_validated | netif.NETRXF_csum_blank) << 32
 
 BUSY_PACKETS = 64
 """After so many frames an interface is worth keeping its buffers mapped in the backend."""
@@ -37,52 +52,91 @@ RX_FIRST = 64
 
 
 class FrontDevice(NetDevice):
-    """One connected (or once connected) virtual interface."""
+    """One virtual interface: opened, connected, closed."""
 
-    def __init__(self, kernel: Kernel, name: str, mac: bytes, backend: int, *, control: bool = False) -> None:
+    def __init__(self, kernel: Kernel, name: str, mac: bytes, backend: int) -> None:
         super().__init__(name, mac)
-        self.control = ControlRing(kernel, backend) if control else None
-        self._registered_tx = self._registered_rx = 0
         self.kernel = kernel
         self.backend = backend
         self.connected = False
+        self.scatter = True
+        """The backend takes frames of several slots (feature-sg)."""
         self.broken = ""
         self.on_broken: Callable[[str], None] = lambda why: None
         self.checksum_offload = True
+        self.control: ControlRing | None = None
+        self.port = 0
+        """Event channel; 0 until `open` has made it."""
+        self._pages = GrantedPages(kernel, backend)
         self._notify = kernel.events.notify
         self._trace = kernel.cpu.trace
-        self._tx_page, self._rx_page = kernel.mm.alloc_pages(2)
-        self._tx = FrontRing.initialise(self._tx_page.view, max(TX_REQUEST.size, TX_RESPONSE.size))
-        self._rx = FrontRing.initialise(self._rx_page.view, max(RX_REQUEST.size, RX_RESPONSE.size))
-        self.tx_ref = kernel.grants.grant_access(backend, self._tx_page)
-        self.rx_ref = kernel.grants.grant_access(backend, self._rx_page)
-        self.port = kernel.events.alloc_unbound(backend, self._interrupt)
-        self._tx_buffers: list[tuple[Page, int]] = []
+        self._room = WaitQueue()
+        self._registered_tx = self._registered_rx = 0
+        # By buffer id: the page, its reference; of an rx buffer the request that posts it.
+        self._tx_views: list[memoryview] = []
+        self._tx_refs: list[int] = []
         self._tx_free: list[int] = []
-        self._tx_out = bytearray(self._tx.size)
-        self._rx_buffers: list[tuple[Page, int]] = []
-        self._rx_out = bytearray(self._rx.size)
+        self._rx_views: list[memoryview] = []
+        self._rx_posts: list[int] = []
+        self._rx_growing = True
         self._pieces: list[bytes] = []
         self._pieces_bad = False
-        self._add_rx_buffers(RX_FIRST)
+
+    def open(self, *, control: bool = False) -> None:
+        """Make rings, event channel, and the first buffers; `control`: a control ring too.
+
+        Raises OutOfMemory, GrantError, XenError; `close` gives back what has been taken by then.
+        """
+        tx, self.tx_ref = self._pages.add()
+        rx, self.rx_ref = self._pages.add()
+        self._tx = FrontRing.initialise(tx.view, TX_SLOT)
+        self._rx = FrontRing.initialise(rx.view, RX_SLOT)
+        self._tx_words, self._rx_words = tx.i, rx.q
+        self._tx_order, self._rx_order = [0] * self._tx.size, [0] * self._rx.size
+        self.port = self.kernel.events.alloc_unbound(self.backend, self._interrupt)
+        if control:
+            self.control = ControlRing(self.kernel, self.backend, self._pages)
+        for _ in range(RX_FIRST):
+            self._add_rx_buffer()
+        self._post(list(range(RX_FIRST)))
+        self._push_rx()
+
+    def connect(self) -> None:
+        """Start: the backend is there."""
+        self.connected = True
+        self._notify(self.port)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     def transmit(self, frame: bytes | memoryview, csum_blank: bool = False) -> bool:
         """Put a frame on the tx ring and tell the backend if it wants to know."""
-        sent = self._put(frame, csum_blank)
-        if sent:
-            self._push_tx()
-        return sent
+        if not self._put(frame, csum_blank):
+            self.counters.tx_dropped += 1
+            return False
+        self.counters.tx_packets += 1
+        self.counters.tx_bytes += len(frame)
+        self._push_tx()
+        return True
 
-    def transmit_many(self, frames: Iterable[bytes | memoryview]) -> int:
-        """Send frames with at most one notification; returns how many found room."""
-        sent = 0
-        for frame in frames:
-            if not self._put(frame, False):
-                break
-            sent += 1
+    def transmit_many(self, frames: Sequence[bytes | memoryview]) -> int:
+        """Send the first of these frames, as many as there is room for, with at most one notification.
+
+        Returns how many; the others are still the caller's.
+        """
+        if not self.connected:
+            return 0
+        batch = frames[: self._tx.free_requests()]
+        sizes = list(map(len, batch))
+        if not batch or max(sizes) > PAGE:
+            sent = 0
+            while sent < len(batch) and self._put(batch[sent], False):
+                sent += 1
+        else:
+            sent = self._take_tx_buffers(len(batch))
+            self._put_batch(batch, sizes[:sent])
         if sent:
+            self.counters.tx_packets += sent
+            self.counters.tx_bytes += sum(sizes[:sent])
             self._push_tx()
         return sent
 
@@ -90,43 +144,67 @@ class FrontDevice(NetDevice):
         """Return how many one-slot frames can be sent now."""
         return self._tx.free_requests() if self.connected else 0
 
+    async def wait_for_room(self) -> None:
+        """Wait until a frame of one slot can be sent, or the device is disconnected."""
+        while self.connected and not self._tx.free_requests():
+            await self._room.wait()
+
+    def disconnect(self) -> None:
+        """Send nothing more; who waits for room goes on (and loses its frame)."""
+        self.connected = False
+        self._room.wake_all()
+
     def _put(self, frame: bytes | memoryview, csum_blank: bool) -> bool:
+        """Put a frame of any length into the ring, without showing it; False if it cannot be sent."""
         size = len(frame)
         slots = 1 if size <= PAGE else -(-size // PAGE)
-        ring = self._tx
-        too_long = size > netif.XEN_NETIF_MAX_TX_SIZE or slots > netif.XEN_NETIF_NR_SLOTS_MIN
-        if not self.connected or too_long or ring.free_requests() < slots:
-            self.counters.tx_dropped += 1
+        if (slots > 1 and not self.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE or self.tx_room() < slots:
             return False
-        while len(self._tx_free) < slots:
-            self._add_tx_buffer()
+        if self._take_tx_buffers(slots) < slots:
+            return False
         flags = CSUM if csum_blank else 0
         if slots == 1:
-            self._put_slot(frame, size, flags)
-        else:
-            for start in range(0, size, PAGE):
-                piece = frame[start : start + PAGE]
-                more = MORE if start + PAGE < size else 0
-                # The first slot tells the size of the whole frame, the others their own.
-                self._put_slot(piece, len(piece) if start else size, (flags if not start else 0) | more)
-        self.counters.tx_packets += 1
-        self.counters.tx_bytes += size
+            self._put_batch([frame], [size], flags)
+            return True
+        pieces = [frame[start : start + PAGE] for start in range(0, size, PAGE)]
+        # The first slot tells the size of the whole frame, the others their own.
+        self._put_batch(pieces[:1], [size], flags | MORE)
+        self._put_batch(pieces[1:-1], [PAGE] * (slots - 2), MORE)
+        self._put_batch(pieces[-1:], [len(pieces[-1])])
         return True
 
-    def _put_slot(self, piece: bytes | memoryview, size: int, flags: int) -> None:
-        ident = self._tx_free.pop()
-        page, ref = self._tx_buffers[ident]
-        page.view[: len(piece)] = piece
-        ring = self._tx
-        index = ring.req_prod_pvt
-        TX_REQUEST.pack_into(ring.view, ring.offsets[index & ring.mask], ref, 0, flags, ident, size)
-        self._tx_out[ident] = 1
-        ring.req_prod_pvt = index + 1 & MASK32
+    def _put_batch(self, frames: Sequence[bytes | memoryview], sizes: list[int], flags: int = 0) -> None:
+        """Put one-slot pieces into the ring; there are slots and buffers for them."""
+        count = len(sizes)
+        if not count:
+            return
+        free, views, refs = self._tx_free, self._tx_views, self._tx_refs
+        idents = free[-count:]
+        del free[-count:]
+        for ident, frame in zip(idents, frames, strict=False):
+            views[ident][: len(frame)] = frame
+        ring, words = self._tx, self._tx_words
+        index, size = ring.req_prod_pvt, ring.size
+        write_words(words, TX_BASE, TX_WORDS, size, index, [refs[ident] for ident in idents])
+        write_words(words, TX_BASE + 1, TX_WORDS, size, index, [flags << 16] * count)
+        write_words(
+            words, TX_BASE + 2, TX_WORDS, size, index, [i | n << 16 for i, n in zip(idents, sizes, strict=True)]
+        )
+        write_run(self._tx_order, index, idents)
+        ring.req_prod_pvt = index + count & MASK32
 
-    def _add_tx_buffer(self) -> None:
-        page = self.kernel.mm.alloc_page()
-        self._tx_free.append(len(self._tx_buffers))
-        self._tx_buffers.append((page, self.kernel.grants.grant_access(self.backend, page, readonly=True)))
+    def _take_tx_buffers(self, count: int) -> int:
+        """See that there are `count` free buffers; returns how many there are, if memory or grants run out."""
+        free = self._tx_free
+        try:
+            while len(free) < count:
+                page, ref = self._pages.add(readonly=True)
+                free.append(len(self._tx_views))
+                self._tx_views.append(page.view)
+                self._tx_refs.append(ref)
+        except (OutOfMemory, GrantError):
+            return len(free)
+        return count
 
     def _push_tx(self) -> None:
         notify = self._tx.push_requests_and_check_notify()
@@ -135,23 +213,76 @@ class FrontDevice(NetDevice):
         if notify:
             self._notify(self.port)
 
+    # -- what has been sent ---------------------------------------------------------------------------------------
+
+    def _interrupt(self) -> None:
+        """Take what is new on both rings."""
+        while not self.broken:
+            if not self._take_tx_responses() or not self._take_rx_responses():
+                return
+            if not self._tx.final_check_for_responses() and not self._rx.final_check_for_responses():
+                break
+        if self._registered_tx < len(self._tx_refs) or self._registered_rx < len(self._rx_posts):
+            self._register()
+
+    def _take_tx_responses(self) -> bool:
+        ring = self._tx
+        produced = ring.shared[RSP_PROD]
+        count = produced - ring.rsp_cons & MASK32
+        if not count:
+            return True
+        if count > ring.outstanding():
+            return self._give_up(f"the backend answered more than was sent (rsp_prod {produced})")
+        answers = read_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_cons, count)
+        if answers == read_run(self._tx_order, ring.rsp_cons, count):
+            # In order, and each NETIF_RSP_OKAY, which is 0.
+            self._tx_free += answers
+        else:
+            idents = [answer & 0xFFFF for answer in answers]
+            if not self._reorder(ring, self._tx_order, idents):
+                return self._give_up("the backend answered a frame that was not sent")
+            self._tx_free += idents
+            self.counters.tx_dropped += sum(answer >> 16 != netif.NETIF_RSP_OKAY for answer in answers)
+        ring.rsp_cons = produced
+        if self._room.waiters:
+            self._room.wake_all()
+        return True
+
+    def _reorder(self, ring: FrontRing, order: list[int], idents: list[int]) -> bool:
+        """Make `order` say that these buffers are answered first; False if one of them is not out."""
+        out = read_run(order, ring.rsp_cons, ring.outstanding())
+        for place, ident in enumerate(idents):
+            try:
+                found = out.index(ident, place)
+            except ValueError:
+                return False
+            out[found], out[place] = out[place], ident
+        write_run(order, ring.rsp_cons, out)
+        return True
+
     # -- receiving ------------------------------------------------------------------------------------------------
 
-    def _add_rx_buffers(self, count: int) -> None:
-        """Hand the backend more empty pages, up to a whole ring of them."""
-        count = min(count, self._rx.size - len(self._rx_buffers))
-        for page in self.kernel.mm.alloc_pages(count):
-            ident = len(self._rx_buffers)
-            self._rx_buffers.append((page, self.kernel.grants.grant_access(self.backend, page)))
-            self._post(ident)
-        self._push_rx()
+    def _add_rx_buffer(self) -> None:
+        page, ref = self._pages.add()
+        self._rx_posts.append(len(self._rx_posts) | ref << 32)
+        self._rx_views.append(page.view)
 
-    def _post(self, ident: int) -> None:
-        ring = self._rx
-        index = ring.req_prod_pvt
-        RX_REQUEST.pack_into(ring.view, ring.offsets[index & ring.mask], ident, 0, self._rx_buffers[ident][1])
-        self._rx_out[ident] = 1
-        ring.req_prod_pvt = index + 1 & MASK32
+    def _grow_rx(self) -> None:
+        """Hand the backend more empty pages: twice as many, up to a whole ring of them, as far as memory goes."""
+        known = len(self._rx_posts)
+        try:
+            for _ in range(min(known, self._rx.size - known)):
+                self._add_rx_buffer()
+        except (OutOfMemory, GrantError):
+            self._rx_growing = False
+        self._post(list(range(known, len(self._rx_posts))))
+
+    def _post(self, idents: list[int]) -> None:
+        """Put requests for these buffers into the ring, without showing them."""
+        ring, posts = self._rx, self._rx_posts
+        write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, [posts[ident] for ident in idents])
+        write_run(self._rx_order, ring.req_prod_pvt, idents)
+        ring.req_prod_pvt = ring.req_prod_pvt + len(idents) & MASK32
 
     def _push_rx(self) -> None:
         notify = self._rx.push_requests_and_check_notify()
@@ -160,100 +291,76 @@ class FrontDevice(NetDevice):
         if notify and self.connected:
             self._notify(self.port)
 
-    def connect(self) -> None:
-        """Start: the backend is there."""
-        self.connected = True
-        self._notify(self.port)
-
-    def _interrupt(self) -> None:
-        """Take what is new on both rings."""
-        if self.broken:
-            return
-        while True:
-            if not self._take_tx_responses() or not self._take_rx_responses():
-                return
-            if not self._tx.final_check_for_responses() and not self._rx.final_check_for_responses():
-                break
-        if self._registered_tx < len(self._tx_buffers) or self._registered_rx < len(self._rx_buffers):
-            self._register()
-
-    def _take_tx_responses(self) -> bool:
-        ring = self._tx
-        produced = ring.shared[RSP_PROD]
-        if produced == ring.rsp_cons:
-            return True
-        if produced - ring.rsp_cons & MASK32 > ring.outstanding():
-            return self._give_up(f"the backend answered more than was sent (rsp_prod {produced})")
-        view, offsets, mask, out, free = ring.view, ring.offsets, ring.mask, self._tx_out, self._tx_free
-        known = len(self._tx_buffers)
-        index = ring.rsp_cons
-        while index != produced:
-            ident, status = TX_RESPONSE.unpack_from(view, offsets[index & mask])
-            index = index + 1 & MASK32
-            if status == netif.NETIF_RSP_NULL:
-                continue
-            if ident >= known or not out[ident]:
-                return self._give_up(f"the backend answered frame {ident}, which was not sent")
-            out[ident] = 0
-            free.append(ident)
-            if status != netif.NETIF_RSP_OKAY:
-                self.counters.tx_dropped += 1
-        ring.rsp_cons = index
-        return True
-
     def _take_rx_responses(self) -> bool:
         ring = self._rx
         produced = ring.shared[RSP_PROD]
-        if produced == ring.rsp_cons:
+        count = produced - ring.rsp_cons & MASK32
+        if not count:
             return True
-        if produced - ring.rsp_cons & MASK32 > ring.outstanding():
+        if count > ring.outstanding():
             return self._give_up(f"the backend filled more buffers than it was given (rsp_prod {produced})")
-        view, offsets, mask, out = ring.view, ring.offsets, ring.mask, self._rx_out
-        known = len(self._rx_buffers)
-        index = ring.rsp_cons
-        while index != produced:
-            ident, offset, flags, status = RX_RESPONSE.unpack_from(view, offsets[index & mask])
-            index = index + 1 & MASK32
-            if ident >= known or not out[ident]:
-                return self._give_up(f"the backend filled buffer {ident}, which it does not have")
-            ring.rsp_cons = index
-            data = b""
-            if 0 < status <= PAGE - offset:
-                data = bytes(self._rx_buffers[ident][0].view[offset : offset + status])
-            out[ident] = 0
-            self._post(ident)
-            self._take_piece(data, flags)
-        if ring.size > known and ring.req_prod_pvt - ring.rsp_cons & MASK32 < known // 4:
-            self._add_rx_buffers(known)
-        else:
-            self._push_rx()
+        answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
+        idents = [answer & 0xFFFF for answer in answers]
+        if idents != read_run(self._rx_order, ring.rsp_cons, count) and not self._reorder(ring, self._rx_order, idents):
+            return self._give_up("the backend filled a buffer that it does not have")
+        frames = self._collect(idents, answers)
+        if frames is None:
+            return self._give_up("the backend sent extra info, which was not offered")
+        # The bytes are copied out: the buffers go back before anybody looks at the frames.
+        ring.rsp_cons = produced
+        self._post(idents)
+        if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
+            self._grow_rx()
+        self._push_rx()
+        received = self.received
+        for frame, validated in frames:
+            received(frame, validated)
         return True
 
-    def _take_piece(self, data: bytes, flags: int) -> None:
-        """Collect the slots of a frame; a frame with a bad slot, or with extras that were never offered, is dropped."""
-        if not data or flags & RX_EXTRA:
+    def _collect(self, idents: list[int], answers: list[int]) -> list[tuple[bytes, bool]] | None:
+        """Return the frames that the answered buffers hold; None if there is extra info among them."""
+        views, counters = self._rx_views, self.counters
+        frames: list[tuple[bytes, bool]] = []
+        nbytes = 0
+        for ident, answer in zip(idents, answers, strict=True):
+            size = answer >> 48
+            if answer & RX_SPECIAL or not 0 < size <= PAGE or self._pieces or self._pieces_bad:
+                if answer & RX_EXTRA:
+                    return None
+                offset = answer >> 16 & 0xFFFF
+                good = 0 < size <= PAGE - offset
+                data = self._take_piece(bytes(views[ident][offset : offset + size]) if good else b"", answer)
+                if not data:
+                    continue
+            else:
+                data = bytes(views[ident][:size])
+            nbytes += len(data)
+            frames.append((data, answer & VALIDATED != 0))
+        counters.rx_packets += len(frames)
+        counters.rx_bytes += nbytes
+        return frames
+
+    def _take_piece(self, data: bytes, answer: int) -> bytes:
+        """Collect the slots of a frame; returns the frame with its last slot. One with a bad slot is dropped."""
+        pieces = self._pieces
+        if not data or len(pieces) >= netif.XEN_NETIF_NR_SLOTS_MIN:
             self._pieces_bad = True
-        if flags & RX_MORE:
-            self._pieces.append(data)
-            if len(self._pieces) > netif.XEN_NETIF_NR_SLOTS_MIN:
-                self._pieces_bad = True
-                self._pieces.clear()
-            return
-        if self._pieces:
-            data = b"".join((*self._pieces, data))
-            self._pieces.clear()
-        counters = self.counters
-        if self._pieces_bad:
-            self._pieces_bad = False
-            counters.rx_dropped += 1
-            return
-        counters.rx_packets += 1
-        counters.rx_bytes += len(data)
-        self.received(data, bool(flags & VALIDATED))
+            pieces.clear()
+        if answer & RX_MORE:
+            if not self._pieces_bad:
+                pieces.append(data)
+            return b""
+        bad, self._pieces_bad = self._pieces_bad, False
+        frame = b"".join((*pieces, data))
+        pieces.clear()
+        if bad:
+            self.counters.rx_dropped += 1
+            return b""
+        return frame
 
     def _give_up(self, why: str) -> bool:
         self.broken = why
-        self.connected = False
+        self.disconnect()
         self.on_broken(why)
         return False
 
@@ -264,28 +371,23 @@ class FrontDevice(NetDevice):
         control = self.control
         if control is None or self.counters.tx_packets + self.counters.rx_packets < BUSY_PACKETS:
             return
-        tx, rx = self._tx_buffers[self._registered_tx :], self._rx_buffers[self._registered_rx :]
+        tx = [(ref, True) for ref in self._tx_refs[self._registered_tx :]]
+        rx = [(post >> 32, False) for post in self._rx_posts[self._registered_rx :]]
         self._registered_tx += len(tx)
         self._registered_rx += len(rx)
-        control.register([(ref, True) for _, ref in tx] + [(ref, False) for _, ref in rx])
+        control.register(tx + rx)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def close(self) -> list[tuple[int, Page]]:
+    def close(self) -> list[Granted]:
         """Take everything back; returns the grants (with their pages) that the backend still uses (XSA-396)."""
-        self.connected = False
-        kernel = self.kernel
-        kernel.events.unbind(self.port)
-        withheld: list[tuple[int, Page]] = []
-        pairs = [*self._tx_buffers, *self._rx_buffers, (self._tx_page, self.tx_ref), (self._rx_page, self.rx_ref)]
+        self.disconnect()
+        if self.port:
+            self.kernel.events.unbind(self.port)
+            self.port = 0
+            self._tx.release()
+            self._rx.release()
         if self.control is not None:
-            pairs += self.control.close()
-        self._tx.release()
-        self._rx.release()
-        for page, ref in pairs:
-            if kernel.grants.end_access(ref):
-                kernel.mm.free_page(page)
-            else:
-                withheld.append((ref, page))
-        self._tx_buffers, self._rx_buffers = [], []
-        return withheld
+            self.control.close()
+            self.control = None
+        return self._pages.take_back()

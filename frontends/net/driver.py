@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from frontends.net.device import FrontDevice
+from frontends.net.pages import Granted, end_grants
 from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
-    from guest_kernel.mm import Page
 
 
 class NetFront(XenbusDriver):
@@ -22,16 +22,17 @@ class NetFront(XenbusDriver):
 
     def __init__(self, kernel: Kernel, **options: Any) -> None:
         super().__init__(kernel, **options)
-        self._withheld: list[tuple[int, Page]] = []
+        self._withheld: list[Granted] = []
 
     async def publish(self, device: XenbusDevice) -> None:
         """Make rings, buffers and event channel and say where they are; the backend connects to them."""
         self._retry_withheld()
         mac = mac_from_text(await device.read("mac") or "")
-        control = await device.read_otherend("feature-ctrl-ring") == "1"
-        front = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id, control=control)
-        device.data = front
+        offers = await device.read_otherend_many("feature-ctrl-ring", "feature-sg")
+        front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
+        front.scatter = offers["feature-sg"] == "1"
         front.on_broken = lambda why: self._broken(device, why)
+        front.open(control=offers["feature-ctrl-ring"] == "1")
         nodes: dict[str, object] = {
             "tx-ring-ref": front.tx_ref,
             "rx-ring-ref": front.rx_ref,
@@ -56,7 +57,7 @@ class NetFront(XenbusDriver):
         """Send nothing more."""
         front: FrontDevice | None = device.data
         if front is not None:
-            front.connected = False
+            front.disconnect()
 
     async def close(self, device: XenbusDevice) -> None:
         """Take the interface away and give everything back."""
@@ -69,13 +70,7 @@ class NetFront(XenbusDriver):
 
     def _retry_withheld(self) -> None:
         """Free the pages whose grants a backend has let go of since we asked last."""
-        still = []
-        for ref, page in self._withheld:
-            if self.kernel.grants.end_access(ref):
-                self.kernel.mm.free_page(page)
-            else:
-                still.append((ref, page))
-        self._withheld = still
+        self._withheld = end_grants(self.kernel, self._withheld)
 
     def _broken(self, device: XenbusDevice, why: str) -> None:
         self.kernel.spawn(device.fatal(why), f"{device.path} broken")

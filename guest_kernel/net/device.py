@@ -38,3 +38,7 @@ class NetDevice(ABC):
     @abstractmethod
     def transmit(self, frame: bytes | memoryview, csum_blank: bool = False) -> bool:
         """Send a frame; False (and counted as dropped) if the device has no room or no connection."""
+
+    async def wait_for_room(self) -> None:
+        """Wait until a frame can be sent, or never will be (the device has gone)."""
+        return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import dpkt
 
-from guest_kernel.net.addresses import ip_from_text
+from guest_kernel.net.addresses import ip_from_text, ip_to_text
 from guest_kernel.net.device import NetDevice
 from guest_kernel.net.errors import NetError, PingTimeout
 from guest_kernel.net.interface import Interface
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 FIRST_EPHEMERAL, LAST_PORT = 49152, 65535
+PING_ID = 1
 PING_DATA = bytes(range(0x10, 0x48))
 """56 bytes, as `ping` sends."""
 
@@ -27,6 +28,8 @@ class NetStack:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.interfaces: dict[str, Interface] = {}
+        self._addresses: dict[str, str] = {}
+        """What interfaces that have gone were configured with."""
         self._sockets: dict[int, UdpSocket] = {}
         self._echoes: dict[tuple[bytes, int, int], Event] = {}
         self._sequence = 0
@@ -37,10 +40,11 @@ class NetStack:
 
     def attach(self, device: NetDevice) -> Interface:
         """Make a device usable as an interface of its name; a device that comes back keeps its address."""
-        old = self.interfaces.get(device.name)
         interface = Interface(self, device)
-        if old is not None and old.address is not None:
-            interface.configure(str(old.address))
+        address = self._addresses.pop(device.name, None)
+        if address is not None:
+            interface.configure(address)
+            interface.announce()
         self.interfaces[device.name] = interface
         self._attached.wake_all()
         return interface
@@ -50,6 +54,8 @@ class NetStack:
         interface = self.interfaces.get(device.name)
         if interface is not None and interface.device is device:
             del self.interfaces[device.name]
+            if interface.address is not None:
+                self._addresses[device.name] = str(interface.address)
 
     async def interface(self, name: str = "eth0") -> Interface:
         """Return an interface, waiting until its device is there."""
@@ -62,7 +68,7 @@ class NetStack:
         for interface in self.interfaces.values():
             if interface.reaches(destination):
                 return interface
-        raise NetError(f"no route to {'.'.join(map(str, destination))}")
+        raise NetError(f"no route to {ip_to_text(destination)}")
 
     # -- UDP ------------------------------------------------------------------------------------------------------
 
@@ -103,10 +109,10 @@ class NetStack:
         destination = ip_from_text(ip)
         interface = self.route(destination)
         self._sequence = self._sequence + 1 & 0xFFFF
-        key = (destination, 1, self._sequence)
+        key = (destination, PING_ID, self._sequence)
         answered = self._echoes[key] = Event()
         echo = dpkt.icmp.ICMP(
-            type=dpkt.icmp.ICMP_ECHO, data=dpkt.icmp.ICMP.Echo(id=1, seq=self._sequence, data=PING_DATA)
+            type=dpkt.icmp.ICMP_ECHO, data=dpkt.icmp.ICMP.Echo(id=PING_ID, seq=self._sequence, data=PING_DATA)
         )
         start = self.kernel.monotonic_ns()
         try:

@@ -39,13 +39,20 @@ class UdpSocket:
         return self._queue.popleft()
 
     async def sendto(self, data: bytes, address: Address) -> None:
-        """Send a datagram. Raises NetError (no route, too long, no address)."""
+        """Send a datagram, waiting while the interface has no room. Raises NetError (no route, too long, no address).
+
+        It may be lost on its way, as datagrams are: when nobody answers ARP, when the receiver is slow.
+        """
+        host, port = address
+        if not 0 < port <= 0xFFFF:
+            raise NetError(f"there is no UDP port {port}")
+        destination = ip_from_text(host)
+        interface = self._stack.route(destination)
+        await interface.device.wait_for_room()
         if self._closed:
             raise NetError(f"the socket on port {self.port} is closed")
-        host, port = address
-        destination = ip_from_text(host)
         header = dpkt.udp.UDP(sport=self.port, dport=port, ulen=8 + len(data), sum=0)
-        self._stack.route(destination).send_udp(destination, bytearray(header.pack_hdr() + data))
+        interface.send_udp(destination, bytearray(header.pack_hdr() + data))
 
     def close(self) -> None:
         """Give the port back; whoever waits in `recvfrom` gets a NetError."""

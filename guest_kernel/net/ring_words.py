@@ -1,0 +1,58 @@
+"""Runs of ring slots as lists of words.
+
+A batch is copied out of a shared ring (or into it) by slices, not slot by slot: that is fast, and what was copied out
+is private, so whatever is checked in it stays checked (XSA-155).
+
+A slot is `stride` words; `base` is the place of the wanted word of slot 0. Slots are counted by free-running ring
+indices, of which `start` is the first; a run may go over the end of the ring.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Literal
+
+
+def read_words(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> list[int]:
+    """Return one word of each of `count` slots of a ring of `size` slots."""
+    first = start & size - 1
+    at = base + first * stride
+    room = size - first
+    if count <= room:
+        return words[at : at + count * stride : stride].tolist()
+    head = words[at : at + room * stride : stride].tolist()
+    return head + words[base : base + (count - room) * stride : stride].tolist()
+
+
+def write_words(words: memoryview, base: int, stride: int, size: int, start: int, values: Iterable[int]) -> None:
+    """Write one word of each slot of a run. `words` is a view of 'I' or of 'Q' words."""
+    code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"
+    data = array(code, values)
+    count = len(data)
+    first = start & size - 1
+    at = base + first * stride
+    room = size - first
+    if count <= room:
+        words[at : at + count * stride : stride] = data
+    else:
+        words[at : at + room * stride : stride] = data[:room]
+        words[base : base + (count - room) * stride : stride] = data[room:]
+
+
+def read_run(slots: list[int], start: int, count: int) -> list[int]:
+    """Return a run of a private list that has an item for each slot of a ring."""
+    first = start & len(slots) - 1
+    run = slots[first : first + count]
+    return run if len(run) == count else run + slots[: count - len(run)]
+
+
+def write_run(slots: list[int], start: int, values: list[int]) -> None:
+    """Write a run of a private list that has an item for each slot of a ring."""
+    first = start & len(slots) - 1
+    room = len(slots) - first
+    if len(values) <= room:
+        slots[first : first + len(values)] = values
+    else:
+        slots[first:] = values[:room]
+        slots[: len(values) - room] = values[room:]
