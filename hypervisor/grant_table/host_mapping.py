@@ -59,18 +59,15 @@ def is_guest_address(va: int) -> bool:
 
 
 class HostMappings:
-    """Writes and checks the entries. `remapped` is set when an address that was mapped may have changed its meaning:
-    whoever holds a translation asks again.
-    """
+    """Finds, writes and checks the entries."""
 
-    __slots__ = ("_frames", "_hv", "_q", "_written", "remapped")
+    __slots__ = ("_frames", "_hv", "_q", "_written")
 
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
         self._q = hv.memory.q
         self._written = hv.memory.written
         self._frames = hv.frames
-        self.remapped = False
 
     # -- finding entries ----------------------------------------------------------------------------------------------
 
@@ -181,7 +178,6 @@ class HostMappings:
         return entry
 
     def _forget(self, vcpu: VCpu, address: int, single: bool) -> None:
-        self.remapped = True
         if single:
             flush_va(vcpu.domain, address)
         else:

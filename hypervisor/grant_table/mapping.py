@@ -148,8 +148,8 @@ class MapOps:
     def _map_run(self, vcpu: VCpu, va: int, maddr: int, count: int) -> int:  # noqa: C901 - hot, flat on purpose
         """Do up to `count` operations whose arguments lie at `va`, machine address `maddr` (8-aligned), in one page.
 
-        Returns how many were done: it stops early when a mapping went over an existing one, since the arguments
-        themselves may be elsewhere now.
+        Returns how many were done: it stops early when a mapping may have gone over the arguments themselves, which the
+        TLB tells, and leaves finding them again to the caller.
         """
         hv, hosts = self._hv, self._hosts
         memory, frames, domains = hv.memory, hv.frames, hv.domains
@@ -167,7 +167,7 @@ class MapOps:
         granter = -1
         tag = nr_entries = 0
         table: GrantTable
-        hosts.remapped = False
+        arguments_page, translated = va >> 12, vcpu.tlb_w
         done = mapped = 0
         written[maddr >> 12] = 1
         out = (maddr >> 3) + 2
@@ -231,7 +231,7 @@ class MapOps:
                         mapped += 1
                         continue
             outcome = self.map_one(vcpu, host_addr, flags, ref, dom)
-            if hosts.remapped:
+            if arguments_page not in translated:
                 self._put_outcome(vcpu, va + (done - 1) * SIZE, outcome)
                 break
             if outcome[0]:

@@ -129,8 +129,8 @@ class UnmapOps:
     def _unmap_run(self, vcpu: VCpu, va: int, maddr: int, count: int) -> int:  # noqa: C901 - hot, flat on purpose
         """Do up to `count` operations whose arguments lie at `va`, machine address `maddr` (8-aligned), in one page.
 
-        Returns how many were done: it stops early when an address may have changed its meaning, since that may be the
-        address of the arguments.
+        Returns how many were done: it stops early when the mapping of the arguments themselves may be gone, which the
+        TLB tells, and leaves finding them again to the caller.
         """
         hv, hosts = self._hv, self._hosts
         memory, frames = hv.memory, hv.frames
@@ -140,11 +140,10 @@ class UnmapOps:
         maptrack = mapper.grant_table.maptrack
         track_flags, track_ref, track_table = maptrack.flags, maptrack.ref, maptrack.table
         limit, owner, free = len(track_flags), maptrack.vcpu, maptrack.free
-        arguments_page = va >> 12
+        arguments_page, translated = va >> 12, vcpu.tlb_w
         l1_tables: dict[int, tuple[int, bool]] = {}
         nowhere = (-1, False)
         current = None
-        hosts.remapped = False
         done = unmapped = 0
         written[maddr >> 12] = 1
         out = maddr + STATUS >> 1
@@ -209,7 +208,7 @@ class UnmapOps:
                     unmapped += 1
                     continue
             status = self.unmap_one(vcpu, host_addr, bus, handle)
-            if hosts.remapped:
+            if arguments_page not in translated:
                 self._put_status(vcpu, va + (done - 1) * SIZE, status)
                 break
             halves[out] = status & 0xFFFF
