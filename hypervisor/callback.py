@@ -56,6 +56,7 @@ class CallbackOps:
         ):
             if is_canonical(address & U64):
                 setattr(vcpu.context, field, address & U64)
+        vcpu.callbacks_changed()
         return 0
 
     def _register(self, vcpu: VCpu, arg: int) -> int:
@@ -65,6 +66,7 @@ class CallbackOps:
         field = FIELDS.get(op.type)
         if field is not None:
             setattr(vcpu.context, field, op.address)
+            vcpu.callbacks_changed()
             return 0
         return 0 if op.type in OPTIONAL else -errno.ENOSYS
 

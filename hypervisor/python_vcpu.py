@@ -119,7 +119,7 @@ def _traced_door(vcpu: PythonVCpu) -> Door:
 class PythonVCpu(VCpu):
     """Runs `Image.boot` (or what `text` holds at the entry point) of the domain's image."""
 
-    __slots__ = ("_bytes", "_resume", "_run", "_text", "_trace", "cpu")
+    __slots__ = ("_bytes", "_quick_upcall", "_resume", "_run", "_text", "_trace", "cpu")
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
         super().__init__(domain, vcpu_id)
@@ -128,6 +128,8 @@ class PythonVCpu(VCpu):
         self._trace = domain.hv.trace
         self.cpu = PythonCpu(self)
         self._run: Run | None = None
+        self._quick_upcall: Callable[[], object] | None = None
+        """The code at the event callback, once it has been found there; None while a trace wants to see upcalls."""
         self._resume: Callable[[None], int] = self._first
 
     def run(self) -> int:
@@ -135,7 +137,8 @@ class PythonVCpu(VCpu):
         bytes_, info = self._bytes, self.info
         try:
             if bytes_[info] and not bytes_[info + MASK_BYTE]:
-                if self._trace is None and (handler := self._text.get(self.context.event_callback)) is not None:
+                handler = self._quick_upcall
+                if handler is not None:
                     # `deliver_upcall`, written out: events between domains are what speed is measured by.
                     bytes_[info + MASK_BYTE] = 1
                     handler()
@@ -181,10 +184,16 @@ class PythonVCpu(VCpu):
         trace = self._trace
         if trace is not None:
             trace(self.domain.domid, self.vcpu_id, UPCALL, self.hv.memory.q[(self.info + SELECTOR) >> 3])
+        else:
+            self._quick_upcall = handler
         bytes_[mask] = 1
         handler()
         # The guest may have moved its vcpu_info in the handler.
         bytes_[self.info + MASK_BYTE] = 0
+
+    def callbacks_changed(self) -> None:
+        """Look the code of the event callback up again: it has been registered anew."""
+        self._quick_upcall = None
 
     def halt(self) -> None:
         """Lock the door, then throw the suspended code away; what it does on its way out reaches nothing."""

@@ -67,6 +67,7 @@ class VCpu(ABC):
     __slots__ = (
         "compute_left",
         "context",
+        "created",
         "domain",
         "hv",
         "hypercalls",
@@ -90,7 +91,6 @@ class VCpu(ABC):
         "since",
         "singleshot_timer",
         "time_area",
-        "time_blocked",
         "time_runnable",
         "time_running",
         "tlb_r",
@@ -127,8 +127,9 @@ class VCpu(ABC):
         self.compute_left = 0
         self.ready_at = hv.clock.now
         self.since = hv.clock.now
-        self.time_running = self.time_runnable = self.time_blocked = 0
-        """Nanoseconds spent in each state (RUNSTATE_*), up to `since`."""
+        self.created = hv.clock.now
+        self.time_running = self.time_runnable = 0
+        """Nanoseconds spent running, and waiting for a processor. In the rest of its life it was blocked."""
         self.poll_ports: tuple[int, ...] | None = None
         """The ports that SCHEDOP_poll waits for; None when not polling."""
         self.poll_timer: Timer | None = None
@@ -154,6 +155,10 @@ class VCpu(ABC):
     @abstractmethod
     def deliver_upcall(self) -> None:
         """Enter the guest's event callback if an unmasked upcall is pending."""
+
+    @abstractmethod
+    def callbacks_changed(self) -> None:
+        """Take note that the guest has registered another entry point."""
 
     @abstractmethod
     def halt(self) -> None:

@@ -41,6 +41,7 @@ def load_context(vcpu: VCpu, raw: bytes) -> None:
     state.syscall_callback = context.syscall_callback_eip
     state.fs_base = context.fs_base
     state.gs_base_kernel, state.gs_base_user = context.gs_base_kernel, context.gs_base_user
+    vcpu.callbacks_changed()
     vcpu.initialised = True
     if context.flags & xen.VGCF_online:
         vcpu.hv.sched.unpause(vcpu, VPF_DOWN)

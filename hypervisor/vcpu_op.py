@@ -85,7 +85,8 @@ class VcpuOps:
     def runstate(self, target: VCpu) -> bytes:
         """Return a vcpu_runstate_info of the present moment; its times add up to the vCPU's age."""
         now = max(self.hv.now(), target.since)
-        times = [target.time_running, target.time_runnable, target.time_blocked, 0]
+        known = target.time_running + target.time_runnable
+        times = [target.time_running, target.time_runnable, max(target.since - target.created - known, 0), 0]
         if target is self.hv.sched.running:
             state = abi.RUNSTATE_running
         elif target.pause_flags & VPF_BLOCKED:

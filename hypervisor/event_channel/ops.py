@@ -82,18 +82,16 @@ class EventChannelOps:
                 base = vcpu.tlb_r.get(arg >> 12)
                 port = words[(base + (arg & 0xFFC)) >> 2] if base is not None and not arg & 3 else read_u32(vcpu, arg)
                 domain = vcpu.domain
-                ports = domain.ports
-                if port >= len(ports):
+                try:
+                    channel = domain.ports[port]
+                except IndexError:
                     return -errno.EINVAL
-                channel = ports[port]
-                state = channel.state
-                if state == INTERDOMAIN:
-                    domain.events_sent += 1
-                    peer = channel.peer
-                    assert peer is not None
-                    peer.domain.set_pending(peer)
-                    return 0
-                return send_other(channel, state)
+                peer = channel.peer
+                if peer is None:
+                    return send_other(channel, channel.state)
+                domain.events_sent += 1
+                peer.domain.set_pending(peer)
+                return 0
             handler = handlers.get(cmd & 0xFFFFFFFF)
             return handler(vcpu, arg) if handler is not None else -errno.ENOSYS
 

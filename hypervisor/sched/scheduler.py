@@ -39,14 +39,13 @@ class Costs:
 class PCpu:
     """A physical CPU. `now` is its own time: it is busy, or has been, until then."""
 
-    __slots__ = ("cpu_id", "current", "last", "now", "slice_end")
+    __slots__ = ("cpu_id", "current", "last", "now")
 
     def __init__(self, cpu_id: int) -> None:
         self.cpu_id = cpu_id
         self.now = 0
         self.current: VCpu | None = None
         self.last: VCpu | None = None
-        self.slice_end = 0
 
 
 class Scheduler:
@@ -62,8 +61,6 @@ class Scheduler:
         """The vCPU whose code executes right now."""
         self.hypercalls_before = 0
         """`running.hypercalls` when it was resumed: what it did since has not been charged yet."""
-        self.progress = 0
-        """Counts stretches of guest code; a watchdog sees by it whether the loop still turns."""
         self._single = nr_pcpus == 1
         self.wake = self._make_wake()
 
@@ -107,7 +104,7 @@ class Scheduler:
         hv = self.hv
         vcpu.queued = True
         # With one pCPU nobody can run before the present stretch is over, so its exact moment does not matter.
-        vcpu.ready_at = hv.clock.now if self._single else self.now()
+        vcpu.ready_at = hv.clock.now if self._single else max(self.now(), vcpu.since)
         self.run_queue.append(vcpu)
         if hv.trace is not None:
             hv.trace(vcpu.domain.domid, vcpu.vcpu_id, WAKE)
@@ -121,7 +118,12 @@ class Scheduler:
             self.enqueue(vcpu)
 
     def _on_cpu(self, vcpu: VCpu) -> bool:
-        return any(pcpu.current is vcpu for pcpu in self.pcpus)
+        return vcpu is self.running or any(pcpu.current is vcpu for pcpu in self.pcpus)
+
+    @property
+    def progress(self) -> int:
+        """A number that grows with every stretch of guest code: a watchdog sees by it whether the loop still turns."""
+        return sum(pcpu.now for pcpu in self.pcpus)
 
     def _end_poll(self, vcpu: VCpu) -> None:
         vcpu.poll_ports = None
@@ -160,6 +162,7 @@ class Scheduler:
         pcpu = pcpus[0]
         single, real = self._single, clock.real
         cost_run, cost_hypercall, cost_switch = self.costs.run, self.costs.hypercall, self.costs.switch
+        in_order, preempts, time_slice = policy.in_order, policy.preempts, TIME_SLICE_NS
         while steps and not hv.stopped:
             steps -= 1
             # Which pCPU acts next, and when?
@@ -172,15 +175,14 @@ class Scheduler:
                     ready = queue[0].ready_at
                     if ready > now:
                         now = ready
+                elif self._fire_timer(NEVER):
+                    continue
                 else:
-                    now = NEVER
-            if timers.next_deadline <= now and timers.next_deadline != NEVER:
+                    return timers.next_deadline
+            if timers.next_deadline <= now:
                 if not self._fire_timer(now):
                     return timers.next_deadline
                 continue
-            if now == NEVER:
-                self.running = None
-                return NEVER
             if real:
                 if now > clock.read():
                     return now
@@ -189,28 +191,22 @@ class Scheduler:
                 clock.now = now
             # Which vCPU?
             if vcpu is None:
-                vcpu = queue.popleft() if policy.in_order else self._choose()
+                vcpu = queue.popleft() if in_order else self._choose()
                 vcpu.queued = False
                 if vcpu.pause_flags:
                     continue
-                ready, since = vcpu.ready_at, vcpu.since
-                if ready > since:
-                    vcpu.time_blocked += ready - since
-                    since = ready
-                vcpu.time_runnable += now - since
+                vcpu.time_runnable += now - vcpu.ready_at
                 vcpu.since = now
-                pcpu.current = vcpu
-                pcpu.slice_end = now + TIME_SLICE_NS
                 if trace is not None:
                     trace(vcpu.domain.domid, vcpu.vcpu_id, SCHEDULE, pcpu.cpu_id)
                 if now >= vcpu.next_service:
                     hv.time.schedule_in(vcpu, now)
                 if pcpu.last is not vcpu:
                     pcpu.last = vcpu
-                    vcpu.processor = pcpu.cpu_id
                     now += cost_switch
+                    if not single:
+                        vcpu.processor = pcpu.cpu_id
             # Run it, and charge what it did.
-            self.progress += 1
             self.running = vcpu
             self.hypercalls_before = before = vcpu.hypercalls
             if vcpu.compute_left:
@@ -221,18 +217,23 @@ class Scheduler:
             now = clock.read() if real else now + cost_run + (vcpu.hypercalls - before) * cost_hypercall
             flags = vcpu.pause_flags
             if compute:
-                now = self._compute(pcpu, vcpu, now, compute)
+                now = self._compute(vcpu, now, compute)
             pcpu.now = now
             # Does it stay?
-            if not flags:
-                if not vcpu.yielding and now < pcpu.slice_end and not policy.preempts:
-                    continue
+            if flags:
+                pcpu.current = None
+            elif not vcpu.yielding and now < vcpu.since + time_slice and not preempts:
+                pcpu.current = vcpu
+                continue
+            else:
+                pcpu.current = None
                 vcpu.yielding = False
                 if not vcpu.queued:
                     vcpu.queued = True
-                    vcpu.ready_at = now
                     queue.append(vcpu)
-            pcpu.current = None
+            if vcpu.queued:
+                # (Again: an event may have come while it went to sleep.)
+                vcpu.ready_at = now
             since = vcpu.since
             vcpu.time_running += now - since
             vcpu.since = now
@@ -251,11 +252,14 @@ class Scheduler:
         return ready if ready > pcpu.now else pcpu.now
 
     def _fire_timer(self, until: int) -> bool:
-        """Fire the next timer that is due; False if it lies in the (real) future."""
+        """Fire the next timer that is due by `until`; False if there is none, or it lies in the (real) future."""
         clock, timers = self.hv.clock, self.hv.machine.timers
         self.running = None
         deadline = timers.prune()
-        if deadline > until or deadline == NEVER:
+        if deadline == NEVER:
+            return False
+        if deadline > until:
+            # One that was cancelled stood in front.
             return True
         if clock.real and deadline > clock.read():
             return False
@@ -277,12 +281,12 @@ class Scheduler:
         del queue[index]
         return vcpu
 
-    def _compute(self, pcpu: PCpu, vcpu: VCpu, now: int, work: int) -> int:
+    def _compute(self, vcpu: VCpu, now: int, work: int) -> int:
         """Let time pass for a computing guest: to the end of its work, of its slice, or to the next timer."""
         if vcpu.pause_flags:
             vcpu.compute_left = work
             return now
-        end = min(now + work, max(pcpu.slice_end, now + 1))
+        end = min(now + work, max(vcpu.since + TIME_SLICE_NS, now + 1))
         deadline = self.hv.machine.timers.next_deadline
         if now < deadline < end:
             end = deadline
