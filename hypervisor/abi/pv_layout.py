@@ -33,6 +33,10 @@ TABLE_PROT = PRESENT | RW | USER | ACCESSED | DIRTY
 MAPPING_ALIGN = 4 << 20
 MIN_SLACK = 512 << 10
 
+_LOW_END = 1 << 47
+_HIGH_START = 0xFFFF880000000000
+"""Between them lie addresses that no processor translates, and those of Xen (HYPERVISOR_VIRT_END)."""
+
 _LEVEL_SHIFTS = ((4, 48), (3, 39), (2, 30), (1, 21))
 """By level: how many address bits one table of it covers."""
 
@@ -142,9 +146,9 @@ def _count_tables(virt_base: int, pfn: int) -> tuple[tuple[int, int, int, int], 
         virt_end = (needed + MAPPING_ALIGN - 1) & -MAPPING_ALIGN
         if virt_end > 1 << 64:
             raise LayoutError(f"what is to be mapped from {virt_base:#x} on passes the end of the address space")
+        if not (virt_end <= _LOW_END or virt_base >= _HIGH_START):
+            raise LayoutError(f"the guest may not map what reaches from {virt_base:#x} to {virt_end:#x}")
         l4, l3, l2, l1 = ((virt_end - 1 >> shift) - (virt_base >> shift) + 1 for _, shift in _LEVEL_SHIFTS)
-        if l4 != 1:
-            raise LayoutError(f"what is to be mapped from {virt_base:#x} on is too large for one page table root")
         if l4 + l3 + l2 + l1 == tables:
             return (l4, l3, l2, l1), virt_end
         tables = l4 + l3 + l2 + l1

@@ -1,5 +1,6 @@
 """Two hostile domains do whatever they like with their memory; after each step every count is recounted."""
 
+import itertools
 import struct
 
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,7 @@ WHO = st.integers(0, 1)
 PAGE = st.sampled_from(PLAY)
 SLOT = st.sampled_from([0, 1, 5, 255, 256, 258, 271, 272, 511])
 LEVEL = st.integers(1, 4)
+BUDGET = st.integers(0, 3)
 
 
 class Hostile(RuleBasedStateMachine):
@@ -70,6 +72,35 @@ class Hostile(RuleBasedStateMachine):
             guest.make_readonly(table)
             guest.pin(level, guest.mfn(table))
 
+    @rule(who=WHO, level=st.integers(2, 4), first=PAGE, second=PAGE, slots=st.lists(SLOT, min_size=1, max_size=3))
+    def build_linear(self, who: int, level: int, first: int, second: int, slots: list[int]) -> None:
+        """A table that names another of its own level, or itself."""
+        guest = self.guests[who]
+        self.write_page(who, first, {})
+        guest.make_readonly(first)
+        guest.pin(level, guest.mfn(first))
+        self.write_page(who, second, dict.fromkeys(slots, (who, first, P | US)))
+        guest.make_readonly(second)
+        guest.pin(level, guest.mfn(second))
+
+    @rule(
+        who=WHO,
+        pfns=st.lists(PAGE, min_size=5, max_size=5, unique=True),
+        slots=st.lists(SLOT, min_size=1),
+        pin=LEVEL,
+        budget=BUDGET,
+    )
+    def build_down(self, who: int, pfns: list[int], slots: list[int], pin: int, budget: int) -> None:
+        """A page, and a table of each level over the one before; one is pinned, or its validation interrupted."""
+        guest = self.guests[who]
+        for lower, table in itertools.pairwise(pfns):
+            self.write_page(who, table, dict.fromkeys(slots, (who, lower, P | RW | US if lower == pfns[0] else P | US)))
+            guest.make_readonly(table)
+        if budget:
+            self.interrupted_validation(who, pfns[pin], budget - 1, pin)
+        else:
+            guest.pin(pin, guest.mfn(pfns[pin]))
+
     @rule(who=WHO, pfn=PAGE)
     def unpin(self, who: int, pfn: int) -> None:
         self.guests[who].unpin(self.guests[who].mfn(pfn))
@@ -119,7 +150,10 @@ class Hostile(RuleBasedStateMachine):
         value = self.frame(owner, pfn) << 12 | flags
         dom0.set_entry(dom0.entry_at(at), value, domid if foreign else xen.DOMID_SELF)
 
-    @rule(owner=WHO, pfn=PAGE, budget=st.integers(0, 3), level=LEVEL)
+    @rule(owner=WHO, pfn=PAGE, budget=BUDGET, level=LEVEL)
+    def interrupt(self, owner: int, pfn: int, budget: int, level: int) -> None:
+        self.interrupted_validation(owner, pfn, budget, level)
+
     def interrupted_validation(self, owner: int, pfn: int, budget: int, level: int) -> None:
         """What an interrupted hypercall leaves behind if the guest never goes on with it."""
         frames, types = self.world.hv.frames, self.world.hv.mm.types
@@ -135,6 +169,9 @@ class Hostile(RuleBasedStateMachine):
             types.preempt = preempt
             error = frames.take_type(mfn, level)
             types.preempt = None
+            self.world.hv.mm.holders.append(lambda: [(mfn, 0 if error else level)])
+            self.world.check()
+            self.world.hv.mm.holders.pop()
             if not error:
                 while frames.put_page_type(mfn) == ERESTART:
                     pass
@@ -143,12 +180,9 @@ class Hostile(RuleBasedStateMachine):
     @rule(who=WHO)
     def die_and_come_back(self, who: int) -> None:
         self.step += 1
-        if self.step % 4 == 0:
-            guest = self.guests[who]
-            self.world.kill(guest)
-            self.world.check()
-            domid = 2 + who + self.step
-            self.guests[who] = Guest(self.world.hv, domid, pages=PAGES)
+        self.world.kill(self.guests[who])
+        self.world.check()
+        self.guests[who] = Guest(self.world.hv, 2 + self.step, pages=PAGES)
 
     @invariant()
     def every_count_is_right(self) -> None:
@@ -164,8 +198,8 @@ class Hostile(RuleBasedStateMachine):
 
 TestHostile = Hostile.TestCase
 TestHostile.settings = settings(
-    max_examples=25,
-    stateful_step_count=40,
+    max_examples=12,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

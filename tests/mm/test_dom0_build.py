@@ -1,0 +1,90 @@
+"""Dom0 as it finds itself at its first instruction."""
+
+import struct
+
+import pytest
+
+from hypervisor.abi import xen
+from hypervisor.dom0_build import BuildError, construct_dom0
+from hypervisor.domain import Domain
+from hypervisor.guest_access import copy_from_guest, read_u64, translate_load
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.machine.machine import Machine
+from hypervisor.mm.check import check
+from hypervisor.mm.frame_table import PINNED
+from hypervisor.vcpu import VPF_DOWN
+
+BASE = 0xFFFFFFFF80000000
+
+
+class Kernel:
+    virt_base = BASE
+    virt_entry = BASE + 0x101000
+    segments = [(BASE + 0x100000, b"text" * 3000), (BASE + 0x104321, b"data" * 100)]
+
+
+def host() -> tuple[Hypervisor, Domain]:
+    hv = Hypervisor(Machine(memory_mib=48))
+    domain = hv.domain_ops.create(0, max_vcpus=1, is_privileged=True)
+    hv.domain_ops.add_vcpu(domain, 0)
+    return hv, domain
+
+
+def test_what_dom0_finds() -> None:
+    hv, domain = host()
+    module = bytes(range(256)) * 100
+    layout = construct_dom0(hv, domain, Kernel, "console=hvc0 earlyprintk", module, 8192)
+    check(hv)
+    vcpu = domain.vcpu(0)
+    assert vcpu is not None
+    state = vcpu.context
+    assert state.rip == Kernel.virt_entry
+    assert state.rsp == state.kernel_sp == layout.stack_pointer
+    info = xen.start_info.unpack_from(copy_from_guest(vcpu, state.rsi, xen.start_info.size))
+    assert info.magic.rstrip(b"\0") == b"xen-3.0-x86_64"
+    assert info.nr_pages == domain.tot_pages == 8192
+    assert info.shared_info == domain.shared_info_mfn << 12
+    assert info.flags == 0x303
+    assert info.pt_base == layout.va(layout.tables.pfn)
+    assert info.nr_pt_frames == layout.tables.pages == 5
+    assert bytes(info.cmd_line).rstrip(b"\0") == b"console=hvc0 earlyprintk"
+    assert copy_from_guest(vcpu, info.mod_start, info.mod_len) == module
+    for va, data in Kernel.segments:
+        assert copy_from_guest(vcpu, va, len(data)) == data
+    for pfn in (0, 77, 8191):
+        mfn = read_u64(vcpu, info.mfn_list + pfn * 8)
+        assert hv.frames.owner(mfn) == 0
+        assert hv.memory.q[translate_load(vcpu, xen.MACH2PHYS_VIRT_START + mfn * 8, False) >> 3] == pfn
+    root = read_u64(vcpu, info.mfn_list + layout.tables.pfn * 8)
+    assert vcpu.kernel_cr3 == root
+    assert hv.frames.flags[root] & PINNED
+    tables = struct.unpack(f"<{layout.tables.pages}Q", copy_from_guest(vcpu, info.mfn_list + layout.tables.pfn * 8, 40))
+    assert sum(bool(hv.frames.flags[mfn] & PINNED) for mfn in tables) == 1
+    assert not vcpu.pause_flags & VPF_DOWN
+    assert domain.pause_count == 1
+    assert domain.max_pages == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "pages", "message"),
+    [
+        ("x" * 1024, 8192, "command line has 1024 bytes"),
+        ("", 200, "has 200 pages, its kernel needs"),
+        ("", 1 << 16, "256 MiB of memory, but the host has"),
+    ],
+)
+def test_what_cannot_be_built(cmdline: str, pages: int, message: str) -> None:
+    hv, domain = host()
+    with pytest.raises(BuildError, match=message):
+        construct_dom0(hv, domain, Kernel, cmdline, None, pages)
+    assert domain.tot_pages == 0
+    check(hv)
+
+
+def test_two_builds_are_the_same() -> None:
+    images = []
+    for _ in range(2):
+        hv, domain = host()
+        construct_dom0(hv, domain, Kernel, "same", b"module", 4096)
+        images.append(hv.memory.b.tobytes())
+    assert images[0] == images[1]
