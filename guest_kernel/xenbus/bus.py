@@ -53,6 +53,8 @@ class Bus:
         self.client: XenbusClient = kernel.xenbus
         #: Live devices by the path that events spell: `device/vbd/51712`, `backend/vbd/1/51712`.
         self.devices: dict[str, Device] = {}
+        #: The same by directory: those of one frontend domain, `backend/vbd/1`, vanish together.
+        self._siblings: dict[str, dict[str, Device]] = {}
         self._drivers: dict[tuple[Side, str], XenbusDriver] = {}
         self._watches: dict[Side, Watch] = {}
         self._home = ""
@@ -105,10 +107,15 @@ class Bus:
 
     def forget(self, device: Device) -> None:
         """Drop a removed device.  Its directory is looked at once more: it may have been made anew meanwhile."""
-        if self.devices.get(device.node) is device:
-            del self.devices[device.node]
+        node = device.node
+        if self.devices.get(node) is device:
+            del self.devices[node]
+            directory = node.rpartition("/")[0]
+            del self._siblings[directory][node]
+            if not self._siblings[directory]:
+                del self._siblings[directory]
         if not self._closing:
-            self._want(device.side, device.node)
+            self._want(device.side, node)
 
     def log(self, text: str) -> None:
         """Say something on the kernel's console."""
@@ -194,14 +201,16 @@ class Bus:
 
     async def _scan(self, side: Side, path: str) -> None:
         """Look at everything below a directory: known devices look at their own nodes, others may be new."""
+        depth = path.count("/") + 1
+        below = self._siblings.get(path, {}) if depth == _DEPTH[side] - 1 else self.devices
         prefix = path + "/"
-        for node, device in self.devices.items():
-            if node.startswith(prefix) and device.side == side:
+        for node, device in below.items():
+            if node.startswith(prefix):
                 device.poke(own=True, online=side == "backend")
         nodes = [path]
-        for depth in range(path.count("/") + 1, _DEPTH[side]):
+        for level in range(depth, _DEPTH[side]):
             nodes = await self._children(nodes)
-            if depth == 1:
+            if level == 1:
                 nodes = [node for node in nodes if (side, node.split("/")[1]) in self._drivers]
         for node in nodes:
             if node not in self.devices:
@@ -250,6 +259,7 @@ class Bus:
         path = self._home + node if side == "backend" else node
         place = (node, path, node.rpartition("/")[2])
         device = self.devices[node] = Device(self, driver, place, (link, int(domid)))
+        self._siblings.setdefault(node.rpartition("/")[0], {})[node] = device
         return device
 
 

@@ -11,7 +11,6 @@ Hence the `_many` calls.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar, final
 
@@ -305,7 +304,7 @@ class XenbusClient(Operations):
         self.flushes = 0
         self._signal = signal
         self._parser = wire.Parser()
-        self._out: deque[bytes] = deque()
+        self._out: list[bytes] = []
         self._out_at = 0
         self._pending: dict[int, Reply] = {}
         self._next_req_id = 1
@@ -345,17 +344,16 @@ class XenbusClient(Operations):
     def _fill(self) -> None:
         """Move bytes from the queue of requests into the ring.  Raises RingError."""
         out = self._out
-        write = self.ring.write
-        at = self._out_at
-        while out:
-            chunk = out[0]
-            taken = write(chunk, at)
-            at += taken
-            if at < len(chunk):
-                break
-            out.popleft()
-            at = 0
-        self._out_at = at
+        if not out:
+            return
+        chunk = b"".join(out) if len(out) > 1 else out[0]
+        at = self._out_at + self.ring.write(chunk, self._out_at)
+        out.clear()
+        if at < len(chunk):
+            out.append(chunk)
+            self._out_at = at
+        else:
+            self._out_at = 0
 
     def _notify(self) -> None:
         ring = self.ring

@@ -97,34 +97,42 @@ class _RingEnd:
 
         Raises RingError, with nothing written.
         """
-        count = min(self.room, len(data) - start)
+        words, prod = self.words, self._prod
+        used = (prod - words[self._out_cons_at]) & _U32
+        if used > XENSTORE_RING_SIZE:
+            raise RingError(f"consumer index is {used} bytes behind")
+        count = min(XENSTORE_RING_SIZE - used, len(data) - start)
         if count <= 0:
             return 0
-        at = self._prod & _MASK
-        first = min(count, XENSTORE_RING_SIZE - at)
-        self._out[at : at + first] = data[start : start + first]
-        if first < count:
+        at = prod & _MASK
+        first = XENSTORE_RING_SIZE - at
+        if count <= first:
+            self._out[at : at + count] = data[start : start + count]
+        else:
+            self._out[at:] = data[start : start + first]
             self._out[: count - first] = data[start + first : start + count]
         # The bytes must be there before the index says so; on x86 stores stay in order.
-        self._prod = self.words[self._out_prod_at] = (self._prod + count) & _U32
+        self._prod = words[self._out_prod_at] = (prod + count) & _U32
         self.notify = True
         return count
 
     def read(self) -> bytes:
         """Take everything there is (b"": nothing).  Raises RingError, with nothing taken."""
-        count = self.available
+        words, cons = self.words, self._cons
+        count = (words[self._in_prod_at] - cons) & _U32
         if not count:
             return b""
-        cons = self._cons
+        if count > XENSTORE_RING_SIZE:
+            raise RingError(f"producer index is {count} bytes ahead")
         at = cons & _MASK
         if at + count <= XENSTORE_RING_SIZE:
             data = bytes(self._in[at : at + count])
         else:
             data = bytes(self._in[at:]) + bytes(self._in[: at + count - XENSTORE_RING_SIZE])
-        self._cons = self.words[self._in_cons_at] = (cons + count) & _U32
+        self._cons = words[self._in_cons_at] = (cons + count) & _U32
         # The producer sleeps when it finds the queue full. It may have filled it after the index was read above and
         # before it was moved, so the question is asked again, with the old consumer index.
-        if (self.words[self._in_prod_at] - cons) & _U32 >= XENSTORE_RING_SIZE:
+        if (words[self._in_prod_at] - cons) & _U32 >= XENSTORE_RING_SIZE:
             self.notify = True
         return data
 
