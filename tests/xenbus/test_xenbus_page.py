@@ -1,0 +1,36 @@
+"""docs/xenbus.md shows what the code does."""
+
+from pathlib import Path
+
+import pytest
+
+from guest_kernel.xenbus import diagram
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "xenbus.md"
+
+
+def test_page_is_drawn_from_the_current_tables() -> None:
+    text = PAGE.read_text("utf-8")
+    assert diagram.redraw(text) == text, "python -m guest_kernel.xenbus.diagram docs/xenbus.md"
+
+
+def test_every_picture_is_on_the_page_once() -> None:
+    assert sorted(diagram.drawn(PAGE.read_text("utf-8"))) == sorted(diagram.PICTURES)
+
+
+def test_drawing_replaces_what_was_there() -> None:
+    page = "a\n<!-- drawn: connect -->\nold\n<!-- end -->\nb\n"
+    drawn = diagram.redraw(page)
+    assert "old" not in drawn
+    assert drawn.startswith("a\n<!-- drawn: connect -->\n```mermaid\nsequenceDiagram")
+    assert diagram.redraw(drawn) == drawn
+    with pytest.raises(KeyError):
+        diagram.redraw("<!-- drawn: a picture nobody draws -->\n<!-- end -->\n")
+
+
+def test_command_redraws_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- drawn: unplug -->\n<!-- end -->\n")
+    monkeypatch.setattr("sys.argv", ["diagram", str(page)])
+    diagram.main()
+    assert "sequenceDiagram" in page.read_text()
