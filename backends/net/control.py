@@ -12,6 +12,8 @@ from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_PROD, BackRing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from guest_kernel.grants import MappedGrant
     from guest_kernel.kernel import Kernel
 
@@ -21,6 +23,7 @@ STATUS_AT = netif.xen_netif_gref.offset("status")
 SUCCESS = netif.XEN_NETIF_CTRL_STATUS_SUCCESS
 NOT_SUPPORTED = netif.XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED
 INVALID = netif.XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER
+READONLY = netif.XEN_NETIF_CTRLF_GREF_readonly
 MAX_GREFS = 1024
 """Grants that one vif may keep mapped: all buffers of both rings, twice."""
 LIST_ENTRIES = 4096 // ENTRY.size
@@ -40,26 +43,37 @@ class ControlRing:
         """The part of `mapped` that may be written to."""
         self.port = 0
         self.broken = False
+        self.queued = False
+        """Stands in the worker's queue."""
+        self.ready: Callable[[ControlRing], None] = lambda control: None
+        """Told that there may be something to do."""
 
     def interrupt(self) -> None:
-        """Answer what the frontend asks."""
+        """Have the worker look at the ring: mapping a list takes its time, and must not be done in an upcall."""
+        if not self.queued and not self.broken:
+            self.queued = True
+            self.ready(self)
+
+    def serve_one(self) -> bool:
+        """Answer one request; whether there may be more."""
+        if self.broken:
+            return False
         ring = self._ring
-        while not self.broken:
-            produced = ring.shared[REQ_PROD]
-            if ring.request_overflow(produced):
-                # Nobody needs this ring to go on working: frames are copied through Xen instead.
-                self.broken = True
-                return
-            while ring.req_cons != produced:
-                ident, kind, *data = REQUEST.unpack(ring.copy(ring.req_cons)[: REQUEST.size])
-                ring.req_cons = ring.req_cons + 1 & MASK32
-                status, result = self._handle(kind, data)
-                RESPONSE.pack_into(ring.view, ring.offset(ring.rsp_prod_pvt), ident, kind, status, result)
-                ring.rsp_prod_pvt = ring.rsp_prod_pvt + 1 & MASK32
-            if ring.push_responses_and_check_notify():
-                self._kernel.events.notify(self.port)
-            if not ring.final_check_for_requests():
-                return
+        produced = ring.shared[REQ_PROD]
+        if ring.request_overflow(produced):
+            # Nobody needs this ring to go on working: frames are copied through Xen instead.
+            self.broken = True
+            return False
+        if ring.req_cons == produced:
+            return bool(ring.final_check_for_requests())
+        ident, kind, *data = REQUEST.unpack(ring.copy(ring.req_cons)[: REQUEST.size])
+        ring.req_cons = ring.req_cons + 1 & MASK32
+        status, result = self._handle(kind, data)
+        RESPONSE.pack_into(ring.view, ring.offset(ring.rsp_prod_pvt), ident, kind, status, result)
+        ring.rsp_prod_pvt = ring.rsp_prod_pvt + 1 & MASK32
+        if ring.push_responses_and_check_notify():
+            self._kernel.events.notify(self.port)
+        return True
 
     def _handle(self, kind: int, data: list[int]) -> tuple[int, int]:
         queue, gref, count = data
@@ -88,7 +102,7 @@ class ControlRing:
         refs = [ref for ref, _ in entries]
         if len(self._grants) + len(refs) > MAX_GREFS or len(set(refs)) < len(refs) or self._grants.keys() & set(refs):
             return INVALID
-        groups = [[ref for ref, flags in entries if bool(flags & 1) == readonly] for readonly in (False, True)]
+        groups = [[ref for ref, flags in entries if bool(flags & READONLY) == readonly] for readonly in (False, True)]
         grants: list[MappedGrant] = []
         for group, writable in zip(groups, (True, False), strict=True):
             if group:
@@ -128,6 +142,7 @@ class ControlRing:
         self.broken = True
         if self.port:
             self._kernel.events.unbind(self.port)
+            self.port = 0
         self._ring.release()
         self._grant.view.release()
         for grant in self._grants.values():

@@ -9,7 +9,8 @@ from backends.net.bridge import Bridge, NicPort
 from backends.net.control import ControlRing
 from backends.net.copies import CopyBatch
 from backends.net.frame import FramePool
-from backends.net.vif import HostileFrontend, Vif
+from backends.net.slots import HostileFrontend
+from backends.net.vif import Vif
 from guest_kernel.net.device import Counters
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
@@ -55,6 +56,7 @@ class NetBack(XenbusDriver):
         self._copies = CopyBatch(kernel)
         self._ready: deque[Vif] = deque()
         self._waiting: deque[Vif] = deque()
+        self._controls: deque[ControlRing] = deque()
         self._work = WaitQueue()
         self._devices: dict[Vif, XenbusDevice] = {}
         kernel.spawn(self._worker(), "netback")
@@ -74,7 +76,14 @@ class NetBack(XenbusDriver):
         if bridge is None:
             raise ValueError(f"there is no bridge {name!r}")
         nodes = await device.read_otherend_many(
-            "tx-ring-ref", "rx-ring-ref", "event-channel", "request-rx-copy", "ctrl-ring-ref", "event-channel-ctrl"
+            "tx-ring-ref",
+            "rx-ring-ref",
+            "event-channel",
+            "request-rx-copy",
+            "ctrl-ring-ref",
+            "event-channel-ctrl",
+            "feature-sg",
+            "feature-no-csum-offload",
         )
         if nodes["request-rx-copy"] != "1":
             raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
@@ -88,6 +97,8 @@ class NetBack(XenbusDriver):
         device.data = _Connection(vif, grants)
         vif.counters = self.counters.setdefault((device.otherend_id, device.id), vif.counters)
         vif.touched = self._touched
+        vif.scatter = nodes["feature-sg"] == "1"
+        vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         self._devices[vif] = device
         bridge.add(vif)
         vif.port = self.kernel.events.bind_interdomain(
@@ -105,6 +116,7 @@ class NetBack(XenbusDriver):
             raise ValueError(f"the frontend's control ring (grant {ref}) cannot be mapped")
         control = connection.control = ControlRing(self.kernel, device.otherend_id, grant)
         connection.vif.mapped, connection.vif.writable = control.mapped, control.writable
+        control.ready = self._control_event
         control.port = self.kernel.events.bind_interdomain(device.otherend_id, port, control.interrupt)
 
     async def close(self, device: XenbusDevice) -> None:
@@ -138,21 +150,27 @@ class NetBack(XenbusDriver):
         self._waiting.append(vif)
         self._work.wake()
 
+    def _control_event(self, control: ControlRing) -> None:
+        self._controls.append(control)
+        self._work.wake()
+
     async def _worker(self) -> None:
         """Serve the vifs that have something to do: a whole ring each, then the frames that this brought to others."""
         while True:
-            while self._ready or self._waiting:
+            while self._ready or self._waiting or self._controls:
                 if self._ready:
                     vif = self._ready.popleft()
                     vif.queued = False
-                    await self._serve(vif, tx=True)
+                    self._serve(vif, tx=True)
                 while self._waiting:
-                    await self._serve(self._waiting.popleft(), tx=False)
+                    self._serve(self._waiting.popleft(), tx=False)
+                if self._controls:
+                    self._serve_control(self._controls.popleft())
                 # Guests that never stop sending must not keep the others, or the rest of this domain, waiting.
                 await self.kernel.yield_()
             await self._work.wait()
 
-    async def _serve(self, vif: Vif, *, tx: bool) -> None:
+    def _serve(self, vif: Vif, *, tx: bool) -> None:
         device = self._devices.get(vif)
         if device is None:
             return
@@ -161,9 +179,17 @@ class NetBack(XenbusDriver):
                 vif.poll_tx()
             vif.flush_rx()
         except HostileFrontend as reason:
-            # The ring is not looked at again: the device closes, once.
+            # The rings are not looked at again: the device closes, once.
             del self._devices[vif]
-            await device.fatal(str(reason))
+            if vif.bridge is not None:
+                vif.bridge.remove(vif)
+            self.kernel.spawn(device.fatal(str(reason)), f"{vif.name} is hostile")
+
+    def _serve_control(self, control: ControlRing) -> None:
+        if control.serve_one():
+            self._controls.append(control)
+        else:
+            control.queued = False
 
 
 def _number(nodes: dict[str, str | None], key: str) -> int:

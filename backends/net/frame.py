@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from guest_kernel.net import checksum
+from hypervisor.abi.io import netif
 
 if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager, Page
 
 PAGE = 4096
 MAC_MASK = 0xFFFF_FFFF_FFFF
+KEPT_PAGES = 1024
+"""Free pages that a pool keeps for the next frames; what a burst took beyond that goes back to the kernel."""
 
 
 class Frame:
     """An Ethernet frame, packed into pages: byte n is in page n // 4096.
 
-    `references` counts the queues that hold it; the pages go back to the pool with the last. `flags` are the NETTXF_
-    checksum flags it came with.
+    `references` counts who holds it, the maker first; the pages go back to the pool with the last. `flags` are the
+    NETTXF_ checksum flags it came with.
     """
 
     __slots__ = ("flags", "pages", "pool", "references", "size")
@@ -28,7 +30,7 @@ class Frame:
         self.pages = pages
         self.size = size
         self.flags = flags
-        self.references = 0
+        self.references = 1
 
     @property
     def destination(self) -> int:
@@ -50,9 +52,15 @@ class Frame:
     def tobytes(self) -> bytearray:
         """Return the frame as it goes onto a real wire: with its checksum filled in."""
         data = bytearray().join(page.view[:PAGE] for page in self.pages)[: self.size]
-        if self.flags & 1:
+        if self.flags & netif.NETTXF_csum_blank:
             checksum.complete(data)
         return data
+
+    def fill_checksum(self) -> None:
+        """Fill in the checksum that csum_blank has left out."""
+        if self.flags & netif.NETTXF_csum_blank:
+            self.pool.fill(self.pages, self.tobytes())
+            self.flags = netif.NETTXF_data_validated
 
 
 class FramePool:
@@ -62,32 +70,39 @@ class FramePool:
         self._mm = mm
         self._free: list[Page] = []
         self.out = 0
+        """Pages that frames have at the moment."""
 
     def take(self, size: int) -> list[Page]:
-        """Return pages for `size` bytes."""
+        """Return pages for `size` bytes. Raises OutOfMemory; then none is taken."""
         count = -(-size // PAGE) or 1
-        self.out += count
         free = self._free
-        return [free.pop() if free else self._mm.alloc_page() for _ in range(count)]
+        if len(free) < count:
+            free += self._mm.alloc_pages(count - len(free))
+        pages = free[-count:]
+        del free[-count:]
+        self.out += count
+        return pages
 
     def give(self, pages: list[Page]) -> None:
         """Take pages back."""
         self.out -= len(pages)
         self._free += pages
+        while len(self._free) > KEPT_PAGES:
+            self._mm.free_page(self._free.pop())
 
     def frame(self, data: bytes) -> Frame:
-        """Return a frame with these bytes."""
+        """Return a frame with these bytes. Raises OutOfMemory."""
         pages = self.take(len(data))
+        self.fill(pages, data)
+        return Frame(self, pages, len(data), 0)
+
+    def fill(self, pages: list[Page], data: bytes | bytearray) -> None:
+        """Write the bytes of a frame into its pages."""
         for number, page in enumerate(pages):
             piece = data[number * PAGE : (number + 1) * PAGE]
             page.view[: len(piece)] = piece
-        return Frame(self, pages, len(data), 0)
 
     def close(self) -> None:
         """Give the free pages back to the kernel."""
-        for page in self._free:
-            self._mm.free_page(page)
+        self._mm.free_pages_of(self._free)
         self._free = []
-
-
-Deliver = Callable[[Frame], None]

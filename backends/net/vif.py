@@ -1,19 +1,27 @@
 """The backend's ends of one guest's rings.
 
-Transmission (guest → bridge): every request is copied out of the ring once and checked in the copy; the data is moved
-by grant copies, a whole ring in one hypercall, into frames of our own, and only then does anyone look at it. Reception
-(bridge → guest): frames wait in a bounded queue until the guest has posted buffers.
+Transmission (guest → bridge): what is new in the ring is copied out of it at once (`TxSlots`) and checked in the copy.
+A frame then goes one of two ways. If the guest keeps the page with the frame mapped, and the one who gets it keeps its
+buffers mapped, the bytes go from page to page (`_express`). Otherwise they go into a frame of our own (`_gather`), by
+grant copies where nothing is mapped, many of them in one hypercall, and from there over the bridge.
+
+Reception (bridge → guest): frames wait in a bounded queue until the guest has posted buffers.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from struct import Struct
 from typing import TYPE_CHECKING
 
-from backends.net.bridge import Port
+from backends.net.bridge import Bridge, Port
 from backends.net.copies import CopyBatch
-from backends.net.frame import Frame, FramePool
+from backends.net.frame import MAC_MASK, Frame, FramePool
+from backends.net.lane import RX_FLAGS, RX_SLOT, Lane
+from backends.net.slots import EXTRA, MORE, TX_BASE, TX_SLOT, TX_WORDS, HostileFrontend, Packet, TxSlots
+from guest_kernel.errors import OutOfMemory
 from guest_kernel.net.device import Counters
+from guest_kernel.net.ring_words import write_words
 from hypervisor.abi.grant_table import GNTCOPY_dest_gref, GNTCOPY_source_gref
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, BackRing
@@ -26,39 +34,20 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 PAGE = 4096
-TX_REQUEST, TX_RESPONSE = netif.netif_tx_request.codec, netif.netif_tx_response.codec
+TX_RESPONSE = netif.netif_tx_response.codec
 RX_REQUEST, RX_RESPONSE = netif.netif_rx_request.codec, netif.netif_rx_response.codec
-MORE, EXTRA = netif.NETTXF_more_data, netif.NETTXF_extra_info
-EXTRA_MORE = netif.XEN_NETIF_EXTRA_FLAG_MORE
+ADDRESSES = Struct("<QI")
+"""The two Ethernet addresses of a frame, 12 bytes; see `_addresses`."""
+SPECIAL = (MORE | EXTRA) << 16
+BLANK = netif.NETTXF_csum_blank << 16
 OKAY, ERROR, NULL = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR, netif.NETIF_RSP_NULL
 ETHERNET_HEADER = 14
 
-RX_QUEUE = 256
-"""Frames that wait for a guest's buffers; more are dropped: a guest that posts none costs a bound (XSA-392)."""
-MAX_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
-FATAL_SLOTS = 20
-"""A frame of more slots than this is no mistake but an attack: the vif is closed (Linux's fatal_skb_slots)."""
+RX_QUEUE_PAGES = 256
+"""Pages of frames that wait for a guest's buffers; more are dropped: one that posts none costs a bound (XSA-392)."""
 
-Request = tuple[int, int, int, int, int]
-"""A tx request: gref, offset, flags, id, size."""
-
-
-class HostileFrontend(Exception):
-    """The frontend broke the protocol in a way that no answer on the ring can mend."""
-
-
-class Packet:
-    """One frame that a guest sends: its slots, and where its copies stand in the batch."""
-
-    __slots__ = ("first_copy", "frame", "last_copy", "nulls", "slots", "status")
-
-    def __init__(self, slots: list[Request], nulls: int) -> None:
-        self.slots = slots
-        self.nulls = nulls
-        """Extra info slots: each is answered with NETIF_RSP_NULL."""
-        self.frame: Frame | None = None
-        self.first_copy = self.last_copy = 0
-        self.status = OKAY
+Sent = tuple[Frame, list[int], list[int]]
+"""A frame on its way into a guest: the ids of its buffers; for each its copy's number in the batch, or -1."""
 
 
 class Vif(Port):
@@ -77,14 +66,20 @@ class Vif(Port):
         """Stands in the worker's queue."""
         self.touched: Callable[[Vif], None] = lambda vif: None
         """Told when a frame was put into the rx queue, so that the worker flushes it."""
-        self._tx = BackRing(tx, max(TX_REQUEST.size, TX_RESPONSE.size))
-        self._rx = BackRing(rx, max(RX_REQUEST.size, RX_RESPONSE.size))
         self.mapped: dict[int, memoryview] = {}
         """Pages of the guest that stay mapped, by grant reference (see `control`)."""
         self.writable: dict[int, memoryview] = {}
+        self.scatter = False
+        """The guest takes frames of several slots (feature-sg)."""
+        self.takes_blank = True
+        """The guest takes frames whose checksum is not filled in (no feature-no-csum-offload)."""
+        self._tx = BackRing(tx, TX_SLOT)
+        self._rx = BackRing(rx, RX_SLOT)
+        self._tx_words, self._rx_words = tx.cast("I"), rx.cast("Q")
         self._pool = pool
         self._copies = copies
         self._queue: deque[Frame] = deque()
+        self._queued_pages = 0
         self._trace = kernel.cpu.trace
 
     # -- guest to bridge ------------------------------------------------------------------------------------------
@@ -96,11 +91,26 @@ class Vif(Port):
             produced = ring.shared[REQ_PROD]
             if ring.request_overflow(produced):
                 raise HostileFrontend(f"tx ring overflow: req_prod {produced}, req_cons {ring.req_cons}")
-            packets = self._gather(produced)
-            if packets:
-                self._finish(packets)
-            elif not self._more_coming(produced):
+            before = ring.req_cons
+            try:
+                if produced != before:
+                    self._take(TxSlots(ring, self._tx_words, produced - before & MASK32))
+            finally:
+                if ring.req_cons != before:
+                    self._push(ring, "tx")
+            if ring.req_cons == before and not self._more_coming(produced):
                 return
+
+    def _take(self, slots: TxSlots) -> None:
+        """Serve these requests, up to the first packet whose end is missing. Raises HostileFrontend."""
+        at = 0
+        while at < slots.count:
+            after = self._express(slots, at)
+            if after == at:
+                after = self._carry(slots, at)
+            if after == at:
+                return
+            at = after
 
     def _more_coming(self, produced: int) -> bool:
         """Ask to be told of the next request; whether one has come meanwhile."""
@@ -111,106 +121,146 @@ class Vif(Port):
             return ring.shared[REQ_PROD] != produced
         return bool(ring.final_check_for_requests())
 
-    def _gather(self, produced: int) -> list[Packet]:
-        """Copy whole packets out of the ring and put their grant copies into the batch, as far as it goes."""
-        ring, copies = self._tx, self._copies
-        view, offsets, mask = ring.view, ring.offsets, ring.mask
-        packets: list[Packet] = []
-        index = ring.req_cons
-        while index != produced:
-            request: Request = TX_REQUEST.unpack_from(view, offsets[index & mask])
-            if request[2] & (MORE | EXTRA):
-                parsed = self._parse_long(request, index, produced)
-                if parsed is None:
+    def _push(self, ring: BackRing, what: str) -> None:
+        """Show the responses of a ring, and tell the guest if it wants to know."""
+        notify = ring.push_responses_and_check_notify()
+        if self._trace is not None:
+            self._trace(RING_PUSH, self.name, what, ring.rsp_prod_pvt, notify)
+        if notify:
+            self.kernel.events.notify(self.port)
+
+    # -- from page to page ----------------------------------------------------------------------------------------
+
+    def _express(self, slots: TxSlots, start: int) -> int:
+        """Move frames from the guest's mapped pages into others' mapped buffers; returns the slot where that ends.
+
+        It ends with a frame that is anything but ordinary, and leaves that to `_carry`. This loop is what a busy
+        network runs through, so it is one piece. A frame's addresses are read once, and only they decide where it goes.
+        """
+        bridge, mapped = self.bridge, self.mapped
+        if bridge is None or not mapped:
+            return start
+        addresses = ADDRESSES.unpack_from
+        lanes: dict[Vif, Lane] = {}
+        flow: tuple[int, ...] = ()
+        requests: list[int] = []
+        writable: dict[int, memoryview] = {}
+        special = SPECIAL
+        done = 0
+        for ref, mark, size in zip(slots.refs[start:], slots.marks[start:], slots.sizes[start:], strict=True):
+            source = mapped.get(ref)
+            length = size >> 16
+            offset = mark & 0xFFFF
+            if source is None or mark & special or length < ETHERNET_HEADER or offset + length > PAGE:
+                break
+            if flow != (key := addresses(source, offset)):
+                lane = self._find_lane(bridge, key, lanes)
+                if lane is None or (mark & BLANK and not lane.takes_blank):
                     break
-                packet, next_index = parsed
-            else:
-                packet = Packet([request], 0)
-                next_index = index + 1 & MASK32
-            if copies.count + 2 * len(packet.slots) > CopyBatch.CAPACITY:
+                flow, requests, writable, answer = key, lane.requests, lane.writable, lane.answers.append
+                special = SPECIAL if lane.takes_blank else SPECIAL | BLANK
+            if not requests:
+                break
+            request = requests.pop()
+            target = writable.get(request >> 32)
+            if target is None:
+                break
+            target[:length] = source[offset : offset + length]
+            answer(request & 0xFFFF | RX_FLAGS[mark >> 16 & 3] << 32 | length << 48)
+            done += 1
+        for vif, lane in lanes.items():
+            if lane.close():
+                vif._push(vif._rx, "rx")
+        if done:
+            bridge.counters.forwarded += done
+            self._answer_express(slots.sizes[start : start + done])
+        return start + done
+
+    def _find_lane(self, bridge: Bridge, addresses: tuple[int, ...], lanes: dict[Vif, Lane]) -> Lane | None:
+        """Return the lane to whom a frame with these addresses goes, if it goes to one vif that has a lane."""
+        low, high = addresses
+        target = bridge.route(low & MAC_MASK, low >> 48 | high << 16, self, bridge.now())
+        if target is self or not isinstance(target, Vif):
+            return None
+        lane = lanes.get(target) or target.open_lane()
+        if lane is not None:
+            lanes[target] = lane
+        return lane
+
+    def open_lane(self) -> Lane | None:
+        """Return a lane into the guest if it keeps buffers mapped, some are free, and no frame waits before."""
+        ring = self._rx
+        produced = ring.shared[REQ_PROD]
+        count = produced - ring.req_cons & MASK32
+        if self._queue or not self.writable or not count or ring.request_overflow(produced):
+            return None
+        return Lane(ring, self._rx_words, count, self.writable, self.counters, self.takes_blank)
+
+    def _answer_express(self, sizes: list[int]) -> None:
+        """Answer the requests at the head of the ring, given their ids and sizes, with NETIF_RSP_OKAY."""
+        ring, count = self._tx, len(sizes)
+        idents = [size & 0xFFFF for size in sizes]
+        write_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt, idents)
+        ring.rsp_prod_pvt = ring.rsp_prod_pvt + count & MASK32
+        ring.req_cons = ring.req_cons + count & MASK32
+        self.counters.rx_packets += count
+        self.counters.rx_bytes += sum(sizes) - sum(idents) >> 16
+
+    # -- over the bridge ------------------------------------------------------------------------------------------
+
+    def _carry(self, slots: TxSlots, at: int) -> int:
+        """Take packets into frames of our own, as many as one batch of copies can; returns the slot behind them.
+
+        Raises HostileFrontend.
+        """
+        copies = self._copies
+        packets: list[Packet] = []
+        after = at
+        while after < slots.count:
+            try:
+                packet = slots.packet(after)
+            except HostileFrontend:
+                if not packets:
+                    raise
+                # Those before it are good: it will be met again.
+                break
+            if packet is None or copies.count + 2 * len(packet.slots) > CopyBatch.CAPACITY:
                 break
             self._start(packet)
             packets.append(packet)
-            index = next_index
-        ring.req_cons = index
-        return packets
-
-    def _parse_long(self, first: Request, index: int, produced: int) -> tuple[Packet, int] | None:
-        """Read a packet of several slots; None if its end has not been pushed yet. Raises HostileFrontend."""
-        ring = self._tx
-        nulls = 0
-        index = index + 1 & MASK32
-        more_extra = first[2] & EXTRA
-        while more_extra:
-            if index == produced:
-                return None
-            extra = ring.copy(index)
-            index = index + 1 & MASK32
-            nulls += 1
-            more_extra = extra[1] & EXTRA_MORE
-            if nulls > MAX_SLOTS:
-                raise HostileFrontend("endless extra info slots")
-        slots = [first]
-        while slots[-1][2] & MORE:
-            if index == produced:
-                return None
-            slots.append(TX_REQUEST.unpack_from(ring.view, ring.offsets[index & ring.mask]))
-            index = index + 1 & MASK32
-            if len(slots) > FATAL_SLOTS:
-                raise HostileFrontend(f"a frame of more than {FATAL_SLOTS} slots")
-        return Packet(slots, nulls), index
+            after += len(packet.slots) + packet.extras
+        if packets:
+            self._tx.req_cons = self._tx.req_cons + after - at & MASK32
+            self._finish(packets)
+        return after
 
     def _start(self, packet: Packet) -> None:
         """Check a packet and put its copies into the batch; an impossible one only gets its error."""
-        slots = packet.slots
-        gref, offset, flags, _, size = slots[0]
-        copies = self._copies
-        packet.first_copy = packet.last_copy = copies.count
-        if len(slots) == 1 and not packet.nulls:
-            if size < ETHERNET_HEADER or offset + size > PAGE:
+        packet.first_copy = packet.last_copy = self._copies.count
+        try:
+            if not packet.is_possible(ETHERNET_HEADER, PAGE):
                 packet.status = ERROR
                 return
-            pages = self._pool.take(size)
-            packet.frame = Frame(self._pool, pages, size, flags)
-            packet.frame.references = 1
-            source = self.mapped.get(gref)
-            if source is not None:
-                pages[0].view[:size] = source[offset : offset + size]
-            else:
-                copies.add((gref, self.domid, offset, pages[0].mfn, DOMID_SELF, 0, size, GNTCOPY_source_gref))
-                packet.last_copy = copies.count
-            return
-        self._start_long(packet)
-
-    def _start_long(self, packet: Packet) -> None:
-        slots = packet.slots
-        total = slots[0][4]
-        lengths = [slot[4] for slot in slots[1:]]
-        lengths.insert(0, total - sum(lengths))
-        fits = all(
-            0 <= length <= PAGE - slot[1] if slot[1] < PAGE else not length
-            for slot, length in zip(slots, lengths, strict=True)
-        )
-        # Extra info was never offered (no feature-gso-*, no multicast control), so a frame that has some is an error.
-        if not fits or lengths[0] < 0 or total < ETHERNET_HEADER or len(slots) > MAX_SLOTS or packet.nulls:
+            pages = self._pool.take(packet.size)
+        except OutOfMemory:
             packet.status = ERROR
             return
-        pages = self._pool.take(total)
-        packet.frame = Frame(self._pool, pages, total, slots[0][2])
-        packet.frame.references = 1
+        frame = packet.frame = Frame(self._pool, pages, packet.size, packet.slots[0][2])
         place = 0
-        for slot, length in zip(slots, lengths, strict=True):
-            place = self._copy_slot(slot, length, packet.frame, place)
+        for slot, length in zip(packet.slots, packet.lengths, strict=True):
+            place = self._copy_slot(slot[0], slot[1], length, frame, place)
         packet.last_copy = self._copies.count
 
-    def _copy_slot(self, slot: Request, length: int, frame: Frame, place: int) -> int:
-        """Add the copies of one slot: two if its data crosses a page of the frame. A slot without data needs none."""
-        gref, offset = slot[0], slot[1]
+    def _copy_slot(self, gref: int, offset: int, length: int, frame: Frame, place: int) -> int:
+        """Copy the data of one slot, in two pieces if it crosses a page of the frame; returns the place behind it."""
+        source = self.mapped.get(gref)
         while length:
-            room = PAGE - place % PAGE
-            size = min(length, room)
-            mfn = frame.pages[place // PAGE].mfn
-            self._copies.add((gref, self.domid, offset, mfn, DOMID_SELF, place % PAGE, size, GNTCOPY_source_gref))
+            page, at = frame.pages[place // PAGE], place % PAGE
+            size = min(length, PAGE - at)
+            if source is not None:
+                page.view[at : at + size] = source[offset : offset + size]
+            else:
+                self._copies.add((gref, self.domid, offset, page.mfn, DOMID_SELF, at, size, GNTCOPY_source_gref))
             offset += size
             place += size
             length -= size
@@ -219,26 +269,11 @@ class Vif(Port):
     def _finish(self, packets: list[Packet]) -> None:
         """Do the copies, answer the guest, and hand the frames to the bridge."""
         statuses = self._copies.run()
-        ring = self._tx
-        view, offsets, mask = ring.view, ring.offsets, ring.mask
-        counters = self.counters
-        index = ring.rsp_prod_pvt
+        counters, bridge = self.counters, self.bridge
         for packet in packets:
             if any(statuses[packet.first_copy : packet.last_copy]):
                 packet.status = ERROR
-            for slot in packet.slots:
-                TX_RESPONSE.pack_into(view, offsets[index & mask], slot[3], packet.status)
-                index = index + 1 & MASK32
-            for _ in range(packet.nulls):
-                TX_RESPONSE.pack_into(view, offsets[index & mask], 0, NULL)
-                index = index + 1 & MASK32
-        ring.rsp_prod_pvt = index
-        notify = ring.push_responses_and_check_notify()
-        if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "tx", index, notify)
-        if notify:
-            self.kernel.events.notify(self.port)
-        bridge = self.bridge
+        self._answer_packets(packets)
         for packet in packets:
             frame = packet.frame
             if frame is None or packet.status != OKAY:
@@ -251,14 +286,33 @@ class Vif(Port):
             if frame is not None:
                 frame.put()
 
+    def _answer_packets(self, packets: list[Packet]) -> None:
+        """Put the responses of packets into the ring, without showing them."""
+        ring = self._tx
+        view, offsets, mask = ring.view, ring.offsets, ring.mask
+        index = ring.rsp_prod_pvt
+        for packet in packets:
+            for number, slot in enumerate(packet.slots):
+                TX_RESPONSE.pack_into(view, offsets[index & mask], slot[3], packet.status)
+                index = index + 1 & MASK32
+                # Extra info stands behind the first slot.
+                for _ in range(packet.extras if not number else 0):
+                    TX_RESPONSE.pack_into(view, offsets[index & mask], 0, NULL)
+                    index = index + 1 & MASK32
+        ring.rsp_prod_pvt = index
+
     # -- bridge to guest ------------------------------------------------------------------------------------------
 
     def deliver(self, frame: Frame) -> None:
-        """Queue a frame for the guest, unless too many wait already."""
-        if len(self._queue) >= RX_QUEUE:
+        """Queue a frame for the guest, unless too much waits already or the guest could not take it."""
+        pages = len(frame.pages)
+        if self._queued_pages + pages > RX_QUEUE_PAGES or (pages > 1 and not self.scatter):
             self.counters.tx_dropped += 1
             return
+        if not self.takes_blank:
+            frame.fill_checksum()
         frame.references += 1
+        self._queued_pages += pages
         self._queue.append(frame)
         if len(self._queue) == 1:
             # Otherwise the frames before this one have told, or wait for the guest's buffers.
@@ -286,64 +340,66 @@ class Vif(Port):
         ring.shared[REQ_EVENT] = ring.req_cons + need & MASK32
         return ring.shared[REQ_PROD] - ring.req_cons & MASK32 >= need
 
-    def _fill(self, produced: int) -> list[tuple[Frame, int, list[int]]]:
-        """Move waiting frames to the guest: (frame, its first copy in the batch or -1 if none, ids of the buffers)."""
-        ring, copies, domid = self._rx, self._copies, self.domid
-        view, offsets, mask, writable = ring.view, ring.offsets, ring.mask, self.writable
-        sent: list[tuple[Frame, int, list[int]]] = []
-        queue = self._queue
+    def _fill(self, produced: int) -> list[Sent]:
+        """Move waiting frames to the guest, as far as buffers and the batch of copies go."""
+        ring, copies, queue = self._rx, self._copies, self._queue
+        sent: list[Sent] = []
         while queue:
             frame = queue[0]
             need = len(frame.pages)
-            if produced - ring.req_cons & MASK32 < need or copies.count + need > copies.CAPACITY:
+            if produced - ring.req_cons & MASK32 < need or copies.count + need > CopyBatch.CAPACITY:
                 break
             queue.popleft()
-            first, idents, left = copies.count, [], frame.size
-            for page in frame.pages:
-                ident, _, gref = RX_REQUEST.unpack_from(view, offsets[ring.req_cons & mask])
-                ring.req_cons = ring.req_cons + 1 & MASK32
-                idents.append(ident)
-                size = min(left, PAGE)
-                left -= size
-                target = writable.get(gref) if need == 1 else None
-                if target is not None:
-                    target[:size] = page.view[:size]
-                else:
-                    copies.add((page.mfn, DOMID_SELF, 0, gref, domid, 0, size, GNTCOPY_dest_gref))
-            sent.append((frame, first if copies.count > first else -1, idents))
+            self._queued_pages -= need
+            sent.append(self._fill_buffers(frame))
         return sent
 
-    def _answer(self, sent: list[tuple[Frame, int, list[int]]]) -> None:
+    def _fill_buffers(self, frame: Frame) -> Sent:
+        """Take a buffer for each page of a frame, and copy the page into it or put the copy into the batch."""
+        ring = self._rx
+        idents, numbers, left = [], [], frame.size
+        for page in frame.pages:
+            ident, _, gref = RX_REQUEST.unpack_from(ring.view, ring.offset(ring.req_cons))
+            ring.req_cons = ring.req_cons + 1 & MASK32
+            size = min(left, PAGE)
+            left -= size
+            target = self.writable.get(gref)
+            if target is not None:
+                target[:size] = page.view[:size]
+                number = -1
+            else:
+                number = self._copies.add((page.mfn, DOMID_SELF, 0, gref, self.domid, 0, size, GNTCOPY_dest_gref))
+            idents.append(ident)
+            numbers.append(number)
+        return frame, idents, numbers
+
+    def _answer(self, sent: list[Sent]) -> None:
         """Do the copies and tell the guest."""
         statuses = self._copies.run()
         ring = self._rx
-        view, offsets, mask = ring.view, ring.offsets, ring.mask
-        counters = self.counters
         index = ring.rsp_prod_pvt
-        for frame, first, idents in sent:
-            # NETTXF_csum_blank and _data_validated have the same bits as their NETRXF_ counterparts.
-            flags = frame.flags & (netif.NETRXF_csum_blank | netif.NETRXF_data_validated)
-            left, last = frame.size, len(idents) - 1
-            for number, ident in enumerate(idents):
+        for frame, idents, numbers in sent:
+            flags, left = RX_FLAGS[frame.flags & 3], frame.size
+            for ident, number in zip(idents, numbers, strict=True):
                 size = min(left, PAGE)
                 left -= size
-                status = ERROR if first >= 0 and statuses[first + number] else size
-                more = netif.NETRXF_more_data if number < last else 0
-                RX_RESPONSE.pack_into(view, offsets[index & mask], ident, 0, (0 if number else flags) | more, status)
+                status = ERROR if number >= 0 and statuses[number] else size
+                more = netif.NETRXF_more_data if left else 0
+                RX_RESPONSE.pack_into(ring.view, ring.offset(index), ident, 0, flags | more, status)
                 index = index + 1 & MASK32
-            counters.tx_packets += 1
-            counters.tx_bytes += frame.size
+                flags = 0
+            self.counters.tx_packets += 1
+            self.counters.tx_bytes += frame.size
             frame.put()
         ring.rsp_prod_pvt = index
-        notify = ring.push_responses_and_check_notify()
-        if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "rx", index, notify)
-        if notify:
-            self.kernel.events.notify(self.port)
+        self._push(ring, "rx")
 
     def close(self) -> None:
         """Drop what waits and let go of the rings."""
         while self._queue:
             self._queue.popleft().put()
+        self._queued_pages = 0
+        self._tx_words.release()
+        self._rx_words.release()
         self._tx.release()
         self._rx.release()

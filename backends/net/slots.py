@@ -1,0 +1,108 @@
+"""What a guest sends, as words copied out of its tx ring; and the packets of several slots that they make up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guest_kernel.net.ring_words import read_words
+from hypervisor.abi.io import netif
+from hypervisor.abi.io.ring import HEADER_SIZE, BackRing
+
+if TYPE_CHECKING:
+    from backends.net.frame import Frame
+
+TX_SLOT = max(netif.netif_tx_request.size, netif.netif_tx_response.size)
+TX_WORDS, TX_BASE = TX_SLOT // 4, HEADER_SIZE // 4
+MORE, EXTRA = netif.NETTXF_more_data, netif.NETTXF_extra_info
+EXTRA_MORE = netif.XEN_NETIF_EXTRA_FLAG_MORE
+MAX_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
+FATAL_SLOTS = 20
+"""A frame of more slots than this is no mistake but an attack: the vif is closed (Linux's fatal_skb_slots)."""
+MAX_EXTRAS = netif.XEN_NETIF_EXTRA_TYPE_MAX - 1
+"""One of each type, which is more than anybody has been offered here."""
+
+Request = tuple[int, int, int, int, int]
+"""A tx request: gref, offset, flags, id, size."""
+
+
+class HostileFrontend(Exception):
+    """The frontend broke the protocol in a way that no answer on the ring can mend."""
+
+
+class TxSlots:
+    """A private copy of the requests that are new in a tx ring; nobody can change what was checked (XSA-155).
+
+    Of slot n: `refs[n]` is the grant reference, `marks[n]` offset | flags << 16, `sizes[n]` id | size << 16.
+    """
+
+    __slots__ = ("count", "marks", "refs", "sizes")
+
+    def __init__(self, ring: BackRing, words: memoryview, count: int) -> None:
+        self.count = count
+        place = (TX_WORDS, ring.size, ring.req_cons, count)
+        self.refs = read_words(words, TX_BASE, *place)
+        self.marks = read_words(words, TX_BASE + 1, *place)
+        self.sizes = read_words(words, TX_BASE + 2, *place)
+
+    def request(self, at: int) -> Request:
+        """Return slot `at` as a request."""
+        mark, size = self.marks[at], self.sizes[at]
+        return self.refs[at], mark & 0xFFFF, mark >> 16, size & 0xFFFF, size >> 16
+
+    def packet(self, at: int) -> Packet | None:
+        """Return the packet that begins in slot `at`; None if its end has not come yet. Raises HostileFrontend."""
+        first = self.request(at)
+        extras = 0
+        more = first[2] & EXTRA
+        while more:
+            extras += 1
+            if extras > MAX_EXTRAS:
+                raise HostileFrontend("endless extra info slots")
+            if at + extras >= self.count:
+                return None
+            # An extra slot begins with two bytes, type and flags.
+            more = self.refs[at + extras] >> 8 & EXTRA_MORE
+        slots = [first]
+        place = at + extras
+        while slots[-1][2] & MORE:
+            place += 1
+            if len(slots) >= FATAL_SLOTS:
+                raise HostileFrontend(f"a frame of more than {FATAL_SLOTS} slots")
+            if place >= self.count:
+                return None
+            slots.append(self.request(place))
+        return Packet(slots, extras)
+
+
+class Packet:
+    """One frame that a guest sends: its slots, and where its copies stand in the batch."""
+
+    __slots__ = ("extras", "first_copy", "frame", "last_copy", "lengths", "size", "slots", "status")
+
+    def __init__(self, slots: list[Request], extras: int) -> None:
+        self.slots = slots
+        self.extras = extras
+        """Extra info slots: each is answered with NETIF_RSP_NULL."""
+        self.size = slots[0][4]
+        self.lengths = [slot[4] for slot in slots]
+        """Bytes in each slot. The first slot tells the size of the whole, so its own length is what is left of it."""
+        self.lengths[0] -= sum(self.lengths[1:])
+        self.frame: Frame | None = None
+        self.first_copy = self.last_copy = 0
+        self.status = netif.NETIF_RSP_OKAY
+
+    def is_possible(self, smallest: int, page: int) -> bool:
+        """Whether sizes and offsets fit together and into pages of `page` bytes.
+
+        A slot without data may say what it likes about a page that nobody looks at (XSA-448). Extra info was never
+        offered (no feature-gso-*, no multicast control), so a frame that has some is an error.
+        """
+        return (
+            len(self.slots) <= MAX_SLOTS
+            and not self.extras
+            and self.size >= smallest
+            and all(
+                length == 0 or (length > 0 and slot[1] + length <= page)
+                for slot, length in zip(self.slots, self.lengths, strict=True)
+            )
+        )
