@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -134,7 +136,8 @@ def run(
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
             consoles=None if quiet else _console_log(guests),
         )
-        result = trio.run(_run_until_done, host, guests)
+        with _interrupting(host):
+            result = trio.run(host.run, guests)
     except UsageError as error:
         raise _OneSentence(str(error)) from None
     except InvariantError as error:
@@ -154,28 +157,26 @@ def _console_log(guests: Sequence[DomainConfig]) -> ConsoleLog:
     return ConsoleLog(write, width=min(width, 24), colour=out.isatty())
 
 
-async def _run_until_done(host: Host, guests: Sequence[DomainConfig]) -> HostResult:
-    """Run the host; a Ctrl-C stops it in order."""
-    result: HostResult | None = None
-    async with trio.open_nursery() as nursery:
+@contextmanager
+def _interrupting(host: Host) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask the host for its end."""
 
-        async def interrupts() -> None:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for _ in signals:
-                    click.echo("paravirt: shutting down (again: at once)", err=True)
-                    host.interrupt()
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        click.echo("paravirt: shutting down (again: at once)", err=True)
+        host.interrupt()
 
-        nursery.start_soon(interrupts)
-        result = await host.run(guests)
-        nursery.cancel_scope.cancel()
-    assert result is not None
-    return result
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _finish(result: HostResult) -> None:
     print_table(result, make_console())
     for domain in result.failures:
-        click.echo(f"paravirt: {domain.message or f'{domain.name} ended by {domain.reason}'}", err=True)
+        click.echo(f"paravirt: {domain.sentence}", err=True)
     sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)
 
 

@@ -94,6 +94,10 @@ class Host:
         self.kernels: dict[int, Kernel] = {}
         """The kernels of the domains, by number: their backends keep the accounts of traffic."""
         self.interrupts = 0
+        """How often a person has asked for the end."""
+        self._obeyed = 0
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._accounted: set[int] = set()
         self._names = {0: DOM0_NAME}
         self._disks: list[DiskController] = []
         self._units: dict[str, tuple[int, ...]] = {}
@@ -127,9 +131,20 @@ class Host:
         )
 
     def interrupt(self) -> None:
-        """Ask for the end, as a person at the keyboard: the guests shut down; asked again, they are destroyed."""
+        """Ask for the end, as a person at the keyboard: the guests shut down; asked again, they are destroyed.
+
+        Safe in a signal handler: it is done between two stretches of guest code.
+        """
         self.interrupts += 1
-        self._type("shutdown\n" if self.interrupts == 1 else "destroy\n")
+        if self._token is not None:
+            self._token.run_sync_soon(self._wake_up, idempotent=True)
+
+    def _obey_interrupts(self) -> None:
+        while self._obeyed < self.interrupts and self.lifecycle is not None:
+            self._obeyed += 1
+            self._type("shutdown\n" if self._obeyed == 1 else "destroy\n")
+
+    def _wake_up(self) -> None:
         self._wake.set()
 
     def _type(self, text: str) -> None:
@@ -139,7 +154,10 @@ class Host:
     async def _drain(self) -> None:
         """Run the pCPUs until dom0 has shut the host down."""
         hv = self.hv
+        self._token = trio.lowlevel.current_trio_token()
         while not hv.stopped:
+            if self._obeyed < self.interrupts:
+                self._obey_interrupts()
             try:
                 until = hv.sched.drain(STEPS)
             except GuestHangError as error:
@@ -283,7 +301,10 @@ class Host:
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
 
     def account(self, live: LiveDomain, reason: str) -> None:
-        """Add up what a life of a domain has used."""
+        """Add up what a life of a domain has used, once."""
+        if live.domid in self._accounted:
+            return
+        self._accounted.add(live.domid)
         result = self.results[live.plan.config.name]
         result.domid = live.domid
         result.lives += 1

@@ -55,6 +55,15 @@ class DomainResult:
         """Whether it did not end in order."""
         return bool(self.message) or self.reason not in OK_REASONS
 
+    @property
+    def sentence(self) -> str:
+        """What went wrong, for a person."""
+        if self.message:
+            return self.message
+        if self.reason == "crash":
+            return f"{self.name} crashed; its console says why"
+        return f"{self.name} has not ended in order: {self.reason}"
+
 
 @attrs.define
 class HostResult:
@@ -102,8 +111,6 @@ def print_table(result: HostResult, console: Console) -> None:
         collapse_padding=True,
         title=_title(result),
         title_justify="left",
-        caption=_CAPTION,
-        caption_justify="left",
     )
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
@@ -111,6 +118,7 @@ def print_table(result: HostResult, console: Console) -> None:
     for domain in result.domains:
         table.add_row(*_row(domain, both), style="red" if domain.failed else None)
     console.print(table)
+    console.print(_CAPTION, style="dim")
 
 
 _CAPTION = "grants: of others, mapped and copied. blocks: 512-byte sectors. packets: sent and received."
