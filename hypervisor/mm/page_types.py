@@ -67,6 +67,12 @@ EBUSY = 16
 
 _IO_TAG = DOMID_IO + 1
 _XEN_TAG = DOMID_XEN + 1
+_CHUNK = 64
+"""Entries of an L1 table that are looked at together. Divides the 512 of a table."""
+_RUN_SPAN = (_CHUNK - 1) << 12
+_ALL_WRITABLE = memoryview(bytes([PGT_writable_page]) * _CHUNK)
+_MAPPING = FRAME_MASK | PRESENT | RW
+_KERNEL_ENTRY = GUEST_KERNEL | USER
 _APIC_FRAMES = range(0xFEE00, 0xFEE01)
 """The local APIC: Xen's own, not even the hardware domain may map it."""
 
@@ -105,15 +111,61 @@ class PageTypes:
         return self._release_l1(mfn) if kind == PGT_l1_page_table else self._release_table(mfn, kind)
 
     def _validate_l1(self, mfn: int, owner: Domain) -> int:
+        """Take what all entries of an L1 table name, a chunk at a time: a run of neighbouring frames at once."""
+        base = mfn << 9
+        entries = self._q[base : base + ENTRIES].tolist()
+        done, error = 0, 0
+        while done < ENTRIES and not error:
+            chunk = entries[done : done + _CHUNK]
+            if not any(chunk):
+                done += _CHUNK
+            elif self._is_run(chunk, owner) and self._take_run((chunk[0] & FRAME_MASK) >> 12, owner.domid + 1):
+                extra = adjust_l1(chunk[0]) & ~chunk[0]
+                entries[done : done + _CHUNK] = [entry | extra for entry in chunk]
+                done += _CHUNK
+            else:
+                done, error = self._take_entries(entries, done, owner)
+        self._frames.progress[mfn] = done
+        self._q[base : base + ENTRIES] = memoryview(array("Q", entries))
+        self._written[mfn] = 1
+        return error
+
+    def _is_run(self, chunk: list[int], owner: Domain) -> bool:
+        """Whether the entries map neighbouring frames, all of them writable and with the same flags."""
+        first = chunk[0]
+        return (
+            first & (PRESENT | RW) == PRESENT | RW
+            and not first & self.l1_disallowed(owner)
+            and chunk[-1] - first == _RUN_SPAN
+            and chunk == list(range(first, first + _RUN_SPAN + 1, 1 << 12))
+        )
+
+    def _take_run(self, first: int, tag: int) -> bool:
+        """Take a writable reference to each frame of a run; False, and none taken, if one needs a closer look."""
+        frames = self._frames
+        end = first + _CHUNK
+        if end > frames.frames or frames.owner_tag[first:end] != memoryview(array("H", (tag,)) * _CHUNK):
+            return False
+        held = frames.type_count[first:end].tolist()
+        references = frames.count[first:end].tolist()
+        if max(held) == MAX_COUNT or max(references) == MAX_COUNT:
+            return False
+        if not any(held):
+            frames.type[first:end] = _ALL_WRITABLE
+        elif frames.type[first:end] != _ALL_WRITABLE:
+            return False
+        frames.type_count[first:end] = memoryview(array("I", [count + 1 for count in held]))
+        frames.count[first:end] = memoryview(array("I", [count + 1 for count in references]))
+        return True
+
+    def _take_entries(self, entries: list[int], start: int, owner: Domain) -> tuple[int, int]:
+        """Take what the entries of one chunk name, one by one: (index of the next entry, errno or 0)."""
         frames = self._frames
         count, type_count, types, tags = frames.count, frames.type_count, frames.type, frames.owner_tag
         nr_frames, tag = frames.frames, owner.domid + 1
         slow_bits = self.l1_disallowed(owner)
-        base = mfn << 9
-        entries = self._q[base : base + ENTRIES].tolist()
-        index = 0
-        error = 0
-        for index, entry in enumerate(entries):
+        for index in range(start, start + _CHUNK):
+            entry = entries[index]
             if not entry & PRESENT:
                 continue
             target = (entry & FRAME_MASK) >> 12
@@ -123,40 +175,63 @@ class PageTypes:
                     if not held:
                         types[target] = PGT_writable_page
                     elif types[target] != PGT_writable_page or held == MAX_COUNT:
-                        error = EBUSY
-                        break
+                        return index, EBUSY
                     type_count[target] = held + 1
                 count[target] += 1
             else:
                 entry = self.take_l1(entry, owner, owner)
                 if entry < 0:
-                    error = -entry
-                    break
-            if not entry & USER:
-                entries[index] = entry | GUEST_KERNEL | USER
-            else:
-                entries[index] = adjust_l1(entry)
-        else:
-            index = ENTRIES
-        frames.progress[mfn] = index
-        self._q[base : base + ENTRIES] = memoryview(array("Q", entries))
-        self._written[mfn] = 1
-        return error
+                    return index, -entry
+            entries[index] = entry | _KERNEL_ENTRY if not entry & USER else adjust_l1(entry)
+        return start + _CHUNK, 0
 
     def _release_l1(self, mfn: int) -> int:
-        frames = self._frames
-        count, type_count = frames.count, frames.type_count
-        nr_frames = frames.frames
+        progress = self._frames.progress
         base = mfn << 9
-        entries = self._q[base : base + frames.progress[mfn]].tolist()
-        put_page, put_l1 = frames.put_page, self.put_l1
+        entries = self._q[base : base + progress[mfn]].tolist()
+        for start in range(0, len(entries), _CHUNK):
+            chunk = entries[start : start + _CHUNK]
+            if any(chunk) and not self._put_run(chunk):
+                self._put_entries(chunk)
+        progress[mfn] = 0
+        return 0
+
+    def _put_run(self, chunk: list[int]) -> bool:
+        """Drop what a chunk that maps neighbouring frames writable holds; False and nothing dropped if it is none."""
+        first = chunk[0]
+        if (
+            len(chunk) != _CHUNK
+            or first & (PRESENT | RW) != PRESENT | RW
+            or chunk[-1] - first != _RUN_SPAN
+            or (first & FRAME_MASK) + _RUN_SPAN >= self._frames.frames << 12
+        ):
+            return False
+        # Accessed and dirty bits differ from entry to entry, and mean nothing here.
+        if [entry & _MAPPING for entry in chunk] != list(
+            range(first & _MAPPING, (first & _MAPPING) + _RUN_SPAN + 1, 4096)
+        ):
+            return False
+        frames = self._frames
+        mfn = (first & FRAME_MASK) >> 12
+        end = mfn + _CHUNK
+        references = frames.count[mfn:end].tolist()
+        held = frames.type_count[mfn:end].tolist()
+        if min(references) < 2 or min(held) < 1 or frames.type[mfn:end] != _ALL_WRITABLE:
+            return False
+        frames.count[mfn:end] = memoryview(array("I", [count - 1 for count in references]))
+        frames.type_count[mfn:end] = memoryview(array("I", [count - 1 for count in held]))
+        return True
+
+    def _put_entries(self, entries: list[int]) -> None:
+        """Drop what L1 entries hold, one by one."""
+        frames = self._frames
+        count, type_count, nr_frames = frames.count, frames.type_count, frames.frames
         for entry in entries:
             if not entry & PRESENT:
                 continue
             target = (entry & FRAME_MASK) >> 12
             if not 0 < target < nr_frames:
-                put_l1(entry)
-                continue
+                continue  # no memory there: the entry holds nothing
             if entry & RW:
                 held = type_count[target]
                 if not held:
@@ -166,9 +241,7 @@ class PageTypes:
             if held > 1:
                 count[target] = held - 1
             else:
-                put_page(target)
-        frames.progress[mfn] = 0
-        return 0
+                frames.put_page(target)
 
     def _validate_table(self, mfn: int, level: int, owner: Domain) -> int:
         q, progress = self._q, self._frames.progress
