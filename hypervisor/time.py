@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
-from hypervisor.vcpu import VPF_BLOCKED
+from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -156,7 +156,7 @@ class GuestTime:
         """Put a vCPU to sleep until one of the ports is pending, or until `deadline` (0 = for ever)."""
         vcpu.poll_ports = ports
         vcpu.domain.pollers += 1
-        vcpu.pause_flags |= VPF_BLOCKED
+        vcpu.pause_flags |= VPF_BLOCKED | VPF_POLLING
         if deadline:
             vcpu.poll_timer = self.hv.timers.add(deadline, lambda: self.hv.sched.wake(vcpu))
         return 0

@@ -17,6 +17,9 @@ VPF_DOWN = 2
 VPF_PAUSED = 4
 """`pause_count` of the vCPU or of its domain is not zero, or the domain has shut down."""
 
+VPF_POLLING = 8
+"""Together with `VPF_BLOCKED`: it sits in SCHEDOP_poll."""
+
 NR_VIRQS = 24
 
 

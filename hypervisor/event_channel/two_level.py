@@ -25,7 +25,8 @@ SELECTOR_Q = xen.vcpu_info.offset("evtchn_pending_sel") >> 3
 def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
     """Return `set_pending(channel)`: mark the port pending and tell its vCPU, unless it is masked."""
     b, q, written = hv.memory.b, hv.memory.q, hv.memory.written
-    wake = hv.sched.wake
+    wake, plain = hv.sched.wake, hv.sched.plain
+    clock, queue = hv.clock, hv.sched.run_queue.append
     trace = hv.trace
 
     def set_pending(channel: Channel) -> None:
@@ -47,7 +48,13 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
                     written[info >> 12] = 1
                 if not b[info]:
                     b[info] = 1
-                    if vcpu.pause_flags & VPF_BLOCKED:
+                    if plain and vcpu.pause_flags == VPF_BLOCKED and not vcpu.queued:
+                        # `Scheduler.wake`, written out: it is a twentieth of a notification.
+                        vcpu.pause_flags = 0
+                        vcpu.queued = True
+                        vcpu.ready_at = clock.now
+                        queue(vcpu)
+                    elif vcpu.pause_flags & VPF_BLOCKED:
                         wake(vcpu)
         if channel.domain.pollers:
             check_pollers(channel)

@@ -9,13 +9,12 @@ the same loop follows the wall clock, and a pCPU whose guest computes is simply 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
 
 from hypervisor.abi.tracepoints import DESCHEDULE, SCHEDULE, WAKE
-from hypervisor.vcpu import VPF_BLOCKED
+from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -62,7 +61,8 @@ class Scheduler:
         self.hypercalls_before = 0
         """`running.hypercalls` when it was resumed: what it did since has not been charged yet."""
         self._single = nr_pcpus == 1
-        self.wake = self._make_wake()
+        self.plain = self._single and not hv.clock.real and hv.trace is None
+        """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -78,26 +78,13 @@ class Scheduler:
 
     # -- waking and sleeping --------------------------------------------------------------------------------------
 
-    def _make_wake(self) -> Callable[[VCpu], None]:
-        """Return `wake(vcpu)`: end its wait for an event; queue it unless something else stops it."""
-        hv, clock, append = self.hv, self.hv.clock, self.run_queue.append
-        quick = self._single and hv.trace is None
-
-        def wake(vcpu: VCpu) -> None:
-            if vcpu.poll_ports is not None:
-                self._end_poll(vcpu)
-            vcpu.pause_flags = flags = vcpu.pause_flags & ~VPF_BLOCKED
-            if flags or vcpu.queued:
-                return
-            if quick and not hv.sleeping:
-                # As `enqueue` does, without a look at what is switched off.
-                vcpu.queued = True
-                vcpu.ready_at = clock.now
-                append(vcpu)
-            else:
-                self.enqueue(vcpu)
-
-        return wake
+    def wake(self, vcpu: VCpu) -> None:
+        """End the vCPU's wait for an event; put it on the run queue unless something else stops it."""
+        if vcpu.poll_ports is not None:
+            self._end_poll(vcpu)
+        vcpu.pause_flags = flags = vcpu.pause_flags & ~(VPF_BLOCKED | VPF_POLLING)
+        if not flags and not vcpu.queued:
+            self.enqueue(vcpu)
 
     def enqueue(self, vcpu: VCpu) -> None:
         """Put a vCPU that nothing stops any more at the tail of the run queue."""
@@ -256,7 +243,7 @@ class Scheduler:
         clock, timers = self.hv.clock, self.hv.machine.timers
         self.running = None
         deadline = timers.prune()
-        if deadline == NEVER:
+        if deadline == NEVER and until == NEVER:
             return False
         if deadline > until:
             # One that was cancelled stood in front.
