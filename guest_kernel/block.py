@@ -151,8 +151,19 @@ class BlockDevice:
         self.sectors_read += count
         if count > self.max_sectors:
             return b"".join([request.data for request in await self._perform_split(READ, sector, count, b"")])
+        # `_perform`, written out: the path that most transfers take.
         request = BlockRequest(READ, sector, count)
-        await self._perform(request)
+        pending = self.pending
+        pending.append(request)
+        queue = self.queue
+        if queue is not None:
+            queue.run(pending)
+        else:
+            self.restart()
+        if not request.done:
+            await request.waiters.wait()
+        if request.error:
+            raise self._failure(READ, sector, count, request.error)
         return request.data  # type: ignore[return-value]
 
     async def write(self, sector: int, data: bytes | bytearray | memoryview) -> None:
@@ -182,13 +193,8 @@ class BlockDevice:
         await self._perform(BlockRequest(FLUSH, 0, 0))
 
     async def _perform(self, request: BlockRequest) -> None:
-        pending = self.pending
-        pending.append(request)
-        queue = self.queue
-        if queue is not None:
-            queue.run(pending)
-        else:
-            self.restart()
+        self.pending.append(request)
+        self.restart()
         if not request.done:
             await request.waiters.wait()
         if request.error:

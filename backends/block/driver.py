@@ -41,7 +41,6 @@ class _Vbd:
         self.disk: Disk | None = None
         self.info = 0
         self.ring_grant: MappedGrant | None = None
-        self.ring: BackRing | None = None
         self.mapper: GrantMapper | None = None
         self.server: BlockServer | None = None
         self.port = -1
@@ -103,9 +102,9 @@ class BlockBack(XenbusDriver):
         if grant.status < 0:
             raise OSError(f"mapping ring-ref {ring_ref} of domain {device.otherend_id}: grant status {grant.status}")
         vbd.ring_grant = grant
-        vbd.ring = BackRing(grant.view, protocol.entry_size)
+        ring = BackRing(grant.view, protocol.entry_size)
         vbd.mapper = GrantMapper(self.kernel.grants, device.otherend_id, limit)
-        server = BlockServer(self.kernel, vbd.name, disk, vbd.ring, protocol, vbd.mapper)
+        server = BlockServer(self.kernel, vbd.name, disk, ring, protocol, vbd.mapper)
         server.on_broken = lambda why: self._broken(device, why)
         vbd.server = server
         vbd.flusher = self.kernel.spawn(_flush(server), f"{vbd.name} responses")
@@ -133,7 +132,7 @@ class BlockBack(XenbusDriver):
         server, vbd.server = vbd.server, None
         if server is not None:
             await _drain(server)
-            server.port = -1
+            server.release()
         if vbd.flusher is not None:
             vbd.flusher.cancel()
             vbd.flusher = None
@@ -143,9 +142,6 @@ class BlockBack(XenbusDriver):
         if vbd.mapper is not None:
             vbd.mapper.release()
             vbd.mapper = None
-        if vbd.ring is not None:
-            vbd.ring.release()
-            vbd.ring = None
         if vbd.ring_grant is not None:
             self.kernel.grants.unmap([vbd.ring_grant])
             vbd.ring_grant = None

@@ -392,3 +392,9 @@ class BlockServer:
     def stop(self) -> None:
         """Take no more requests. What was taken is still performed and answered: wait for `drained` then."""
         self.stopped = self.unusual = True
+
+    def release(self) -> None:
+        """Let go of the ring's views, so that it can be unmapped. Nothing may be in flight; the server is unusable."""
+        self.port = -1
+        self._taking = self.answering = None  # type: ignore[assignment]
+        self.ring.release()

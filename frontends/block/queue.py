@@ -10,15 +10,13 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from struct import Struct
 from typing import TYPE_CHECKING, final
 
-from frontends.block.slots import MAX_SECTORS, SECTOR_SHIFT, PagePool, Slot
+from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, PagePool, Slot
 from guest_kernel.block import FLUSH, READ, WRITE, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
-    BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
@@ -35,12 +33,7 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
     from guest_kernel.mm import Page
 
-_SEGMENTS_OFFSET = blkif_request.offset("seg")
-_REQUESTS = tuple(Struct(f"<BBHxxxxQQ{8 * n}s") for n in range(BLKIF_MAX_SEGMENTS_PER_REQUEST + 1))
-"""By number of segments: operation, nr_segments, handle, id, sector_number, and the segments as bytes."""
-assert _REQUESTS[0].size == _SEGMENTS_OFFSET
-assert _REQUESTS[-1].size == blkif_request.size
-_RESPONSE: Struct = blkif_response.codec
+_UNPACK = blkif_response.codec.unpack_from
 
 
 assert (READ, WRITE) == (BLKIF_OP_READ, BLKIF_OP_WRITE)
@@ -80,6 +73,9 @@ class FrontQueue:
         self.ring = FrontRing.initialise(self._page.view, blkif_request.size)
         self._slots = [Slot(index) for index in range(self.ring.size)]
         self._free = self._slots[::-1]
+        # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
+        ring = self.ring
+        self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._slots, self._free)
         self.ring_ref = -1
         self.port = -1
         try:
@@ -105,19 +101,35 @@ class FrontQueue:
 
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
-        free = self._free
-        if not pending or not free or self.broken:
+        ring, view, shared, offsets, mask, _, free = self._hot
+        if self.broken:
             return
-        ring = self.ring
         prod = old = ring.req_prod_pvt
         while pending and free:
             request = pending.popleft()
             slot = free.pop()
-            error = self._put(request, slot, ring.offsets[prod & ring.mask])
-            if error:
-                free.append(slot)
-                request.finish(error)
-                continue
+            op = request.op
+            shape = slot.shapes.get(request.count)
+            if shape is None or op or not self.pool.persistent:
+                error = self._put(request, slot, offsets[prod & mask])
+                if error:
+                    free.append(slot)
+                    request.finish(error)
+                    continue
+            else:
+                # `_put` for a read into pages that are granted already, written out.
+                slot.op = op
+                slot.shape = shape
+                shape.pack_into(
+                    view,
+                    offsets[prod & mask],
+                    op,
+                    shape.segments,
+                    self._handle,
+                    slot.index,
+                    request.sector,
+                    shape.descriptors,
+                )
             slot.request = request
             slot.serial = prod
             prod = (prod + 1) & MASK32
@@ -126,7 +138,6 @@ class FrontQueue:
         ring.req_prod_pvt = prod
         # push_requests_and_check_notify, written out. `old` is our own copy of what the ring held: the backend cannot
         # suppress a notification by changing req_prod.
-        shared = ring.shared
         shared[REQ_PROD] = prod
         notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
         trace = self._cpu.trace
@@ -138,12 +149,13 @@ class FrontQueue:
     def _put(self, request: BlockRequest, slot: Slot, offset: int) -> int:
         """Write a request into the ring, its data into the slot's pages; returns 0, or why that cannot be."""
         op = request.op
+        view = self.ring.view
         if op == FLUSH:
             slot.op = op = self.flush_op
             if op < 0:
                 return errno.EOPNOTSUPP
             slot.shape = None
-            _REQUESTS[0].pack_into(self.ring.view, offset, op, 0, self._handle, slot.index, 0, b"")
+            REQUESTS[0].pack_into(view, offset, op, 0, self._handle, slot.index, 0, b"")
             return 0
         shape = slot.shapes.get(request.count)
         if shape is None:
@@ -161,15 +173,14 @@ class FrontQueue:
         slot.shape = shape
         if not self.pool.persistent:
             self.pool.grant(slot, segments, op == WRITE)
-        _REQUESTS[segments].pack_into(
-            self.ring.view, offset, op, segments, self._handle, slot.index, request.sector, shape.descriptors
-        )
+        shape.pack_into(view, offset, op, segments, self._handle, slot.index, request.sector, shape.descriptors)
         return 0
 
     def _interrupt(self) -> None:
         """The upcall: take all responses, finish their requests, and fill the slots that became free."""
         ring = self.ring
         shared = ring.shared
+        device = self._device
         while not self.broken:
             cons = ring.rsp_cons
             prod = shared[RSP_PROD]
@@ -182,7 +193,6 @@ class FrontQueue:
                 self._break(f"the backend claims responses up to {prod} for requests up to {ring.req_prod_pvt}")
                 return
             self._take(cons, prod)
-            device = self._device
             if device.queue is self:
                 if device.pending:
                     self.run(device.pending)
@@ -191,15 +201,10 @@ class FrontQueue:
 
     def _take(self, cons: int, prod: int) -> None:
         """Take the responses between two ring indices."""
-        ring = self.ring
-        view = ring.view
-        offsets = ring.offsets
-        mask = ring.mask
-        slots = self._slots
-        free = self._free
+        ring, view, _, offsets, mask, slots, free = self._hot
         persistent = self.pool.persistent
         trace = self._cpu.trace
-        unpack = _RESPONSE.unpack_from
+        unpack = _UNPACK
         while cons != prod:
             index, op, status = unpack(view, offsets[cons & mask])
             slot = slots[index & mask]

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, final
 
 from hypervisor.abi.grant_table import GTF_permit_access, GTF_readonly
-from hypervisor.abi.io.blkif import BLKIF_MAX_SEGMENTS_PER_REQUEST, blkif_request_segment
+from hypervisor.abi.io.blkif import BLKIF_MAX_SEGMENTS_PER_REQUEST, blkif_request, blkif_request_segment
 
 if TYPE_CHECKING:
     from guest_kernel.block import BlockRequest
@@ -26,14 +26,21 @@ MAX_SECTORS = BLKIF_MAX_SEGMENTS_PER_REQUEST * SECTORS_PER_PAGE
 Withheld = tuple[int, "Page"]
 """A grant reference that could not be taken back, and its page."""
 
+REQUESTS = tuple(Struct(f"<BBHxxxxQQ{8 * n}s") for n in range(BLKIF_MAX_SEGMENTS_PER_REQUEST + 1))
+"""By number of segments: operation, nr_segments, handle, id, sector_number, and the segments as bytes."""
+assert REQUESTS[0].size == blkif_request.offset("seg")
+assert REQUESTS[-1].size == blkif_request.size
 _SEGMENT: Struct = blkif_request_segment.codec
 
 
 @final
 class Shape:
-    """How one slot transfers a number of sectors: segment descriptors, and views of the bytes they cover, in order."""
+    """How one slot transfers a number of sectors: segment descriptors, and views of the bytes they cover, in order.
 
-    __slots__ = ("descriptors", "parts", "segments", "view")
+    `pack_into(view, offset, operation, segments, handle, id, sector_number, descriptors)` writes such a request.
+    """
+
+    __slots__ = ("descriptors", "pack_into", "parts", "segments", "view")
 
     def __init__(self, pages: list[Page], refs: list[int], sectors: int) -> None:
         self.segments = -(-sectors // SECTORS_PER_PAGE)
@@ -41,6 +48,7 @@ class Shape:
         self.descriptors = b"".join(_SEGMENT.pack(refs[n], 0, last[n]) for n in range(self.segments))
         self.parts = tuple(pages[n].view[: (last[n] + 1) << SECTOR_SHIFT] for n in range(self.segments))
         self.view = self.parts[0]
+        self.pack_into = REQUESTS[self.segments].pack_into
 
 
 @final
