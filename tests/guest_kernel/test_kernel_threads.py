@@ -350,3 +350,25 @@ def test_interrupting_the_host_passes_through_the_guest() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(main)
+
+
+def test_a_guest_that_exits_ends_itself_and_not_the_host() -> None:
+    """Also the way in which a guest that never yields is ended: SystemExit is no Exception that it could swallow."""
+
+    async def in_a_thread(kernel: Kernel) -> None:
+        try:
+            raise SystemExit("enough")
+        except Exception:
+            await kernel.never()
+
+    async def in_a_handler(kernel: Kernel) -> None:
+        def handler() -> None:
+            raise SystemExit("enough")
+
+        kernel.timers.add(kernel.monotonic_ns(), handler)
+        await kernel.never()
+
+    for main in (in_a_thread, in_a_handler):
+        machine = run(main)
+        assert machine.shutdown == SHUTDOWN_crash
+        assert b"SystemExit: enough" in machine.read_console()
