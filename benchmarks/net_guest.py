@@ -1,0 +1,76 @@
+"""The guests of `benchmarks/net.py`: one sends Ethernet frames of 1500 bytes as fast as it can, the other counts them."""
+
+import json
+import time
+from pathlib import Path
+
+from guest_kernel.guest import Guest
+from guest_kernel.net.addresses import mac_from_text
+from guest_kernel.threads import Event
+
+SIZE = 1500
+BURST = 256
+EXPERIMENT, STOP = b"\x88\xb5", b"\x88\xb6"
+
+
+class Sender(Guest):
+    """Arguments: the receiver's address, seconds of one measurement, measurements."""
+
+    async def main(self) -> None:
+        to, seconds, repeats = mac_from_text(self.args[0]), float(self.args[1]), int(self.args[2])
+        device = (await self.net.interface("eth0")).device
+        heard = Event()
+        device.received = lambda frame, validated: heard.set()
+        addresses = to + device.mac
+        frames = [(addresses + EXPERIMENT + bytes([n])).ljust(SIZE, b"\x5a") for n in range(BURST)]
+        for number in range(repeats + 1):
+            # The first round is not measured: the buffers of both guests become known to the backend.
+            end = time.process_time() + (seconds if number else min(seconds, 0.2))
+            while time.process_time() < end:
+                sent = 0
+                while sent < BURST:
+                    await device.wait_for_room()
+                    sent += device.transmit_many(frames[sent:])
+            heard.clear()
+            while not heard.is_set():
+                await device.wait_for_room()
+                device.transmit((addresses + STOP).ljust(60, b"\0"))
+                await self.sleep(0.001)
+
+
+class Receiver(Guest):
+    """Arguments: the file for the results (frames, seconds of processor time), measurements."""
+
+    async def main(self) -> None:
+        results, repeats = Path(self.args[0]), int(self.args[1])
+        device = (await self.net.interface("eth0")).device
+        rounds = []
+        for _ in range(repeats + 1):
+            rounds.append(await self.count(device))
+        results.write_text(json.dumps(rounds[1:]))
+
+    async def count(self, device) -> tuple[int, float]:
+        """Count the frames of one round; returns that, and the time from its first to its last frame."""
+        stopped = Event()
+        frames = 0
+        first = last = b""
+        now = time.process_time
+        start = 0.0
+
+        def received(frame: bytes, validated: bool) -> None:
+            nonlocal frames, start, first, last
+            if frame[12:14] == EXPERIMENT:
+                if not frames:
+                    start, first = now(), frame
+                frames += 1
+            else:
+                last = frame
+                stopped.set()
+
+        device.received = received
+        await stopped.wait()
+        spent = now() - start
+        device.received = lambda frame, validated: None
+        device.transmit(last[6:12] + last[:6] + STOP + bytes(46))
+        assert len(first) == SIZE
+        return frames, spent
