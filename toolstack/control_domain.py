@@ -24,8 +24,8 @@ from toolstack.xl_config import DomainConfig
 class Host(Platform, Protocol):
     """What the simulator does for dom0 beyond the domains."""
 
-    def started(self, lifecycle: Lifecycle) -> None:
-        """Take note of the toolstack: it is up."""
+    def started(self, lifecycle: Lifecycle, xenstored: XenStored) -> None:
+        """Take note of the toolstack and the store: they are up."""
         ...
 
 
@@ -45,12 +45,13 @@ class ControlDomain:
         """Run the host's domains; returns when the last of them is gone."""
         kernel = self.kernel
         lifecycle = Lifecycle(kernel, self.host)
-        XenStored(kernel, lifecycle.xc.domain_info, domain_infos=lifecycle.xc.domain_infos).start()
+        xenstored = XenStored(kernel, lifecycle.xc.domain_info, domain_infos=lifecycle.xc.domain_infos)
+        xenstored.start()
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
         XenConsoled(kernel, self.console).start()
-        self.host.started(lifecycle)
         keyboard = kernel.spawn(self._obey(lifecycle), "serial line")
+        self.host.started(lifecycle, xenstored)
         await lifecycle.run(self.plans)
         keyboard.cancel()
 

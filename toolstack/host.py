@@ -15,6 +15,7 @@ import trio
 
 from backends.block import BlockBack
 from backends.net import NetBack
+from backends.xenstored.daemon import XenStored
 from guest_kernel.guest import Guest
 from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
@@ -32,6 +33,7 @@ from toolstack.builder import kernel_segments
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
 from toolstack.errors import UsageError
+from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.preparation import SECTOR, UUID_SPACE, NicSpec, Preparation, prepare
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
@@ -90,6 +92,8 @@ class Host:
         self.policy: Policy = _policy(schedule)
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
+        self.xenstored: XenStored
+        self._ports_before = 0
         self.results: dict[str, DomainResult] = {DOM0_NAME: DomainResult(DOM0_NAME)}
         self.kernels: dict[int, Kernel] = {}
         """The kernels of the domains, by number: their backends keep the accounts of traffic."""
@@ -286,9 +290,15 @@ class Host:
 
     # -- what the simulator does for the toolstack (`lifecycle.Platform`) -----------------------------------------
 
-    def started(self, lifecycle: Lifecycle) -> None:
-        """Take note of the toolstack in dom0."""
+    def started(self, lifecycle: Lifecycle, xenstored: XenStored) -> None:
+        """Take note of the toolstack and the store in dom0."""
         self.lifecycle = lifecycle
+        self.xenstored = xenstored
+        self._ports_before = ports_in_use(self.hv)
+
+    def leaks(self) -> list[str]:
+        """Return what the guests have left behind, after a run: nothing, or there is a bug."""
+        return find_leaks(self.hv, self.xenstored, self._ports_before)
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
         """Make a new domain's processors execute an image."""
