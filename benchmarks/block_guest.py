@@ -1,0 +1,64 @@
+"""The guest of `benchmarks/block.py`: reads its disk from front to back, in three ways, as fast as it can."""
+
+import json
+import time
+from pathlib import Path
+
+from guest_kernel.block import BlockDevice
+from guest_kernel.guest import Guest
+
+PAGE_SECTORS = 8
+LARGE_SECTORS = 88
+
+
+SLICE_NS = 20_000_000
+
+
+def write_results(path: str, found: dict[str, tuple[int, int]]) -> None:
+    """Leave the results outside of the simulated host, where the benchmark waits for them."""
+    Path(path).write_text(json.dumps(found))
+
+
+class BlockReader(Guest):
+    """Arguments (`extra`): how many slices of 20 ms for each load, and the file that the results are written to."""
+
+    async def main(self) -> None:
+        slices = int(self.args[0])
+        disk = await self.disk("xvda")
+        found = {}
+        for name, depth, count in (("qd1", 1, PAGE_SECTORS), ("qd32", 32, PAGE_SECTORS), ("large", 32, LARGE_SECTORS)):
+            found[name] = await self.load(disk, depth, count, slices)
+        write_results(self.args[1], found)
+
+    async def load(self, disk: BlockDevice, depth: int, count: int, slices: int) -> tuple[int, int]:
+        """Keep `depth` reads of `count` sectors going; returns requests and nanoseconds of the best slice."""
+        last = disk.sectors - count
+        sector = requests = 0
+        now = time.thread_time_ns
+        best = (0, 1)
+        running = True
+
+        async def reader() -> None:
+            nonlocal sector, requests
+            while running:
+                at = sector if sector <= last else 0
+                sector = at + count
+                await disk.read(at, count)
+                requests += 1
+
+        async def watch() -> None:
+            nonlocal best, running
+            for _ in range(slices):
+                before, start = requests, now()
+                while now() - start < SLICE_NS:
+                    await self.kernel.sleep(500_000)
+                slice_ = (requests - before, now() - start)
+                if slice_[0] * best[1] > best[0] * slice_[1]:
+                    best = slice_
+            running = False
+
+        threads = [self.kernel.spawn(reader(), f"reader {n}") for n in range(depth)]
+        threads.append(self.kernel.spawn(watch(), "watch"))
+        for thread in threads:
+            await thread.join()
+        return best
