@@ -272,7 +272,9 @@ class Reservations:
         new: list[int] = []
         if not error:
             for _ in range(1 << out_order):
-                mfn = -1 if domain.is_dying else frames.heap.alloc(wanted.extent_order)
+                mfn = -1
+                if not domain.is_dying and self._mm.claims.available(domain) >= 1 << wanted.extent_order:
+                    mfn = frames.heap.alloc(wanted.extent_order)
                 if mfn < 0:
                     error = errno.ENOMEM
                     break

@@ -205,9 +205,12 @@ def test_claims(world: World, guest: Guest) -> None:
     assert claim(dom0, free + 1) == -errno.ENOMEM
     assert claim(dom0, free - 10) == 0
     assert claim(dom0, 20) == EINVAL  # one at a time
-    # Nobody else gets what is promised.
-    other = world.hv.domain_ops
-    assert other is not None
+    # Nobody else gets what is promised, not by exchange either.
+    spare = dom0.mfn(unmapped_page(dom0))
+    assert dom0.exchange([spare] * 16, [0x40000], 0, 4) == (EINVAL, 0)
+    many = [dom0.mfn(unmapped_page(dom0)) for _ in range(16)]
+    assert dom0.exchange(many, [0x40000], 0, 4) == (-errno.ENOMEM, 0)
+    world.check()
     assert dom0.reservation(POPULATE, [0x20000 + i for i in range(40)])[0] < 11
     rc, _ = dom0.reservation(POPULATE, list(range(300)), domid=3)
     assert rc == 300
