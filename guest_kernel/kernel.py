@@ -73,7 +73,7 @@ class Kernel:
         self.is_initial_domain = bool(self.start_info.flags & SIF_INITDOMAIN)
 
     def run(self) -> Run:
-        """Boot, then run threads until the domain ends: what the boot vCPU executes."""
+        """Boot; returns what the boot vCPU executes from then on: it runs threads until the domain ends."""
         self._bring_up_memory()
         self._bring_up_events()
         self._bring_up_time()
@@ -81,14 +81,10 @@ class Kernel:
         self._bring_up_drivers()
         self.spawn(self._main(), "main")
         self.events.enable(0)
-        try:
-            if self.smp is None:
-                yield from run_threads(self.scheduler, self.cpu.hypercall)
-            else:
-                self.smp.start(self.mm.root)
-                yield from self.smp.run(self._boot_cpu)
-        finally:
-            self.destroy()
+        if self.smp is None:
+            return run_threads(self.scheduler, self.cpu.hypercall)
+        self.smp.start(self.mm.root)
+        return self.smp.run(self._boot_cpu)
 
     def destroy(self) -> None:
         """Drop all threads: the domain no longer exists, or the host is being switched off."""

@@ -9,8 +9,11 @@ class HypercallError(Exception):
         self.errno = errno
 
 
-class InvariantError(Exception):
-    """The hypervisor's own state contradicts itself. Never a guest's fault; stops the host."""
+class InvariantError(BaseException):
+    """The hypervisor's own state contradicts itself. Never a guest's fault; stops the host.
+
+    Not an `Exception`: it is raised below the code of guests, which must not take it for a failure of theirs.
+    """
 
 
 class DeviceError(Exception):

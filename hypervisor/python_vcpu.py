@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hypervisor.abi import errno, xen
 from hypervisor.abi.cpu import GeneralProtectionFault, Run
 from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
-from hypervisor.errors import HypercallError, InvariantError
+from hypervisor.errors import HypercallError
 from hypervisor.guest_access import translate_load
 from hypervisor.vcpu import VCpu
 
@@ -146,8 +146,6 @@ class PythonVCpu(VCpu):
                 else:
                     self.deliver_upcall()
             return self._resume(None)
-        except InvariantError:
-            raise
         except StopIteration:
             self.hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")
         except Exception as error:

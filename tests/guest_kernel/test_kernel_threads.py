@@ -340,6 +340,7 @@ def test_destroying_a_domain_closes_its_threads_quietly() -> None:
     kernel = booted.kernel
     assert len(kernel.scheduler.threads) == 3
     booted.code.close()
+    kernel.destroy()
     assert ended == ["stubborn"]
     assert not kernel.scheduler.threads
 
