@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,8 +39,15 @@ class _OneSentence(click.ClickException):
         click.echo(f"paravirt: {self.format_message()}", file=file or sys.stderr)
 
 
+def _version() -> str:
+    try:
+        return version("paravirt")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="paravirt", prog_name="paravirt")
+@click.version_option(_version(), prog_name="paravirt")
 def main() -> None:
     """A whole Xen host, simulated: hypervisor, dom0, guests, split drivers, xenstore.
 

@@ -39,6 +39,7 @@ BACKEND_TIMEOUT_NS = 10 * SECOND
 """How long a backend may take to take a new device, or to close an old one, as in libxl."""
 SHUTDOWN_TIMEOUT_NS = 30 * SECOND
 """How long a guest may take to shut down when it is asked to; then it is destroyed."""
+FORGET_ATTEMPTS, FORGET_PAUSE_NS = 100, 1_000_000
 QUICK_LIFE_NS = SECOND
 MAX_QUICK_RESTARTS = 5
 """A domain that so many times in a row ended within `QUICK_LIFE_NS` is not restarted again: that might never end."""
@@ -83,6 +84,8 @@ class LiveDomain:
     started_ns: int
     over: bool = False
     """It has ended, and nobody is to ask anything of it any more."""
+    condemned: bool = False
+    """It is to be destroyed, whether it has ended or not."""
     disk_units: set[int] = attrs.field(factory=set)
     """Disk controllers of the machine that it drives."""
 
@@ -143,8 +146,17 @@ class Lifecycle:
         await self._ask_to_end([live for live in self.live.values() if live.plan.config.driver_domain])
         for thread in servers:
             await thread.join()
+        await self._wait_forgotten()
         watcher.cancel()
         await watch.cancel()
+
+    async def _wait_forgotten(self) -> None:
+        """Wait until Xen has forgotten the destroyed domains: the daemons have to unmap their last pages first."""
+        for _ in range(FORGET_ATTEMPTS):
+            kept = {DOM0, *self.live}
+            if all(info.domain in kept for info in self.xc.domain_infos()):
+                return
+            await self.kernel.sleep(FORGET_PAUSE_NS)
 
     async def _start(self, plan: DomainPlan) -> LiveDomain | None:
         """Create and unpause a domain; None if that failed, and the platform has been told."""
@@ -167,8 +179,8 @@ class Lifecycle:
             restart = action.endswith("restart") and not self.stopping
             if restart and quick >= MAX_QUICK_RESTARTS:
                 restart = False
-                self.kernel.console.printk(
-                    f"{live.name} ended {quick} times within a second of its start: not restarted"
+                self.platform.failed(
+                    live.plan, f"{live.name} has ended {quick} times within a second of its start; it is not restarted"
                 )
             self.platform.account(live, reason)
             if action == "preserve":
@@ -359,6 +371,8 @@ class Lifecycle:
         queue = self._waiting.setdefault(live.domid, WaitQueue())
         while True:
             reason = _end_reason(self.xc.domain_info(live.domid))
+            if reason is None and live.condemned:
+                reason = DESTROYED
             if reason is not None:
                 self._waiting.pop(live.domid, None)
                 live.over = True
@@ -427,13 +441,13 @@ class Lifecycle:
         await self.kernel.xenbus.write(f"{live.home}/control/shutdown", request)
 
     def destroy_all(self, which: Iterable[LiveDomain] | None = None) -> None:
-        """Destroy guests at once, without asking; their supervisors clean up behind them."""
+        """End guests at once, without asking: their supervisors take them apart."""
         self.stopping = True
         for live in list(self.live.values()) if which is None else which:
-            if not live.over and self.xc.domain_info(live.domid) is not None:
-                self.platform.account(live, DESTROYED)
-                self.xc.destroy(live.domid)
-        self.check_ends()
+            live.condemned = True
+            queue = self._waiting.get(live.domid)
+            if queue is not None:
+                queue.wake_all()
 
 
 def _end_reason(info: object | None) -> str | None:
