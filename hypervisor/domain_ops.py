@@ -149,6 +149,8 @@ class DomainOps:
                 vcpu.halt()
             if domain.image is not None:
                 domain.image.unload()
+            for line in domain.irqs:
+                hv.iommu.release(line, domain)
             hv.events.destroy_domain(domain)
             hv.grants.destroy_domain(domain)
             hv.mm.relinquish(domain)

@@ -210,8 +210,11 @@ class DomctlOps:
     def _irq_permission(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
         if value.allow_access:
             target.irqs.add(value.pirq)
+            if not target.is_privileged:
+                self.hv.iommu.assign(value.pirq, target)
         else:
             target.irqs.discard(value.pirq)
+            self.hv.iommu.release(value.pirq, target)
 
     def _ioport_permission(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
         first, count = value.first_port, value.nr_ports

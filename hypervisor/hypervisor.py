@@ -14,6 +14,7 @@ from hypervisor.domctl import DomctlOps
 from hypervisor.errors import HypercallError
 from hypervisor.event_channel import EventChannelOps
 from hypervisor.grant_table import GrantTableOps
+from hypervisor.iommu import Iommu
 from hypervisor.mm import MemoryManager
 from hypervisor.multicall import MulticallOps
 from hypervisor.physdev import PhysdevOps
@@ -76,6 +77,7 @@ class Hypervisor:
         self.frames = self.mm.frames
         self.grants = GrantTableOps(self)
         self.domain_ops = DomainOps(self)
+        self.iommu = Iommu(self)
         self.console_io = ConsoleIo(self)
         self.domctl = DomctlOps(self)
         self.table: list[Handler] = [unknown_op] * NR_HYPERCALLS

@@ -213,7 +213,7 @@ class Host:
             trace.now = hv.now
         nics: dict[str, int] = {}
         for unit, backing in enumerate(prepared.disks):
-            disk = DiskController(machine, unit, backing)
+            disk = DiskController(machine, unit, backing, iommu=hv.iommu.context)
             disk.now = hv.now
             self._disks.append(disk)
         self._units = {plan.config.name: plan.disk_units for plan in prepared.plans}

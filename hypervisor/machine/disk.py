@@ -24,9 +24,9 @@ class DiskController:
     """One unit with one disk.
 
     `latency_ns` is what a command takes apart from the movement of its data, `ns_per_kib` the movement itself; both
-    count in virtual time only (in real time the disk is as fast as it is). `dma_allowed(mfn)`, if given, is the IOMMU's
-    answer for the domain that the unit is assigned to; a command that touches another frame fails with EFAULT and moves
-    nothing.
+    count in virtual time only (in real time the disk is as fast as it is). `iommu(line)` is asked at each doorbell what
+    the unit may access: None for everything, or a predicate on frames; a command that touches another frame fails with
+    EFAULT and moves nothing.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DiskController:
         *,
         latency_ns: int = 20_000,
         ns_per_kib: int = 250,
-        dma_allowed: Callable[[int], bool] | None = None,
+        iommu: Callable[[int], Callable[[int], bool] | None] = lambda line: None,
     ) -> None:
         if not 0 <= unit < sheet.DISK_UNITS:
             raise DeviceError(f"the machine has room for {sheet.DISK_UNITS} disks, not for disk {unit}")
@@ -46,7 +46,7 @@ class DiskController:
         self.backing = backing
         self.latency_ns = latency_ns
         self.ns_per_kib = ns_per_kib
-        self.dma_allowed = dma_allowed
+        self.iommu = iommu
         self.now: Callable[[], int] = machine.clock.read
         self.sectors = backing.size // SECTOR_SIZE
         self.read_bytes = self.written_bytes = self.commands = 0
@@ -54,6 +54,7 @@ class DiskController:
         self._consumed = self._produced = 0
         self._generation = 0
         self._tables: dict[int, Struct] = {}
+        self._allowed: Callable[[int], bool] | None = None
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
@@ -91,7 +92,8 @@ class DiskController:
 
     def _frame_base(self, mfn: int) -> int:
         """Return the machine address of a queue's frame; 0 (no queue) if there is no such frame or no access to it."""
-        if mfn >= self.machine.memory.frames or (self.dma_allowed is not None and not self.dma_allowed(mfn)):
+        allowed = self.iommu(sheet.disk_irq(self.unit))
+        if mfn >= self.machine.memory.frames or (allowed is not None and not allowed(mfn)):
             return 0
         return mfn * PAGE_SIZE
 
@@ -103,6 +105,7 @@ class DiskController:
         if not self._command_base or not self._completion_base or pending > sheet.DISK_QUEUE_LENGTH:
             return
         memory = self.machine.memory
+        self._allowed = self.iommu(sheet.disk_irq(self.unit))
         done: list[tuple[int, int]] = []
         duration = 0
         for _ in range(pending):
@@ -173,7 +176,7 @@ class DiskController:
             not 0 < count <= sheet.DISK_MAX_SEGMENTS
             or table >= limit
             or count * sheet.disk_segment.size > PAGE_SIZE - (table & PAGE_MASK)
-            or (self.dma_allowed is not None and not self.dma_allowed(table // PAGE_SIZE))
+            or (self._allowed is not None and not self._allowed(table // PAGE_SIZE))
         ):
             return None, [], 0
         codec = self._tables.get(count)
@@ -181,7 +184,7 @@ class DiskController:
             codec = self._tables[count] = Struct(f"<{SEGMENT_WORDS * count}Q")
         words = codec.unpack_from(memory.b, table)
         views, frames, size = [], [], 0
-        allowed, b = self.dma_allowed, memory.b
+        allowed, b = self._allowed, memory.b
         for maddr, length in zip(words[::2], words[1::2], strict=True):
             mfn = maddr // PAGE_SIZE
             if (

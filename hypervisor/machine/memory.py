@@ -32,9 +32,7 @@ class Memory:
         if frames <= 0:
             raise ValueError(f"a machine needs at least one frame of memory, not {frames}")
         self.frames = frames
-        self._map = mmap.mmap(
-            -1, frames << PAGE_SHIFT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        )
+        self._map = mmap.mmap(-1, frames << PAGE_SHIFT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         self.b = memoryview(self._map)
         self.h = self.b.cast("H")
         self.i = self.b.cast("I")

@@ -121,7 +121,7 @@ def test_what_cannot_be_done_moves_nothing(
 
 def test_the_iommu_keeps_a_device_out_of_other_domains_frames(machine: Machine) -> None:
     disk = DiskController(
-        machine, 0, MemoryDisk(4096), dma_allowed=lambda mfn: mfn in (COMMANDS, COMPLETIONS, TABLE, DATA)
+        machine, 0, MemoryDisk(4096), iommu=lambda line: (COMMANDS, COMPLETIONS, TABLE, DATA).__contains__
     )
     driver = Driver(machine, disk)
     assert driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512)]) == 0

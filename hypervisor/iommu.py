@@ -1,0 +1,64 @@
+"""The IOMMU: which frames a device may reach that is assigned to a driver domain.
+
+A device belongs to the domain that the toolstack gave its interrupt line to (domctl irq_permission); dom0 has all the
+others, and they reach all memory, as on a Xen whose hardware domain passes through. A driver domain's device reaches
+the frames of that domain, and those that other domains have granted to it for as long as they are mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Hypervisor
+
+Allowed = Callable[[int], bool]
+"""`allowed(mfn)`: whether the device may access the frame. Valid until guest code runs again."""
+
+
+class Iommu:
+    """Assignments of devices, by their interrupt lines."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self._hv = hv
+        self._assigned: dict[int, Domain] = {}
+
+    def assign(self, line: int, domain: Domain) -> None:
+        """Give the device on an interrupt line to a domain."""
+        self._assigned[line] = domain
+
+    def release(self, line: int, domain: Domain) -> None:
+        """Take a device away from a domain, if it has it; it is dom0's again."""
+        if self._assigned.get(line) is domain:
+            del self._assigned[line]
+
+    def context(self, line: int) -> Allowed | None:
+        """Return what the device on a line may access now; None if it may access everything."""
+        domain = self._assigned.get(line)
+        if domain is None:
+            return None
+        owner, domid = self._hv.frames.owner, domain.domid
+        granted: set[int] | None = None
+
+        def allowed(mfn: int) -> bool:
+            nonlocal granted
+            if owner(mfn) == domid:
+                return True
+            if granted is None:
+                granted = mapped_frames(domain)
+            return mfn in granted
+
+        return allowed
+
+
+def mapped_frames(domain: Domain) -> set[int]:
+    """Return the frames of other domains that a domain has mapped through grants."""
+    maptrack = domain.grant_table.maptrack
+    frames = set()
+    for handle, flags in enumerate(maptrack.flags):
+        table = maptrack.table[handle]
+        if flags and table is not None:
+            frames.add(table.mfn[maptrack.ref[handle]])
+    return frames

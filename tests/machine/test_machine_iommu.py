@@ -1,0 +1,55 @@
+"""What a driver domain's disk controller may reach: its domain's frames, and those it has mapped through grants."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.iommu import mapped_frames
+from hypervisor.machine.machine import Machine
+
+LINE = 64
+
+
+def two_domains() -> tuple[Hypervisor, Any, Any]:
+    hv = Hypervisor(Machine(memory_mib=64))
+    domains = []
+    for domid in (1, 2):
+        domain = hv.domain_ops.create(domid, max_vcpus=1)
+        domain.max_pages = 16
+        hv.domain_ops.add_vcpu(domain, 0)
+        domains.append(domain)
+    return hv, *domains
+
+
+def test_dom0s_devices_reach_everything_and_a_driver_domains_only_its_own() -> None:
+    hv, driver, guest = two_domains()
+    mine, theirs = hv.frames.alloc(driver), hv.frames.alloc(guest)
+    assert hv.iommu.context(LINE) is None
+
+    hv.iommu.assign(LINE, driver)
+    allowed = hv.iommu.context(LINE)
+    assert allowed is not None
+    assert allowed(mine)
+    assert not allowed(theirs)
+    assert not allowed(driver.shared_info_mfn + 1000)
+
+    hv.iommu.release(LINE, guest)
+    assert hv.iommu.context(LINE) is not None, "only the domain that has a device gives it back"
+    hv.domain_ops.kill(driver)
+    hv.domain_ops.kill(guest)
+
+
+def test_a_dead_driver_domain_has_no_devices() -> None:
+    hv, driver, guest = two_domains()
+    driver.irqs.add(LINE)
+    hv.iommu.assign(LINE, driver)
+    hv.domain_ops.kill(driver)
+    assert hv.iommu.context(LINE) is None
+    hv.domain_ops.kill(guest)
+
+
+def test_mapped_frames_are_those_of_live_handles() -> None:
+    table = SimpleNamespace(mfn=[100, 101, 102])
+    maptrack = SimpleNamespace(flags=[2, 0, 1], table=[table, table, table], ref=[2, 1, 0])
+    domain: Any = SimpleNamespace(grant_table=SimpleNamespace(maptrack=maptrack))
+    assert mapped_frames(domain) == {102, 100}
