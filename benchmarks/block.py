@@ -23,7 +23,6 @@ from toolstack.host import Host
 from toolstack.xl_config import parse_config
 
 HERE = Path(__file__).parent
-HEADER = Path("/usr/include/xen/io/ring.h")
 IMAGE_BYTES = 256 << 20
 GOALS = {"qd1": 0.05, "qd32": 0.04, "large": 0.20}
 NAMES = {
@@ -46,10 +45,10 @@ def make_image(path: Path) -> None:
 def compile_theirs(directory: Path) -> Path:
     """Compile the C program. Ends the benchmark with a sentence if that cannot be done here."""
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not HEADER.exists():
-        sys.exit("a C compiler and Xen's headers (package libxen-dev) are needed to compare with")
     program = directory / "block_ring"
-    subprocess.run([compiler, "-O2", "-o", str(program), str(HERE / "c" / "block_ring.c")], check=True)
+    command = [compiler or "cc", "-O2", "-o", str(program), str(HERE / "c" / "block_ring.c")]
+    if compiler is None or subprocess.run(command, check=False).returncode:
+        sys.exit("a C compiler and Xen's headers (package libxen-dev) are needed to compare with")
     return program
 
 

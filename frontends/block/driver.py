@@ -12,6 +12,7 @@ from guest_kernel.block import SECTOR_SIZE, BlockDevice
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from hypervisor.abi.io.blkif import VDISK_READONLY
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_X86_64
+from hypervisor.abi.io.xenbus import XenbusStateClosed, XenbusStateClosing, XenbusStateConnected
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
@@ -30,6 +31,9 @@ class _Disk:
         self.block = BlockDevice(name, MAX_SECTORS)
         self.queue: FrontQueue | None = None
         self.why = ""
+        """Why the disk is not there, should it never be."""
+        self.leaving = False
+        """Whether this end has begun to close."""
 
 
 def _number(nodes: dict[str, str | None], key: str, default: int | None, limit: int) -> int:
@@ -64,6 +68,7 @@ class BlockFront(XenbusDriver):
         disk: _Disk = device.data
         retry_withheld(self.kernel, self._withheld)
         disk.why = "its backend did not connect"
+        disk.leaving = False
         queue = FrontQueue(self.kernel, disk.block, device.otherend_id, disk.handle)
         disk.queue = queue
         queue.on_broken = lambda why: self._broken(device, why)
@@ -102,6 +107,7 @@ class BlockFront(XenbusDriver):
         """Start nothing new, and let the backend answer what it has."""
         disk: _Disk = device.data
         disk.block.queue = None
+        disk.leaving = device.otherend_state == XenbusStateConnected
         queue = disk.queue
         if queue is not None and queue.in_flight and not queue.broken:
             try:
@@ -110,14 +116,18 @@ class BlockFront(XenbusDriver):
                 await device.error(f"the backend has not answered {queue.in_flight} requests")
 
     async def close(self, device: XenbusDevice) -> None:
-        """Give everything back. What was not answered is kept, and issued again should the backend come back."""
+        """Give everything back. What was not answered is kept, and issued again should the backend come back.
+
+        A backend that has closed by itself does not come back unasked, and one that cannot be believed had better not:
+        then requests fail with EIO, these and later ones, until another connection is made.
+        """
         disk: _Disk = device.data
         disk.block.queue = None
         queue, disk.queue = disk.queue, None
         if queue is not None:
-            left = queue.shut()
-            disk.block.requeue(left)
-            if queue.broken:
+            disk.block.requeue(queue.shut())
+            given_up = not disk.leaving and device.otherend_state in (XenbusStateClosing, XenbusStateClosed)
+            if queue.broken or given_up:
                 disk.block.kill(errno.EIO)
             self._withheld += queue.pool.withheld
             retry_withheld(self.kernel, self._withheld)

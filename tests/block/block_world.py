@@ -394,6 +394,7 @@ class FakeDevice:
         self.path = side
         self.otherend = "backend" if side == "frontend" else "frontend"
         self.otherend_id = otherend_id
+        self.otherend_state = 4  # Connected
         self.data: Any = None
         self.fatals: list[str] = []
         self.errors: list[str] = []

@@ -201,6 +201,44 @@ def test_requests_made_while_the_backend_is_away_wait_for_it(make_pair: Maker) -
     pair.down()
 
 
+@pytest.mark.parametrize("state", [5, 6])
+def test_a_backend_that_closes_by_itself_fails_what_it_did_not_answer(make_pair: Maker, state: int) -> None:
+    pair = make_pair().up()
+    pair.disk.stuck = True
+    threads = [pair.front_kernel.spawn(pair.device.read(n, 1), "read", panics=False) for n in range(40)]
+    pair.world.run()
+    pair.front.otherend_state = state
+    if state == 5:
+        pair.hook(pair.front, "disconnect")
+    pair.hook(pair.front, "close")
+    assert all(thread.exception.errno == errno.EIO for thread in threads)
+    with pytest.raises(BlockError) as caught:
+        pair.guest(pair.device.read(0, 1))
+    assert caught.value.errno == errno.EIO
+    pair.disk.stuck = False
+    pair.hook(pair.back, "close")
+    pair.front.otherend_state = 4
+    pair.connect()
+    assert pair.guest(pair.device.read(0, 1)) == bytes(512)
+    pair.down()
+
+
+def test_a_guest_that_shuts_down_does_not_frighten_its_threads(make_pair: Maker) -> None:
+    """The frontend closes by itself: who waits for the disk goes on waiting, and is not told of an error."""
+    pair = make_pair().up()
+    pair.disk.stuck = True
+    thread = pair.front_kernel.spawn(pair.device.read(0, 1), "read")
+    pair.world.run()
+    pair.hook(pair.front, "disconnect")  # nobody answers in time
+    pair.front.otherend_state = 6
+    pair.hook(pair.front, "close")
+    pair.world.run()
+    assert not thread.done
+    pair.disk.stuck = False
+    pair.hook(pair.back, "close")
+    thread.cancel()
+
+
 def test_physical_device_must_be_a_pair_of_hexadecimal_numbers(make_pair: Maker) -> None:
     for place in ("8", "8:", "sda", "8:xyz", ":1"):
         pair = make_pair()
