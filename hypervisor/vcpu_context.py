@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
+from hypervisor.abi.layout import Layout
 from hypervisor.errors import HypercallError
 from hypervisor.vcpu import VPF_DOWN
 
@@ -15,6 +16,7 @@ MAX_GDT_ENTRIES = 8192
 MAX_LDT_ENTRIES = 8192
 CTRLREG_CR3 = 3
 CTRLREG_USER_CR3 = 1
+_CR3 = f"ctrlreg[{CTRLREG_CR3}]"
 
 
 def cr3_to_mfn(cr3: int) -> int:
@@ -22,28 +24,38 @@ def cr3_to_mfn(cr3: int) -> int:
     return cr3 >> 12
 
 
+_LAYOUT = xen.vcpu_guest_context
+_REGISTERS: Layout = _LAYOUT.member("user_regs").type  # type: ignore[assignment]
+
+
 def load_context(vcpu: VCpu, raw: bytes) -> None:
-    """Take over registers, callbacks and page table root. Raises HypercallError(EINVAL) for what cannot be."""
-    context = xen.vcpu_guest_context.unpack_from(raw)
-    if context.ldt_ents > MAX_LDT_ENTRIES or context.gdt_ents > MAX_GDT_ENTRIES:
+    """Take over registers, callbacks and page table root. Raises HypercallError(EINVAL) for what cannot be.
+
+    `raw` is a copy of the structure. Only what is used is decoded: its bulk are the tables of 256 traps and the FPU.
+    """
+
+    def word(member: str) -> int:
+        return int.from_bytes(raw[(at := _LAYOUT.offset(member)) : at + 8], "little")
+
+    if word("ldt_ents") > MAX_LDT_ENTRIES or word("gdt_ents") > MAX_GDT_ENTRIES:
         raise HypercallError(errno.EINVAL)
-    root = cr3_to_mfn(context.ctrlreg[CTRLREG_CR3])
-    vcpu.hv.mm.load_root(vcpu, root)
+    flags = word("flags")
+    vcpu.hv.mm.load_root(vcpu, cr3_to_mfn(word(_CR3)))
     state = vcpu.context
-    registers = context.user_regs
+    registers = _REGISTERS.unpack_from(raw, _LAYOUT.offset("user_regs"))
     state.rip, state.rsp = registers.rip, registers.rsp
     state.rsi, state.rdi = registers.rsi, registers.rdi
     state.rflags = registers.rflags
-    state.flags = context.flags
-    state.kernel_ss, state.kernel_sp = context.kernel_ss, context.kernel_sp
-    state.event_callback = context.event_callback_eip
-    state.failsafe_callback = context.failsafe_callback_eip
-    state.syscall_callback = context.syscall_callback_eip
-    state.fs_base = context.fs_base
-    state.gs_base_kernel, state.gs_base_user = context.gs_base_kernel, context.gs_base_user
+    state.flags = flags
+    state.kernel_ss, state.kernel_sp = word("kernel_ss"), word("kernel_sp")
+    state.event_callback = word("event_callback_eip")
+    state.failsafe_callback = word("failsafe_callback_eip")
+    state.syscall_callback = word("syscall_callback_eip")
+    state.fs_base = word("fs_base")
+    state.gs_base_kernel, state.gs_base_user = word("gs_base_kernel"), word("gs_base_user")
     vcpu.callbacks_changed()
     vcpu.initialised = True
-    if context.flags & xen.VGCF_online:
+    if flags & xen.VGCF_online:
         vcpu.hv.sched.unpause(vcpu, VPF_DOWN)
 
 

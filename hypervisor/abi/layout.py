@@ -29,8 +29,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import attrs
 
@@ -427,6 +426,35 @@ class Layout(_Compound):
     def _numbers_only(self) -> bool:
         return all(map(self._is_item, self.fields))
 
+    @cached_property
+    def _zero_items(self) -> tuple[Any, ...]:
+        """What the codec packs for a structure of zeros."""
+        return self.codec.unpack(bytes(self.size))
+
+    @cached_property
+    def _packing(self) -> "tuple[tuple[str, tuple[Any, ...] | None, Field], ...]":
+        """For each field: attribute, items if it is not given (None: it is a bit field and shares one), field."""
+        return tuple(
+            (field.attribute, None if field.bits is not None else _zero_items(field), field) for field in self.fields
+        )
+
+    @cached_property
+    def _unpacking(self) -> "tuple[_Part, ...]":
+        """How to make each member out of the codec's items."""
+        parts = []
+        at, unit = 0, -1
+        for field in self.fields:
+            if field.bits is not None:
+                if field.offset != unit:
+                    unit, at = field.offset, at + 1
+                parts.append(_Part(at - 1, at, field.type, field.bits, array=False))
+                continue
+            size = len(_zero_items(field))
+            array = field.count is not None and not field.is_bytes
+            parts.append(_Part(at, at + size, field.type, None, array=array))
+            at += size
+        return tuple(parts)
+
     @staticmethod
     def _is_item(field: Field) -> bool:
         return isinstance(field.type, Scalar) and field.count is None and field.bits is None
@@ -436,7 +464,7 @@ class Layout(_Compound):
         items = self.codec.unpack_from(buffer, offset)
         if self._plain:
             return self.value_class(*items)
-        return self._from_items(iter(items))
+        return self._from_items(items)
 
     def unpack(self, buffer: Buffer) -> Value:
         """Return the structure that `buffer` begins with."""
@@ -478,11 +506,15 @@ class Layout(_Compound):
 
     def _fill_items(self, given: Mapping[str, Any], items: list[Any]) -> None:
         unit = -1
-        for field in self.fields:
-            value = given[field.attribute]
-            if field.bits is None:
-                _to_items(field, value, items)
+        for attribute, zeros, field in self._packing:
+            value = given[attribute]
+            if zeros is not None:
+                if value is None:
+                    items.extend(zeros)
+                else:
+                    _to_items(field, value, items)
                 continue
+            assert field.bits is not None
             shift, width = field.bits
             bits = value or 0
             if not 0 <= bits < 1 << width:
@@ -492,34 +524,52 @@ class Layout(_Compound):
                 items.append(0)
             items[-1] |= bits << shift
 
-    def _from_items(self, items: Iterator[Any]) -> Value:
+    def _from_items(self, items: tuple[Any, ...]) -> Value:
+        if self._plain:
+            return self.value_class(*items)
         values: list[Any] = []
-        unit, content = -1, 0
-        for field in self.fields:
-            if field.bits is not None:
-                if field.offset != unit:
-                    unit, content = field.offset, next(items)
-                shift, width = field.bits
-                values.append(content >> shift & (1 << width) - 1)
-            elif field.count is None or field.is_bytes:
-                values.append(_from_items(field.type, items))
-            elif isinstance(field.type, Scalar):
-                values.append(tuple(islice(items, field.count)))
+        for first, end, kind, bits, array in self._unpacking:
+            if bits is not None:
+                shift, width = bits
+                values.append(items[first] >> shift & (1 << width) - 1)
+            elif not array:
+                values.append(_from_items(kind, items[first:end]) if isinstance(kind, _Compound) else items[first])
+            elif isinstance(kind, Scalar):
+                values.append(items[first:end])
             else:
-                values.append(tuple(_from_items(field.type, items) for _ in range(field.count)))
+                size = len(kind._zero_items) if isinstance(kind, Layout) else 1
+                values.append(tuple([_from_items(kind, items[at : at + size]) for at in range(first, end, size)]))
         return self.value_class(*values)
 
     def __repr__(self) -> str:
         return f"<struct {self.name}, {self.size} bytes>"
 
 
-def _from_items(kind: "Scalar | Layout | Union", items: Iterator[Any]) -> Any:
-    """Return one value of type `kind` from the items of a codec."""
+class _Part(NamedTuple):
+    """Which items of a codec are one member, and what is made of them."""
+
+    first: int
+    end: int
+    kind: "Scalar | Layout | Union"
+    bits: tuple[int, int] | None
+    array: bool
+
+
+def _zero_items(field: Field) -> tuple[Any, ...]:
+    """Return what a codec packs for a member of zeros that is no bit field."""
+    if field.is_bytes:
+        return (b"",)
+    one = field.type._zero_items if isinstance(field.type, Layout) else (0,)
+    if isinstance(field.type, Union):
+        one = (b"",)
+    return one if field.count is None else one * field.count
+
+
+def _from_items(kind: "Scalar | Layout | Union", items: tuple[Any, ...]) -> Any:
+    """Return one value of type `kind` from its items of a codec."""
     if isinstance(kind, Layout):
         return kind._from_items(items)
-    if isinstance(kind, Union):
-        return UnionValue(kind, next(items))
-    return next(items)
+    return UnionValue(kind, items[0]) if isinstance(kind, Union) else items[0]
 
 
 def _to_bytes(field: Field, value: Any) -> bytes:
