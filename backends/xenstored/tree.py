@@ -1,29 +1,17 @@
-"""The nodes of the store, in a persistent map: every version of the store that somebody holds stays as it was.
+"""The nodes of the store, by path.
 
-A `Node` never changes once it is in the tree; a write puts a new one in its place.  The map from path to node is a
-tree itself, two levels of 64 branches and a small dict in each leaf, and a write copies one branch of each level.  So
-
-* a snapshot of the whole store is a reference to its root (`Tree.snapshot`): it costs nothing and shares all structure,
-* a transaction starts with nothing at all, and what it has read it holds by reference,
-* reading costs the same at any depth, and writing the same in a store of a hundred nodes and of a hundred thousand.
+A `Node` never changes once it is in the tree; a write puts a new one in its place.  So a transaction starts with nothing
+at all, and what it has looked at it holds by reference, as it was; and reading and writing cost the same at any depth
+and in a store of any size.
 
 A node holds the names of its children as the wire wants them, each with its NUL, in the order of creation.  This
 makes a DIRECTORY reply free and the size of a node (the quota) a sum of three lengths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from backends.xenstored.permissions import Permissions
-
-_FANOUT: Final = 64
-_MASK: Final = _FANOUT - 1
-_SHIFT: Final = 6
-
-Leaf = dict[bytes, "Node"]
-_NO_LEAF: Final[Leaf] = {}
-_NO_BRANCH: Final[list[Leaf]] = [_NO_LEAF] * _FANOUT
-_NO_ROOT: Final[list[list[Leaf]]] = [_NO_BRANCH] * _FANOUT
 
 
 @final
@@ -72,54 +60,28 @@ def child_of(path: bytes, name: bytes) -> bytes:
 
 @final
 class Tree:
-    """A map from absolute path to `Node`; a value that can be kept (`snapshot`) while this one goes on changing."""
+    """A map from absolute path to `Node`."""
 
-    __slots__ = ("_root", "count")
+    __slots__ = ("_nodes", "get")
 
     def __init__(self) -> None:
-        self._root = _NO_ROOT
-        #: Number of nodes.
-        self.count = 0
-
-    def snapshot(self) -> "Tree":
-        """Return the store as it is now; later changes of either do not show in the other."""
-        other = Tree()
-        other._root = self._root
-        other.count = self.count
-        return other
-
-    def get(self, path: bytes) -> Node | None:
-        """Return the node, or None."""
-        h = hash(path)
-        return self._root[h & _MASK][(h >> _SHIFT) & _MASK].get(path)
+        self._nodes: dict[bytes, Node] = {}
+        #: `get(path)`: the node, or None.  The dict's own method: this is the innermost step of every request.
+        self.get: Final[Callable[[bytes], Node | None]] = self._nodes.get
 
     def set(self, path: bytes, node: Node) -> None:
         """Put a node at `path`, new or in the place of another.  The caller keeps the parent's list of names."""
-        h = hash(path)
-        at, below = h & _MASK, (h >> _SHIFT) & _MASK
-        root = self._root.copy()
-        branch = root[at] = root[at].copy()
-        leaf = branch[below] = branch[below].copy()
-        self.count += path not in leaf
-        leaf[path] = node
-        self._root = root
+        self._nodes[path] = node
 
     def delete(self, path: bytes) -> None:
         """Take the node at `path` out, which must be there."""
-        h = hash(path)
-        at, below = h & _MASK, (h >> _SHIFT) & _MASK
-        root = self._root.copy()
-        branch = root[at] = root[at].copy()
-        leaf = branch[below] = branch[below].copy()
-        del leaf[path]
-        self.count -= 1
-        self._root = root
+        del self._nodes[path]
 
     def __contains__(self, path: bytes) -> bool:
-        return self.get(path) is not None
+        return path in self._nodes
 
     def __len__(self) -> int:
-        return self.count
+        return len(self._nodes)
 
     def walk(self, path: bytes = b"/") -> Iterator[tuple[bytes, Node]]:
         """Yield path and node of a subtree: parents first, siblings oldest first.  Depth costs no stack."""
