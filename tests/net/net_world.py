@@ -26,8 +26,6 @@ from hypervisor.abi.grant_table import (
     GNTCOPY_dest_gref,
     GNTCOPY_source_gref,
     GNTTABOP_copy,
-    GTF_permit_access,
-    GTF_readonly,
 )
 from hypervisor.abi.xen import DOMID_SELF, HYPERVISOR_grant_table_op
 
@@ -463,7 +461,9 @@ class Station:
 class Host:
     """A driver domain with a bridge, and guests on it."""
 
-    def __init__(self, *, nics: dict[str, int] | None = None, pages: int = 4000, guests: int = 2, **options: Any) -> None:
+    def __init__(
+        self, *, nics: dict[str, int] | None = None, pages: int = 4000, guests: int = 2, **options: Any
+    ) -> None:
         self.world = World()
         self.kernel = FakeKernel(self.world, 0, pages)
         self.driver = NetBack(self.kernel, nics=nics or {})  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""The Internet checksum, against dpkt."""
+
+import dpkt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guest_kernel.net import checksum
+
+ADDRESSES = st.binary(min_size=4, max_size=4)
+
+
+@given(st.binary(max_size=3000))
+def test_the_sum(data: bytes) -> None:
+    assert checksum.checksum(data) == dpkt.in_cksum(data)
+    assert checksum.checksum(bytearray(data)) == checksum.checksum(memoryview(data)) == checksum.checksum(data)
+
+
+@given(st.binary(max_size=64).map(lambda data: data * 2), st.binary(max_size=99))
+def test_sums_add_up(head: bytes, tail: bytes) -> None:
+    assert checksum.fold(checksum.partial(head) + checksum.partial(tail)) == checksum.partial(head + tail)
+
+
+def frame(kind: str, source: bytes, destination: bytes, data: bytes, options: bytes) -> bytes:
+    layer = (
+        dpkt.udp.UDP(sport=1, dport=2, ulen=8 + len(data), data=data)
+        if kind == "udp"
+        else dpkt.tcp.TCP(sport=1, dport=2, data=data)
+    )
+    ip = dpkt.ip.IP(src=source, dst=destination, p=17 if kind == "udp" else 6, data=layer, opts=options)
+    ip.hl = 5 + len(options) // 4
+    ip.len = len(ip)
+    return bytes(12) + b"\x08\x00" + bytes(ip)
+
+
+FRAMES = st.builds(
+    frame,
+    st.sampled_from(["udp", "tcp"]),
+    ADDRESSES,
+    ADDRESSES,
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\1" * 4, b"\1" * 40]),
+)
+
+
+@given(FRAMES)
+def test_what_dpkt_builds_is_right_and_stays_so(packet: bytes) -> None:
+    assert checksum.verify(packet)
+    place = checksum.transport_place(packet)
+    assert place is not None
+    start, offset = place
+    blank = bytearray(packet)
+    total = checksum.pseudo_header(packet[26:30], packet[30:34], packet[23], len(packet) - start)
+    blank[offset : offset + 2] = total.to_bytes(2, "big")
+    checksum.complete(blank)
+    assert bytes(blank) == packet
+
+
+@given(FRAMES, st.data())
+def test_a_changed_bit_is_noticed(packet: bytes, data: st.DataObject) -> None:
+    bit = data.draw(st.integers(34 * 8, len(packet) * 8 - 1))
+    place = checksum.transport_place(packet)
+    assert place is not None
+    start, offset = place
+    changed = bytearray(packet)
+    changed[bit >> 3] ^= 1 << (bit & 7)
+    if bit >> 3 < start or (packet[23] == 17 and not any(changed[offset : offset + 2])):
+        return
+    assert not checksum.verify(changed)
+
+
+@given(st.binary(max_size=80), st.booleans())
+def test_anything_at_all(data: bytes, ip: bool) -> None:
+    """Bytes that are no packet are left as long as they are, and raise nothing."""
+    packet = bytearray(bytes(12) + b"\x08\x00\x45" + data if ip else data)
+    size = len(packet)
+    assert checksum.verify(packet) in (True, False)
+    checksum.complete(packet)
+    assert len(packet) == size
