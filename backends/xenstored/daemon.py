@@ -35,6 +35,8 @@ from hypervisor.abi.io.xs_wire import (
 )
 from hypervisor.abi.xen import DOMID_SELF, VIRQ_DOM_EXC
 
+TURNS: Final = 8
+"""Clients that are served before the other threads of dom0 run."""
 EVENT_TIMEOUT_NS: Final = 20_000_000_000
 """How long a guest may leave messages in the queue without taking a byte (C daemon: `--timeout watch-event=20`)."""
 
@@ -128,13 +130,20 @@ class XenStored:
     async def _serve(self) -> None:
         ready = self._ready
         while True:
-            if self._domains_changed:
-                self._domains_changed = False
-                self._check_domains()
-            while ready:
+            turns = TURNS
+            while ready or self._domains_changed:
+                if self._domains_changed:
+                    self._domains_changed = False
+                    self._check_domains()
+                    continue
                 client = next(iter(ready))
                 del ready[client]
                 self._serve_client(client)
+                turns -= 1
+                if not turns:
+                    # Let the rest of dom0 have its turn, and new events come in.
+                    turns = TURNS
+                    await self.kernel.yield_()
             await self._wake.wait()
 
     def _serve_client(self, client: RingClient) -> None:

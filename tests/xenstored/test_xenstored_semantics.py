@@ -386,7 +386,7 @@ class TestItem16Directory:
         part = world.dom0.ok(xs.XS_DIRECTORY_PART, "/d", "0")
         assert part.startswith(b"500\0")
         shown = part[4:].decode().split("\0")[:-1]
-        assert shown == (names + [""] if missing else names[:-1])
+        assert shown == ([*names, ""] if missing else names[:-1])
 
     def test_an_offset_past_the_end_is_the_end_mark(self, world: World) -> None:
         world.dom0.write("/d/a")
