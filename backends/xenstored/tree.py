@@ -1,8 +1,8 @@
 """The nodes of the store, by path.
 
-A `Node` never changes once it is in the tree; a write puts a new one in its place.  So a transaction starts with nothing
-at all, and what it has looked at it holds by reference, as it was; and reading and writing cost the same at any depth
-and in a store of any size.
+A `Node` never changes once it is in the tree; a write puts a new one in its place.  So a transaction starts with
+nothing at all, and what it has looked at it holds by reference, as it was; and reading and writing cost the same at
+any depth and in a store of any size.
 
 A node holds the names of its children as the wire wants them, each with its NUL, in the order of creation.  This
 makes a DIRECTORY reply free and the size of a node (the quota) a sum of three lengths.
