@@ -7,8 +7,10 @@ runs for the first time. All calls carry as much as they can; a domain of a few 
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 import attrs
 
@@ -24,7 +26,6 @@ from toolstack.xl_config import DomainConfig
 PAGES_PER_MIB = 256
 MAGIC = b"xen-3.0-x86_64"
 RFLAGS_IF = 1 << 9
-CR3 = 3
 UD2 = b"\x0f\x0b"
 """The instruction that is never valid: what a processor finds where the code of a Python kernel would be."""
 STUB_BANNER = b"\0paravirt: the code of this kernel is Python: "
@@ -159,14 +160,22 @@ def kernel_segments(image: PythonKernelImage) -> list[tuple[int, bytes]]:
 
 def boot_context(entry: int, layout: pv_layout.PvLayout, root: int) -> bytes:
     """Return the vcpu_guest_context with which the boot vCPU starts: rsi points to start_info (xen.h)."""
-    control = [0] * 8
-    control[CR3] = root << 12
+    context = bytearray(_context_without_root(entry, layout.stack_pointer, layout.va(layout.start_info)))
+    struct.pack_into("<Q", context, _CR3, root << PAGE_SHIFT)
+    return bytes(context)
+
+
+_CR3 = xen.vcpu_guest_context.offset("ctrlreg[3]")
+
+
+@lru_cache(maxsize=64)
+def _context_without_root(entry: int, stack_pointer: int, start_info: int) -> bytes:
     return xen.vcpu_guest_context.pack(
         flags=xen.VGCF_in_kernel | xen.VGCF_online,
         user_regs={
             "rip": entry,
-            "rsp": layout.stack_pointer,
-            "rsi": layout.va(layout.start_info),
+            "rsp": stack_pointer,
+            "rsi": start_info,
             "rflags": RFLAGS_IF,
             "cs": xen.FLAT_KERNEL_CS,
             "ss": xen.FLAT_KERNEL_SS,
@@ -176,6 +185,5 @@ def boot_context(entry: int, layout: pv_layout.PvLayout, root: int) -> bytes:
             "gs": xen.FLAT_KERNEL_DS,
         },
         kernel_ss=xen.FLAT_KERNEL_SS,
-        kernel_sp=layout.stack_pointer,
-        ctrlreg=tuple(control),
+        kernel_sp=stack_pointer,
     )

@@ -45,7 +45,7 @@ class ControlDomain:
         """Run the host's domains; returns when the last of them is gone."""
         kernel = self.kernel
         lifecycle = Lifecycle(kernel, self.host)
-        xenstored = XenStored(kernel, lifecycle.xc.domain_info, domain_infos=lifecycle.xc.domain_infos)
+        xenstored = XenStored(kernel, lifecycle.xc.domain_state, domain_infos=lifecycle.xc.domain_states)
         xenstored.start()
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))

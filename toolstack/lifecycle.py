@@ -31,7 +31,7 @@ from hypervisor.abi.io.xenbus import (
 from toolstack.builder import PvBuilder
 from toolstack.errors import ToolstackError
 from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, disk_nodes, domain_nodes, vif_nodes
-from toolstack.xc import Xc
+from toolstack.xc import DomainState, Xc
 from toolstack.xl_config import DomainConfig
 
 SECOND = 1_000_000_000
@@ -154,7 +154,7 @@ class Lifecycle:
         """Wait until Xen has forgotten the destroyed domains: the daemons have to unmap their last pages first."""
         for _ in range(FORGET_ATTEMPTS):
             kept = {DOM0, *self.live}
-            if all(info.domain in kept for info in self.xc.domain_infos()):
+            if all(info.domain in kept for info in self.xc.domain_states()):
                 return
             await self.kernel.sleep(FORGET_PAUSE_NS)
 
@@ -361,7 +361,7 @@ class Lifecycle:
         """Wake the supervisors of the domains that have ended."""
         if not self._waiting:
             return
-        states = {info.domain: info for info in self.xc.domain_infos()}
+        states = {info.domain: info for info in self.xc.domain_states()}
         for domid, queue in list(self._waiting.items()):
             if _end_reason(states.get(domid)) is not None:
                 queue.wake_all()
@@ -370,7 +370,7 @@ class Lifecycle:
         """Wait until a domain has shut down, crashed or vanished; return the reason."""
         queue = self._waiting.setdefault(live.domid, WaitQueue())
         while True:
-            reason = _end_reason(self.xc.domain_info(live.domid))
+            reason = _end_reason(self.xc.domain_state(live.domid))
             if reason is None and live.condemned:
                 reason = DESTROYED
             if reason is not None:
@@ -382,13 +382,13 @@ class Lifecycle:
     async def destroy(self, live: LiveDomain) -> None:
         """Take a domain's devices away, remove its nodes, and destroy it."""
         live.over = True
-        if self.xc.domain_info(live.domid) is not None:
+        if self.xc.domain_state(live.domid) is not None:
             self.xc.pause(live.domid)
         await self._remove_devices(live)
         xenbus = self.kernel.xenbus
         removed = (f"/vm/{live.plan.uuid}", live.home, f"/libxl/{live.domid}")
         await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in removed])
-        if self.xc.domain_info(live.domid) is not None:
+        if self.xc.domain_state(live.domid) is not None:
             self.xc.destroy(live.domid)
         self.live.pop(live.domid, None)
 
@@ -450,11 +450,11 @@ class Lifecycle:
                 queue.wake_all()
 
 
-def _end_reason(info: object | None) -> str | None:
-    """Return why a domain has ended, by its getdomaininfo; None if it has not."""
-    if info is None:
+def _end_reason(state: DomainState | None) -> str | None:
+    """Return why a domain has ended; None if it has not."""
+    if state is None:
         return DESTROYED
-    flags: int = info.flags  # type: ignore[attr-defined]
+    flags = state.flags
     if flags & domctl.XEN_DOMINF_shutdown:
         code = flags >> domctl.XEN_DOMINF_shutdownshift & domctl.XEN_DOMINF_shutdownmask
         return REASONS.get(code, f"shutdown reason {code}")

@@ -6,9 +6,12 @@ read back from the same pages. Nothing may wait between packing and the call, an
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import attrs
 
 from guest_kernel.errors import XenError
 from guest_kernel.kernel import Kernel
@@ -16,13 +19,28 @@ from guest_kernel.mm import PAGE_SIZE, ForeignMapping, Page
 from hypervisor.abi import domctl, errno, memory, sysctl, xen
 from hypervisor.abi.event_channel import EVTCHNOP_alloc_unbound, EVTCHNOP_close, evtchn_alloc_unbound, evtchn_close
 from hypervisor.abi.grant_table import GTF_permit_access, grant_entry_v1
-from hypervisor.abi.layout import Value
+from hypervisor.abi.layout import Layout, Value
 
 LIST_BYTES = PAGE_SIZE
 FRAMES_PER_CALL = LIST_BYTES // 8
 """How many frame numbers one memory operation carries: a page of them."""
 
 _MAX_RETRIES = 1 << 16
+
+_HEADER = struct.Struct("<IIH6x")
+"""What each xen_domctl begins with: cmd, interface_version, domain."""
+_DOMID = domctl.xen_domctl.offset("domain") >> 1
+_MEMBER = domctl.xen_domctl.offset("u")
+_STATE = struct.Struct("<H2xI")
+"""What a xen_domctl_getdomaininfo begins with."""
+
+
+@attrs.define
+class DomainState:
+    """Number and XEN_DOMINF_* flags of a domain (the beginning of xen_domctl_getdomaininfo)."""
+
+    domain: int
+    flags: int
 
 
 class Xc:
@@ -45,20 +63,18 @@ class Xc:
 
     # -- domctl ---------------------------------------------------------------------------------------------------
 
-    def domctl(self, command: int, domid: int, member: str = "", /, **values: Any) -> Value:
-        """Make one domctl; return the whole structure as Xen left it. Raises XenError."""
-        domctl.xen_domctl.pack_into(
-            self._page.view,
-            0,
-            cmd=command,
-            interface_version=domctl.XEN_DOMCTL_INTERFACE_VERSION,
-            domain=domid,
-            u={member: values} if member else {},
-        )
+    def domctl(self, command: int, domid: int, layout: Layout | None = None, /, **values: Any) -> None:
+        """Make one domctl with `values` in its member of the union, which has this layout. Raises XenError.
+
+        Of the rest of the structure Xen reads nothing. What it writes is in the argument page afterwards.
+        """
+        view = self._page.view
+        _HEADER.pack_into(view, 0, command, domctl.XEN_DOMCTL_INTERFACE_VERSION, domid)
+        if layout is not None:
+            layout.pack_into(view, _MEMBER, **values)
         rc = self._call(xen.HYPERVISOR_domctl, self._page.va)
         if rc < 0:
             raise XenError(-rc, f"domctl {self._commands.get(command, command)} of domain {domid}")
-        return domctl.xen_domctl.unpack_from(self._page.view, 0)
 
     def create_domain(
         self,
@@ -70,10 +86,10 @@ class Xc:
         max_maptrack_frames: int = 1024,
     ) -> int:
         """Make a domain with no memory, paused; return its number. Raises XenError (ENOMEM, EINVAL)."""
-        made = self.domctl(
+        self.domctl(
             domctl.XEN_DOMCTL_createdomain,
             0,
-            "createdomain",
+            domctl.xen_domctl_createdomain,
             handle=handle,
             max_vcpus=max_vcpus,
             max_evtchn_port=max_evtchn_port,
@@ -82,25 +98,27 @@ class Xc:
             grant_opts=1,  # the highest grant table version it may use
             arch={"emulation_flags": 0},
         )
-        return int(made.domain)
+        return int(self._page.h[_DOMID])
 
     def max_vcpus(self, domid: int, count: int) -> None:
         """Make the vCPUs of a domain."""
-        self.domctl(domctl.XEN_DOMCTL_max_vcpus, domid, "max_vcpus", max=count)
+        self.domctl(domctl.XEN_DOMCTL_max_vcpus, domid, domctl.xen_domctl_max_vcpus, max=count)
 
     def max_mem(self, domid: int, kib: int) -> None:
         """Set how much memory a domain may have."""
-        self.domctl(domctl.XEN_DOMCTL_max_mem, domid, "max_mem", max_memkb=kib)
+        self.domctl(domctl.XEN_DOMCTL_max_mem, domid, domctl.xen_domctl_max_mem, max_memkb=kib)
 
     def set_address_size(self, domid: int, bits: int) -> None:
         """Choose the width of a PV guest."""
-        self.domctl(domctl.XEN_DOMCTL_set_address_size, domid, "address_size", size=bits)
+        self.domctl(domctl.XEN_DOMCTL_set_address_size, domid, domctl.xen_domctl_address_size, size=bits)
 
     def set_vcpu_context(self, domid: int, vcpu_id: int, context: bytes) -> None:
         """Set the registers of a vCPU from a packed vcpu_guest_context."""
         self._context[0][:] = context[:PAGE_SIZE]
         self._context[1][: len(context) - PAGE_SIZE] = context[PAGE_SIZE:]
-        self.domctl(domctl.XEN_DOMCTL_setvcpucontext, domid, "vcpucontext", vcpu=vcpu_id, ctxt=self._context.va)
+        self.domctl(
+            domctl.XEN_DOMCTL_setvcpucontext, domid, domctl.xen_domctl_vcpucontext, vcpu=vcpu_id, ctxt=self._context.va
+        )
 
     def pause(self, domid: int) -> None:
         """Stop a domain (counted)."""
@@ -125,17 +143,28 @@ class Xc:
     def domain_info(self, domid: int) -> Value | None:
         """Return the xen_domctl_getdomaininfo of a domain, None if it does not exist."""
         try:
-            return self.domctl(domctl.XEN_DOMCTL_getdomaininfo, domid).u.getdomaininfo  # type: ignore[no-any-return]
+            self.domctl(domctl.XEN_DOMCTL_getdomaininfo, domid)
         except XenError as error:
             if error.errno == errno.ESRCH:
                 return None
             raise
+        return domctl.xen_domctl_getdomaininfo.unpack_from(self._page.view, _MEMBER)
 
-    def domain_infos(self) -> list[Value]:
+    def domain_state(self, domid: int) -> DomainState | None:
+        """Return of `domain_info` what most want to know, at a fraction of the price."""
+        try:
+            self.domctl(domctl.XEN_DOMCTL_getdomaininfo, domid)
+        except XenError as error:
+            if error.errno == errno.ESRCH:
+                return None
+            raise
+        return DomainState(*_STATE.unpack_from(self._page.view, _MEMBER))
+
+    def domain_states(self) -> list[DomainState]:
         """Return the state of all domains, by number."""
-        layout = domctl.xen_domctl_getdomaininfo
-        room = PAGE_SIZE // layout.size
-        found: list[Value] = []
+        size = domctl.xen_domctl_getdomaininfo.size
+        room = PAGE_SIZE // size
+        found: list[DomainState] = []
         first = 0
         while True:
             op = self._sysctl(
@@ -146,7 +175,7 @@ class Xc:
                 buffer=self._list.va,
             )
             count = op.u.getdomaininfolist.num_domains
-            found += [layout.unpack_from(self._list.view, index * layout.size) for index in range(count)]
+            found += [DomainState(*_STATE.unpack_from(self._list.view, index * size)) for index in range(count)]
             if count < room:
                 return found
             first = found[-1].domain + 1
@@ -173,7 +202,7 @@ class Xc:
         self.domctl(
             domctl.XEN_DOMCTL_ioport_permission,
             domid,
-            "ioport_permission",
+            domctl.xen_domctl_ioport_permission,
             first_port=first,
             nr_ports=count,
             allow_access=int(allow),
@@ -181,7 +210,9 @@ class Xc:
 
     def irq_permission(self, domid: int, irq: int, *, allow: bool) -> None:
         """Let a domain use an interrupt line, or not any more."""
-        self.domctl(domctl.XEN_DOMCTL_irq_permission, domid, "irq_permission", pirq=irq, allow_access=int(allow))
+        self.domctl(
+            domctl.XEN_DOMCTL_irq_permission, domid, domctl.xen_domctl_irq_permission, pirq=irq, allow_access=int(allow)
+        )
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
