@@ -1,4 +1,4 @@
-"""The guests of `benchmarks/net.py`: one sends Ethernet frames of 1500 bytes as fast as it can, the other counts them."""
+"""The guests of `benchmarks/net.py`: one sends frames of 1500 bytes as fast as it can, the other counts them."""
 
 import json
 import time
@@ -47,7 +47,7 @@ class Receiver(Guest):
         rounds = []
         for _ in range(repeats + 1):
             rounds.append(await self.count(device))
-        results.write_text(json.dumps(rounds[1:]))
+        results.write_text(json.dumps(rounds[1:]))  # noqa: ASYNC240
 
     async def count(self, device) -> tuple[int, float]:
         """Count the frames of one round; returns that, and the time from its first to its last frame."""
