@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, final
 
 from backends.xenstored.connection import Connection
 from backends.xenstored.errors import EINVAL
+from backends.xenstored.fairness import Bucket, WriteLimit
 from backends.xenstored.quota import Quotas
 from backends.xenstored.server import Server
 from guest_kernel.errors import XenError
@@ -52,11 +53,14 @@ class DomainInfo(Protocol):
 class RingClient:
     """A client behind a ring: its connection, page and port."""
 
-    __slots__ = ("connection", "failed", "foreign", "grant", "port", "ring")
+    __slots__ = ("connection", "credit", "disturbances", "failed", "foreign", "grant", "port", "ring")
 
-    def __init__(self, connection: Connection, ring: ServerRing) -> None:
+    def __init__(self, connection: Connection, ring: ServerRing, now: int) -> None:
         self.connection = connection
         self.ring = ring
+        #: For writes that disturb others, and how many of them have been charged.
+        self.credit = Bucket(now)
+        self.disturbances = 0
         #: The guest has been told that its ring is given up.
         self.failed = False
         #: Local end of the event channel.
@@ -97,6 +101,10 @@ class XenStored:
         #: Guests that do not take what they are sent, and when they are given up; the soonest first.
         self._clogged: dict[RingClient, int] = {}
         self._guard = WaitQueue()
+        self._limit = WriteLimit()
+        #: Clients that have written too much, and until when they are not listened to.
+        self._slowed: dict[RingClient, int] = {}
+        self._slow = WaitQueue()
 
     def start(self) -> None:
         """Connect dom0's own client, listen for ends of domains, start the threads."""
@@ -104,11 +112,14 @@ class XenStored:
         interface = kernel.xenbus.dom0_interface
         assert interface is not None, "xenstored runs in the domain whose kernel makes its own ring"
         mfn, port = interface
-        client = RingClient(self.server.connect("domain 0"), ServerRing(kernel.mm.page_at(mfn).view))
+        client = RingClient(
+            self.server.connect("domain 0"), ServerRing(kernel.mm.page_at(mfn).view), kernel.monotonic_ns()
+        )
         self._add(client, DOMID_SELF, port)
         self._virq = kernel.events.bind_virq(VIRQ_DOM_EXC, self._on_domain_change)
         kernel.spawn(self._serve(), "xenstored")
         kernel.spawn(self._give_up_the_deaf(), "xenstored timeouts")
+        kernel.spawn(self._listen_again(), "xenstored write limit")
 
     # ---- upcalls
 
@@ -159,17 +170,31 @@ class XenStored:
             return
         # The event may mean room in the reply ring as well as requests.
         server.dirty[connection] = None
+        if client not in self._slowed:
+            self._listen(client)
+        if not connection.error and client not in self._slowed and not server.may_read(connection):
+            self._held[client] = None
+        self._flush()
+
+    def _listen(self, client: RingClient) -> None:
+        """Take what is in one ring and answer it."""
+        server, connection = self.server, client.connection
         if connection.input and server.may_read(connection):
             server.receive(connection, b"")
         # What could not be looked at yet comes first: no more than a ring of it is ever kept.
         if server.may_read(connection):
             try:
-                server.receive(connection, ring.read())
+                server.receive(connection, client.ring.read())
             except RingError:
                 server.fail(connection, XENSTORE_ERROR_RINGIDX)
-        if not server.may_read(connection) and not connection.error:
-            self._held[client] = None
-        self._flush()
+        disturbances = connection.domain.disturbances
+        if disturbances != client.disturbances and not connection.privileged:
+            now = self.kernel.monotonic_ns()
+            wait = self._limit.charge(client.credit, disturbances - client.disturbances, now)
+            client.disturbances = disturbances
+            if wait:
+                self._slowed[client] = now + wait
+                self._slow.wake()
 
     def _flush(self) -> None:
         """Move queued messages into rings and signal; clients that this frees go back to the ready queue."""
@@ -243,6 +268,18 @@ class XenStored:
                 self._wake.wake()
             await self._guard.wait()
 
+    async def _listen_again(self) -> None:
+        """Put clients that have waited long enough for their writes back into the ready queue."""
+        while True:
+            while self._slowed:
+                await self.kernel.sleep(max(1, min(self._slowed.values()) - self.kernel.monotonic_ns()))
+                now = self.kernel.monotonic_ns()
+                for client in [client for client, until in self._slowed.items() if until <= now]:
+                    del self._slowed[client]
+                    self._ready[client] = None
+                    self._wake.wake()
+            await self._slow.wait()
+
     # ---- ends of domains
 
     def _check_domains(self) -> None:
@@ -281,7 +318,8 @@ class XenStored:
             if grant.status != GNTST_okay:
                 # The builder of this domain did not fill in its grant table; dom0 may map the frame as such.
                 foreign = kernel.mm.map_foreign(domid, [mfn])
-            client = RingClient(connection, ServerRing(foreign[0] if foreign is not None else grant.view))
+            ring = ServerRing(foreign[0] if foreign is not None else grant.view)
+            client = RingClient(connection, ring, kernel.monotonic_ns())
             client.grant = grant if foreign is None else None
             client.foreign = foreign
             self._add(client, domid, port)
@@ -314,6 +352,7 @@ class XenStored:
         self._ready.pop(client, None)
         self._held.pop(client, None)
         self._clogged.pop(client, None)
+        self._slowed.pop(client, None)
         self.kernel.events.unbind(client.port)
         del client.ring
         self._unmap(client.grant, client.foreign)

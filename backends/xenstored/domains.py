@@ -25,6 +25,7 @@ class Domain:
 
     __slots__ = (
         "connection",
+        "disturbances",
         "domid",
         "generation",
         "home",
@@ -58,6 +59,8 @@ class Domain:
         self.memory = 0
         self.watches = 0
         self.transactions = 0
+        #: Writes made while somebody else had a transaction open (see `fairness`).
+        self.disturbances = 0
         #: Requests not fully answered (reply and every event they caused delivered).
         self.outstanding = 0
 

@@ -124,6 +124,8 @@ class Server:
         self.connections: dict[Connection, None] = {}
         #: Clients that have got messages (or an `error`) since the owner last emptied this.
         self.dirty: dict[Connection, None] = {}
+        #: Transactions of all clients.
+        self.open_transactions = 0
         self._cause: Pending | None = None
         self._after: list[Callable[[], None]] = []
 
@@ -394,6 +396,11 @@ class Server:
         else:
             self._fire(path, after, before, exact)
 
+    def _disturb(self, connection: Connection) -> None:
+        """Count a change that can make the open transactions of others fail."""
+        if self.open_transactions and not connection.privileged:
+            connection.domain.disturbances += 1
+
     # ---- finding nodes
 
     def _memory(self, connection: Connection) -> int:
@@ -566,6 +573,8 @@ class Server:
                 self._check_size(connection, view, value, node.children, node.perms)
             view.put(path, node, value, node.children, self.domains.current(node.perms, node.generation))
         self._changed(transaction, path, node, view.get(path) if node is None else node)
+        if transaction is None and self.open_transactions:
+            self._disturb(connection)
         return _OK
 
     def _mkdir(self, connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
@@ -577,6 +586,8 @@ class Server:
         if node is None:
             self._create(connection, view, path, b"")
             self._changed(transaction, path, None, view.get(path))
+            if transaction is None:
+                self._disturb(connection)
         return _OK
 
     def _rm(self, connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
@@ -592,6 +603,8 @@ class Server:
                 raise StoreError(ENOENT)
             return _OK
         self._remove_tree(transaction, path)
+        if transaction is None:
+            self._disturb(connection)
         return _OK
 
     def _get_perms(self, connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
@@ -615,6 +628,8 @@ class Server:
         self._check_size(connection, view, node.value, node.children, perms)
         view.put(path, node, node.value, node.children, perms)
         self._changed(transaction, path, node, view.get(path))
+        if transaction is None:
+            self._disturb(connection)
         return _OK
 
     def _parse_permissions(self, texts: list[bytes]) -> Permissions:
@@ -705,6 +720,7 @@ class Server:
             number = (number + 1) & 0xFFFFFFFF
         connection.next_transaction = (number + 1) & 0xFFFFFFFF
         open_ones[number] = Transaction(self.store, domain, limit)
+        self.open_transactions += 1
         return b"%d\0" % number
 
     def _transaction_end(self, connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
@@ -716,13 +732,16 @@ class Server:
         number = next(number for number, it in connection.transactions.items() if it is transaction)
         del connection.transactions[number]
         transaction.end()
+        self.open_transactions -= 1
         if word == b"T":
+            self._disturb(connection)
             transaction.commit(None if connection.privileged else self.quotas.nodes, self._fire)
         return _OK
 
     def _forget_transactions(self, connection: Connection) -> None:
         for transaction in connection.transactions.values():
             transaction.end()
+        self.open_transactions -= len(connection.transactions)
         connection.transactions.clear()
 
     # ---- domains

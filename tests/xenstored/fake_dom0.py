@@ -1,4 +1,4 @@
-"""A dom0 without a hypervisor: the real scheduler of the guest kernel over pages, ports and a clock of the test's own."""
+"""A dom0 without a hypervisor: the guest kernel's scheduler over pages, ports and a clock of the test's own."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from types import SimpleNamespace

@@ -370,6 +370,43 @@ def test_xsa_206_a_busy_guest_waits_its_turn(host: Host) -> None:
     assert order.index(0) <= TURNS + len(guests)
 
 
+class TestXsa206WritesThatDisturbTransactions:
+    @staticmethod
+    def write_on(host: Host, guest: Guest, ns: int) -> int:
+        """Let a guest write as fast as it is let, for so long; return how many writes went through."""
+        request = encode(xs.XS_WRITE, 1, 0, b"key\0v")
+        domain = host.daemon.server.domains.by_id[guest.domid]
+        before = domain.disturbances
+
+        def again() -> None:
+            guest.ring.read()
+            while guest.ring.room >= len(request):
+                guest.ring.write(request)
+
+        guest.fake.on_signal = lambda: (again(), guest.fake.notify(PORT))[0] if domain.disturbances < 5000 else None
+        again()
+        guest.fake.notify(PORT)
+        host.dom0.pass_time(ns)
+        return domain.disturbances - before
+
+    def test_are_limited_while_there_are_any(self, host: Host) -> None:
+        guest = host.boot(1)
+        transaction = host.dom0.xenbus.transaction()
+        host.dom0.do(transaction.__aenter__())
+        host.dom0.do(transaction.read("/local/domain/1"))
+        written = self.write_on(host, guest, 2_000_000_000)
+        # Its own credit and the reserve, then 200 a second, and at most a ring's worth more.
+        assert 1010 + 400 - 100 <= written <= 1010 + 400 + 100
+        host.dom0.do(transaction.end(commit=False))
+
+    def test_cost_nothing_otherwise(self, host: Host) -> None:
+        guest = host.boot(1)
+        for _ in range(200):
+            assert [message.payload for message in guest.ask(xs.XS_WRITE, "key", value=b"v")] == [b"OK\0"]
+        assert host.daemon.server.domains.by_id[1].disturbances == 0
+        assert not host.daemon._slowed
+
+
 def test_ends_of_domains(host: Host) -> None:
     changed = WaitQueue()
     seen: list[str] = []
