@@ -135,11 +135,16 @@ class BlockFront(XenbusDriver):
             self.kernel.block.give_up(disk.name, disk.why)
 
     async def remove(self, device: XenbusDevice) -> None:
-        """The disk is unplugged: whoever uses it, or waits for it, is told."""
+        """The disk is unplugged: whoever uses it, or waits for it, is told.
+
+        Not so when this end began: the guest is shutting down, and its threads had better wait for the end in peace
+        than fail one after the other.
+        """
         disk: _Disk | None = device.data
         if disk is not None:
             self.kernel.block.detach(disk.block)
-            disk.block.kill(errno.ENXIO)
+            if not disk.leaving:
+                disk.block.kill(errno.ENXIO)
 
     def _broken(self, device: XenbusDevice, why: str) -> None:
         """A ring has met garbage: what is in flight can no longer be believed; fail it and give the device up."""

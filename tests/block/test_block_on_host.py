@@ -1,0 +1,337 @@
+"""Disks on whole hosts: real file systems, guests that misbehave, ends that die. Every run ends with a leak check."""
+
+import os
+import re
+import shutil
+import subprocess
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import toolstack.host
+from backends.block import BlockBack
+from toolstack.console_log import ConsoleLog
+from toolstack.host import Host
+from toolstack.report import DomainResult, HostResult
+from toolstack.xl_config import DomainConfig, load_config
+
+TOOLS = ("mkfs.ext4", "dumpe2fs", "e2fsck", "debugfs")
+
+
+class Scene:
+    """A directory with images and guests, and a host to run them on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lines: list[str] = []
+
+    def image(self, name: str, size: int = 1 << 20, data: bytes = b"") -> Path:
+        path = self.directory / name
+        with path.open("wb") as file:
+            file.write(data)
+            file.truncate(size)
+        return path
+
+    def guest(self, name: str, body: str, *images: Path, access: str = "rw", memory: int = 16) -> DomainConfig:
+        """Write a guest whose `main` is `body`, with xvda, xvdb, ... on images."""
+        code = "from guest_kernel.guest import Guest\n\n\nclass Main(Guest):\n    async def main(self):\n"
+        (self.directory / f"{name}.py").write_text(code + textwrap.indent(textwrap.dedent(body), " " * 8))
+        disks = [f"format=raw,vdev=xvd{'abcdefgh'[n]},access={access},target={image}" for n, image in enumerate(images)]
+        file = self.directory / f"{name}.cfg"
+        file.write_text(f'name = "{name}"\nkernel = "{name}.py"\nmemory = {memory}\ndisk = {disks!r}\n')
+        return load_config(file)
+
+    def run(self, *configs: DomainConfig, **options: Any) -> HostResult:
+        host = Host(consoles=ConsoleLog(self.lines.append), **options)
+        result = trio.run(host.run, configs)
+        assert host.leaks() == []
+        return result
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def of(self, result: HostResult, name: str) -> DomainResult:
+        return next(domain for domain in result.domains if domain.name == name)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+RANDOM_TRAFFIC = """
+import random
+disk = await self.disk("xvda")
+model = bytearray(disk.size)
+rng = random.Random({seed})
+room = disk.sectors // 12
+
+async def worker(first):
+    for _ in range(25):
+        count = rng.choice([1, 3, 8, 30, 88, 100])
+        at = first + rng.randrange(room - count)
+        if rng.random() < 0.6:
+            data = rng.randbytes(count * 512)
+            await disk.write(at, data)
+            model[at * 512 : (at + count) * 512] = data
+        else:
+            assert await disk.read(at, count) == model[at * 512 : (at + count) * 512]
+
+threads = [self.kernel.spawn(worker(n * room)) for n in range(12)]
+for thread in threads:
+    await thread.join()
+assert await disk.read(0, disk.sectors) == model
+await disk.flush()
+self.print(f"all is well: {{disk.queue.pool.persistent}}")
+"""
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("schedule", ["fifo", "random:7"])
+def test_random_traffic(scene: Scene, monkeypatch: pytest.MonkeyPatch, persistent: bool, schedule: str) -> None:
+    monkeypatch.setattr(toolstack.host, "BlockBack", partial(BlockBack, persistent=persistent))
+    images = [scene.image(f"{n}.img") for n in range(2)]
+    guests = [scene.guest(f"guest{n}", RANDOM_TRAFFIC.format(seed=n), image) for n, image in enumerate(images)]
+    result = scene.run(*guests, schedule=schedule)
+    assert result.exit_code == 0, scene.text
+    assert scene.text.count(f"all is well: {persistent}") == 2
+    assert images[0].read_bytes() != images[1].read_bytes()
+
+
+def test_real_time(scene: Scene) -> None:
+    result = scene.run(scene.guest("guest", RANDOM_TRAFFIC.format(seed=5), scene.image("a.img")), time="real")
+    assert result.exit_code == 0, scene.text
+
+
+def test_several_disks_do_not_mix(scene: Scene) -> None:
+    images = [scene.image(f"{n}.img", data=bytes([n + 1]) * 4096) for n in range(4)]
+    guest = scene.guest(
+        "guest",
+        """
+        for n in range(4):
+            disk = await self.disk("xvd" + "abcd"[n])
+            assert await disk.read(0, 9) == bytes([n + 1]) * 4096 + bytes(512)
+            await disk.write(1000, bytes([n + 101]) * 512)
+        """,
+        *images,
+    )
+    assert scene.run(guest).exit_code == 0, scene.text
+    for n, image in enumerate(images):
+        assert image.read_bytes()[512000:512512] == bytes([n + 101]) * 512
+
+
+def test_a_read_only_disk(scene: Scene) -> None:
+    image = scene.image("ro.img", data=b"r" * 512)
+    image.chmod(0o444)
+    guest = scene.guest(
+        "guest",
+        """
+        disk = await self.disk("xvda")
+        assert disk.readonly
+        assert await disk.read(0, 1) == b"r" * 512
+        try:
+            await disk.write(0, bytes(512))
+        except OSError as error:
+            self.print("refused:", error)
+        """,
+        image,
+        access="ro",
+    )
+    assert scene.run(guest).exit_code == 0, scene.text
+    assert "refused: xvda: write of 1 sectors at 0: read-only file system" in scene.text
+    assert image.read_bytes()[:512] == b"r" * 512
+
+
+def test_an_image_that_shrinks_is_an_error_of_the_disk(scene: Scene) -> None:
+    image = scene.image("short.img")
+    guest = scene.guest(
+        "guest",
+        f"""
+        import os
+        disk = await self.disk("xvda")
+        await disk.read(2000, 8)
+        os.truncate({str(image)!r}, 512 * 100)
+        try:
+            await disk.read(2000, 8)
+        except OSError as error:
+            self.print(error)
+        await disk.read(0, 8)
+        """,
+        image,
+    )
+    assert scene.run(guest).exit_code == 0, scene.text
+    assert "xvda: read of 8 sectors at 2000: input/output error" in scene.text
+
+
+def test_a_guest_that_dies_in_the_middle_of_its_requests(scene: Scene) -> None:
+    """Its requests are with the disk, its pages mapped; the neighbour on the same backend notices nothing."""
+    dying = scene.guest(
+        "dying",
+        """
+        disk = await self.disk("xvda")
+        for n in range(40):
+            self.kernel.spawn(disk.read(n, 88))
+        await self.kernel.yield_()
+        raise ValueError("enough")
+        """,
+        scene.image("a.img"),
+    )
+    other = scene.guest("other", RANDOM_TRAFFIC.format(seed=3), scene.image("b.img"))
+    result = scene.run(dying, other)
+    assert scene.of(result, "dying").reason == "crash"
+    assert scene.of(result, "other").reason == "poweroff", scene.text
+    assert "all is well" in scene.text
+
+
+def test_a_guest_that_powers_off_in_the_middle_of_its_requests(scene: Scene) -> None:
+    guest = scene.guest(
+        "guest",
+        """
+        disk = await self.disk("xvda")
+        for n in range(60):
+            self.kernel.spawn(disk.write(n, bytes([n]) * 512))
+        await self.kernel.yield_()
+        """,
+        scene.image("a.img"),
+    )
+    result = scene.run(guest)
+    assert scene.of(result, "guest").reason == "poweroff", scene.text
+
+
+LIES = {
+    "garbage in req_prod": "ring.shared[0] = 5000",
+    "req_prod runs backwards": "ring.shared[0] = ring.req_prod_pvt - 1 & 0xffffffff",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_guest_that_lies_to_its_backend_loses_its_disk_only(scene: Scene, lie: str) -> None:
+    liar = scene.guest(
+        "liar",
+        f"""
+        disk = await self.disk("xvda")
+        await disk.read(0, 8)
+        queue = disk.queue
+        ring = queue.ring
+        {LIES[lie]}
+        self.kernel.events.notify(queue.port)
+        await self.sleep(1)
+        try:
+            await disk.read(8, 8)
+        except OSError as error:
+            self.print("the liar gets", error)
+        """,
+        scene.image("a.img"),
+    )
+    other = scene.guest("other", RANDOM_TRAFFIC.format(seed=4), scene.image("b.img"))
+    result = scene.run(liar, other)
+    assert result.exit_code == 0, scene.text
+    assert "the liar gets xvda: read of 8 sectors at 8: input/output error" in scene.text
+    assert "all is well" in scene.text
+
+
+def test_bad_grants_and_bad_segments_from_a_real_guest(scene: Scene) -> None:
+    guest = scene.guest(
+        "guest",
+        """
+        from guest_kernel.block import BlockError
+        disk = await self.disk("xvda")
+        await disk.read(0, 88)
+        queue = disk.queue
+        slot = queue._free[-1]
+        shape = slot.shapes[88]
+        good = shape.descriptors
+        bad = [good[:-8] + (4000).to_bytes(4, "little") + bytes([0, 7, 0, 0])]       # a reference of nothing
+        bad += [(999999).to_bytes(4, "little") + good[4:]]                           # beyond the table
+        bad += [good[:4] + bytes([7, 0, 0, 0]) + good[8:], good[:4] + bytes([0, 8, 0, 0]) + good[8:]]
+        for descriptors in bad:
+            shape.descriptors = descriptors
+            try:
+                await disk.read(0, 88)
+            except BlockError as error:
+                self.print("error", error.errno)
+        shape.descriptors = good
+        assert await disk.read(0, 88) == b"d" * (88 * 512)
+        """,
+        scene.image("a.img", data=b"d" * (1 << 20)),
+    )
+    result = scene.run(guest)
+    assert result.exit_code == 0, scene.text
+    assert scene.text.count("error 5\n") == 4
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if path is None:
+        message = f"{name} (package e2fsprogs) is not installed, so no real file system can be attached"
+        if os.environ.get("PARAVIRT_REQUIRE_LIBXEN") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def call(name: str, *arguments: object, check: bool = True) -> str:
+    command = [tool(name), *map(str, arguments)]
+    done = subprocess.run(command, check=check, capture_output=True, text=True)
+    return done.stdout
+
+
+UUID = "3f7a1c52-9d0e-4b6f-8a21-5c6d7e8f9012"
+READ_SUPERBLOCK = """
+import uuid
+disk = await self.disk("xvda")
+superblock = await disk.read(2, 2)
+assert superblock[56:58] == bytes([0x53, 0xef]), "no ext4"
+self.print("label", superblock[120:136].rstrip(bytes(1)).decode())
+self.print("uuid", uuid.UUID(bytes=superblock[104:120]))
+"""
+
+
+@pytest.mark.parametrize("block_size", [1024, 4096])
+def test_a_real_file_system(scene: Scene, block_size: int) -> None:
+    """Label and UUID as dumpe2fs tells them; a file's own blocks are rewritten, and e2fsck has nothing to say."""
+    for name in TOOLS:
+        tool(name)
+    image = scene.image("ext4.img", 16 << 20)
+    call("mkfs.ext4", "-q", "-b", block_size, "-L", "guest-root", "-U", UUID, image)
+    before = scene.directory / "before"
+    before.write_bytes(b"old contents.\n" * 8000)
+    size = before.stat().st_size
+    call("debugfs", "-w", "-R", f"write {before} letter", image)
+    blocks = [int(block) for block in call("debugfs", "-R", "blocks letter", image).split()]
+    assert len(blocks) == -(-size // block_size)
+
+    contents = (b"the guest was here. " * 8000)[:size]
+    new = scene.directory / "new"
+    new.write_bytes(contents)
+    body = READ_SUPERBLOCK + textwrap.dedent(
+        f"""
+        from pathlib import Path
+        contents = Path({str(new)!r}).read_bytes()
+        per_block = {block_size} // 512
+        for n, block in enumerate({blocks!r}):
+            piece = contents[n * {block_size} : (n + 1) * {block_size}].ljust({block_size}, bytes(1))
+            await disk.write(block * per_block, piece)
+        await disk.flush()
+        """
+    )
+    result = scene.run(scene.guest("guest", body, image))
+    assert result.exit_code == 0, scene.text
+
+    header = call("dumpe2fs", "-h", image)
+    label = re.search(r"^Filesystem volume name: +(\S+)$", header, re.MULTILINE)
+    uuid = re.search(r"^Filesystem UUID: +(\S+)$", header, re.MULTILINE)
+    assert label is not None
+    assert uuid is not None
+    assert f"guest | label {label[1]}\n" in scene.lines
+    assert f"guest | uuid {uuid[1]}\n" in scene.lines
+    assert uuid[1] == UUID
+    call("e2fsck", "-fn", image)  # raises if the file system is not clean
+    after = scene.directory / "after"
+    call("debugfs", "-R", f"dump letter {after}", image)
+    assert after.read_bytes() == contents
