@@ -87,6 +87,8 @@ class Preparation:
 def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int) -> Preparation:
     """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then."""
     check_together(configs)
+    for config in configs:
+        _refuse_unbuilt(config)
     bridges = _bridges(nics)
     _check_bridges(configs, bridges)
     _check_backends(configs)
@@ -113,10 +115,23 @@ def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int)
     return prepared
 
 
-def _program(config: DomainConfig) -> GuestProgram:
-    """Compile the guest file, and load it once to see whether that works."""
+def _refuse_unbuilt(config: DomainConfig) -> None:
+    """Refuse what is understood but would have no effect on this host."""
+    if config.cpus is not None:
+        raise config.error("cpus", 'vCPUs cannot be bound to CPUs here yet; only cpus = "all" is possible')
+    for key in ("cpu_weight", "cap"):
+        if getattr(config, key) is not None:
+            raise config.error(key, f"the scheduler here knows no weights and caps yet, so {key!r} is not supported")
     if config.ramdisk is not None:
         raise config.error("ramdisk", "a guest written in Python has no use for a ramdisk")
+    for index, vif in enumerate(config.vifs):
+        for key in ("rate", "mtu"):
+            if getattr(vif, key) is not None:
+                raise config.error("vif", f"the network backend here has no {key!r} yet", index)
+
+
+def _program(config: DomainConfig) -> GuestProgram:
+    """Compile the guest file, and load it once to see whether that works."""
     try:
         program = compile_guest(config.kernel, config.kernel_class)
         program.load()

@@ -272,6 +272,18 @@ def test_a_driver_domain(bench: Bench) -> None:
     assert (bench.directory / "d.img").read_bytes()[4096:8192] == b"x" * 4096
 
 
+def test_several_vcpus(bench: Bench) -> None:
+    body = """
+        threads = [self.kernel.spawn(self.kernel.cpu_burn(10_000_000)) for _ in range(4)]
+        for thread in threads:
+            await thread.join()
+    """
+    result = bench.run(bench.guest("smp", body, "vcpus = 4"), pcpus=4)
+    assert result.exit_code == 0
+    assert bench.of(result, "smp").usage.cpu_ns >= 40_000_000
+    assert result.virtual_ns < 40_000_000
+
+
 def test_a_read_only_disk(bench: Bench) -> None:
     bench.image("ro.img")
     body = """
@@ -319,6 +331,9 @@ def test_a_killed_guest_leaves_nothing(bench: Bench) -> None:
         (['kernel = "two.py:C"'], r"g\.cfg:4: .*two\.py has no guest class 'C' \(there is A, B\)"),
         (['kernel = "fails.py"'], r"g\.cfg:4: .*fails\.py:2: the guest file cannot be loaded: ZeroDivisionError"),
         (['kernel = "elf"'], r"g\.cfg:4: .*elf is an ELF kernel"),
+        (['cpus = "0-1"'], r"g\.cfg:4: vCPUs cannot be bound to CPUs here yet"),
+        (["cap = 50"], r"g\.cfg:4: the scheduler here knows no weights"),
+        (['vif = ["rate=1MB/s"]'], r"g\.cfg:4: the network backend here has no 'rate' yet"),
         (['ramdisk = "d.img"'], r"g\.cfg:4: a guest written in Python has no use for a ramdisk"),
     ],
 )
