@@ -146,7 +146,7 @@ class Vif(Port):
         requests: list[int] = []
         writable: dict[int, memoryview] = {}
         special = SPECIAL
-        done = 0
+        last = done = 0
         for ref, mark, size in zip(slots.refs[start:], slots.marks[start:], slots.sizes[start:], strict=True):
             source = mapped.get(ref)
             length = size >> 16
@@ -165,15 +165,18 @@ class Vif(Port):
             target = writable.get(request >> 32)
             if target is None:
                 break
-            target[:length] = source[offset : offset + length]
+            if offset:
+                target[:length] = source[offset : offset + length]
+            else:
+                if length != last:
+                    part, last = slice(length), length
+                target[part] = source[part]
             answer(request & 0xFFFF | RX_FLAGS[mark >> 16 & 3] << 32 | length << 48)
             done += 1
         for vif, lane in lanes.items():
-            if lane.close():
-                vif._push(vif._rx, "rx")
-        if done:
-            bridge.counters.forwarded += done
-            self._answer_express(slots.sizes[start : start + done])
+            vif.end_lane(lane)
+        bridge.counters.forwarded += done
+        self._answer_express(slots.sizes[start : start + done])
         return start + done
 
     def _find_lane(self, bridge: Bridge, addresses: tuple[int, ...], lanes: dict[Vif, Lane]) -> Lane | None:
@@ -195,6 +198,11 @@ class Vif(Port):
         if self._queue or not self.writable or not count or ring.request_overflow(produced):
             return None
         return Lane(ring, self._rx_words, count, self.writable, self.counters, self.takes_blank)
+
+    def end_lane(self, lane: Lane) -> None:
+        """Show the guest what a lane has brought."""
+        if lane.close():
+            self._push(self._rx, "rx")
 
     def _answer_express(self, sizes: list[int]) -> None:
         """Answer the requests at the head of the ring, given their ids and sizes, with NETIF_RSP_OKAY."""

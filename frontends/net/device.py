@@ -13,6 +13,8 @@ checked by comparing two lists.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 from frontends.net.control import ControlRing
@@ -181,8 +183,11 @@ class FrontDevice(NetDevice):
         free, views, refs = self._tx_free, self._tx_views, self._tx_refs
         idents = free[-count:]
         del free[-count:]
-        for ident, frame in zip(idents, frames, strict=False):
-            views[ident][: len(frame)] = frame
+        last = 0
+        for ident, frame, length in zip(idents, frames, map(len, frames), strict=False):
+            if length != last:
+                part, last = slice(length), length
+            views[ident][part] = frame
         ring, words = self._tx, self._tx_words
         index, size = ring.req_prod_pvt, ring.size
         write_words(words, TX_BASE, TX_WORDS, size, index, [refs[ident] for ident in idents])
@@ -303,8 +308,8 @@ class FrontDevice(NetDevice):
         idents = [answer & 0xFFFF for answer in answers]
         if idents != read_run(self._rx_order, ring.rsp_cons, count) and not self._reorder(ring, self._rx_order, idents):
             return self._give_up("the backend filled a buffer that it does not have")
-        frames = self._collect(idents, answers)
-        if frames is None:
+        collected = self._collect(idents, answers)
+        if collected is None:
             return self._give_up("the backend sent extra info, which was not offered")
         # The bytes are copied out: the buffers go back before anybody looks at the frames.
         ring.rsp_cons = produced
@@ -313,32 +318,47 @@ class FrontDevice(NetDevice):
             self._grow_rx()
         self._push_rx()
         received = self.received
-        for frame, validated in frames:
-            received(frame, validated)
+        for frame, answer in zip(*collected, strict=True):
+            received(frame, answer & VALIDATED != 0)
         return True
 
-    def _collect(self, idents: list[int], answers: list[int]) -> list[tuple[bytes, bool]] | None:
-        """Return the frames that the answered buffers hold; None if there is extra info among them."""
-        views, counters = self._rx_views, self.counters
-        frames: list[tuple[bytes, bool]] = []
-        nbytes = 0
+    def _collect(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[int]] | None:
+        """Return the frames that the answered buffers hold, each with the answer of its last slot.
+
+        None if there is extra info among the answers.
+        """
+        sizes = [answer >> 48 for answer in answers]
+        ordinary = not reduce(or_, answers) & RX_SPECIAL and min(sizes) > 0 and max(sizes) <= PAGE
+        if not ordinary or self._pieces or self._pieces_bad:
+            return self._collect_pieces(idents, answers)
+        views = self._rx_views
+        frames = []
+        last = 0
+        for ident, size in zip(idents, sizes, strict=True):
+            if size != last:
+                part, last = slice(size), size
+            frames.append(views[ident][part].tobytes())
+        self.counters.rx_packets += len(frames)
+        self.counters.rx_bytes += sum(sizes)
+        return frames, answers
+
+    def _collect_pieces(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[int]] | None:
+        """Do the same for answers of any kind."""
+        frames, ends = [], []
         for ident, answer in zip(idents, answers, strict=True):
-            size = answer >> 48
-            if answer & RX_SPECIAL or not 0 < size <= PAGE or self._pieces or self._pieces_bad:
-                if answer & RX_EXTRA:
-                    return None
-                offset = answer >> 16 & 0xFFFF
-                good = 0 < size <= PAGE - offset
-                data = self._take_piece(bytes(views[ident][offset : offset + size]) if good else b"", answer)
-                if not data:
-                    continue
-            else:
-                data = bytes(views[ident][:size])
-            nbytes += len(data)
-            frames.append((data, answer & VALIDATED != 0))
-        counters.rx_packets += len(frames)
-        counters.rx_bytes += nbytes
-        return frames
+            if answer & RX_EXTRA:
+                return None
+            size, offset = answer >> 48, answer >> 16 & 0xFFFF
+            # A status is negative if its highest bit is set; that is more than a page, too.
+            good = 0 < size <= PAGE - offset
+            data = self._rx_views[ident][offset : offset + size].tobytes() if good else b""
+            frame = self._take_piece(data, answer)
+            if frame:
+                frames.append(frame)
+                ends.append(answer)
+                self.counters.rx_packets += 1
+                self.counters.rx_bytes += len(frame)
+        return frames, ends
 
     def _take_piece(self, data: bytes, answer: int) -> bytes:
         """Collect the slots of a frame; returns the frame with its last slot. One with a bad slot is dropped."""

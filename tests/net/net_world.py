@@ -7,6 +7,7 @@ handlers, and the one hypercall is a grant copy that checks what Xen checks.
 from __future__ import annotations
 
 import errno
+import mmap
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -36,7 +37,7 @@ class World:
     """All domains of a test and what lies between them."""
 
     def __init__(self, pages: int = 8192, seed: int = 0) -> None:
-        self.memory = memoryview(bytearray(pages * PAGE))
+        self.memory = memoryview(mmap.mmap(-1, pages * PAGE))
         self.frames = deque(range(1, pages))
         self.rng = random.Random(seed)
         self.kernels: dict[int, FakeKernel] = {}
