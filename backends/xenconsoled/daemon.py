@@ -205,12 +205,11 @@ class XenConsoled:
             names = await self.kernel.xenbus.directory("/local/domain")
         except XenstoreError:
             names = []
-        present = {int(name) for name in names if name.isdecimal()}
-        for domid in [domid for domid in self.consoles if domid not in present]:
+        present = {int(name): None for name in names if name.isdecimal()}
+        for domid in sorted(self.consoles.keys() - present.keys()):
             self._close(self.consoles[domid])
-        for name in names:
-            domid = int(name) if name.isdecimal() else 0
-            if domid and domid not in self.consoles:
+        for domid in sorted(present.keys() - self.consoles.keys()):
+            if domid:
                 await self._open(domid)
 
     async def _open(self, domid: int) -> None:

@@ -75,7 +75,7 @@ class Transaction:
 
     def get(self, path: bytes) -> Node | None:
         """Return a node as this transaction sees it."""
-        return self._access(path).node
+        return (self.accessed.get(path) or self._access(path)).node
 
     def put(self, path: bytes, old: Node | None, value: bytes, children: bytes, perms: Permissions) -> None:
         """Make a node, or a new version of it, for this transaction."""

@@ -15,6 +15,7 @@ backend found in Closing was unplugged before it was found: the toolstack waits 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, final
 
 from guest_kernel.xenbus import wire
@@ -190,7 +191,7 @@ class Bus:
                     del self._scans[side, path]
                     await self._scan(side, path)
                 else:
-                    batch = [key for key, _ in zip(list(self._found), range(BATCH), strict=False)]
+                    batch = list(islice(self._found, BATCH))
                     for key in batch:
                         del self._found[key]
                     await self._look_at(batch)

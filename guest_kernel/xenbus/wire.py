@@ -64,6 +64,8 @@ def to_bytes(value: object) -> bytes:
 
     Text is UTF-8; bytes that are not UTF-8 survive `to_text` and `to_bytes` unchanged.
     """
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
     if isinstance(value, bytes):
         return value
     if isinstance(value, bool):
@@ -78,15 +80,17 @@ def to_text(data: bytes) -> str:
 
 def join(*strings: str | bytes) -> bytes:
     """Return the strings, each with its terminating NUL."""
+    if len(strings) == 1:
+        return to_bytes(strings[0]) + b"\0"
     return b"".join([to_bytes(string) + b"\0" for string in strings])
 
 
 def split(payload: bytes) -> list[str]:
     """Return the NUL-terminated strings of a payload; a last one without its NUL counts too."""
-    parts = payload.split(b"\0")
+    parts = to_text(payload).split("\0")
     if not parts[-1]:
         parts.pop()
-    return [to_text(part) for part in parts]
+    return parts
 
 
 class Parser:
