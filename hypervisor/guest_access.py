@@ -55,22 +55,25 @@ def walk(vcpu: VCpu, va: int, write: bool) -> int:
     table = root << 12
     need = _P | _US | _RW if write else _P | _US
     path = []
+    fresh = False
     for shift in (39, 30, 21, 12):
         index = (table >> 3) + (va >> shift & 511)
         entry = q[index]
         if entry & need != need:
             return -1
         path.append(index)
+        if not entry & _A:
+            fresh = True
         table = entry & _FRAME
         if table >> 12 >= frames:
             return -1
         if shift == 21 and entry & _PSE:
             table = table & ~0x1FFFFF | va & 0x1FF000
             break
-    for index in path:
-        if not q[index] & _A:
+    if fresh:
+        for index in path:
             q[index] |= _A
-    if write and not q[index] & _D:
+    if write and not entry & _D:
         q[index] |= _D
     return table
 

@@ -432,10 +432,11 @@ class Layout(_Compound):
         return self.codec.unpack(bytes(self.size))
 
     @cached_property
-    def _packing(self) -> "tuple[tuple[str, tuple[Any, ...] | None, Field], ...]":
-        """For each field: attribute, items if it is not given (None: it is a bit field and shares one), field."""
+    def _packing(self) -> "tuple[tuple[str, bool, tuple[Any, ...] | None, Field], ...]":
+        """For each field: attribute, is it a number, items if not given (None: a bit field shares one), field."""
         return tuple(
-            (field.attribute, None if field.bits is not None else _zero_items(field), field) for field in self.fields
+            (field.attribute, self._is_item(field), None if field.bits is not None else _zero_items(field), field)
+            for field in self.fields
         )
 
     @cached_property
@@ -506,8 +507,11 @@ class Layout(_Compound):
 
     def _fill_items(self, given: Mapping[str, Any], items: list[Any]) -> None:
         unit = -1
-        for attribute, zeros, field in self._packing:
+        for attribute, is_item, zeros, field in self._packing:
             value = given[attribute]
+            if is_item:
+                items.append(0 if value is None else value)
+                continue
             if zeros is not None:
                 if value is None:
                     items.extend(zeros)
