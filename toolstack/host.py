@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time as wall
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -44,6 +45,9 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, default_dom0_config
 XEN_MEMORY_MIB = 16
 """What Xen itself takes of a host, when nobody says how large that is."""
 OVERHEAD_KIB_PER_DOMAIN = 256
+GC_THRESHOLDS = (50_000, 20, 100)
+"""How rarely Python is to look for cycles: what a host allocates lives as long as its domains do, and with a thousand
+of them looking again and again at all of it would be a third of the work."""
 STEPS = 500
 """Stretches of guest code between two looks at the world outside (trio)."""
 
@@ -96,7 +100,9 @@ class Host:
         self._ports_before = 0
         self.results: dict[str, DomainResult] = {DOM0_NAME: DomainResult(DOM0_NAME)}
         self.kernels: dict[int, Kernel] = {}
-        """The kernels of the domains, by number: their backends keep the accounts of traffic."""
+        """The kernels of the domains that run, by number."""
+        self._net_backs: list[NetBack] = []
+        """All network backends that there have been: they keep the accounts of traffic."""
         self.interrupts = 0
         """How often a person has asked for the end."""
         self._obeyed = 0
@@ -118,6 +124,8 @@ class Host:
         prepared = prepare(configs, self.nics, self.seed)
         with self._stack:
             self._stack.callback(prepared.close)
+            self._stack.callback(gc.set_threshold, *gc.get_threshold())
+            gc.set_threshold(*GC_THRESHOLDS)
             self._assemble(prepared)
             with Watchdog(
                 lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit
@@ -273,7 +281,7 @@ class Host:
         hv.domain_ops.unpause(domain)
 
     def _control_domain(self, plans: Sequence[DomainPlan], uuid: UUID, kernel: Kernel) -> ControlDomain:
-        self.kernels[0] = kernel
+        self._note_kernel(0, kernel)
         return ControlDomain(
             kernel=kernel, config=self.dom0, uuid=uuid, plans=plans, host=self, console=self._show_guest
         )
@@ -304,11 +312,15 @@ class Host:
         """Make a new domain's processors execute an image."""
 
         def main(kernel: Kernel) -> Guest:
-            self.kernels[domid] = kernel
+            self._note_kernel(domid, kernel)
             return image.main(kernel)  # type: ignore[return-value]
 
         self._names[domid] = image.name
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
+
+    def _note_kernel(self, domid: int, kernel: Kernel) -> None:
+        self.kernels[domid] = kernel
+        self._net_backs += [driver for driver in kernel.drivers if isinstance(driver, NetBack)]
 
     def account(self, live: LiveDomain, reason: str) -> None:
         """Add up what a life of a domain has used, once."""
@@ -323,6 +335,7 @@ class Host:
         if domain is not None:
             result.usage.add(usage_of(domain))
         result.usage.add(self._traffic(live.domid))
+        self.kernels.pop(live.domid, None)
         if self.consoles is not None:
             self.consoles.finish(live.name)
 
@@ -351,14 +364,10 @@ class Host:
     def _traffic(self, domid: int) -> Usage:
         """Return what went over a domain's network interfaces, by the books of the backends that served them."""
         usage = Usage()
-        for kernel in self.kernels.values():
-            for driver in kernel.drivers:
-                if not isinstance(driver, NetBack):
-                    continue
-                for (frontend, _), counters in driver.counters.items():
-                    if frontend == domid:
-                        usage.packets += counters.tx_packets + counters.rx_packets
-                        usage.packet_bytes += counters.tx_bytes + counters.rx_bytes
+        for back in self._net_backs:
+            for counters in back.traffic_of(domid):
+                usage.packets += counters.tx_packets + counters.rx_packets
+                usage.packet_bytes += counters.tx_bytes + counters.rx_bytes
         return usage
 
     # -- guests that hang -----------------------------------------------------------------------------------------

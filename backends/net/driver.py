@@ -16,7 +16,7 @@ from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from guest_kernel.grants import MappedGrant
     from guest_kernel.kernel import Kernel
@@ -53,6 +53,7 @@ class NetBack(XenbusDriver):
             self.bridges[name].add(NicPort(kernel.hw.nic(unit), self.pool))
         self.counters: dict[tuple[int, str], Counters] = {}
         """Traffic of each vif, by (frontend's domain, device id): kept when the vif is gone."""
+        self._served: dict[int, list[Counters]] = {}
         self._copies = CopyBatch(kernel)
         self._ready: deque[Vif] = deque()
         self._waiting: deque[Vif] = deque()
@@ -95,7 +96,11 @@ class NetBack(XenbusDriver):
         label = f"vif{device.otherend_id}.{device.id}"
         vif = Vif(self.kernel, label, device.otherend_id, grants[0].view, grants[1].view, self.pool, self._copies)
         device.data = _Connection(vif, grants)
-        vif.counters = self.counters.setdefault((device.otherend_id, device.id), vif.counters)
+        key = (device.otherend_id, device.id)
+        if key not in self.counters:
+            self.counters[key] = vif.counters
+            self._served.setdefault(device.otherend_id, []).append(vif.counters)
+        vif.counters = self.counters[key]
         vif.touched = self._touched
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
@@ -137,6 +142,10 @@ class NetBack(XenbusDriver):
         for grant in connection.grants:
             grant.view.release()
         self.kernel.grants.unmap(connection.grants)
+
+    def traffic_of(self, domid: int) -> Sequence[Counters]:
+        """Return the traffic of all vifs that a frontend domain has and has had."""
+        return self._served.get(domid, ())
 
     # -- the worker -----------------------------------------------------------------------------------------------
 
