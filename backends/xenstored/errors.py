@@ -20,30 +20,3 @@ EBUSY = b"EBUSY\0"
 EAGAIN = b"EAGAIN\0"
 E2BIG = b"E2BIG\0"
 EPERM = b"EPERM\0"
-EIO = b"EIO\0"
-EISCONN = b"EISCONN\0"
-EROFS = b"EROFS\0"
-ENOTEMPTY = b"ENOTEMPTY\0"
-EISDIR = b"EISDIR\0"
-
-TRANSLATABLE = frozenset(
-    {
-        EINVAL,
-        EACCES,
-        EEXIST,
-        ENOENT,
-        ENOMEM,
-        ENOSPC,
-        ENOSYS,
-        EBUSY,
-        EAGAIN,
-        E2BIG,
-        EPERM,
-        EIO,
-        EISCONN,
-        EROFS,
-        ENOTEMPTY,
-        EISDIR,
-    }
-)
-"""What the wire can say (io/xs_wire.h, xsd_errors)."""

@@ -140,10 +140,10 @@ class World:
         self.existing.discard(domid)
         self.server.domain_changed(domid, shutdown=True, dying=True, gone=True)
 
-    def dump(self) -> dict[str, tuple[bytes, str, tuple[bytes, ...]]]:
+    def dump(self) -> dict[str, tuple[bytes, str, tuple[str, ...]]]:
         """The whole store: path → value, permissions, names."""
         return {
-            path.decode(): (node.value, str(node.perms), tuple(node.names))
+            path.decode(): (node.value, str(node.perms), tuple(node.children.decode().split("\0")[:-1]))
             for path, node in self.server.store.tree.walk()
         }
 
