@@ -21,15 +21,21 @@ from hypervisor.event_channel.channel import (
     Channel,
 )
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, read_u32
+from hypervisor.machine.interrupts import NR_IRQS
 from hypervisor.vcpu import NR_VIRQS
 
 if TYPE_CHECKING:
-    from hypervisor.abi.layout import Layout
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
 HYPERCALL = xen.__HYPERVISOR_event_channel_op
+COMPAT_HYPERCALL = xen.__HYPERVISOR_event_channel_op_compat
+EVTCHNOP_reset_cont = 14
+"""Xen's own (the header hides it from guests): the rest of a reset that was interrupted."""
+COMPAT_ARGUMENT = abi.evtchn_op.offset("u")
+COMPAT_OPS = frozenset(range(abi.EVTCHNOP_bind_interdomain, abi.EVTCHNOP_unmask + 1))
+"""What the hypercall of Xen 3.0.2 had; its argument is the structure with the number of the operation in front."""
 
 PER_VCPU_VIRQS = frozenset({xen.VIRQ_TIMER, xen.VIRQ_DEBUG, xen.VIRQ_XENOPROF, xen.VIRQ_XENPMU})
 """The VIRQs that every vCPU may bind; the others are bound on vCPU 0 only (`virq_is_global` in Xen)."""
@@ -55,7 +61,6 @@ class EventChannelOps:
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
         self._set_pending = two_level.make_set_pending(hv)
-        self._ops: dict[int, tuple[Layout, Callable[[VCpu, int], int]]] = {}
         self._handlers: dict[int, Callable[[VCpu, int], int]] = {
             abi.EVTCHNOP_bind_interdomain: self._bind_interdomain,
             abi.EVTCHNOP_bind_virq: self._bind_virq,
@@ -67,8 +72,13 @@ class EventChannelOps:
             abi.EVTCHNOP_bind_vcpu: self._bind_vcpu,
             abi.EVTCHNOP_unmask: self._unmask,
             abi.EVTCHNOP_reset: self._reset,
+            EVTCHNOP_reset_cont: self._reset_cont,
+            abi.EVTCHNOP_expand_array: self._expand_array,
+            abi.EVTCHNOP_set_priority: self._set_priority,
         }
-        self.hypercalls = {HYPERCALL: self._make_op()}
+        do_event_channel_op = self._make_op()
+        self._handlers[abi.EVTCHNOP_send] = lambda vcpu, arg: do_event_channel_op(vcpu, abi.EVTCHNOP_send, arg, 0, 0, 0)
+        self.hypercalls = {HYPERCALL: do_event_channel_op, COMPAT_HYPERCALL: self._compat_op}
 
     def _make_op(self) -> Callable[[VCpu, int, int, int, int, int], int]:
         """Build the hypercall: `send`, the one that matters for speed, is decided before anything else."""
@@ -106,6 +116,13 @@ class EventChannelOps:
 
         self.set_pending = set_pending
         return do_event_channel_op
+
+    def _compat_op(self, vcpu: VCpu, arg: int, _a2: int, _a3: int, _a4: int, _a5: int) -> int:
+        """Run the old form of the hypercall, which kernels from before Xen 3.0.3 make."""
+        op = abi.evtchn_op.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_op.size))
+        if op.cmd not in COMPAT_OPS:
+            return -errno.ENOSYS
+        return self._handlers[op.cmd](vcpu, arg + COMPAT_ARGUMENT)
 
     # -- the life of a domain -------------------------------------------------------------------------------------
 
@@ -146,7 +163,6 @@ class EventChannelOps:
         if port >= len(ports):
             self._grow(domain)
         channel = ports[port]
-        channel.vcpu = ports[0].vcpu
         domain.active_ports += 1
         domain.port_hint = port + 1
         return channel
@@ -156,6 +172,7 @@ class EventChannelOps:
         domain = channel.domain
         channel.state = FREE
         channel.peer = None
+        channel.vcpu = domain.ports[0].vcpu
         domain.active_ports -= 1
         domain.port_hint = min(domain.port_hint, channel.port)
 
@@ -173,26 +190,22 @@ class EventChannelOps:
             raise HypercallError(errno.EINVAL)
         return domain.ports[port]
 
-    def _domain_of(self, vcpu: VCpu, domid: int) -> Domain:
-        """Return the domain that an operation names. ESRCH when missing; EPERM for another's without privilege."""
-        if domid == xen.DOMID_SELF or domid == vcpu.domain.domid:
-            return vcpu.domain
-        domain = self.hv.domains.get(domid)
-        if domain is None:
-            raise HypercallError(errno.ESRCH)
+    def _check_control(self, vcpu: VCpu, domain: Domain) -> None:
         if not self.hv.may_control(vcpu.domain, domain):
             raise HypercallError(errno.EPERM)
-        return domain
 
     # -- operations -----------------------------------------------------------------------------------------------
 
     def _alloc_unbound(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_alloc_unbound.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_alloc_unbound.size))
-        domain = self._domain_of(vcpu, op.dom)
+        domain = self.hv.resolve(vcpu, op.dom)
+        # Privilege is looked at last: who asks for a port of a dying or full domain hears of that.
         channel = self.allocate(domain)
+        if not self.hv.may_control(vcpu.domain, domain):
+            self._unallocate(channel)
+            return -errno.EPERM
         channel.state = UNBOUND
         channel.remote_domid = vcpu.domain.domid if op.remote_dom == xen.DOMID_SELF else op.remote_dom
-        two_level.clear_pending(channel)
         op.port = channel.port
         copy_to_guest(vcpu, arg, abi.evtchn_alloc_unbound.pack(op))
         return 0
@@ -232,7 +245,6 @@ class EventChannelOps:
         channel.state = VIRQ
         channel.number = op.virq
         channel.vcpu = target
-        two_level.clear_pending(channel)
         target.virq_to_port[op.virq] = channel.port
         op.port = channel.port
         copy_to_guest(vcpu, arg, abi.evtchn_bind_virq.pack(op))
@@ -246,7 +258,6 @@ class EventChannelOps:
         channel = self.allocate(vcpu.domain)
         channel.state = IPI
         channel.vcpu = target
-        two_level.clear_pending(channel)
         op.port = channel.port
         copy_to_guest(vcpu, arg, abi.evtchn_bind_ipi.pack(op))
         return 0
@@ -254,6 +265,8 @@ class EventChannelOps:
     def _bind_pirq(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_bind_pirq.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_pirq.size))
         domain = vcpu.domain
+        if op.pirq >= NR_IRQS:
+            raise HypercallError(errno.EINVAL)
         if op.pirq not in domain.pirqs:
             raise HypercallError(errno.EPERM)
         if domain.pirqs[op.pirq] is not None:
@@ -261,7 +274,6 @@ class EventChannelOps:
         channel = self.allocate(domain)
         channel.state = PIRQ
         channel.number = op.pirq
-        two_level.clear_pending(channel)
         domain.pirqs[op.pirq] = channel
         try:
             self.hv.machine.interrupts.connect(op.pirq, self._pirq_handler(channel))
@@ -304,17 +316,20 @@ class EventChannelOps:
             for vcpu in channel.domain.online_vcpus():
                 if vcpu.virq_to_port[channel.number] == channel.port:
                     vcpu.virq_to_port[channel.number] = 0
-        elif channel.state == PIRQ:
+        elif channel.state == PIRQ and channel.domain.pirqs.get(channel.number) is channel:
+            # (After PHYSDEVOP_unmap_pirq it is not: the line may be somebody else's already.)
             self.hv.machine.interrupts.disconnect(channel.number)
-            if channel.number in channel.domain.pirqs:
-                channel.domain.pirqs[channel.number] = None
+            channel.domain.pirqs[channel.number] = None
         self._unallocate(channel)
         two_level.clear_pending(channel)
 
     def _status(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_status.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_status.size))
-        domain = self._domain_of(vcpu, op.dom)
+        domain = self.hv.resolve(vcpu, op.dom)
         channel = self.lookup(domain, op.port)
+        if channel.consumer:
+            return -errno.EACCES
+        self._check_control(vcpu, domain)
         op.status = STATUS_OF[channel.state]
         if channel.state == UNBOUND:
             op.u.unbound = {"dom": channel.remote_domid}
@@ -345,18 +360,41 @@ class EventChannelOps:
 
     def _unmask(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_unmask.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_unmask.size))
-        two_level.unmask(self.lookup(vcpu.domain, op.port))
+        channel = self.lookup(vcpu.domain, op.port)
+        if channel.state != FREE and not channel.consumer:
+            two_level.unmask(channel)
         return 0
 
-    def _reset(self, vcpu: VCpu, arg: int) -> int:
+    def _reset_target(self, vcpu: VCpu, arg: int) -> Domain:
         op = abi.evtchn_reset.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_reset.size))
-        domain = self._domain_of(vcpu, op.dom)
+        domain = self.hv.resolve(vcpu, op.dom)
+        self._check_control(vcpu, domain)
         if domain is not vcpu.domain and not domain.pause_count:
             raise HypercallError(errno.EINVAL)
-        for channel in domain.ports:
+        return domain
+
+    def _reset(self, vcpu: VCpu, arg: int) -> int:
+        """Close all ports of the caller, or of a domain that is paused."""
+        for channel in self._reset_target(vcpu, arg).ports:
             if channel.state != FREE and not channel.consumer:
                 self.close_channel(channel)
         return 0
+
+    def _reset_cont(self, vcpu: VCpu, arg: int) -> int:
+        """Continue a reset: Xen's own way to go on with a long one. None is ever left half done here."""
+        self._reset_target(vcpu, arg)
+        return -errno.EBUSY
+
+    def _expand_array(self, vcpu: VCpu, arg: int) -> int:
+        """Refuse another page of FIFO event words: the domain uses the two-level ABI."""
+        copy_from_guest(vcpu, arg, abi.evtchn_expand_array.size)
+        return -errno.EOPNOTSUPP
+
+    def _set_priority(self, vcpu: VCpu, arg: int) -> int:
+        """Refuse a priority: the two-level ABI has none."""
+        op = abi.evtchn_set_priority.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_set_priority.size))
+        self.lookup(vcpu.domain, op.port)
+        return -errno.ENOSYS
 
     # -- events that Xen sends ------------------------------------------------------------------------------------
 

@@ -104,7 +104,12 @@ def unmask(channel: Channel) -> None:
 
 
 def check_pollers(channel: Channel) -> None:
-    """Wake the vCPUs that poll a port which has become pending."""
+    """Wake the vCPUs that a port which has become pending ends the poll of.
+
+    A poll of one port waits for that port; Xen does not remember several, so any event of the domain ends such a poll,
+    and one of no ports at all.
+    """
     for vcpu in channel.domain.online_vcpus():
-        if vcpu.poll_ports and channel.port in vcpu.poll_ports:
+        ports = vcpu.poll_ports
+        if ports is not None and (len(ports) != 1 or ports[0] == channel.port):
             channel.domain.hv.sched.wake(vcpu)
