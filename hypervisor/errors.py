@@ -18,3 +18,7 @@ class InvariantError(BaseException):
 
 class DeviceError(Exception):
     """Something outside the host that a device needs cannot be had; the message is a sentence for a person."""
+
+
+class ReplayError(Exception):
+    """A run cannot follow the schedule that it was told to repeat; the message is a sentence for a person."""

@@ -103,15 +103,22 @@ def _door(vcpu: PythonVCpu) -> Door:
 
 def _traced_door(vcpu: PythonVCpu) -> Door:
     """Make a hypercall entry that records each call with its result."""
-    plain, lock = _door(vcpu)
+    plain, lock_plain = _door(vcpu)
+    locked = False
     hv, domid, vcpu_id = vcpu.hv, vcpu.domain.domid, vcpu.vcpu_id
     emit = hv.trace
     assert emit is not None
 
     def hypercall(nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
         rc = plain(nr, a1, a2, a3, a4, a5)
-        emit(domid, vcpu_id, HYPERCALL, nr, a1 & U64, a2 & U64, a3 & U64, a4 & U64, a5 & U64, rc)
+        if not locked:
+            emit(domid, vcpu_id, HYPERCALL, nr & U64, a1 & U64, a2 & U64, a3 & U64, a4 & U64, a5 & U64, rc)
         return rc
+
+    def lock() -> None:
+        nonlocal locked
+        locked = True
+        lock_plain()
 
     return hypercall, lock
 
@@ -142,9 +149,14 @@ class PythonVCpu(VCpu):
                     # `deliver_upcall`, written out: events between domains are what speed is measured by.
                     bytes_[info + MASK_BYTE] = 1
                     handler()
-                    bytes_[self.info + MASK_BYTE] = 0
+                    info = self.info
+                    bytes_[info + MASK_BYTE] = 0
                 else:
-                    self.deliver_upcall()
+                    self._deliver()
+                    info = self.info
+                if bytes_[info]:
+                    # The handler has left an upcall pending: it is entered again before anything else runs.
+                    return 0
             return self._resume(None)
         except StopIteration:
             self.hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")
@@ -157,6 +169,11 @@ class PythonVCpu(VCpu):
         self._run = self._start()
         self._resume = self._run.send
         return self._resume(None)
+
+    def _restart(self, _: None) -> int:
+        """Enter the guest again, through a new door: what `_resume` is after `halt`."""
+        self.cpu = PythonCpu(self)
+        return self._first(None)
 
     def _start(self) -> Run:
         """Find the code at the instruction pointer."""
@@ -172,22 +189,28 @@ class PythonVCpu(VCpu):
         return entry(self.cpu)  # type: ignore[no-any-return]
 
     def deliver_upcall(self) -> None:
+        """Enter the event callback, if an unmasked upcall is pending, at an instruction boundary amid computing."""
+        bytes_, info = self._bytes, self.info
+        if bytes_[info] and not bytes_[info + MASK_BYTE]:
+            try:
+                self._deliver()
+            except Exception as error:
+                self._escaped(error)
+
+    def _deliver(self) -> None:
         """Mask upcalls, call the guest's handler, and unmask as its iret would."""
-        bytes_, mask = self._bytes, self.info + MASK_BYTE
-        if not bytes_[self.info] or bytes_[mask]:
-            return
         handler = self._text.get(self.context.event_callback)
         if handler is None:
-            return
+            raise GeneralProtectionFault(f"there is no code at the event callback {self.context.event_callback:#x}")
         trace = self._trace
         if trace is not None:
             trace(self.domain.domid, self.vcpu_id, UPCALL, self.hv.memory.q[(self.info + SELECTOR) >> 3])
         else:
             self._quick_upcall = handler
-        bytes_[mask] = 1
+        self._bytes[self.info + MASK_BYTE] = 1
         handler()
         # The guest may have moved its vcpu_info in the handler.
-        bytes_[self.info + MASK_BYTE] = 0
+        self._bytes[self.info + MASK_BYTE] = 0
 
     def callbacks_changed(self) -> None:
         """Look the code of the event callback up again: it has been registered anew."""
@@ -197,7 +220,10 @@ class PythonVCpu(VCpu):
         """Lock the door, then throw the suspended code away; what it does on its way out reaches nothing."""
         self.cpu.lock()
         run, self._run = self._run, None
-        self._resume = self._first
+        self._resume = self._restart
+        self._quick_upcall = None
+        self.compute_left = 0
+        self.yielding = False
         if run is not None:
             with suppress(Exception):
                 run.close()

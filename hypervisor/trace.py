@@ -83,7 +83,13 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
 
     def records() -> Iterator[list[Any]]:
         with file:
-            yield from unpacker
+            try:
+                for record in unpacker:
+                    if not isinstance(record, list) or len(record) < 4:
+                        raise ValueError("there is something else between its records")
+                    yield record
+            except (msgpack.exceptions.UnpackException, ValueError) as error:
+                raise TraceError(f"{path} is damaged: {error}") from None
 
     return header, records()
 

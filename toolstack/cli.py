@@ -14,7 +14,7 @@ from typing import Any
 import click
 import trio
 
-from hypervisor.errors import InvariantError
+from hypervisor.errors import InvariantError, ReplayError
 from hypervisor.trace import TraceError, read_trace
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.errors import UsageError
@@ -146,7 +146,7 @@ def run(
         )
         with _interrupting(host):
             result = trio.run(host.run, guests)
-    except UsageError as error:
+    except (UsageError, ReplayError) as error:
         raise _OneSentence(str(error)) from None
     except InvariantError as error:
         click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypervisor.abi.tracepoints import SCHEDULE
-from hypervisor.errors import InvariantError
-from hypervisor.trace import read_records
+from hypervisor.errors import ReplayError
+from hypervisor.trace import read_trace
 
 if TYPE_CHECKING:
     from hypervisor.vcpu import VCpu
@@ -29,7 +30,7 @@ class Policy(ABC):
     """The policy may take the processor away at every preemption point, not only at the end of a time slice."""
 
     @abstractmethod
-    def choose(self, runnable: deque[VCpu]) -> int:
+    def choose(self, runnable: Sequence[VCpu]) -> int:
         """Return the index of the vCPU that runs next; `runnable` is not empty."""
 
 
@@ -38,7 +39,7 @@ class Fifo(Policy):
 
     in_order = True
 
-    def choose(self, runnable: deque[VCpu]) -> int:
+    def choose(self, runnable: Sequence[VCpu]) -> int:
         """Return 0."""
         return 0
 
@@ -51,30 +52,35 @@ class Random(Policy):
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    def choose(self, runnable: deque[VCpu]) -> int:
+    def choose(self, runnable: Sequence[VCpu]) -> int:
         """Return any index."""
         return self._random.randrange(len(runnable))
 
 
 class Replay(Policy):
-    """The order of the `schedule` records of a trace."""
+    """The order of the `schedule` records of a trace, whatever policy made it.
 
-    preempts = True
+    After the last of them it goes on first come, first served. Raises TraceError, OSError for a file that is no trace.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._order = deque((record[1], record[2]) for record in read_records(file) if record[3] == SCHEDULE)
+        header, records = read_trace(file)
+        # When a processor is taken away must be as it was then, or the records would not fit.
+        self.preempts = bool((header.get("about") or {}).get("preempts"))
+        self._order = deque((record[0], record[1], record[2]) for record in records if record[3] == SCHEDULE)
 
-    def choose(self, runnable: deque[VCpu]) -> int:
-        """Return the index of the vCPU that ran at this point of the recorded run."""
+    def choose(self, runnable: Sequence[VCpu]) -> int:
+        """Return the index of the vCPU that ran at this point of the recorded run. Raises ReplayError."""
         if not self._order:
             return 0
-        domid, vcpu_id = self._order.popleft()
+        when, domid, vcpu_id = self._order.popleft()
         for index, vcpu in enumerate(runnable):
-            if vcpu.domain.domid == domid and vcpu.vcpu_id == vcpu_id:
+            if vcpu.vcpu_id == vcpu_id and vcpu.domain.domid == domid:
                 return index
-        raise InvariantError(
-            f"this run has left the schedule of {self._file}: d{domid}v{vcpu_id} ran next there and cannot run here"
+        raise ReplayError(
+            f"this run is not the one that {self._file} recorded: there d{domid}v{vcpu_id} ran at {when} ns, "
+            "and here it cannot (were the guests, their disks, the seed or the number of pCPUs others?)"
         )
 
 

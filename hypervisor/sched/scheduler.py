@@ -9,6 +9,7 @@ the same loop follows the wall clock, and a pCPU whose guest computes is simply 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -56,6 +57,8 @@ class Scheduler:
         self.costs = costs
         self.pcpus = [PCpu(cpu_id) for cpu_id in range(nr_pcpus)]
         self.run_queue: deque[VCpu] = deque()
+        self.runstate_areas: dict[VCpu, Callable[[VCpu, int], None]] = {}
+        """Whom to tell when a vCPU leaves its processor: those whose guests have registered a runstate area."""
         self.running: VCpu | None = None
         """The vCPU whose code executes right now."""
         self.hypercalls_before = 0
@@ -101,11 +104,27 @@ class Scheduler:
     def unpause(self, vcpu: VCpu, flag: int) -> None:
         """Clear one reason (`VPF_*`) why a vCPU does not run; queue it if that was the last."""
         vcpu.pause_flags &= ~flag
-        if not vcpu.pause_flags and not vcpu.queued and not self._on_cpu(vcpu):
+        if not vcpu.pause_flags and not vcpu.queued and not self.is_on_cpu(vcpu):
             self.enqueue(vcpu)
 
-    def _on_cpu(self, vcpu: VCpu) -> bool:
+    def is_on_cpu(self, vcpu: VCpu) -> bool:
+        """Whether a pCPU is executing this vCPU, or has only turned aside between two stretches of it."""
         return vcpu is self.running or any(pcpu.current is vcpu for pcpu in self.pcpus)
+
+    def stop(self, vcpu: VCpu, flag: int) -> None:
+        """Give a vCPU a reason (`VPF_*`) not to run. One that runs is taken off its pCPU before its next stretch."""
+        vcpu.pause_flags |= flag
+        if vcpu.queued:
+            self._dequeue(vcpu)
+            if not self.is_on_cpu(vcpu):
+                now = max(self.now(), vcpu.ready_at)
+                vcpu.time_runnable += now - vcpu.ready_at
+                vcpu.since = now
+
+    def _dequeue(self, vcpu: VCpu) -> None:
+        """Take a vCPU off the run queue: only what may run is on it."""
+        vcpu.queued = False
+        self.run_queue.remove(vcpu)
 
     @property
     def progress(self) -> int:
@@ -124,8 +143,7 @@ class Scheduler:
         if vcpu.poll_ports is not None:
             self._end_poll(vcpu)
         if vcpu.queued:
-            vcpu.queued = False
-            self.run_queue.remove(vcpu)
+            self._dequeue(vcpu)
         for pcpu in self.pcpus:
             if pcpu.current is vcpu:
                 pcpu.current = None
@@ -150,6 +168,7 @@ class Scheduler:
         single, real = self._single, clock.real
         cost_run, cost_hypercall, cost_switch = self.costs.run, self.costs.hypercall, self.costs.switch
         in_order, preempts, time_slice = policy.in_order, policy.preempts, TIME_SLICE_NS
+        areas = self.runstate_areas
         while steps and not hv.stopped:
             steps -= 1
             # Which pCPU acts next, and when?
@@ -178,10 +197,8 @@ class Scheduler:
                 clock.now = now
             # Which vCPU?
             if vcpu is None:
-                vcpu = queue.popleft() if in_order else self._choose()
+                vcpu = queue.popleft() if in_order else self._choose(now)
                 vcpu.queued = False
-                if vcpu.pause_flags:
-                    continue
                 vcpu.time_runnable += now - vcpu.ready_at
                 vcpu.since = now
                 if trace is not None:
@@ -193,6 +210,10 @@ class Scheduler:
                     now += cost_switch
                     if not single:
                         vcpu.processor = pcpu.cpu_id
+            elif vcpu.pause_flags:
+                # Somebody has stopped it between two of its stretches.
+                self._take_off(pcpu, vcpu)
+                continue
             # Run it, and charge what it did.
             self.running = vcpu
             self.hypercalls_before = before = vcpu.hypercalls
@@ -209,23 +230,27 @@ class Scheduler:
             # Does it stay?
             if flags:
                 pcpu.current = None
-            elif not vcpu.yielding and now < vcpu.since + time_slice and not preempts:
+                if vcpu.queued:
+                    # An event woke it while it went to sleep, and it went to sleep again.
+                    self._dequeue(vcpu)
+            elif not vcpu.yielding and now < vcpu.since + time_slice and not preempts and not vcpu.queued:
                 pcpu.current = vcpu
                 continue
             else:
                 pcpu.current = None
                 vcpu.yielding = False
+                # (It is queued already if an event woke it while it went to sleep.)
                 if not vcpu.queued:
                     vcpu.queued = True
                     queue.append(vcpu)
-            if vcpu.queued:
-                # (Again: an event may have come while it went to sleep.)
                 vcpu.ready_at = now
             since = vcpu.since
             vcpu.time_running += now - since
             vcpu.since = now
             if trace is not None:
                 trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, pcpu.cpu_id, now - since, flags)
+            if areas and vcpu in areas:
+                areas[vcpu](vcpu, now)
         self.running = None
         return NEVER if hv.stopped else 0
 
@@ -260,13 +285,31 @@ class Scheduler:
         function()
         return True
 
-    def _choose(self) -> VCpu:
-        """Take the vCPU that the policy wants from the queue."""
+    def _choose(self, now: int) -> VCpu:
+        """Take the vCPU that the policy wants from the queue, of those that may run at `now`."""
         queue = self.run_queue
-        index = self.policy.choose(queue)
-        vcpu = queue[index]
-        del queue[index]
+        if self._single:
+            index = self.policy.choose(queue)
+            vcpu = queue[index]
+            del queue[index]
+            return vcpu
+        # pCPUs have times of their own: who was woken by one that is ahead cannot run on one that is behind.
+        ready = [vcpu for vcpu in queue if vcpu.ready_at <= now]
+        vcpu = ready[self.policy.choose(ready)]
+        queue.remove(vcpu)
         return vcpu
+
+    def _take_off(self, pcpu: PCpu, vcpu: VCpu) -> None:
+        """End the turn of a vCPU that was stopped from outside."""
+        pcpu.current = None
+        now, since = pcpu.now, vcpu.since
+        vcpu.time_running += now - since
+        vcpu.since = now
+        if self.hv.trace is not None:
+            fields = pcpu.cpu_id, now - since, vcpu.pause_flags
+            self.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, *fields)
+        if vcpu in self.runstate_areas:
+            self.runstate_areas[vcpu](vcpu, now)
 
     def _compute(self, vcpu: VCpu, now: int, work: int) -> int:
         """Let time pass for a computing guest: to the end of its work, of its slice, or to the next timer."""
