@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CALLBACK_OP = xen.__HYPERVISOR_callback_op
 SET_CALLBACKS = xen.__HYPERVISOR_set_callbacks
+NMI_VECTOR = 2
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
 FIELDS = {
@@ -24,7 +25,7 @@ FIELDS = {
 """Callback types that a 64-bit guest must keep registered, with the field of `Context` that holds each."""
 
 OPTIONAL = frozenset({callback.CALLBACKTYPE_nmi, callback.CALLBACKTYPE_sysenter, callback.CALLBACKTYPE_syscall32})
-"""Types that are accepted, and never called here: no NMIs are raised and Python guests have no 32-bit user mode."""
+"""Types that are accepted, and never called here: NMIs are not delivered, and Python guests have no user mode."""
 
 
 def is_canonical(address: int) -> bool:
@@ -68,10 +69,15 @@ class CallbackOps:
             setattr(vcpu.context, field, op.address)
             vcpu.callbacks_changed()
             return 0
+        if op.type == callback.CALLBACKTYPE_nmi:
+            vcpu.context.trap_table[NMI_VECTOR] = (0, xen.FLAT_KERNEL_CS, op.address)
         return 0 if op.type in OPTIONAL else -errno.ENOSYS
 
     def _unregister(self, vcpu: VCpu, arg: int) -> int:
         op = callback.callback_unregister.unpack_from(copy_from_guest(vcpu, arg, callback.callback_unregister.size))
         if op.type in FIELDS or op.type in (callback.CALLBACKTYPE_sysenter, callback.CALLBACKTYPE_syscall32):
             return -errno.EINVAL
-        return 0 if op.type == callback.CALLBACKTYPE_nmi else -errno.ENOSYS
+        if op.type != callback.CALLBACKTYPE_nmi:
+            return -errno.ENOSYS
+        vcpu.context.trap_table.pop(NMI_VECTOR, None)
+        return 0

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from hypervisor.vcpu import VCpu
 
 HYPERCALL = xen.__HYPERVISOR_console_io
-CHUNK = 128
+CHUNK = 127
 """Xen copies this many bytes of a guest's text at a time; what came before a fault is printed."""
+
+INT_MAX = 0x7FFFFFFF
 
 
 class ConsoleIo:
@@ -44,6 +46,9 @@ class ConsoleIo:
         return 0
 
     def _read(self, vcpu: VCpu, count: int, buffer: int) -> int:
+        if count > INT_MAX:
+            # The result could not be told from an error.
+            return -errno.E2BIG
         data = bytes(self._input[i] for i in range(min(count, len(self._input))))
         if data:
             copy_to_guest(vcpu, buffer, data)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from hypervisor.abi import pv_layout, xen
+from hypervisor.abi.tracepoints import VCPU_UP
 from hypervisor.errors import InvariantError
 from hypervisor.mm.frame_table import PGT_l4_page_table
 from hypervisor.vcpu import VPF_DOWN
@@ -144,3 +145,5 @@ def _start(hv: Hypervisor, domain: Domain, kernel: KernelImage, layout: pv_layou
     state.kernel_sp = layout.stack_pointer
     vcpu.initialised = True
     hv.sched.unpause(vcpu, VPF_DOWN)
+    if hv.trace is not None:
+        hv.trace(domain.domid, vcpu.vcpu_id, VCPU_UP)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hypervisor.event_channel.channel import Channel
     from hypervisor.grant_table import GrantTable
     from hypervisor.hypervisor import Hypervisor
+    from hypervisor.machine.timers import Timer
     from hypervisor.vcpu import VCpu
 
 NO_SHUTDOWN = -1
@@ -39,6 +40,7 @@ class Domain:
         "irqs",
         "is_dying",
         "is_privileged",
+        "is_xenstore",
         "max_evtchn_port",
         "max_pages",
         "max_vcpus",
@@ -66,6 +68,8 @@ class Domain:
         self.hv = hv
         self.domid = domid
         self.is_privileged = is_privileged
+        self.is_xenstore = False
+        """XEN_DOMCTL_CDF_xs_domain: serves xenstore, and may ask about all domains."""
         self.handle = bytes(16)
         self.max_vcpus = max_vcpus
         self.vcpus: list[VCpu | None] = [None] * max_vcpus
@@ -101,7 +105,8 @@ class Domain:
         self.pirqs: dict[int, Channel | None] = {}
         """Physical interrupts that are mapped, with the port that each is bound to."""
         self.target: Domain | None = None
-        self.watchdogs: list[Any] = [None, None]
+        self.watchdogs: list[Timer | None] = [None, None]
+        """SCHEDOP_watchdog: a timer that has fired stays, as Xen's stays in use."""
 
     def may_use_port(self, port: int) -> bool:
         """Whether the domain may execute `in` and `out` on an I/O port."""

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
 
 INFO_SIZE = xen.vcpu_info.size
+HOW_DOM0_ENDED = {
+    sched.SHUTDOWN_reboot: "asks for a reboot",
+    sched.SHUTDOWN_crash: "crashed",
+    sched.SHUTDOWN_watchdog: "was ended by its watchdog",
+}
 UPCALL_MASK = xen.vcpu_info.offset("evtchn_upcall_mask")
 
 
@@ -24,6 +29,7 @@ class DomainOps:
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
         self._next_domid = 1
+        self._dummy_frame = 0
 
     # -- creation -------------------------------------------------------------------------------------------------
 
@@ -36,9 +42,13 @@ class DomainOps:
         max_evtchn_port: int = 4095,
         max_grant_frames: int = -1,
         max_maptrack_frames: int = -1,
+        max_grant_version: int = 2,
         handle: bytes = bytes(16),
     ) -> Domain:
-        """Make a domain with no memory and no vCPUs, paused once, as XEN_DOMCTL_createdomain leaves it."""
+        """Make a domain with no memory and no vCPUs, paused once, as XEN_DOMCTL_createdomain leaves it.
+
+        Raises HypercallError: EEXIST, ENOMEM, EINVAL for limits of grants that cannot be; then nothing is left behind.
+        """
         hv = self.hv
         if domid in hv.domains:
             raise HypercallError(errno.EEXIST)
@@ -47,7 +57,11 @@ class DomainOps:
         domain.handle = handle
         domain.pause_count = 1
         hv.mm.init_domain(domain)
-        hv.grants.init_domain(domain, max_grant_frames, max_maptrack_frames)
+        try:
+            hv.grants.init_domain(domain, max_grant_frames, max_maptrack_frames, max_grant_version)
+        except HypercallError:
+            hv.mm.free_domain(domain)
+            raise
         hv.events.init_domain(domain)
         if is_privileged:
             domain.ioports.append(range(NR_PORTS))
@@ -82,12 +96,28 @@ class DomainOps:
         vcpu = self.hv.make_vcpu(domain, vcpu_id)
         if vcpu_id < xen.XEN_LEGACY_MAX_VCPUS:
             vcpu.info = (domain.shared_info_mfn << 12) + vcpu_id * INFO_SIZE
+        else:
+            vcpu.info = self._dummy_info()
         domain.vcpus[vcpu_id] = vcpu
         if domain.pause_count:
             vcpu.pause_flags |= VPF_PAUSED
         if vcpu_id == 0:
             self.hv.events.init_ports(domain)
         return vcpu
+
+    def _dummy_info(self) -> int:
+        """Return where events of a vCPU go that has no vcpu_info yet, as those from number 32 on (dummy_vcpu_info)."""
+        if not self._dummy_frame:
+            mfn = self.hv.frames.alloc_xen()
+            if mfn < 0:
+                raise HypercallError(errno.ENOMEM)
+            self._dummy_frame = mfn
+            self.hv.memory.b[(mfn << 12) + UPCALL_MASK] = 1
+        return self._dummy_frame << 12
+
+    def has_dummy_info(self, vcpu: VCpu) -> bool:
+        """Whether a vCPU still lacks a vcpu_info, so that it cannot be started."""
+        return vcpu.info >> 12 == self._dummy_frame
 
     # -- pausing --------------------------------------------------------------------------------------------------
 
@@ -105,7 +135,7 @@ class DomainOps:
         """Make the vCPUs' flags say what the pause counts say."""
         for vcpu in domain.online_vcpus():
             if domain.pause_count or vcpu.pause_count or domain.shutting_down or domain.is_dying:
-                vcpu.pause_flags |= VPF_PAUSED
+                self.hv.sched.stop(vcpu, VPF_PAUSED)
             else:
                 self.hv.sched.unpause(vcpu, VPF_PAUSED)
 
@@ -123,6 +153,8 @@ class DomainOps:
         if hv.trace is not None:
             hv.trace(domain.domid, 0, DOMAIN_SHUTDOWN, domain.shutdown_code)
         if domain.domid == 0:
+            if domain.shutdown_code != sched.SHUTDOWN_poweroff:
+                hv.log(f"Hardware Dom0 {HOW_DOM0_ENDED.get(domain.shutdown_code, 'shut down')}: the host stops")
             hv.stopped = True
             hv.shutdown_reason = domain.shutdown_code
             return
@@ -149,6 +181,10 @@ class DomainOps:
                 vcpu.halt()
             if domain.image is not None:
                 domain.image.unload()
+            for index, watchdog in enumerate(domain.watchdogs):
+                if watchdog is not None:
+                    watchdog.cancel()
+                    domain.watchdogs[index] = None
             for line in domain.irqs:
                 hv.iommu.release(line, domain)
             hv.events.destroy_domain(domain)

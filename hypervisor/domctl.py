@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import domctl as abi
 from hypervisor.abi import errno, xen
-from hypervisor.domain import DYING_NO, NO_SHUTDOWN, Domain
+from hypervisor.domain import DYING_DEAD, NO_SHUTDOWN, Domain
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
+from hypervisor.machine.interrupts import NR_IRQS
 from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN
 from hypervisor.vcpu_context import load_context, save_context
 
@@ -21,7 +22,9 @@ HYPERCALL = xen.__HYPERVISOR_domctl
 DOMCTL = abi.xen_domctl
 PAGES_PER_KB = 4
 MAX_VCPUS_PV = 8192
-MIN_EVTCHN_PORT = 4
+MAX_PAUSES = 255
+"""What a toolstack may pause a domain, counted."""
+INT_MAX = 0x7FFFFFFF
 
 Handler = Callable[["VCpu", Domain, Any], Any]
 """`handler(caller, target, u member) -> the u member to copy back, or None`. Raises HypercallError."""
@@ -60,11 +63,11 @@ class DomctlOps:
         if op.interface_version != abi.XEN_DOMCTL_INTERFACE_VERSION:
             return -errno.EACCES
         if op.cmd == abi.XEN_DOMCTL_createdomain:
-            self._check_privilege(vcpu)
+            self._check_privilege(vcpu, op.cmd)
             return self._createdomain(vcpu, arg, op)
         # DOMID_SELF is no domain's number here: toolstacks name domains.
         target = self.hv.domain(op.domain)
-        self._check_privilege(vcpu)
+        self._check_privilege(vcpu, op.cmd)
         member, handler = self._handlers.get(op.cmd, ("", None))
         if handler is None:
             return -errno.ENOSYS
@@ -75,9 +78,17 @@ class DomctlOps:
         return 0
 
     @staticmethod
-    def _check_privilege(vcpu: VCpu) -> None:
-        if not vcpu.domain.is_privileged:
+    def _check_privilege(vcpu: VCpu, cmd: int) -> None:
+        """A domain that serves xenstore may look at the others; all the rest is for the control domain."""
+        domain = vcpu.domain
+        if not domain.is_privileged and not (domain.is_xenstore and cmd == abi.XEN_DOMCTL_getdomaininfo):
             raise HypercallError(errno.EPERM)
+
+    @staticmethod
+    def _refuse_self(vcpu: VCpu, target: Domain) -> None:
+        """EINVAL for what would have to pause the caller."""
+        if target is vcpu.domain:
+            raise HypercallError(errno.EINVAL)
 
     def _createdomain(self, vcpu: VCpu, arg: int, op: Any) -> int:
         """Make a PV domain; `domain` 0 or out of range asks for a free number, which is copied back."""
@@ -85,31 +96,35 @@ class DomctlOps:
         if config.flags & ~(abi.XEN_DOMCTL_CDF_xs_domain | abi.XEN_DOMCTL_CDF_s3_integrity):
             # HVM, shadow and IOMMU options need hardware that this machine does not have.
             return -errno.EINVAL
-        if not 1 <= config.max_vcpus <= MAX_VCPUS_PV or config.max_evtchn_port < MIN_EVTCHN_PORT:
+        if not 1 <= config.max_vcpus <= MAX_VCPUS_PV or config.arch.emulation_flags:
+            return -errno.EINVAL
+        if config.grant_opts & ~abi.XEN_DOMCTL_GRANT_version_mask:
             return -errno.EINVAL
         wanted = 0 < op.domain < xen.DOMID_FIRST_RESERVED
         if wanted and op.domain in self.hv.domains:
             return -errno.EEXIST
         domid = op.domain if wanted else self.hv.domain_ops.free_domid()
-        self.hv.domain_ops.create(
+        domain = self.hv.domain_ops.create(
             domid,
             max_vcpus=config.max_vcpus,
-            max_evtchn_port=config.max_evtchn_port,
+            max_evtchn_port=min(config.max_evtchn_port, INT_MAX),
             max_grant_frames=config.max_grant_frames,
             max_maptrack_frames=config.max_maptrack_frames,
+            max_grant_version=config.grant_opts & abi.XEN_DOMCTL_GRANT_version_mask,
             handle=config.handle,
         )
+        domain.is_xenstore = bool(config.flags & abi.XEN_DOMCTL_CDF_xs_domain)
         copy_to_guest(vcpu, arg, DOMCTL.pack(op, domain=domid))
         return 0
 
     def _destroydomain(self, vcpu: VCpu, target: Domain, _: None) -> None:
-        if target is vcpu.domain:
-            raise HypercallError(errno.EINVAL)
+        self._refuse_self(vcpu, target)
         self.hv.domain_ops.kill(target)
 
     def _pausedomain(self, vcpu: VCpu, target: Domain, _: None) -> None:
-        if target is vcpu.domain:
-            raise HypercallError(errno.EINVAL)
+        self._refuse_self(vcpu, target)
+        if target.pause_count >= MAX_PAUSES:
+            raise HypercallError(errno.EOVERFLOW)
         self.hv.domain_ops.pause(target)
 
     def _unpausedomain(self, _vcpu: VCpu, target: Domain, _: None) -> None:
@@ -119,8 +134,7 @@ class DomctlOps:
 
     def _resumedomain(self, vcpu: VCpu, target: Domain, _: None) -> None:
         """Let a domain that suspended go on."""
-        if target is vcpu.domain:
-            raise HypercallError(errno.EINVAL)
+        self._refuse_self(vcpu, target)
         if target.shutting_down:
             target.shutting_down = False
             target.shutdown_code = NO_SHUTDOWN
@@ -130,16 +144,19 @@ class DomctlOps:
         """Return the members of a xen_domctl_getdomaininfo."""
         vcpus = domain.online_vcpus()
         up = [vcpu for vcpu in vcpus if not vcpu.pause_flags & VPF_DOWN]
-        flags = 0
-        if domain.is_dying != DYING_NO:
+        # The reason is above the flags, all ones as long as there is none.
+        flags = domain.shutdown_code << abi.XEN_DOMINF_shutdownshift & 0xFFFFFFFF
+        if domain.is_dying == DYING_DEAD:
             flags |= abi.XEN_DOMINF_dying
         if domain.shutting_down:
-            flags |= abi.XEN_DOMINF_shutdown | domain.shutdown_code << abi.XEN_DOMINF_shutdownshift
+            flags |= abi.XEN_DOMINF_shutdown
         if domain.pause_count:
             flags |= abi.XEN_DOMINF_paused
-        if any(vcpu is self.hv.sched.running for vcpu in up):
+        if domain.is_xenstore:
+            flags |= abi.XEN_DOMINF_xs_domain
+        if any(self.hv.sched.is_on_cpu(vcpu) for vcpu in up):
             flags |= abi.XEN_DOMINF_running
-        elif all(vcpu.pause_flags & VPF_BLOCKED for vcpu in up):
+        if up and all(vcpu.pause_flags & VPF_BLOCKED for vcpu in up):
             flags |= abi.XEN_DOMINF_blocked
         return {
             "domain": domain.domid,
@@ -161,8 +178,9 @@ class DomctlOps:
         # Below what the domain has is fine: it only cannot grow any more.
         target.max_pages = min(value.max_memkb // PAGES_PER_KB, 0xFFFFFFFF)
 
-    def _max_vcpus(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
+    def _max_vcpus(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         """Make the vCPUs, all at once: the number was fixed when the domain was created."""
+        self._refuse_self(vcpu, target)
         if value.max != target.max_vcpus:
             raise HypercallError(errno.EINVAL)
         for vcpu_id in range(value.max):
@@ -171,6 +189,9 @@ class DomctlOps:
 
     @staticmethod
     def _vcpu_of(target: Domain, vcpu_id: int, missing: int = errno.EINVAL) -> VCpu:
+        """Return a vCPU. EINVAL for a number that the domain cannot have, `missing` for one not made yet."""
+        if vcpu_id >= target.max_vcpus:
+            raise HypercallError(errno.EINVAL)
         vcpu = target.vcpu(vcpu_id)
         if vcpu is None:
             raise HypercallError(missing)
@@ -178,16 +199,30 @@ class DomctlOps:
 
     def _setvcpucontext(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         """Set a vCPU's registers; a null context takes the vCPU down and forgets what it was."""
+        self._refuse_self(vcpu, target)
         which = self._vcpu_of(target, value.vcpu)
+        if self.hv.domain_ops.has_dummy_info(which):
+            raise HypercallError(errno.EINVAL)
         if not value.ctxt:
-            if which.initialised:
-                which.initialised = False
-                which.pause_flags |= VPF_DOWN
-                which.halt()
+            self._reset_vcpu(which)
             return
-        load_context(which, copy_from_guest(vcpu, value.ctxt, xen.vcpu_guest_context.size))
+        raw = copy_from_guest(vcpu, value.ctxt, xen.vcpu_guest_context.size)
+        was_running = which.initialised
+        load_context(which, raw)
+        if was_running:
+            # The new instruction pointer counts: what the vCPU was in the middle of is over.
+            which.halt()
+        self.hv.domain_ops.refresh_pause(target)
+
+    def _reset_vcpu(self, which: VCpu) -> None:
+        which.initialised = False
+        self.hv.sched.forget(which)
+        which.pause_flags = which.pause_flags & ~VPF_BLOCKED | VPF_DOWN
+        which.halt()
+        self.hv.mm.drop_vcpu(which)
 
     def _getvcpucontext(self, vcpu: VCpu, target: Domain, value: Any) -> None:
+        self._refuse_self(vcpu, target)
         which = self._vcpu_of(target, value.vcpu)
         if not which.initialised:
             raise HypercallError(errno.ENODATA)
@@ -199,7 +234,7 @@ class DomctlOps:
             "vcpu": which.vcpu_id,
             "online": not which.pause_flags & VPF_DOWN,
             "blocked": bool(which.pause_flags & VPF_BLOCKED),
-            "running": which is self.hv.sched.running,
+            "running": self.hv.sched.is_on_cpu(which),
             "cpu_time": which.time_running,
             "cpu": which.processor,
         }
@@ -208,6 +243,8 @@ class DomctlOps:
         target.handle = value.handle
 
     def _irq_permission(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
+        if value.pirq >= NR_IRQS:
+            raise HypercallError(errno.EINVAL)
         if value.allow_access:
             target.irqs.add(value.pirq)
             if not target.is_privileged:
@@ -235,7 +272,7 @@ class DomctlOps:
         """Choose the guest's width. Only 64 bit is built."""
         if value.size == 64:
             return
-        raise HypercallError(errno.EINVAL if value.size != 32 or target.tot_pages else errno.EOPNOTSUPP)
+        raise HypercallError(errno.EINVAL if value.size != 32 else errno.EOPNOTSUPP)
 
     @staticmethod
     def _get_address_size(_vcpu: VCpu, _target: Domain, _value: Any) -> dict[str, int]:

@@ -18,6 +18,7 @@ from hypervisor.iommu import Iommu
 from hypervisor.mm import MemoryManager
 from hypervisor.multicall import MulticallOps
 from hypervisor.physdev import PhysdevOps
+from hypervisor.platform_op import PlatformOps
 from hypervisor.python_vcpu import PythonVCpu
 from hypervisor.sched import Fifo, Policy, Scheduler
 from hypervisor.sched.scheduler import Costs
@@ -92,6 +93,7 @@ class Hypervisor:
             VcpuOps(self),
             VersionOps(self),
             PhysdevOps(self),
+            PlatformOps(self),
             self.domctl,
             SysctlOps(self),
             MulticallOps(self),
@@ -122,6 +124,15 @@ class Hypervisor:
     def make_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
         """Make a vCPU of the kind that the domain's kernel needs."""
         return PythonVCpu(domain, vcpu_id)
+
+    def switch_off(self) -> None:
+        """Cut the power: no guest code runs any more, not even what Python would run of it when it clears up."""
+        self.stopped = True
+        for domain in self.domains.values():
+            for vcpu in domain.online_vcpus():
+                vcpu.halt()
+            if domain.image is not None:
+                domain.image.unload()
 
     def log(self, text: str) -> None:
         """Print a line on the host's console, as Xen does."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
+from hypervisor.abi.tracepoints import HYPERCALL as TRACE_HYPERCALL
 from hypervisor.errors import HypercallError
-from hypervisor.guest_access import copy_from_guest, write_u64
+from hypervisor.guest_access import access_ok, copy_from_guest, write_u64
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -26,10 +27,16 @@ class MulticallOps:
         self.hypercalls = {HYPERCALL: self._multicall}
 
     def _multicall(self, vcpu: VCpu, call_list: int, count: int, _a3: int, _a4: int, _a5: int) -> int:
+        if not access_ok(call_list):
+            return -errno.EFAULT
+        trace = self.hv.trace
         for index in range(count & 0xFFFFFFFF):
             address = call_list + index * ENTRY.size
             op, _, *args = ENTRY.codec.unpack(copy_from_guest(vcpu, address, ENTRY.size))
-            write_u64(vcpu, address + RESULT, self._call(vcpu, op, args) & U64)
+            result = self._call(vcpu, op, args[:5])
+            if trace is not None:
+                trace(vcpu.domain.domid, vcpu.vcpu_id, TRACE_HYPERCALL, op, *args[:5], result)
+            write_u64(vcpu, address + RESULT, result & U64)
         return 0
 
     def _call(self, vcpu: VCpu, op: int, args: list[int]) -> int:
@@ -39,6 +46,6 @@ class MulticallOps:
         if op >= len(table):
             return -errno.ENOSYS
         try:
-            return table[op](vcpu, *args[:5])
+            return table[op](vcpu, *args)
         except HypercallError as error:
             return -error.errno

@@ -46,7 +46,7 @@ class PhysdevOps:
     def _eoi(self, vcpu: VCpu, arg: int) -> int:
         """Accept the end of an interrupt. The machine's lines are edge triggered, so that nothing is held back."""
         op = physdev.physdev_eoi.unpack_from(copy_from_guest(vcpu, arg, physdev.physdev_eoi.size))
-        return 0 if op.irq < NR_IRQS else -errno.EINVAL
+        return 0 if op.irq in vcpu.domain.pirqs else -errno.EINVAL
 
     def _irq_status_query(self, vcpu: VCpu, arg: int) -> int:
         query = physdev.physdev_irq_status_query

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, sched, xen
 from hypervisor.event_channel import two_level
-from hypervisor.guest_access import copy_from_guest
+from hypervisor.event_channel.channel import FREE
+from hypervisor.guest_access import access_ok, copy_from_guest, read_u32
 from hypervisor.vcpu import VPF_BLOCKED
 
 if TYPE_CHECKING:
+    from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
 HYPERCALL = xen.__HYPERVISOR_sched_op
+COMPAT_HYPERCALL = xen.__HYPERVISOR_sched_op_compat
 MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
 MAX_POLL_PORTS = 128
 NR_WATCHDOGS = 2
+HARDWARE_DOMAIN = 0
 
 
 class SchedOps:
@@ -34,7 +38,9 @@ class SchedOps:
             sched.SCHEDOP_watchdog: self._watchdog,
             sched.SCHEDOP_pin_override: self._pin_override,
         }
-        self.hypercalls = {HYPERCALL: self._make_op()}
+        do_sched_op = self._make_op()
+        self._handlers[sched.SCHEDOP_block] = lambda vcpu, arg: do_sched_op(vcpu, sched.SCHEDOP_block, arg, 0, 0, 0)
+        self.hypercalls = {HYPERCALL: do_sched_op, COMPAT_HYPERCALL: self._compat_op}
 
     def _make_op(self) -> Callable[[VCpu, int, int, int, int, int], int]:
         """Build the hypercall; `block`, which ends every idle stretch of every guest, is decided first."""
@@ -57,28 +63,47 @@ class SchedOps:
 
         return do_sched_op
 
+    def _compat_op(self, vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
+        """Run the old form of the hypercall: three operations, the reason of a shutdown passed by value."""
+        cmd &= 0xFFFFFFFF
+        if cmd == sched.SCHEDOP_shutdown:
+            self.hv.domain_ops.shutdown(vcpu.domain, arg & 0xFF)
+            return 0
+        if cmd in (sched.SCHEDOP_yield, sched.SCHEDOP_block):
+            return self._handlers[cmd](vcpu, 0)
+        return -errno.ENOSYS
+
     def _yield(self, vcpu: VCpu, _arg: int) -> int:
         vcpu.yielding = True
         return 0
 
     def _poll(self, vcpu: VCpu, arg: int) -> int:
-        """Sleep until one of the ports is pending, masked or not. A free port is an error when it is looked at."""
+        """Sleep until one of the ports is pending, masked or not, until an upcall is due, or until the timeout.
+
+        The ports are looked at one after the other: one that is pending hides what is wrong behind it.
+        """
         op = sched.sched_poll.unpack_from(copy_from_guest(vcpu, arg, sched.sched_poll.size))
         if op.nr_ports > MAX_POLL_PORTS:
             return -errno.EINVAL
-        ports: tuple[int, ...] = ()
-        if op.nr_ports:
-            raw = memoryview(copy_from_guest(vcpu, op.ports, 4 * op.nr_ports)).cast("I")
-            ports = tuple(raw)
-        for port in ports:
+        if not access_ok(op.ports):
+            return -errno.EFAULT
+        b, info = self.hv.memory.b, vcpu.info
+        if b[info] and not b[info + MASK_BYTE]:
+            return 0
+        ports = []
+        for index in range(op.nr_ports):
+            port = read_u32(vcpu, op.ports + 4 * index)
             channel = self.hv.events.lookup(vcpu.domain, port)
-            if not channel.state:
+            if channel.state == FREE:
                 return -errno.EINVAL
             if two_level.is_pending(channel):
                 return 0
-        if op.timeout and op.timeout <= self.hv.now():
+            ports.append(port)
+        # A time before the host was switched on (the argument is signed), or one that has passed: over at once.
+        if op.timeout >> 63 or 0 < op.timeout <= self.hv.now():
             return 0
-        return self.hv.time.start_poll(vcpu, ports, op.timeout)
+        self.hv.time.start_poll(vcpu, tuple(ports), op.timeout)
+        return 0
 
     def _shutdown(self, vcpu: VCpu, arg: int) -> int:
         op = sched.sched_shutdown.unpack_from(copy_from_guest(vcpu, arg, sched.sched_shutdown.size))
@@ -86,16 +111,16 @@ class SchedOps:
         return 0
 
     def _shutdown_code(self, vcpu: VCpu, arg: int) -> int:
+        """Announce the reason of a shutdown to come: no later reason replaces it."""
         op = sched.sched_shutdown.unpack_from(copy_from_guest(vcpu, arg, sched.sched_shutdown.size))
-        if vcpu.domain.shutting_down:
-            return -errno.EBUSY
-        vcpu.domain.shutdown_code = op.reason & 0xFF
+        if not vcpu.domain.shutting_down:
+            vcpu.domain.shutdown_code = op.reason & 0xFF
         return 0
 
     def _remote_shutdown(self, vcpu: VCpu, arg: int) -> int:
         op = sched.sched_remote_shutdown.unpack_from(copy_from_guest(vcpu, arg, sched.sched_remote_shutdown.size))
         domain = self.hv.domain(op.domain_id)
-        if not vcpu.domain.is_privileged:
+        if not (vcpu.domain.is_privileged or vcpu.domain.target is domain):
             return -errno.EPERM
         self.hv.domain_ops.shutdown(domain, op.reason & 0xFF)
         return 0
@@ -109,34 +134,33 @@ class SchedOps:
         if op.id == 0:
             for index, timer in enumerate(domain.watchdogs):
                 if timer is None:
-                    self._arm(vcpu, index, op.timeout)
+                    self._arm(domain, index, op.timeout)
                     return index + 1
             # Xen returns this one as an unsigned 32-bit number.
             return -errno.ENOSPC & 0xFFFFFFFF
         index = op.id - 1
-        if domain.watchdogs[index] is None:
+        armed = domain.watchdogs[index]
+        if armed is None:
             return -errno.EINVAL
-        domain.watchdogs[index].cancel()
-        domain.watchdogs[index] = None
+        armed.cancel()
         if op.timeout:
-            self._arm(vcpu, index, op.timeout)
+            self._arm(domain, index, op.timeout)
+        else:
+            domain.watchdogs[index] = None
         return 0
 
-    def _arm(self, vcpu: VCpu, index: int, seconds: int) -> None:
-        domain = vcpu.domain
-
+    def _arm(self, domain: Domain, index: int, seconds: int) -> None:
         def bite() -> None:
-            domain.watchdogs[index] = None
-            if not domain.is_dying:
-                self.hv.log(f"Watchdog timer {index} fired for d{domain.domid}")
+            if not domain.is_dying and not domain.shutting_down:
+                self.hv.log(f"Watchdog timer fired for domain {domain.domid}")
                 self.hv.domain_ops.shutdown(domain, sched.SHUTDOWN_watchdog)
 
         domain.watchdogs[index] = self.hv.timers.add(self.hv.now() + seconds * 1_000_000_000, bite)
 
     def _pin_override(self, vcpu: VCpu, arg: int) -> int:
-        op = sched.sched_pin_override.unpack_from(copy_from_guest(vcpu, arg, sched.sched_pin_override.size))
-        if not vcpu.domain.is_privileged:
+        """Refuse to pin a vCPU: pCPUs are all alike here. Errors come as from a Xen that can."""
+        if vcpu.domain.domid != HARDWARE_DOMAIN:
             return -errno.EPERM
-        if op.pcpu >= len(self.hv.sched.pcpus):
-            return -errno.EINVAL
-        return -errno.ENOSYS
+        op = sched.sched_pin_override.unpack_from(copy_from_guest(vcpu, arg, sched.sched_pin_override.size))
+        # A negative number undoes an override, and there is none.
+        return -errno.ENOSYS if 0 <= op.pcpu < len(self.hv.sched.pcpus) else -errno.EINVAL

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
+from hypervisor.abi import vcpu as vcpu_abi
+from hypervisor.errors import HypercallError
+from hypervisor.guest_access import copy_to_guest
 from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ CALIBRATION_NS = 1_000_000_000
 
 FAR_FUTURE_NS = 1 << 50
 RETRY_NS = 100_000_000
-"""set_timer_op with a deadline more than 2^50 ns away (or a negative one) fires after this long instead."""
+"""set_timer_op with a deadline 2^50 ns away or more (or a negative one) fires after this long instead."""
 
 TIME = xen.vcpu_info.offset("time")
 VERSION = TIME + xen.vcpu_time_info.offset("version")
@@ -76,7 +79,9 @@ class GuestTime:
         period = vcpu.periodic_ns
         if period:
             self._periodic_tick(vcpu, now, period)
-        vcpu.next_service = 0 if period else vcpu.next_time_update
+        if vcpu.runstate_area:
+            self._store_runstate(vcpu, runstate_fields(vcpu, vcpu_abi.RUNSTATE_running, now))
+        vcpu.next_service = 0 if period or vcpu.runstate_area else vcpu.next_time_update
 
     def update_time(self, vcpu: VCpu, now: int) -> None:
         """Rewrite vcpu_time_info for the present calibration period; an odd version says that it is in flux."""
@@ -93,13 +98,73 @@ class GuestTime:
         memory.b[info + FLAGS] = XEN_PVCLOCK_TSC_STABLE_BIT
         memory.i[(info + VERSION) >> 2] = version + 2 & 0xFFFFFFFF
         memory.mark(info >> 12)
+        if vcpu.time_area:
+            self._copy_time(vcpu)
+
+    def _copy_time(self, vcpu: VCpu) -> None:
+        """Bring the second copy of vcpu_time_info up to date (update_secondary_system_time)."""
+        start = vcpu.info + TIME
+        fields = bytearray(self.hv.memory.b[start : start + xen.vcpu_time_info.size])
+        # A reader on another vCPU finds an odd version as long as the fields are in flux.
+        in_flux = bytes(fields)
+        fields[0] |= 1
+        for data in (fields, in_flux):
+            if not _try_copy(vcpu, vcpu.time_area, bytes(data)):
+                vcpu.next_service = 0
+                return
+
+    # -- runstates ------------------------------------------------------------------------------------------------
+
+    def runstate(self, vcpu: VCpu) -> bytes:
+        """Return a vcpu_runstate_info of the present moment; its times add up to the vCPU's age."""
+        hv = self.hv
+        now = max(hv.now(), vcpu.since)
+        if hv.sched.is_on_cpu(vcpu):
+            state = vcpu_abi.RUNSTATE_running
+        elif vcpu.pause_flags & VPF_BLOCKED:
+            state = vcpu_abi.RUNSTATE_blocked
+        else:
+            state = vcpu_abi.RUNSTATE_runnable if vcpu.queued else vcpu_abi.RUNSTATE_offline
+        return runstate_fields(vcpu, state, now)
+
+    def set_runstate_area(self, vcpu: VCpu, area: int, caller: VCpu) -> None:
+        """Keep the runstate of `vcpu` at a guest virtual address from now on, 0 to stop."""
+        vcpu.runstate_area = area
+        if not area:
+            self.hv.sched.runstate_areas.pop(vcpu, None)
+            return
+        vcpu.next_service = 0
+        self.hv.sched.runstate_areas[vcpu] = self.switched_out
+        _try_copy(caller, area, self.runstate(vcpu))
+
+    def switched_out(self, vcpu: VCpu, now: int) -> None:
+        """Say in the guest's area that a vCPU does not run any more."""
+        if vcpu.pause_flags & VPF_BLOCKED:
+            state = vcpu_abi.RUNSTATE_blocked
+        else:
+            state = vcpu_abi.RUNSTATE_offline if vcpu.pause_flags else vcpu_abi.RUNSTATE_runnable
+        self._store_runstate(vcpu, runstate_fields(vcpu, state, now))
+
+    def _store_runstate(self, vcpu: VCpu, info: bytes) -> None:
+        """Write a runstate to where the guest wants it; skip it while that place is not mapped, as Xen does."""
+        area = vcpu.runstate_area
+        if not vcpu.domain.vm_assist >> xen.VMASST_TYPE_runstate_update_flag & 1:
+            _try_copy(vcpu, area, info)
+            return
+        # With this assist the guest sees by the top bit of state_entry_time that an update is in progress.
+        at = vcpu_abi.vcpu_runstate_info.offset("state_entry_time")
+        stamp = int.from_bytes(info[at : at + 8], "little")
+        in_flux = (stamp | vcpu_abi.XEN_RUNSTATE_UPDATE).to_bytes(8, "little")
+        if _try_copy(vcpu, area + at, in_flux) and _try_copy(vcpu, area, info[:at] + in_flux + info[at + 8 :]):
+            _try_copy(vcpu, area + at, info[at : at + 8])
 
     # -- timers ---------------------------------------------------------------------------------------------------
 
     def _periodic_tick(self, vcpu: VCpu, now: int, period: int) -> None:
         """Raise the tick that came due while the vCPU did not run; arm the next for as long as it runs."""
         if now - vcpu.last_periodic >= period:
-            vcpu.last_periodic = now - (now - vcpu.last_periodic) % period
+            # From now on, not from when it was due: as Xen does, so ticks slip rather than come in bursts.
+            vcpu.last_periodic = now
             self.hv.events.send_virq(vcpu, xen.VIRQ_TIMER)
         if vcpu.periodic_timer is None or not vcpu.periodic_timer.armed:
             vcpu.periodic_timer = self.hv.timers.add(vcpu.last_periodic + period, lambda: self._periodic_expired(vcpu))
@@ -145,25 +210,26 @@ class GuestTime:
             self.stop_singleshot(vcpu)
             return 0
         now = self.hv.now()
-        if timeout >> 63 or timeout - now > FAR_FUTURE_NS:
+        if timeout >> 63 or timeout - now >= FAR_FUTURE_NS:
             timeout = now + RETRY_NS
         self.set_singleshot(vcpu, timeout)
         return 0
 
     # -- polling --------------------------------------------------------------------------------------------------
 
-    def start_poll(self, vcpu: VCpu, ports: tuple[int, ...], deadline: int) -> int:
+    def start_poll(self, vcpu: VCpu, ports: tuple[int, ...], deadline: int) -> None:
         """Put a vCPU to sleep until one of the ports is pending, or until `deadline` (0 = for ever)."""
         vcpu.poll_ports = ports
         vcpu.domain.pollers += 1
         vcpu.pause_flags |= VPF_BLOCKED | VPF_POLLING
         if deadline:
             vcpu.poll_timer = self.hv.timers.add(deadline, lambda: self.hv.sched.wake(vcpu))
-        return 0
 
     def stop(self, vcpu: VCpu) -> None:
         """Disarm every timer of a vCPU that goes away."""
         self.stop_singleshot(vcpu)
+        self.hv.sched.runstate_areas.pop(vcpu, None)
+        vcpu.runstate_area = vcpu.time_area = 0
         vcpu.periodic_ns = 0
         if vcpu.periodic_timer is not None:
             vcpu.periodic_timer.cancel()
@@ -171,6 +237,28 @@ class GuestTime:
         if vcpu.poll_timer is not None:
             vcpu.poll_timer.cancel()
             vcpu.poll_timer = None
+
+
+def runstate_fields(vcpu: VCpu, state: int, now: int) -> bytes:
+    """Return a vcpu_runstate_info for a vCPU that is in `state` at `now`.
+
+    The vCPU keeps how long it has run and waited for a processor; the rest of its age it was blocked (or offline).
+    """
+    since = vcpu.ready_at if state == vcpu_abi.RUNSTATE_runnable else vcpu.since
+    since = min(since, now)
+    known = vcpu.time_running + vcpu.time_runnable
+    times = [vcpu.time_running, vcpu.time_runnable, max(since - vcpu.created - known, 0), 0]
+    times[state] += now - since
+    return vcpu_abi.vcpu_runstate_info.pack(state=state, state_entry_time=since, time=tuple(times))
+
+
+def _try_copy(vcpu: VCpu, va: int, data: bytes) -> bool:
+    """Write into an area that the guest has registered; False if it is not mapped now."""
+    try:
+        copy_to_guest(vcpu, va, data)
+    except HypercallError:
+        return False
+    return True
 
 
 def unknown_op(_vcpu: VCpu, _a1: int, _a2: int, _a3: int, _a4: int, _a5: int) -> int:

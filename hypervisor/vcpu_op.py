@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import errno, xen
 from hypervisor.abi import vcpu as abi
 from hypervisor.abi.tracepoints import VCPU_DOWN, VCPU_UP
-from hypervisor.errors import HypercallError
 from hypervisor.guest_access import access_ok, copy_from_guest, copy_to_guest
 from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN
 from hypervisor.vcpu_context import load_context
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 
 HYPERCALL = xen.__HYPERVISOR_vcpu_op
 MIN_PERIOD_NS = 1_000_000
-MAX_PERIOD_NS = 1 << 62
+MAX_PERIOD_NS = (1 << 62) - 1
+NMI_VECTOR = 2
 SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 INFO_SIZE = xen.vcpu_info.size
 
@@ -41,6 +41,9 @@ class VcpuOps:
             abi.VCPUOP_set_singleshot_timer: self._set_singleshot_timer,
             abi.VCPUOP_stop_singleshot_timer: self._stop_singleshot_timer,
             abi.VCPUOP_register_vcpu_info: self._register_vcpu_info,
+            abi.VCPUOP_register_vcpu_time_memory_area: self._register_time_area,
+            abi.VCPUOP_send_nmi: self._send_nmi,
+            abi.VCPUOP_get_physid: self._get_physid,
         }
         self.hypercalls = {HYPERCALL: self._vcpu_op}
 
@@ -52,9 +55,11 @@ class VcpuOps:
         return handler(vcpu, target, arg) if handler is not None else -errno.ENOSYS
 
     def _initialise(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
+        if self.hv.domain_ops.has_dummy_info(target):
+            return -errno.EINVAL
+        raw = copy_from_guest(vcpu, arg, xen.vcpu_guest_context.size)
         if target.initialised:
             return -errno.EEXIST
-        raw = copy_from_guest(vcpu, arg, xen.vcpu_guest_context.size)
         load_context(target, raw)
         return 0
 
@@ -71,10 +76,12 @@ class VcpuOps:
         """Take a vCPU down; the last one of a domain takes the domain with it."""
         domain = target.domain
         others = [v for v in domain.online_vcpus() if v is not target and not v.pause_flags & VPF_DOWN]
-        if not others and not target.pause_flags & VPF_DOWN:
+        if target.pause_flags & VPF_DOWN:
+            return 0
+        if not others:
             self.hv.domain_ops.shutdown(domain, 0)
             return 0
-        target.pause_flags |= VPF_DOWN
+        self.hv.sched.stop(target, VPF_DOWN)
         if self.hv.trace is not None:
             self.hv.trace(domain.domid, target.vcpu_id, VCPU_DOWN)
         return 0
@@ -82,22 +89,8 @@ class VcpuOps:
     def _is_up(self, _vcpu: VCpu, target: VCpu, _arg: int) -> int:
         return int(not target.pause_flags & VPF_DOWN)
 
-    def runstate(self, target: VCpu) -> bytes:
-        """Return a vcpu_runstate_info of the present moment; its times add up to the vCPU's age."""
-        now = max(self.hv.now(), target.since)
-        known = target.time_running + target.time_runnable
-        times = [target.time_running, target.time_runnable, max(target.since - target.created - known, 0), 0]
-        if target is self.hv.sched.running:
-            state = abi.RUNSTATE_running
-        elif target.pause_flags & VPF_BLOCKED:
-            state = abi.RUNSTATE_blocked
-        else:
-            state = abi.RUNSTATE_offline if target.pause_flags else abi.RUNSTATE_runnable
-        times[state] += now - target.since
-        return abi.vcpu_runstate_info.pack(state=state, state_entry_time=target.since, time=tuple(times))
-
     def _get_runstate_info(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
-        copy_to_guest(vcpu, arg, self.runstate(target))
+        copy_to_guest(vcpu, arg, self.hv.time.runstate(target))
         return 0
 
     def _register_runstate_area(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
@@ -106,13 +99,28 @@ class VcpuOps:
         op = area.unpack_from(copy_from_guest(vcpu, arg, area.size))
         if not access_ok(op.addr.p):
             return -errno.EFAULT
-        target.runstate_area = op.addr.p
-        try:
-            copy_to_guest(vcpu, op.addr.p, self.runstate(target))
-        except HypercallError:
-            # The area is not mapped now; Xen skips the update too and tries again at the next switch.
-            return 0
+        self.hv.time.set_runstate_area(target, op.addr.p, vcpu)
         return 0
+
+    def _register_time_area(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
+        """Remember where to keep a second copy of vcpu_time_info; the address is judged as that of the runstate."""
+        area = abi.vcpu_register_time_memory_area
+        op = area.unpack_from(copy_from_guest(vcpu, arg, area.size))
+        if not access_ok(op.addr.p):
+            return -errno.EFAULT
+        target.time_area = op.addr.p
+        self.hv.time.update_time(target, self.hv.now())
+        return 0
+
+    def _send_nmi(self, _vcpu: VCpu, target: VCpu, arg: int) -> int:
+        """Send an NMI. Delivery to a handler is not built; to a vCPU that has registered none it is nothing."""
+        if arg:
+            return -errno.EINVAL
+        return -errno.ENOSYS if NMI_VECTOR in target.context.trap_table else 0
+
+    def _get_physid(self, _vcpu: VCpu, _target: VCpu, _arg: int) -> int:
+        """Refuse the number of the processor beneath: only a pinned vCPU of dom0 has one, and none is pinned."""
+        return -errno.EINVAL
 
     def _set_periodic_timer(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
         op = abi.vcpu_set_periodic_timer.unpack_from(copy_from_guest(vcpu, arg, abi.vcpu_set_periodic_timer.size))
@@ -130,7 +138,8 @@ class VcpuOps:
         if target is not vcpu:
             return -errno.EINVAL
         op = abi.vcpu_set_singleshot_timer.unpack_from(copy_from_guest(vcpu, arg, abi.vcpu_set_singleshot_timer.size))
-        self.hv.time.set_singleshot(vcpu, op.timeout_abs_ns)
+        # Xen's times are signed: one from 2^63 on lies before the start of the host.
+        self.hv.time.set_singleshot(vcpu, 0 if op.timeout_abs_ns >> 63 else op.timeout_abs_ns)
         return 0
 
     def _stop_singleshot_timer(self, vcpu: VCpu, target: VCpu, _arg: int) -> int:
@@ -144,7 +153,7 @@ class VcpuOps:
         op = abi.vcpu_register_vcpu_info.unpack_from(copy_from_guest(vcpu, arg, abi.vcpu_register_vcpu_info.size))
         if op.offset > 4096 - INFO_SIZE or op.offset & 7:
             return -errno.ENXIO
-        if target.info_registered:
+        if target.info_registered or (target is not vcpu and not target.pause_flags & VPF_DOWN):
             return -errno.EINVAL
         mfn = self.hv.mm.get_writable_frame(target.domain, op.mfn)
         memory = self.hv.memory
@@ -155,4 +164,7 @@ class VcpuOps:
         # Nothing may be lost in the move: the guest looks at every port once.
         memory.q[(new + SELECTOR) >> 3] = 0xFFFF_FFFF_FFFF_FFFF
         memory.b[new] = 1
+        if target.pause_flags & VPF_BLOCKED:
+            self.hv.sched.wake(target)
+        self.hv.time.update_time(target, self.hv.now())
         return 0

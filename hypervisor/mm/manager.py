@@ -95,7 +95,7 @@ class MemoryManager:
             self.claims.drop(domain)
             for vcpu in domain.vcpus:
                 if vcpu is not None:
-                    self._drop_vcpu(vcpu)
+                    self.drop_vcpu(vcpu)
             flush_all(domain)
             for mfn in self.held[domain.domid]:
                 frames.put_page_and_type(mfn)
@@ -109,7 +109,8 @@ class MemoryManager:
             frames.end_batch()
             self.types.preempt = preempt
 
-    def _drop_vcpu(self, vcpu: VCpu) -> None:
+    def drop_vcpu(self, vcpu: VCpu) -> None:
+        """Let go of a vCPU's page table roots and descriptor tables: it is reset, or its domain dies."""
         self.descriptors.destroy(vcpu)
         roots, vcpu.kernel_cr3, vcpu.user_cr3 = (vcpu.kernel_cr3, vcpu.user_cr3), 0, 0
         for root in roots:
