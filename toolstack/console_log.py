@@ -34,6 +34,8 @@ class ConsoleLog:
         self._width = width
         self._colour = colour
         self._partial: dict[str, bytes] = {}
+        self.last: dict[str, str] = {}
+        """The last line of each domain that was not empty: of a crash, that is what it was."""
 
     def feed(self, tag: str, data: bytes) -> None:
         """Take bytes that a domain printed."""
@@ -71,6 +73,8 @@ class ConsoleLog:
 
     def _line(self, tag: str, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace").translate(_SHOWN)
+        if text:
+            self.last[tag] = text[:MAX_LINE]
         for start in range(0, max(len(text), 1), MAX_LINE):
             more = "\\" if start + MAX_LINE < len(text) else ""
             self._write(f"{self._tag(tag)} | {text[start : start + MAX_LINE]}{more}\n")

@@ -35,7 +35,7 @@ from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
 from toolstack.errors import UsageError
 from toolstack.leaks import find_leaks, ports_in_use
-from toolstack.lifecycle import REASONS, DomainPlan, Lifecycle, LiveDomain
+from toolstack.lifecycle import CRASH, REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.preparation import SECTOR, UUID_SPACE, NicSpec, Preparation, prepare
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.vif_spec import generate_mac
@@ -90,7 +90,7 @@ class Host:
         self.schedule = schedule
         self.nics = list(nics)
         self.trace_file = trace_file
-        self.consoles = consoles
+        self.consoles = consoles or ConsoleLog(lambda line: None)
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
         self.policy: Policy = _policy(schedule)
@@ -127,13 +127,12 @@ class Host:
             self._stack.callback(gc.set_threshold, *gc.get_threshold())
             gc.set_threshold(*GC_THRESHOLDS)
             self._assemble(prepared)
+            self._stack.callback(self.hv.switch_off)
             with Watchdog(
                 lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit
             ):  # fmt: skip
                 await self._drain()
             self._finish_dom0()
-        if self.consoles is not None:
-            self.consoles.finish_all()
         return HostResult(
             domains=list(self.results.values()),
             virtual_ns=self.hv.clock.now,
@@ -255,6 +254,7 @@ class Host:
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
         about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
+        about["preempts"] = self.policy.preempts
         return self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
 
     def _build_dom0(self, prepared: Preparation, nics: dict[str, int]) -> None:
@@ -289,12 +289,10 @@ class Host:
     # -- consoles -------------------------------------------------------------------------------------------------
 
     def _show_host(self, data: bytes) -> None:
-        if self.consoles is not None:
-            self.consoles.feed_host(DOM0_NAME, data)
+        self.consoles.feed_host(DOM0_NAME, data)
 
     def _show_guest(self, domid: int, data: bytes) -> None:
-        if self.consoles is not None:
-            self.consoles.feed(self._names.get(domid, f"d{domid}"), data)
+        self.consoles.feed(self._names.get(domid, f"d{domid}"), data)
 
     # -- what the simulator does for the toolstack (`lifecycle.Platform`) -----------------------------------------
 
@@ -316,6 +314,7 @@ class Host:
             return image.main(kernel)  # type: ignore[return-value]
 
         self._names[domid] = image.name
+        self.results[image.name].message = ""  # what was wrong with a former life is over
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
 
     def _note_kernel(self, domid: int, kernel: Kernel) -> None:
@@ -336,8 +335,7 @@ class Host:
             result.usage.add(usage_of(domain))
         result.usage.add(self._traffic(live.domid))
         self.kernels.pop(live.domid, None)
-        if self.consoles is not None:
-            self.consoles.finish(live.name)
+        self.consoles.finish(live.name)
 
     def failed(self, plan: DomainPlan, message: str) -> None:
         """Note that a domain could not be started."""
@@ -360,6 +358,11 @@ class Host:
         for other in self.results.values():
             if not other.reason:
                 other.reason = ABORTED
+        self.consoles.finish_all()
+        for crashed in self.results.values():
+            if crashed.reason == CRASH and not crashed.message:
+                why = self.consoles.last.get(crashed.name)
+                crashed.message = f"{crashed.name} crashed{f': {why}' if why else ''}"
 
     def _traffic(self, domid: int) -> Usage:
         """Return what went over a domain's network interfaces, by the books of the backends that served them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import attrs
 
@@ -44,6 +44,7 @@ QUICK_LIFE_NS = SECOND
 MAX_QUICK_RESTARTS = 5
 """A domain that so many times in a row ended within `QUICK_LIFE_NS` is not restarted again: that might never end."""
 MAXMEM_SLACK_KIB = 1024
+ADDRESS_BITS = 64
 
 CLOSED = int(XenbusStateClosed)
 
@@ -56,6 +57,7 @@ REASONS = {
     sched.SHUTDOWN_soft_reset: "soft reset",
 }
 """Names of the shutdown reasons (sched.h)."""
+CRASH = REASONS[sched.SHUTDOWN_crash]
 DESTROYED = "destroyed"
 NOT_STARTED = "not started"
 
@@ -185,13 +187,14 @@ class Lifecycle:
             self.platform.account(live, reason)
             if action == "preserve":
                 return
+            plan = live.plan
             if action == "rename-restart" and restart:
                 await self._preserve_as(live, f"{live.name}-{live.domid}")
             else:
                 await self.destroy(live)
             if not restart:
                 return
-            again = await self._start(live.plan)
+            again = await self._start(plan)
             if again is None:
                 return
             live = again
@@ -257,6 +260,7 @@ class Lifecycle:
         image = plan.make_image()
         self.platform.load(domid, image)
         xc.max_vcpus(domid, config.maxvcpus)
+        xc.set_address_size(domid, ADDRESS_BITS)
         xc.max_mem(domid, (config.maxmem << 10) + MAXMEM_SLACK_KIB)
         store_port = xc.alloc_unbound(domid, DOM0)
         console_port = xc.alloc_unbound(domid, DOM0)
@@ -408,9 +412,16 @@ class Lifecycle:
         await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in present])
 
     async def _preserve_as(self, live: LiveDomain, name: str) -> None:
-        """Keep an ended domain under another name, to be looked at."""
+        """Keep an ended domain under another name and UUID, to be looked at: its successor gets the old ones."""
+        uuid = uuid5(live.plan.uuid, name)
+        old = f"/vm/{live.plan.uuid}"
         live.name = name
-        await self.kernel.xenbus.write_many({f"{live.home}/name": name, f"/vm/{live.plan.uuid}/name": name})
+        live.plan = attrs.evolve(live.plan, uuid=uuid)
+        self.xc.set_handle(live.domid, uuid.bytes)
+        renamed = [Node(f"{live.home}/name", name), Node(f"{live.home}/vm", f"/vm/{uuid}")]
+        moved = [Node(f"/vm/{uuid}", "", (f"n{DOM0}", f"r{live.domid}")), Node(f"/vm/{uuid}/name", name)]
+        await put(self.kernel, [*renamed, *moved, Node(f"/vm/{uuid}/uuid", uuid)])
+        await self.kernel.xenbus.rm(old)
 
     # -- requests from outside ------------------------------------------------------------------------------------
 

@@ -60,8 +60,6 @@ class DomainResult:
         """What went wrong, for a person."""
         if self.message:
             return self.message
-        if self.reason == "crash":
-            return f"{self.name} crashed; its console says why"
         return f"{self.name} has not ended in order: {self.reason}"
 
 

@@ -108,6 +108,10 @@ class Xc:
         """Set how much memory a domain may have."""
         self.domctl(domctl.XEN_DOMCTL_max_mem, domid, domctl.xen_domctl_max_mem, max_memkb=kib)
 
+    def set_handle(self, domid: int, handle: bytes) -> None:
+        """Give a domain another UUID (16 bytes)."""
+        self.domctl(domctl.XEN_DOMCTL_setdomainhandle, domid, domctl.xen_domctl_setdomainhandle, handle=handle)
+
     def set_address_size(self, domid: int, bits: int) -> None:
         """Choose the width of a PV guest."""
         self.domctl(domctl.XEN_DOMCTL_set_address_size, domid, domctl.xen_domctl_address_size, size=bits)

@@ -5,10 +5,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
 
+from toolstack import lifecycle
 from toolstack.console_log import ConsoleLog
 from toolstack.errors import UsageError
 from toolstack.host import Host
@@ -112,6 +114,7 @@ def test_a_guest_that_fails_does_not_hurt_the_others(bench: Bench) -> None:
     assert result.exit_code == 1
     assert [domain.name for domain in result.failures] == ["bad"]
     assert bench.of(result, "bad").reason == "crash"
+    assert bench.of(result, "bad").sentence == "bad crashed: ValueError: no good"
     assert "bad | before\n" in bench.lines
     assert "bad | ValueError: no good\n" in bench.lines
     assert "good | still here\n" in bench.lines
@@ -168,8 +171,29 @@ def test_rename_restart_keeps_the_old_one_under_another_name(bench: Bench) -> No
     (bench.directory / "old.lives").write_text("-1")
     bench.host = Host()
     result = trio.run(bench.host.run, [guest])
-    assert bench.of(result, "old").lives == 2
-    assert sorted(bench.host.hv.domains) == [0, 1]
+    assert (result.exit_code, bench.of(result, "old").lives) == (0, 2)
+    domains = bench.host.hv.domains
+    assert sorted(domains) == [0, 1]
+    tree = bench.host.xenstored.server.store.tree
+    old = str(UUID(bytes=domains[1].handle)).encode()
+    values = {path: node.value for path, node in tree.walk(b"/") if path.endswith((b"/name", b"/vm"))}
+    assert values[b"/local/domain/1/name"] == b"old-1"
+    assert values[b"/local/domain/1/vm"] == b"/vm/" + old
+    assert values[b"/vm/" + old + b"/name"] == b"old-1"
+
+
+def test_a_device_that_its_backend_refuses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk controller that the nodes name is not there."""
+    bench.image("d.img")
+    make = lifecycle.disk_nodes
+    monkeypatch.setattr(lifecycle, "disk_nodes", lambda domid, back, disk, unit: make(domid, back, disk, unit + 9))
+    lost = bench.guest("lost", 'self.print("ran")', 'disk = ["d.img,,xvda"]')
+    good = bench.guest("good", "pass")
+    result = bench.run(lost, good)
+    assert [domain.name for domain in result.failures] == ["lost"]
+    assert "lost: the backend of vbd 51712 failed: " in bench.of(result, "lost").sentence
+    assert "9" in bench.of(result, "lost").sentence
+    assert "ran" not in bench.text
 
 
 def test_a_guest_that_waits_for_ever(bench: Bench) -> None:
