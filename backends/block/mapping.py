@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, final
 
 from backends.block.protocol import Segment
+from guest_kernel.hw.disk import pack_segments
 from hypervisor.abi.grant_table import GNTST_okay
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ class Persistent:
 
 @final
 class Plan:
-    """Where the bytes of a request are: extents in order, and the persistent grants that they lie in."""
+    """Where the bytes of a request are: extents, packed for the disk driver, and the persistent grants they lie in."""
 
     __slots__ = ("extents", "last_use", "refs", "sectors")
 
     def __init__(self, extents: list[Extent], refs: Sequence[int]) -> None:
-        self.extents = extents
+        self.extents = pack_segments(extents)
         self.refs = refs
         self.sectors = sum(size for _, size in extents) >> 9
         self.last_use = 0

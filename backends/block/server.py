@@ -14,7 +14,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, final
 
-from backends.block.mapping import Extent, GrantMapper, Mapping, Plan
+from backends.block.mapping import GrantMapper, Mapping, Plan
 from backends.block.protocol import Protocol as RingProtocol
 from backends.block.protocol import Segment, parse_segments
 from guest_kernel.block import FLUSH, READ, WRITE
@@ -61,7 +61,7 @@ class Disk(Protocol):
         """Whether the medium cannot be written."""
         ...
 
-    def submit(self, op: int, sector: int, segments: list[Extent], done: Callable[[int], None], /) -> None:
+    def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], /) -> None:
         """Queue a READ, WRITE or FLUSH; `done(0 or -errno)` is called in an upcall, after the DMA."""
         ...
 
@@ -307,7 +307,7 @@ class BlockServer:
         op = job.steps[0]
         job.steps = job.steps[1:]
         assert job.plan is not None
-        self.disk.submit(op, job.sector, [] if op == FLUSH else job.plan.extents, job.done)
+        self.disk.submit(op, job.sector, b"" if op == FLUSH else job.plan.extents, job.done)
         if kick:
             self.disk.kick()
 

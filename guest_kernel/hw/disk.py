@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from guest_kernel.hw.errors import NoDeviceError
@@ -25,7 +24,13 @@ Done = Callable[[int], None]
 
 COMMAND = sheet.disk_command.codec
 COMPLETION = sheet.disk_completion.codec
+SEGMENT = sheet.disk_segment.codec
 U32 = 0xFFFFFFFF
+
+
+def pack_segments(segments: Sequence[Segment]) -> bytes:
+    """Return segments as the controller reads them (`disk_segment`), for `PhysicalDisk.submit`."""
+    return b"".join(SEGMENT.pack(maddr, length) for maddr, length in segments)
 
 
 class PhysicalDisk:
@@ -57,9 +62,8 @@ class PhysicalDisk:
         self._tables: list[Page] = []
         self._free: list[int] = []
         self._done: list[Done | None] = []
-        self._waiting: deque[tuple[int, int, Sequence[Segment], Done]] = deque()
+        self._waiting: deque[tuple[int, int, Sequence[Segment] | bytes, Done]] = deque()
         self._produced = self._consumed = 0
-        self._codecs: dict[int, Struct] = {}
         self._outl(base + sheet.DISK_RESET, 0)
         self._outl(base + sheet.DISK_COMMANDS, self._commands.mfn)
         self._outl(base + sheet.DISK_COMPLETIONS, self._completions.mfn)
@@ -70,20 +74,20 @@ class PhysicalDisk:
         """How many commands have not completed."""
         return len(self._tables) - len(self._free) + len(self._waiting)
 
-    def submit(self, op: int, sector: int, segments: Sequence[Segment], done: Done) -> None:
-        """Queue a command (READ, WRITE, FLUSH). `done` is called once, after a later `kick`."""
+    def submit(self, op: int, sector: int, segments: Sequence[Segment] | bytes, done: Done) -> None:
+        """Queue a command (READ, WRITE, FLUSH). `done` is called once, after a later `kick`.
+
+        Who uses the same segments often gives them as what `pack_segments` makes of them.
+        """
         if not self._free and not self._grow():
             self._waiting.append((op, sector, segments, done))
             return
         slot = self._free.pop()
-        count = len(segments)
+        packed = segments if isinstance(segments, bytes) else pack_segments(segments)
         table = self._tables[slot]
-        if count:
-            codec = self._codecs.get(count)
-            if codec is None:
-                codec = self._codecs[count] = Struct(f"<{2 * count}Q")
-            codec.pack_into(table.view, 0, *(word for segment in segments for word in segment))
+        table.view[: len(packed)] = packed
         offset = self._produced % sheet.DISK_QUEUE_LENGTH * COMMAND.size
+        count = len(packed) // SEGMENT.size
         COMMAND.pack_into(self._commands.view, offset, op, 0, count, slot, sector, table.mfn << 12, 0)
         self._done[slot] = done
         self._produced = self._produced + 1 & U32

@@ -19,12 +19,12 @@ class Backing(ABC):
     readonly: bool
 
     @abstractmethod
-    def readv(self, views: Sequence[memoryview], offset: int) -> int:
-        """Fill the views from `offset` on; 0 or an errno."""
+    def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Fill the views, `size` bytes altogether, from `offset` on; 0 or an errno."""
 
     @abstractmethod
-    def writev(self, views: Sequence[memoryview], offset: int) -> int:
-        """Store the views from `offset` on; 0 or an errno."""
+    def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Store the views, `size` bytes altogether, from `offset` on; 0 or an errno."""
 
     @abstractmethod
     def flush(self) -> int:
@@ -51,21 +51,21 @@ class RawFile(Backing):
             raise DeviceError(f"disk image {path}: is neither a file nor a block device")
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
 
-    def readv(self, views: Sequence[memoryview], offset: int) -> int:
+    def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views from the file. A file that has become shorter is an I/O error, as on a real disk."""
         try:
             done = os.preadv(self._fd, views, offset)
         except OSError as error:
             return error.errno or errno.EIO
-        return 0 if done == sum(map(len, views)) else errno.EIO
+        return 0 if done == size else errno.EIO
 
-    def writev(self, views: Sequence[memoryview], offset: int) -> int:
+    def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Write the views to the file."""
         try:
             done = os.pwritev(self._fd, views, offset)
         except OSError as error:
             return error.errno or errno.EIO
-        return 0 if done == sum(map(len, views)) else errno.EIO
+        return 0 if done == size else errno.EIO
 
     def flush(self) -> int:
         """Force the file to its disk."""
@@ -88,14 +88,14 @@ class MemoryDisk(Backing):
         self.readonly = readonly
         self._bytes = memoryview(bytearray(size))
 
-    def readv(self, views: Sequence[memoryview], offset: int) -> int:
+    def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views."""
         for view in views:
             view[:] = self._bytes[offset : offset + len(view)]
             offset += len(view)
         return 0
 
-    def writev(self, views: Sequence[memoryview], offset: int) -> int:
+    def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Store the views."""
         for view in views:
             self._bytes[offset : offset + len(view)] = view

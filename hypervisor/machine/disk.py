@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from struct import Struct
 
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
@@ -17,7 +16,12 @@ U32 = 0xFFFFFFFF
 
 COMMAND = sheet.disk_command.codec
 COMPLETION = sheet.disk_completion.codec
-SEGMENT_WORDS = sheet.disk_segment.size >> 3
+SEGMENT = sheet.disk_segment.codec
+
+Gathered = tuple[list[memoryview], list[int], int]
+"""Views of the segments, their frames, bytes altogether."""
+KNOWN_TABLES = 4096
+"""Segment tables whose meaning is remembered."""
 
 
 class DiskController:
@@ -53,7 +57,8 @@ class DiskController:
         self._command_base = self._completion_base = 0
         self._consumed = self._produced = 0
         self._generation = 0
-        self._tables: dict[int, Struct] = {}
+        self._known: dict[bytes, Gathered] = {}
+        self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
@@ -101,25 +106,24 @@ class DiskController:
 
     def _doorbell(self, producer: int) -> None:
         """Execute the commands up to the driver's producer index; their completions come together, after a while."""
-        pending = producer - self._consumed & U32
-        if not self._command_base or not self._completion_base or pending > sheet.DISK_QUEUE_LENGTH:
+        consumed = self._consumed
+        pending = producer - consumed & U32
+        if not pending or not self._command_base or not self._completion_base or pending > sheet.DISK_QUEUE_LENGTH:
             return
-        memory = self.machine.memory
-        self._allowed = self.iommu(sheet.disk_irq(self.unit))
+        b, base = self.machine.memory.b, self._command_base
+        self._allowed = self.iommu(self._line)
         done: list[tuple[int, int]] = []
-        duration = 0
-        for _ in range(pending):
-            slot = self._consumed % sheet.DISK_QUEUE_LENGTH
-            self._consumed = self._consumed + 1 & U32
+        moved = 0
+        for index in range(consumed, consumed + pending):
             op, _, nr_segments, ident, sector, segments, _ = COMMAND.unpack_from(
-                memory.b, self._command_base + slot * COMMAND.size
+                b, base + index % sheet.DISK_QUEUE_LENGTH * COMMAND.size
             )
             status, size = self._execute(op, nr_segments, sector, segments)
             done.append((ident, -status))
-            duration += size * self.ns_per_kib >> 10
+            moved += size
+        self._consumed = consumed + pending & U32
         self.commands += pending
-        if done:
-            self._complete_later(done, self.latency_ns + duration)
+        self._complete_later(done, self.latency_ns + (moved * self.ns_per_kib >> 10))
 
     def _complete_later(self, done: list[tuple[int, int]], delay: int) -> None:
         generation = self._generation
@@ -142,58 +146,68 @@ class DiskController:
             self._produced = self._produced + 1 & U32
         memory.i[base >> 2] = self._produced
         memory.mark(base // PAGE_SIZE)
-        self.machine.interrupts.raise_line(sheet.disk_irq(self.unit))
+        self.machine.interrupts.raise_line(self._line)
 
     def _execute(self, op: int, nr_segments: int, sector: int, segments: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
-        if op == sheet.DISK_FLUSH:
-            return self.backing.flush(), 0
-        if op not in (sheet.DISK_READ, sheet.DISK_WRITE):
-            return errno.EOPNOTSUPP, 0
-        if op == sheet.DISK_WRITE and self.backing.readonly:
+        if op > sheet.DISK_WRITE:
+            return (self.backing.flush(), 0) if op == sheet.DISK_FLUSH else (errno.EOPNOTSUPP, 0)
+        if op and self.backing.readonly:
             return errno.EROFS, 0
-        views, frames, size = self._gather(nr_segments, segments)
-        if views is None:
+        gathered = self._gather(nr_segments, segments)
+        if gathered is None:
             return errno.EFAULT, 0
-        if size % SECTOR_SIZE or sector * SECTOR_SIZE + size > self.sectors * SECTOR_SIZE:
+        views, frames, size = gathered
+        offset = sector * SECTOR_SIZE
+        if size % SECTOR_SIZE or offset + size > self.sectors * SECTOR_SIZE:
             return errno.EINVAL, 0
-        if op == sheet.DISK_READ:
-            status = self.backing.readv(views, sector * SECTOR_SIZE)
-            written = self.machine.memory.written
-            for mfn in frames:
-                written[mfn] = 1
-            self.read_bytes += size
-        else:
-            status = self.backing.writev(views, sector * SECTOR_SIZE)
+        if op:
             self.written_bytes += size
+            return self.backing.writev(views, offset, size), size
+        status = self.backing.readv(views, offset, size)
+        written = self.machine.memory.written
+        for mfn in frames:
+            written[mfn] = 1
+        self.read_bytes += size
         return status, size
 
-    def _gather(self, count: int, table: int) -> tuple[list[memoryview] | None, list[int], int]:
-        """Turn a segment table into views of memory; (None, …) if some address is not there or not allowed."""
+    def _gather(self, count: int, table: int) -> Gathered | None:
+        """Turn a segment table into views of memory; None if some address is not there or not allowed.
+
+        The table is read once. What its bytes mean is remembered, for drivers use the same memory again and again;
+        whether the unit may touch that memory is asked each time.
+        """
         memory = self.machine.memory
-        limit = memory.frames * PAGE_SIZE
+        size = count * SEGMENT.size
         if (
             not 0 < count <= sheet.DISK_MAX_SEGMENTS
-            or table >= limit
-            or count * sheet.disk_segment.size > PAGE_SIZE - (table & PAGE_MASK)
-            or (self._allowed is not None and not self._allowed(table // PAGE_SIZE))
+            or table >= memory.frames * PAGE_SIZE
+            or size > PAGE_SIZE - (table & PAGE_MASK)
         ):
-            return None, [], 0
-        codec = self._tables.get(count)
-        if codec is None:
-            codec = self._tables[count] = Struct(f"<{SEGMENT_WORDS * count}Q")
-        words = codec.unpack_from(memory.b, table)
+            return None
+        raw = bytes(memory.b[table : table + size])
+        gathered = self._known.get(raw)
+        if gathered is None:
+            gathered = self._parse(raw)
+            if gathered is None:
+                return None
+            if len(self._known) >= KNOWN_TABLES:
+                self._known.clear()
+            self._known[raw] = gathered
+        allowed = self._allowed
+        if allowed is not None and not (allowed(table // PAGE_SIZE) and all(map(allowed, gathered[1]))):
+            return None
+        return gathered
+
+    def _parse(self, raw: bytes) -> Gathered | None:
+        """Return what a segment table means; None if some address is not there."""
+        b = self.machine.memory.b
+        limit = self.machine.memory.frames * PAGE_SIZE
         views, frames, size = [], [], 0
-        allowed, b = self._allowed, memory.b
-        for maddr, length in zip(words[::2], words[1::2], strict=True):
-            mfn = maddr // PAGE_SIZE
-            if (
-                not 0 < length <= PAGE_SIZE - (maddr & PAGE_MASK)
-                or maddr >= limit
-                or (allowed is not None and not allowed(mfn))
-            ):
-                return None, [], 0
+        for maddr, length in SEGMENT.iter_unpack(raw):
+            if not 0 < length <= PAGE_SIZE - (maddr & PAGE_MASK) or maddr >= limit:
+                return None
             views.append(b[maddr : maddr + length])
-            frames.append(mfn)
+            frames.append(maddr // PAGE_SIZE)
             size += length
         return views, frames, size

@@ -8,6 +8,7 @@ import errno
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from struct import Struct
 from types import SimpleNamespace
 from typing import Any
 
@@ -340,8 +341,8 @@ class FakeDisk:
         kernel.disks[len(kernel.disks)] = self
         self.world.disks.append(self)
 
-    def submit(self, op: int, sector: int, segments: list[tuple[int, int]], done: Callable[[int], None]) -> None:
-        self.queued.append((op, sector, segments, done))
+    def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None]) -> None:
+        self.queued.append((op, sector, list(Struct("<QQ").iter_unpack(segments)), done))
 
     def kick(self) -> None:
         self.kicks += 1
