@@ -28,7 +28,8 @@ def notifications(hops: int, repeats: int) -> list[float]:
         results = Path(directory) / "results"
         configs = [
             parse_config(
-                f'name = "{name}"\nmemory = 4\nkernel = "event_guest.py:{kind}"\nextra = "{hops} {repeats} {results}"\n',
+                f'name = "{name}"\nmemory = 4\nkernel = "event_guest.py:{kind}"\n'
+                f'extra = "{hops} {repeats} {results}"\n',
                 f"{name}.cfg",
                 HERE,
             )
@@ -43,7 +44,8 @@ async def run_until_written(configs, results: Path) -> None:
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
-            while not results.exists():
+            # The file is written by a guest, which knows no trio.
+            while not await trio.Path(results).exists():  # noqa: ASYNC110
                 await trio.sleep(0.01)
             host.interrupt()
 

@@ -1,3 +1,5 @@
+"""What the tests of the block drivers share."""
+
 from collections.abc import Callable
 
 import pytest
