@@ -27,7 +27,17 @@ MAX_PAUSES = 255
 INT_MAX = 0x7FFFFFFF
 
 Handler = Callable[["VCpu", Domain, Any], Any]
-"""`handler(caller, target, u member) -> the u member to copy back, or None`. Raises HypercallError."""
+"""`handler(caller, target, u member) -> the u member to copy back (its members, or bytes), or None`.
+
+Raises HypercallError.
+"""
+
+GPADDR_BITS = 46
+"""The width of a machine address, as getdomaininfo reports it."""
+_INFO = abi.xen_domctl_getdomaininfo.codec.pack
+_NO_SPECIAL_PAGES = (0, 0, 0)
+"""outstanding_pages, shr_pages, paged_pages"""
+_NO_ARCH = xen.xen_arch_domainconfig.codec.unpack(bytes(xen.xen_arch_domainconfig.size))
 
 
 class DomctlOps:
@@ -73,7 +83,7 @@ class DomctlOps:
             return -errno.ENOSYS
         result = handler(vcpu, target, getattr(op.u, member) if member else None)
         if result is not None:
-            op.u = {member: result}
+            op.u = result if isinstance(result, bytes) else {member: result}
             copy_to_guest(vcpu, arg, DOMCTL.pack(op))
         return 0
 
@@ -140,10 +150,11 @@ class DomctlOps:
             target.shutdown_code = NO_SHUTDOWN
             self.hv.domain_ops.refresh_pause(target)
 
-    def info(self, domain: Domain) -> dict[str, Any]:
-        """Return the members of a xen_domctl_getdomaininfo."""
+    def record(self, domain: Domain) -> bytes:
+        """Return a domain's xen_domctl_getdomaininfo: toolstacks ask for those of all domains at any domain's end."""
         vcpus = domain.online_vcpus()
         up = [vcpu for vcpu in vcpus if not vcpu.pause_flags & VPF_DOWN]
+        is_on_cpu = self.hv.sched.is_on_cpu
         # The reason is above the flags, all ones as long as there is none.
         flags = domain.shutdown_code << abi.XEN_DOMINF_shutdownshift & 0xFFFFFFFF
         if domain.is_dying == DYING_DEAD:
@@ -154,25 +165,35 @@ class DomctlOps:
             flags |= abi.XEN_DOMINF_paused
         if domain.is_xenstore:
             flags |= abi.XEN_DOMINF_xs_domain
-        if any(self.hv.sched.is_on_cpu(vcpu) for vcpu in up):
+        running, blocked = False, VPF_BLOCKED if up else 0
+        for vcpu in up:
+            blocked &= vcpu.pause_flags
+            running = running or is_on_cpu(vcpu)
+        if running:
             flags |= abi.XEN_DOMINF_running
-        if up and all(vcpu.pause_flags & VPF_BLOCKED for vcpu in up):
+        if blocked:
             flags |= abi.XEN_DOMINF_blocked
-        return {
-            "domain": domain.domid,
-            "flags": flags,
-            "tot_pages": domain.tot_pages,
-            "max_pages": domain.max_pages,
-            "shared_info_frame": domain.shared_info_mfn,
-            "cpu_time": sum(vcpu.time_running for vcpu in vcpus),
-            "nr_online_vcpus": len(up),
-            "max_vcpu_id": len(vcpus) - 1 if vcpus else abi.XEN_INVALID_MAX_VCPU_ID,
-            "handle": domain.handle,
-            "gpaddr_bits": 46,
-        }
+        return _INFO(
+            domain.domid,
+            0,
+            flags,
+            domain.tot_pages,
+            domain.max_pages,
+            *_NO_SPECIAL_PAGES,
+            domain.shared_info_mfn,
+            sum([vcpu.time_running for vcpu in vcpus]),
+            len(up),
+            len(vcpus) - 1 if vcpus else abi.XEN_INVALID_MAX_VCPU_ID,
+            0,
+            domain.handle,
+            0,
+            GPADDR_BITS,
+            b"",
+            *_NO_ARCH,
+        )
 
-    def _getdomaininfo(self, _vcpu: VCpu, target: Domain, _value: Any) -> dict[str, Any]:
-        return self.info(target)
+    def _getdomaininfo(self, _vcpu: VCpu, target: Domain, _value: Any) -> bytes:
+        return self.record(target)
 
     def _max_mem(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
         # Below what the domain has is fine: it only cannot grow any more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 HYPERCALL = xen.__HYPERVISOR_sysctl
 SYSCTL = abi.xen_sysctl
-INFO = domctl.xen_domctl_getdomaininfo
 
 Handler = Callable[["VCpu", Any], Any]
 
@@ -65,8 +65,11 @@ class SysctlOps:
 
     def _getdomaininfolist(self, vcpu: VCpu, value: Any) -> Any:
         """Copy out the state of up to `max_domains` domains from `first_domain` on, in the order of their numbers."""
-        domids = sorted(domid for domid in self.hv.domains if domid >= value.first_domain)[: value.max_domains]
-        records = b"".join(INFO.pack(self.hv.domctl.info(self.hv.domains[domid])) for domid in domids)
+        domains, record = self.hv.domains, self.hv.domctl.record
+        domids = sorted(domains)
+        first = bisect_left(domids, value.first_domain)
+        domids = domids[first : first + value.max_domains]
+        records = b"".join([record(domains[domid]) for domid in domids])
         if records:
             copy_to_guest(vcpu, value.buffer, records)
         value.num_domains = len(domids)
