@@ -22,6 +22,7 @@ from backends.xenstored.errors import (
     EBUSY,
     EEXIST,
     EINVAL,
+    EIO,
     ENOENT,
     ENOMEM,
     ENOSPC,
@@ -514,26 +515,37 @@ class Server:
             raise
 
     def _remove_tree(self, transaction: Transaction | None, path: bytes) -> None:
-        """Remove a node and all below, children before parents, and tell the watches in that order."""
+        """Remove a node and all below, children before parents, and tell the watches in that order.
+
+        A transaction may see a directory from before and its children from after somebody else's change.  What does
+        not fit together is refused where it is found (EINVAL, EIO); such a transaction cannot commit anyway.
+        """
         view: View = transaction or self.store
+        if view.get(parent_of(path)) is None:
+            raise StoreError(EINVAL)
         #: Going down it holds a path to look at, going up a node whose children are gone.
         todo: list[tuple[bytes, bool]] = [(path, False)]
         while todo:
             at, done = todo.pop()
             node = view.get(at)
-            assert node is not None, f"{at!r} is in its parent's list"
+            if node is None:
+                assert transaction is not None, f"{at!r} is in its parent's list"
+                raise StoreError(EIO)
             if not done and node.children:
                 todo.append((at, True))
                 todo.extend((child_of(at, name), False) for name in reversed(node.names))
                 continue
+            self._changed(transaction, at, node, None, at != path)
+            view.remove(at, node)
             above = parent_of(at)
             parent = view.get(above)
             assert parent is not None, f"{above!r} holds {at!r}"
-            self._changed(transaction, at, node, None, at != path)
-            view.remove(at, node)
-            view.put(
-                above, parent, parent.value, without_child(parent.children, at[at.rindex(b"/") + 1 :]), parent.perms
-            )
+            names = without_child(parent.children, at[at.rindex(b"/") + 1 :])
+            if names is None:
+                assert transaction is not None, f"{at!r} is not in its parent's list"
+                raise StoreError(EIO)
+            kept = self.domains.current(parent.perms, parent.generation)
+            view.put(above, parent, parent.value, names, kept)
 
     # ---- operations on nodes
 

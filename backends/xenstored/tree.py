@@ -39,13 +39,13 @@ class Node:
         return self.children.split(b"\0")[:-1]
 
 
-def without_child(children: bytes, name: bytes) -> bytes:
-    """Return the list of names without `name`, which must be there."""
+def without_child(children: bytes, name: bytes) -> bytes | None:
+    """Return the list of names without `name`; None if it is not in there."""
     entry = name + b"\0"
     if children.startswith(entry):
         return children[len(entry) :]
-    at = children.index(b"\0" + entry) + 1
-    return children[:at] + children[at + len(entry) :]
+    at = children.find(b"\0" + entry) + 1
+    return children[:at] + children[at + len(entry) :] if at else None
 
 
 def parent_of(path: bytes) -> bytes:

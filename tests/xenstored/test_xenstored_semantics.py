@@ -302,6 +302,43 @@ class TestItem12Conflicts:
         assert world.dom0.end(tx) == "=OK"
 
 
+class TestItem12ViewsThatDoNotFitTogether:
+    """A transaction may have seen a directory before, and its child after, somebody else's change."""
+
+    @pytest.fixture(autouse=True)
+    def _some_nodes(self, world: World) -> None:
+        world.dom0.write("/d/e/n", "v")
+        world.dom0.write("/d/e/m", "v")
+
+    def test_a_listed_child_is_gone(self, world: World) -> None:
+        tx = world.dom0.start()
+        assert world.dom0.list("/d/e", tx) == ["n", "m"]
+        world.client().rm("/d/e/n")
+        assert world.dom0.refused(xs.XS_RM, "/d", tx=tx) == "EIO"
+        assert world.dom0.list("/d/e", tx) == ["n", "m"]
+        world.dom0.write("/d/e/n", tx=tx)
+        assert world.dom0.list("/d/e", tx) == ["n", "m", "n"]
+        assert world.dom0.end(tx) == "=EAGAIN"
+
+    def test_the_directory_of_a_known_node_is_gone(self, world: World) -> None:
+        tx = world.dom0.start()
+        world.dom0.read("/d/e/n", tx)
+        world.client().rm("/d")
+        assert world.dom0.refused(xs.XS_RM, "/d/e/n", tx=tx) == "EINVAL"
+        assert world.dom0.read("/d/e/n", tx) == b"v"
+        world.dom0.write("/d/e/n/below", tx=tx)
+        assert world.dom0.end(tx) == "=EAGAIN"
+
+    def test_a_node_is_not_in_the_list_that_was_seen(self, world: World) -> None:
+        tx = world.dom0.start()
+        world.dom0.list("/d/e", tx)
+        world.client().write("/d/e/new", "v")
+        assert world.dom0.read("/d/e/new", tx) == b"v"
+        assert world.dom0.refused(xs.XS_RM, "/d/e/new", tx=tx) == "EIO"
+        assert world.dom0.refused(xs.XS_READ, "/d/e/new", tx=tx) == "ENOENT"
+        assert world.dom0.end(tx) == "=EAGAIN"
+
+
 class TestItem14WhatDoesNotEndATransaction:
     def test_a_failing_request(self, world: World) -> None:
         tx = world.dom0.start()
