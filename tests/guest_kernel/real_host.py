@@ -141,5 +141,8 @@ class RealHost:
 def run_guests(*guests: Guest, **options: Any) -> RealHost:
     """Run guests to their end; each must end as `Guest.reason` is found afterwards."""
     host = RealHost(guests, **options)
-    host.run()
+    try:
+        host.run()
+    finally:
+        host.hv.switch_off()
     return host
