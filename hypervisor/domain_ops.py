@@ -115,6 +115,11 @@ class DomainOps:
             self.hv.memory.b[(mfn << 12) + UPCALL_MASK] = 1
         return self._dummy_frame << 12
 
+    @property
+    def frames_for_good(self) -> int:
+        """How many frames Xen has taken for itself since it started: they are not given back."""
+        return int(self._dummy_frame != 0)
+
     def has_dummy_info(self, vcpu: VCpu) -> bool:
         """Whether a vCPU still lacks a vcpu_info, so that it cannot be started."""
         return vcpu.info >> 12 == self._dummy_frame
@@ -179,8 +184,9 @@ class DomainOps:
                 hv.sched.forget(vcpu)
                 vcpu.pause_flags |= VPF_DOWN
                 vcpu.halt()
-            if domain.image is not None:
-                domain.image.unload()
+            image, domain.image = domain.image, None
+            if image is not None:
+                image.unload()
             for index, watchdog in enumerate(domain.watchdogs):
                 if watchdog is not None:
                     watchdog.cancel()

@@ -131,8 +131,9 @@ class Hypervisor:
         for domain in self.domains.values():
             for vcpu in domain.online_vcpus():
                 vcpu.halt()
-            if domain.image is not None:
-                domain.image.unload()
+            image, domain.image = domain.image, None
+            if image is not None:
+                image.unload()
 
     def log(self, text: str) -> None:
         """Print a line on the host's console, as Xen does."""

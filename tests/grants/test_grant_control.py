@@ -122,6 +122,7 @@ class TestSize:
 class TestLimits:
     def test_of_a_new_domain(self, pair):
         hv, domain = pair.hv, pair.domu.domain
+        domain.grant_table.free()
         hv.grants.init_domain(domain, 3, 0, 1)
         table = domain.grant_table
         assert (table.max_frames, table.maptrack.max_frames, table.max_version) == (3, 0, 1)

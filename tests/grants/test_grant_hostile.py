@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from conftest import World
+from grant_world import World
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 import trio
 
+from toolstack import host as host_module
 from toolstack import lifecycle
 from toolstack.console_log import ConsoleLog
 from toolstack.errors import UsageError
@@ -154,6 +155,7 @@ def test_a_slow_reboot_is_a_restart(bench: Bench) -> None:
     assert bench.of(result, "cycle").lives > 5
 
 
+@pytest.mark.leaves_live_host("the guest is to be preserved after its end, for somebody to look at")
 def test_on_poweroff_preserve_keeps_the_domain(bench: Bench) -> None:
     guest = bench.guest("kept", "pass", 'on_poweroff = "preserve"')
     host_leaks = ["domain 1 still exists", "xenstored still serves domain 1"]
@@ -164,6 +166,7 @@ def test_on_poweroff_preserve_keeps_the_domain(bench: Bench) -> None:
     assert bench.host.hv.domains[1].shutting_down
 
 
+@pytest.mark.leaves_live_host("the old guest is to be preserved after its end, for somebody to look at")
 def test_rename_restart_keeps_the_old_one_under_another_name(bench: Bench) -> None:
     guest = bench.guest(
         "old", "if lives == 1:\n    await self.kernel.power.reboot()", 'on_reboot = "rename-restart"', head=COUNT_LIVES
@@ -277,6 +280,33 @@ def test_a_guest_that_ignores_the_request_is_destroyed(bench: Bench) -> None:
     result = interrupted_run(bench, bench.guest("deaf", body), 1)
     assert bench.of(result, "deaf").reason == "destroyed"
     assert "has not shut down in time" in bench.text
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("moment", [1, 15, 30, 45, 60, 80, 110, 150, 200])
+def test_an_interrupt_at_any_moment_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, moment: int, times: int
+) -> None:
+    """`moment` counts stretches of guest code: dom0 boots, makes the guests, they connect, they work."""
+    bench.image("d.img")
+    server = bench.guest("server", "await self.kernel.never()", "driver_domain = 1")
+    body = 'disk = await self.disk("xvda")\nfor n in range(50):\n    await disk.write(n, bytes(512))'
+    client = bench.guest("client", body, 'disk = ["d.img,raw,xvda,rw,backend=server"]', 'vif = [""]')
+    monkeypatch.setattr(host_module, "STEPS", 1)
+    count = 0
+    checkpoint = trio.lowlevel.checkpoint
+
+    async def interrupting() -> None:
+        nonlocal count
+        count += 1
+        if count == moment:
+            for _ in range(times):
+                bench.host.interrupt()
+        await checkpoint()
+
+    monkeypatch.setattr(trio.lowlevel, "checkpoint", interrupting)
+    assert bench.run(client, server).interrupted
+    assert bench.host.hv.shutdown_reason == 0
 
 
 def test_a_driver_domain(bench: Bench) -> None:
