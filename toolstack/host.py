@@ -35,7 +35,7 @@ from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
 from toolstack.errors import UsageError
 from toolstack.leaks import find_leaks, ports_in_use
-from toolstack.lifecycle import CRASH, REASONS, DomainPlan, Lifecycle, LiveDomain
+from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.preparation import SECTOR, UUID_SPACE, NicSpec, Preparation, prepare
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.vif_spec import generate_mac
@@ -340,7 +340,7 @@ class Host:
     def failed(self, plan: DomainPlan, message: str) -> None:
         """Note that a domain could not be started."""
         result = self.results[plan.config.name]
-        result.reason = result.reason or "not started"
+        result.reason = result.reason or NOT_STARTED
         result.message = message
 
     def _finish_dom0(self) -> None:
@@ -356,8 +356,7 @@ class Host:
             if not live.over:
                 self.account(live, ABORTED)
         for other in self.results.values():
-            if not other.reason:
-                other.reason = ABORTED
+            other.reason = other.reason or NOT_STARTED
         self.consoles.finish_all()
         for crashed in self.results.values():
             if crashed.reason == CRASH and not crashed.message:

@@ -402,13 +402,14 @@ class Lifecycle:
         await xenbus.transact(lambda t: _ask_to_close(t, live.devices))
         for device in live.devices:
             await self._wait_state(device, lambda state: state in (None, str(CLOSED)))
-        paths = dict.fromkeys(
-            f"/local/domain/{device.backend_domid}/backend/{device.kind}/{live.domid}" for device in live.devices
-        )
-        # A driver domain may have gone with its whole home.
-        present = [
-            path for path, there in zip(paths, await xenbus.read_many(list(paths)), strict=True) if there is not None
-        ]
+        removed: dict[str, None] = {}
+        for device in live.devices:
+            home = f"/local/domain/{device.backend_domid}"
+            # Nodes for a driver domain that died meanwhile have made its home anew: nobody else is left to remove it.
+            dead = device.backend_domid != DOM0 and device.backend_domid not in self.live
+            removed[home if dead else f"{home}/backend/{device.kind}/{live.domid}"] = None
+        found = await xenbus.read_many(list(removed))
+        present = [path for path, value in zip(removed, found, strict=True) if value is not None]
         await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in present])
 
     async def _preserve_as(self, live: LiveDomain, name: str) -> None:

@@ -60,6 +60,8 @@ class DomainResult:
         """What went wrong, for a person."""
         if self.message:
             return self.message
+        if not self.lives:
+            return f"{self.name} was not started"
         return f"{self.name} has not ended in order: {self.reason}"
 
 
