@@ -537,6 +537,10 @@ class Server:
                 continue
             self._changed(transaction, at, node, None, at != path)
             view.remove(at, node)
+            if transaction is None and at != path:
+                # The directory goes as well, so its list is not written; the daemon does, and uses a generation.
+                self.store.take_generation()
+                continue
             above = parent_of(at)
             parent = view.get(above)
             assert parent is not None, f"{above!r} holds {at!r}"
