@@ -79,7 +79,7 @@ class Kernel:
         self._bring_up_time()
         self._bring_up_console()
         self._bring_up_drivers()
-        self.spawn(self._main(), "main")
+        self.power.program = self.spawn(self._main(), "main")
         self.events.enable(0)
         if self.smp is None:
             return run_threads(self.scheduler, self.cpu.hypercall)
@@ -104,7 +104,7 @@ class Kernel:
 
     def _bring_up_events(self) -> None:
         self.power = Power(self)
-        self.scheduler = Scheduler(lambda thread, failure: self.power.panic(failure, f"thread {thread.name} failed"))
+        self.scheduler = Scheduler(self.power.thread_failed)
         self.events = Events(
             self.hypercalls, self.shared_info, lambda failure: self.power.panic(failure, "an event handler failed")
         )

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from guest_kernel.errors import GuestError
-from guest_kernel.threads import is_library, take_over
+from guest_kernel.errors import GuestError, ThreadCancelled
+from guest_kernel.threads import Thread, is_library, take_over
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import Transaction, XenstoreError
 from hypervisor.abi.cpu import Run
@@ -35,6 +35,8 @@ FEATURES = ("control/feature-poweroff", "control/feature-reboot")
 """What the guest says it can do. It cannot suspend."""
 REQUESTS = {"poweroff": SHUTDOWN_poweroff, "halt": SHUTDOWN_poweroff, "reboot": SHUTDOWN_reboot}
 """What the toolstack may ask for, and the reason to end with."""
+PROGRAM_TIMEOUT_NS = 1_000_000_000
+"""A cancelled program that has not ended after this time is left behind."""
 HOOK_TIMEOUT_NS = 30_000_000_000
 """A shutdown hook that is not done after this time is left behind."""
 DRAIN_TIMEOUT_NS = 2_000_000_000
@@ -50,6 +52,10 @@ class Power:
         self._kernel = kernel
         self._hooks: list[Hook] = []
         self._ending = False
+        self._ender: Thread | None = None
+        """The thread that carries out an orderly end."""
+        self.program: Thread | None = None
+        """The thread of the guest's own program."""
 
     def on_shutdown(self, hook: Hook, *, late: bool = False) -> None:
         """Run `hook` before an orderly end: the last one registered first, a `late` one after those before it."""
@@ -70,6 +76,13 @@ class Power:
         """End the domain at once, as a failure."""
         await take_over(self._last_words(f"crash requested: {why}\n" if why else "crash requested\n"))
         raise AssertionError("unreachable")
+
+    def thread_failed(self, thread: Thread, failure: BaseException) -> None:
+        """Panic over a thread that failed; while the domain is ending in order, only say so."""
+        if self._ending and thread is not self._ender:
+            self._kernel.console.write(f"shutdown: thread {thread.name} failed\n{format_failure(failure)}")
+        else:
+            self.panic(failure, f"thread {thread.name} failed")
 
     def panic(self, failure: BaseException, what: str) -> None:
         """End the domain because of a failure of its own code: traceback on the console, then SHUTDOWN_crash.
@@ -94,6 +107,8 @@ class Power:
         if self._ending:
             await kernel.never()
         self._ending = True
+        self._ender = kernel.scheduler.current
+        await self._stop_program()
         for hook in reversed(self._hooks):
             await self._run_hook(hook)
         # If nobody reads the console the words are lost, as on a real one.
@@ -101,6 +116,22 @@ class Power:
             await kernel.wait_for(kernel.console.drain(), DRAIN_TIMEOUT_NS)
         await take_over(self.stop(reason))
         raise AssertionError("unreachable")
+
+    async def _stop_program(self) -> None:
+        """Cancel the guest's program, if it is not what asked for the end: its devices are about to close."""
+        program = self.program
+        if program is None or program is self._ender or program.done:
+            return
+        program.cancel()
+        console = self._kernel.console
+        try:
+            await self._kernel.wait_for(program.join(), PROGRAM_TIMEOUT_NS)
+        except ThreadCancelled:
+            return
+        except TimeoutError:
+            console.printk(f"shutdown: the program goes on after {PROGRAM_TIMEOUT_NS // 10**9} s, leaving it behind")
+        except Exception as failure:
+            console.write(f"shutdown: the program failed\n{format_failure(failure)}")
 
     async def _run_hook(self, hook: Hook) -> None:
         kernel = self._kernel

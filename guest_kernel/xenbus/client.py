@@ -258,6 +258,9 @@ class Transaction(Operations):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is GeneratorExit:
+            # The thread is being thrown away with its domain: there is nobody to wait for.
+            self._open = False
         if self._open:
             try:
                 await self.end(commit=kind is None)

@@ -270,6 +270,33 @@ def test_interrupt(bench: Bench, times: int, reason: str) -> None:
     assert (busy.reason, busy.lives) == (reason, 1)
 
 
+def test_a_guest_that_is_asked_to_end_is_stopped_before_its_devices(bench: Bench) -> None:
+    """Its program is cancelled where it waits, so that it neither works on closing devices nor panics over them."""
+    bench.image("d.img")
+    body = """
+        disk = await self.disk("xvda")
+
+        async def writer():
+            while True:
+                await disk.write(0, bytes(512))
+                await self.net.ping("10.0.0.9", timeout_ns=1000)
+
+        self.kernel.spawn(self.kernel.never())
+        self.print("up")
+        try:
+            while True:
+                await disk.write(0, bytes(512))
+        finally:
+            self.kernel.spawn(writer(), "late")
+            self.print("stopped")
+    """
+    guest = bench.guest("asked", body, 'disk = ["d.img,raw,xvda,rw"]')
+    asked = bench.of(interrupted_run(bench, guest, 1), "asked")
+    assert asked.reason == "poweroff"
+    assert "asked | stopped\n" in bench.lines
+    assert "thread late failed" in bench.text
+
+
 def test_a_guest_that_ignores_the_request_is_destroyed(bench: Bench) -> None:
     body = """
         self.kernel.power._shutdown = lambda reason: self.kernel.never()
