@@ -3,7 +3,8 @@
 Each `Hypervisor` made during a test is remembered (weakly) and, once the test and its fixtures are done:
 
 - recounted: event channels, grants and frames must agree with themselves, as the test left them;
-- if dom0 has shut the host down in good order: no other domain may be left, nor anything that dom0 had for one;
+- if dom0 has shut the host down in good order: no other domain may be left, nor anything that dom0 had for one; nor, on
+  a host of the toolstack, a node or a connection in xenstore;
 - taken apart: all domains are destroyed, and then every frame must be free again, every timer disarmed, every interrupt
   line disconnected.
 
@@ -24,25 +25,32 @@ from typing import Any
 import pytest
 from leak_check import find_leaks
 
+from hypervisor.abi.sched import SHUTDOWN_poweroff
 from hypervisor.hypervisor import Hypervisor
+from toolstack.host import Host
 
 made: list[tuple[weakref.ref[Hypervisor], int]] = []
 """The hosts of the present test, with the number of frames that were free at first."""
+whole: list[weakref.ref[Host]] = []
+"""Those among them that the toolstack runs, with xenstore and all."""
 failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "leaves_live_host(reason): other domains outlive dom0 in this test, for a reason"
-    )
-    config.addinivalue_line("markers", "breaks_host(reason): this test corrupts a hypervisor's state, for a reason")
-    original = Hypervisor.__init__
+    config.addinivalue_line("markers", "leaves_live_host(reason): other domains outlive dom0 in this test")
+    config.addinivalue_line("markers", "breaks_host(reason): this test corrupts a hypervisor's state")
+    make_hypervisor, make_host = Hypervisor.__init__, Host.__init__
 
-    def remembered(self: Hypervisor, *args: Any, **options: Any) -> None:
-        original(self, *args, **options)
+    def hypervisor(self: Hypervisor, *args: Any, **options: Any) -> None:
+        make_hypervisor(self, *args, **options)
         made.append((weakref.ref(self), self.frames.free_frames))
 
-    Hypervisor.__init__ = remembered  # type: ignore[method-assign]
+    def host(self: Host, *args: Any, **options: Any) -> None:
+        make_host(self, *args, **options)
+        whole.append(weakref.ref(self))
+
+    Hypervisor.__init__ = hypervisor  # type: ignore[method-assign]
+    Host.__init__ = host  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,19 +63,28 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
 
 def pytest_runtest_setup() -> None:
     made.clear()
+    whole.clear()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     yield
     hosts = [(hv, free) for hv, free in ((reference(), free) for reference, free in made) if hv is not None]
+    whole_hosts = [host for host in (reference() for reference in whole) if host is not None]
     made.clear()
+    whole.clear()
     if item.stash.get(failed, False) or reason_of(item, "breaks_host"):
         return
     exempt = bool(reason_of(item, "leaves_live_host"))
-    found = [leak for hv, free in hosts for leak in find_leaks(hv, free, exempt)]
+    found = [] if exempt else [leak for host in whole_hosts if ended_well(host) for leak in host.leaks()]
+    found += [leak for hv, free in hosts for leak in find_leaks(hv, free, exempt)]
     if found:
         pytest.fail("this test leaves behind:\n  " + "\n  ".join(found), pytrace=False)
+
+
+def ended_well(host: Host) -> bool:
+    """Whether dom0 has shut a host down, so that even xenstore must be empty again."""
+    return host.lifecycle is not None and host.hv.stopped and host.hv.shutdown_reason == SHUTDOWN_poweroff
 
 
 def reason_of(item: pytest.Item, name: str) -> str:
