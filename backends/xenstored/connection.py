@@ -10,7 +10,9 @@ from collections import deque
 from typing import final
 
 from backends.xenstored.domains import Domain
+from backends.xenstored.permissions import ALL
 from backends.xenstored.transactions import Transaction
+from backends.xenstored.tree import Node
 from backends.xenstored.watches import Watch
 
 
@@ -130,6 +132,21 @@ class Connection:
         for _, cause, _ in out:
             if cause is not None:
                 cause.delivered()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that count against the domain's `memory` quota: its nodes and watches, and what waits here."""
+        return self.domain.memory + self.queued
+
+    def rights(self, node: Node) -> int:
+        """Return what this client may do with a node: READ, WRITE, OWNER."""
+        if self.privileged:
+            return ALL
+        return node.perms.bits_for(self.domain, self.domain.target, node.generation)
+
+    def absolute(self, name: bytes) -> bytes:
+        """Return the absolute path of a name; special names stay."""
+        return name if name[:1] in (b"/", b"@") else self.relative + name
 
     @property
     def torn(self) -> bool:

@@ -19,6 +19,9 @@ STALE: Final = 8
 """Flag of an entry that meant a domain which is gone: it is shown, copied and grants nothing."""
 ALL: Final = READ | WRITE | OWNER
 
+NOW: Final = 2**64
+"""A generation later than that of any domain: for lists that belong to no node."""
+
 _LETTERS: Final = {ord("n"): 0, ord("r"): READ, ord("w"): WRITE, ord("b"): READ | WRITE}
 _NAMES: Final = {bits: chr(letter) for letter, bits in _LETTERS.items()}
 # What strtoul(3) with base 0 takes, to the end of the string.
