@@ -14,8 +14,8 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.machine.machine import Machine
 from hypervisor.mm.check import check as check_frames
 
-MMU_UPDATE = xen.__HYPERVISOR_mmu_update
-MMUEXT_OP = xen.__HYPERVISOR_mmuext_op
+MMU_UPDATE = xen.HYPERVISOR_mmu_update
+MMUEXT_OP = xen.HYPERVISOR_mmuext_op
 DATA_PAGES = 24
 HOLES = 0x400000
 """Guest virtual address of 512 pages without a mapping, with page tables present."""
@@ -107,10 +107,13 @@ class Guest:
     def hypercall(self, nr: int, *arguments: int, vcpu: int = 0) -> int:
         return self.vcpus[vcpu].cpu.hypercall(nr, *arguments)
 
-    def call(self, nr: int, *front: int, layout: Layout, vcpu: int = 0, **fields: Any) -> tuple[int, Any]:
-        """Make a hypercall whose last argument points to one structure; returns the result and what Xen left there."""
+    def call(self, nr: int, *front: int, layout: Layout, on: int = 0, **fields: Any) -> tuple[int, Any]:
+        """Make a hypercall whose last argument points to one structure; returns the result and what Xen left there.
+
+        It is made on vCPU number `on`.
+        """
         self.poke(self.args, layout.pack(**fields))
-        rc = self.hypercall(nr, *front, self.args, vcpu=vcpu)
+        rc = self.hypercall(nr, *front, self.args, vcpu=on)
         return rc, layout.unpack_from(self.peek(self.args, layout.size))
 
 
