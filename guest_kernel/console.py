@@ -59,7 +59,6 @@ class Console:
         self._drained = WaitQueue()
         self._line = bytearray()
         self._lines: Mailbox[bytes] = Mailbox()
-        self.bytes_written = 0
 
     def write(self, data: bytes | str) -> None:
         """Print. Never waits; callable everywhere."""
@@ -72,7 +71,6 @@ class Console:
             self._backlog += data
             return
         taken = self._sink.put(data)
-        self.bytes_written += taken
         if taken < len(data):
             self._backlog += data[taken : taken + BACKLOG_LIMIT]
             self._lost += max(0, len(data) - taken - BACKLOG_LIMIT)
@@ -99,7 +97,6 @@ class Console:
         """Put out what waits, as far as there is room. Called when the other side has made some."""
         if self._backlog:
             taken = self._sink.put(bytes(self._backlog))
-            self.bytes_written += taken
             del self._backlog[:taken]
             if not self._backlog and self._lost:
                 lost, self._lost = self._lost, 0

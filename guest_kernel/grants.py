@@ -118,10 +118,6 @@ class Grants:
             self._grow()
         return self._free.pop()
 
-    def give_ref(self, ref: int) -> None:
-        """Put a reference back whose entry is invalid."""
-        self._free.append(ref)
-
     def grant_raw(self, ref: int, domid: int, mfn: int, flags: int) -> None:
         """Fill the entry of a reference: the frame first, then flags and domain in one store, which makes it valid."""
         entries = self.entries_i[ref >> 9]

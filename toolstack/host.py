@@ -128,9 +128,7 @@ class Host:
             gc.set_threshold(*GC_THRESHOLDS)
             self._assemble(prepared)
             self._stack.callback(self.hv.switch_off)
-            with Watchdog(
-                lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit
-            ):  # fmt: skip
+            with Watchdog(lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit):
                 await self._drain()
             self._finish_dom0()
         return HostResult(

@@ -12,8 +12,7 @@ from hypervisor.grant_table.check import check_grants
 from hypervisor.grant_table.check import leaks as grant_leaks
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.mm.check import check as check_frames
-
-DOM0 = 0
+from toolstack.nodes import DOM0
 
 
 def ports_in_use(hv: Hypervisor) -> int:

@@ -7,7 +7,7 @@ somebody outside has to tell the processor which program an image page stands fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 from uuid import UUID, uuid5
 
@@ -355,10 +355,10 @@ class Lifecycle:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    async def _watch_ends(self, next_event: Callable[[], object]) -> None:
+    async def _watch_ends(self, next_event: Callable[[], Awaitable[object]]) -> None:
         """Look at all domains whenever xenstored says that one has ended, and wake those who wait for it."""
         while True:
-            await next_event()  # type: ignore[misc]
+            await next_event()
             self.check_ends()
 
     def check_ends(self) -> None:

@@ -17,7 +17,7 @@ from guest_kernel.errors import XenError
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import PAGE_SIZE, ForeignMapping, Page
 from hypervisor.abi import domctl, errno, memory, sysctl, xen
-from hypervisor.abi.event_channel import EVTCHNOP_alloc_unbound, EVTCHNOP_close, evtchn_alloc_unbound, evtchn_close
+from hypervisor.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
 from hypervisor.abi.grant_table import GTF_permit_access, grant_entry_v1
 from hypervisor.abi.layout import Layout, Value
 
@@ -267,10 +267,6 @@ class Xc:
             remote_dom=remote_domid,
         )
         return int(made.port)
-
-    def close_port(self, port: int) -> None:
-        """Close a port of the own domain."""
-        self.kernel.hypercalls.event_channel(EVTCHNOP_close, evtchn_close, "EVTCHNOP_close", port=port)
 
     def seed_grants(self, domid: int, entries: Iterable[tuple[int, int, int]]) -> None:
         """Write grants into a new domain's table: (reference, domain granted to, frame number).

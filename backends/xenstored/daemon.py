@@ -116,7 +116,7 @@ class XenStored:
             self.server.connect("domain 0"), ServerRing(kernel.mm.page_at(mfn).view), kernel.monotonic_ns()
         )
         self._add(client, DOMID_SELF, port)
-        self._virq = kernel.events.bind_virq(VIRQ_DOM_EXC, self._on_domain_change)
+        kernel.events.bind_virq(VIRQ_DOM_EXC, self._on_domain_change)
         kernel.spawn(self._serve(), "xenstored")
         kernel.spawn(self._give_up_the_deaf(), "xenstored timeouts")
         kernel.spawn(self._listen_again(), "xenstored write limit")

@@ -69,11 +69,6 @@ class PhysicalDisk:
         self._outl(base + sheet.DISK_COMPLETIONS, self._completions.mfn)
         self._port = request_irq(kernel, self._line, self._interrupt)
 
-    @property
-    def under_way(self) -> int:
-        """How many commands have not completed."""
-        return len(self._tables) - len(self._free) + len(self._waiting)
-
     def submit(self, op: int, sector: int, segments: Sequence[Segment] | bytes, done: Done) -> None:
         """Queue a command (READ, WRITE, FLUSH). `done` is called once, after a later `kick`.
 

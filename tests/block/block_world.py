@@ -147,9 +147,6 @@ class FakeGrants:
         self.next_ref += 1
         return self.next_ref - 1
 
-    def give_ref(self, ref: int) -> None:
-        self.free.append(ref)
-
     def grant_raw(self, ref: int, domid: int, mfn: int, flags: int) -> None:
         assert ref not in self.entries
         self.entries[ref] = [domid, mfn, flags, 0]
