@@ -39,7 +39,7 @@ from hypervisor.abi.xen import DOMID_SELF, HYPERVISOR_event_channel_op, shared_i
 
 Handler = Callable[[], None]
 Word = list[Any]
-"""[index of 64 pending bits in shared_info, those of them that are not masked, handlers by bit]"""
+"""[index of 64 pending bits in shared_info, those of them that are not masked, handlers by bit, those not masked]"""
 
 _PENDING = shared_info.offset("evtchn_pending") >> 3
 _MASK = shared_info.offset("evtchn_mask") >> 3
@@ -108,15 +108,16 @@ class Events:
                 if word is None:
                     dispatch(selector)
                     return
-                # Nearly always one bit of one word is set.
-                at, unmasked, handlers = word
+                at, unmasked, handlers, live = word
                 raw = words[at]
-                pending = raw & unmasked
-                words[at] = raw ^ pending
-                handler = handlers.get(pending)
+                handler = live.get(raw)
                 if handler is not None:
+                    # Nearly always one bit of one word is set.
+                    words[at] = 0
                     handler()
-                elif pending:
+                else:
+                    pending = raw & unmasked
+                    words[at] = raw ^ pending
                     run_all(handlers, pending)
             except FAILURES as failure:
                 on_failure(failure)
@@ -131,7 +132,7 @@ class Events:
             selector &= selector - 1
             if word is None:
                 continue  # somebody else wrote into the selector: no port of that word is unmasked
-            at, unmasked, handlers = word
+            at, unmasked, handlers, _ = word
             raw = words[at]
             pending = raw & unmasked
             words[at] = raw ^ pending
@@ -204,12 +205,16 @@ class Events:
         number = port >> 6
         word = self._by_selector.get(1 << number)
         if word is None:
-            word = self._by_selector[1 << number] = [_PENDING + number, 0, {}]
+            word = self._by_selector[1 << number] = [_PENDING + number, 0, {}, {}]
         return word
 
     def set_handler(self, port: int, handler: Handler) -> None:
         """Put another handler on a bound port."""
-        self._word(port)[2][1 << (port & 63)] = handler
+        bit = 1 << (port & 63)
+        _, unmasked, handlers, live = self._word(port)
+        handlers[bit] = handler
+        if unmasked & bit:
+            live[bit] = handler
 
     def unbind(self, port: int) -> None:
         """Close a port. The other end goes back to waiting for somebody to bind. Raises XenError (EINVAL)."""
@@ -219,8 +224,10 @@ class Events:
 
     def mask(self, port: int) -> None:
         """Hold the events of a port back; one that comes is remembered."""
+        bit = 1 << (port & 63)
         word = self._word(port)
-        word[1] &= ~(1 << (port & 63))
+        word[1] &= ~bit
+        word[3].pop(bit, None)
         self._words[word[0] + _MASK - _PENDING] = _ALL ^ word[1]
 
     def unmask(self, port: int) -> None:
@@ -228,6 +235,8 @@ class Events:
         bit = 1 << (port & 63)
         word = self._word(port)
         word[1] |= bit
+        if bit in word[2]:
+            word[3][bit] = word[2][bit]
         if self._words[word[0]] & bit:
             # Xen has to look: the selector and the upcall flag were not set for a masked port.
             self._hypercalls.event_channel(EVTCHNOP_unmask, evtchn_unmask, "EVTCHNOP_unmask", port=port)
@@ -238,7 +247,7 @@ class Events:
         """Return the ports that have a handler."""
         return [
             64 * (at - _PENDING) + bit.bit_length() - 1
-            for at, _, handlers in self._by_selector.values()
+            for at, _, handlers, _ in self._by_selector.values()
             for bit in handlers
         ]
 

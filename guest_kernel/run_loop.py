@@ -18,13 +18,13 @@ def run_threads(scheduler: Scheduler, hypercall: Callable[..., int]) -> Run:
     ready = scheduler.ready
     next_thread = ready.popleft
     while True:
-        steps = len(ready)
-        if not steps:
+        if not ready:
             # Upcalls come at the yield only, so nothing can become ready between the test and the block. An event that
             # is pending already makes Xen return at once.
             hypercall(HYPERVISOR_sched_op, SCHEDOP_block)
             yield 0
             continue
+        steps = len(ready)
         if steps > PASS_STEPS:
             steps = PASS_STEPS
         while steps:

@@ -95,9 +95,9 @@ class DomainOps:
         """Make one vCPU, down."""
         vcpu = self.hv.make_vcpu(domain, vcpu_id)
         if vcpu_id < xen.XEN_LEGACY_MAX_VCPUS:
-            vcpu.info = (domain.shared_info_mfn << 12) + vcpu_id * INFO_SIZE
+            vcpu.place_info((domain.shared_info_mfn << 12) + vcpu_id * INFO_SIZE)
         else:
-            vcpu.info = self._dummy_info()
+            vcpu.place_info(self._dummy_info())
         domain.vcpus[vcpu_id] = vcpu
         if domain.pause_count:
             vcpu.pause_flags |= VPF_PAUSED

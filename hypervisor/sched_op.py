@@ -46,17 +46,18 @@ class SchedOps:
         """Build the hypercall; `block`, which ends every idle stretch of every guest, is decided first."""
         b, written = self.hv.memory.b, self.hv.memory.written
         handlers = self._handlers
-        block_op = sched.SCHEDOP_block
+        block_op, mask_byte = sched.SCHEDOP_block, MASK_BYTE
 
         def do_sched_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
             if cmd == block_op:
                 # Blocking unmasks upcalls, always; only a pending upcall keeps the vCPU awake.
                 info = vcpu.info
-                if b[info + MASK_BYTE]:
-                    b[info + MASK_BYTE] = 0
+                if b[info + mask_byte]:
+                    b[info + mask_byte] = 0
                     written[info >> 12] = 1
                 if not b[info]:
-                    vcpu.pause_flags |= VPF_BLOCKED
+                    flags = vcpu.pause_flags
+                    vcpu.pause_flags = flags | VPF_BLOCKED if flags else VPF_BLOCKED
                 return 0
             handler = handlers.get(cmd & 0xFFFFFFFF)
             return handler(vcpu, arg) if handler is not None else -errno.ENOSYS

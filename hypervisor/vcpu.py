@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from hypervisor.abi import xen
+
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
@@ -21,6 +23,8 @@ VPF_POLLING = 8
 """Together with `VPF_BLOCKED`: it sits in SCHEDOP_poll."""
 
 NR_VIRQS = 24
+
+SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 
 
 class Context:
@@ -91,6 +95,7 @@ class VCpu(ABC):
         "queued",
         "ready_at",
         "runstate_area",
+        "selector_at",
         "since",
         "singleshot_timer",
         "time_area",
@@ -114,6 +119,8 @@ class VCpu(ABC):
         self.info = 0
         """Machine address of the vcpu_info (in shared_info, or where VCPUOP_register_vcpu_info moved it)."""
         self.info_registered = False
+        self.selector_at = 0
+        """Where its evtchn_pending_sel is, as an index of `Memory.q`: set with `info` by `place_info`."""
         self.kernel_cr3 = 0
         """Frame of the page table root in kernel mode; 0 = none."""
         self.user_cr3 = 0
@@ -146,6 +153,11 @@ class VCpu(ABC):
         self.runstate_area: int = 0
         self.time_area: int = 0
         self.virq_to_port: list[Any] = [0] * NR_VIRQS
+
+    def place_info(self, maddr: int) -> None:
+        """Let the vCPU's vcpu_info be at a machine address."""
+        self.info = maddr
+        self.selector_at = maddr + SELECTOR >> 3
 
     @abstractmethod
     def run(self) -> int:

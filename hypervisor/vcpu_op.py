@@ -159,7 +159,7 @@ class VcpuOps:
         memory = self.hv.memory
         new = (mfn << 12) + op.offset
         memory.write(new, bytes(memory.b[target.info : target.info + INFO_SIZE]))
-        target.info = new
+        target.place_info(new)
         target.info_registered = True
         # Nothing may be lost in the move: the guest looks at every port once.
         memory.q[(new + SELECTOR) >> 3] = 0xFFFF_FFFF_FFFF_FFFF

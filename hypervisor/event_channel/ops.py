@@ -100,7 +100,8 @@ class EventChannelOps:
                 if peer is None:
                     return send_other(channel, channel.state)
                 domain.events_sent += 1
-                peer.domain.set_pending(peer)
+                deliver = peer.domain.set_pending
+                deliver(peer)
                 return 0
             handler = handlers.get(cmd & 0xFFFFFFFF)
             return handler(vcpu, arg) if handler is not None else -errno.ENOSYS

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import EVTCHN_PENDING
 from hypervisor.vcpu import VPF_BLOCKED
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from hypervisor.vcpu import VCpu
 
 MAX_PORTS = 4096
-SELECTOR_Q = xen.vcpu_info.offset("evtchn_pending_sel") >> 3
 
 
 def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
@@ -30,20 +28,24 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
     trace = hv.trace
 
     def set_pending(channel: Channel) -> None:
+        # (Where a word is 0, as most are, the arithmetic is spared: it costs as much as the access.)
         index, bit = channel.pending_at, channel.bit
         word = q[index]
-        if word & bit:
+        if not word:
+            q[index] = bit
+        elif word & bit:
             return
-        q[index] = word | bit
+        else:
+            q[index] = word | bit
         if trace is not None:
             trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
         if not q[channel.mask_at] & bit:
             vcpu = channel.vcpu
-            info = vcpu.info
-            index, bit = (info >> 3) + SELECTOR_Q, channel.selector
+            index, bit = vcpu.selector_at, channel.selector
             word = q[index]
             if not word & bit:
-                q[index] = word | bit
+                q[index] = word | bit if word else bit
+                info = vcpu.info
                 if vcpu.info_registered:
                     written[info >> 12] = 1
                 if not b[info]:
@@ -96,7 +98,7 @@ def unmask(channel: Channel) -> None:
         return
     q[channel.mask_at] = word & ~channel.bit
     if q[channel.pending_at] & channel.bit:
-        selector = (channel.vcpu.info >> 3) + SELECTOR_Q
+        selector = channel.vcpu.selector_at
         if not q[selector] & channel.selector:
             q[selector] |= channel.selector
             hv.memory.written[channel.vcpu.info >> 12] = 1

@@ -9,7 +9,7 @@ from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing
 from hypervisor.machine.machine import Machine
-from hypervisor.machine.memory import PAGE_MASK, PAGE_SIZE
+from hypervisor.machine.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 SECTOR_SIZE = 512
 U32 = 0xFFFFFFFF
@@ -17,6 +17,11 @@ U32 = 0xFFFFFFFF
 COMMAND = sheet.disk_command.codec
 COMPLETION = sheet.disk_completion.codec
 SEGMENT = sheet.disk_segment.codec
+
+COMMAND_SIZE, COMPLETION_SIZE, SEGMENT_SIZE = COMMAND.size, COMPLETION.size, SEGMENT.size
+QUEUE_LENGTH = sheet.DISK_QUEUE_LENGTH
+SLOT_MASK = QUEUE_LENGTH - 1
+assert not QUEUE_LENGTH & SLOT_MASK
 
 Gathered = tuple[list[memoryview], list[int], int]
 """Views of the segments, their frames, bytes altogether."""
@@ -60,9 +65,15 @@ class DiskController:
         self._known: dict[bytes, Gathered] = {}
         self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
+        memory = machine.memory
+        self._b, self._i, self._written = memory.b, memory.i, memory.written
+        self._size = self.sectors * SECTOR_SIZE
+        self._readv = backing.readv
+        self._add_timer, self._raise_line = machine.timers.add, machine.interrupts.raise_line
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
+        machine.ports.writers[sheet.disk_port(unit) + sheet.DISK_DOORBELL] = self._doorbell
 
     def unplug(self) -> None:
         """Take the disk out of the machine; commands under way are lost, as when a cable is pulled."""
@@ -84,9 +95,7 @@ class DiskController:
 
     def _write_register(self, port: int, value: int) -> None:
         register = port - self._ports.base
-        if register == sheet.DISK_DOORBELL:
-            self._doorbell(value)
-        elif register == sheet.DISK_COMMANDS:
+        if register == sheet.DISK_COMMANDS:
             self._command_base = self._frame_base(value)
         elif register == sheet.DISK_COMPLETIONS:
             self._completion_base = self._frame_base(value)
@@ -104,68 +113,78 @@ class DiskController:
 
     # -- commands -------------------------------------------------------------------------------------------------
 
-    def _doorbell(self, producer: int) -> None:
+    def _doorbell(self, _port: int, producer: int) -> None:
         """Execute the commands up to the driver's producer index; their completions come together, after a while."""
         consumed = self._consumed
         pending = producer - consumed & U32
-        if not pending or not self._command_base or not self._completion_base or pending > sheet.DISK_QUEUE_LENGTH:
+        base = self._command_base
+        if not pending or not base or not self._completion_base or pending > QUEUE_LENGTH:
             return
-        b, base = self.machine.memory.b, self._command_base
+        b = self._b
         self._allowed = self.iommu(self._line)
+        execute, unpack = self._execute, COMMAND.unpack_from
         done: list[tuple[int, int]] = []
         moved = 0
-        for index in range(consumed, consumed + pending):
-            op, _, nr_segments, ident, sector, segments, _ = COMMAND.unpack_from(
-                b, base + index % sheet.DISK_QUEUE_LENGTH * COMMAND.size
-            )
-            status, size = self._execute(op, nr_segments, sector, segments)
+        while pending:
+            pending -= 1
+            op, _, nr_segments, ident, sector, segments, _ = unpack(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE)
+            consumed = consumed + 1 & U32
+            status, size = execute(op, nr_segments, sector, segments)
             done.append((ident, -status))
             moved += size
-        self._consumed = consumed + pending & U32
-        self.commands += pending
-        self._complete_later(done, self.latency_ns + (moved * self.ns_per_kib >> 10))
-
-    def _complete_later(self, done: list[tuple[int, int]], delay: int) -> None:
-        generation = self._generation
-
-        def complete() -> None:
-            # After a reset or an unplug nobody waits for this any more.
-            if generation == self._generation:
-                self._complete(done)
-
+        self._consumed = consumed
+        self.commands += len(done)
+        complete = self._completion(done)
         if self.machine.clock.real:
             complete()
         else:
-            self.machine.timers.add(self.now() + delay, complete)
+            self._add_timer(self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10), complete)
 
-    def _complete(self, done: list[tuple[int, int]]) -> None:
-        memory, base = self.machine.memory, self._completion_base
-        for ident, status in done:
-            slot = self._produced % sheet.DISK_COMPLETION_SLOTS
-            COMPLETION.pack_into(memory.b, base + sheet.DISK_COMPLETIONS_OFFSET + slot * COMPLETION.size, ident, status)
-            self._produced = self._produced + 1 & U32
-        memory.i[base >> 2] = self._produced
-        memory.mark(base // PAGE_SIZE)
-        self.machine.interrupts.raise_line(self._line)
+    def _completion(self, done: list[tuple[int, int]]) -> Callable[[], None]:
+        """Return what completes commands (id, 0 or -errno), unless there is a reset or an unplug before."""
+        generation = self._generation
+
+        def complete() -> None:
+            if generation != self._generation:
+                return
+            base, produced = self._completion_base, self._produced
+            first = base + sheet.DISK_COMPLETIONS_OFFSET
+            for ident, status in done:
+                slot = produced % sheet.DISK_COMPLETION_SLOTS
+                COMPLETION.pack_into(self._b, first + slot * COMPLETION_SIZE, ident, status)
+                produced = produced + 1 & U32
+            self._produced = produced
+            self._i[base >> 2] = produced
+            self._written[base >> PAGE_SHIFT] = 1
+            self._raise_line(self._line)
+
+        return complete
 
     def _execute(self, op: int, nr_segments: int, sector: int, segments: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
-        if op > sheet.DISK_WRITE:
-            return (self.backing.flush(), 0) if op == sheet.DISK_FLUSH else (errno.EOPNOTSUPP, 0)
-        if op and self.backing.readonly:
-            return errno.EROFS, 0
-        gathered = self._gather(nr_segments, segments)
+        if op:
+            if op > sheet.DISK_WRITE:
+                return (self.backing.flush(), 0) if op == sheet.DISK_FLUSH else (errno.EOPNOTSUPP, 0)
+            if self.backing.readonly:
+                return errno.EROFS, 0
+        # The usual case of `_gather`, written out: a table that is well known, of a unit that may access everything.
+        gathered = None
+        size = nr_segments * SEGMENT_SIZE
+        if self._allowed is None and (segments & PAGE_MASK) + size <= PAGE_SIZE:
+            gathered = self._known.get(self._b[segments : segments + size].tobytes())
         if gathered is None:
-            return errno.EFAULT, 0
+            gathered = self._gather(nr_segments, segments)
+            if gathered is None:
+                return errno.EFAULT, 0
         views, frames, size = gathered
         offset = sector * SECTOR_SIZE
-        if size % SECTOR_SIZE or offset + size > self.sectors * SECTOR_SIZE:
+        if size % SECTOR_SIZE or offset + size > self._size:
             return errno.EINVAL, 0
         if op:
             self.written_bytes += size
             return self.backing.writev(views, offset, size), size
-        status = self.backing.readv(views, offset, size)
-        written = self.machine.memory.written
+        status = self._readv(views, offset, size)
+        written = self._written
         for mfn in frames:
             written[mfn] = 1
         self.read_bytes += size

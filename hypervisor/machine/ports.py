@@ -21,10 +21,12 @@ class PortRange:
 class Ports:
     """The machine's 64 Ki I/O ports. Nothing answers at a port that no device claimed: it reads as all ones."""
 
-    __slots__ = ("_by_port",)
+    __slots__ = ("_by_port", "writers")
 
     def __init__(self) -> None:
         self._by_port: dict[int, PortRange] = {}
+        self.writers: dict[int, Callable[[int, int], None]] = {}
+        """What a store to a port calls, as `writer(port, value)` with a value of 32 bits; `outl` for a processor."""
 
     def map(self, base: int, count: int, read: Callable[[int], int], write: Callable[[int, int], None]) -> PortRange:
         """Claim ports for a device. Raises ValueError if one of them does not exist or is taken."""
@@ -36,12 +38,14 @@ class Ports:
         claimed = PortRange(base, count, read, write)
         for port in ports:
             self._by_port[port] = claimed
+            self.writers[port] = write
         return claimed
 
     def unmap(self, claimed: PortRange) -> None:
         """Give up a range that `map` returned."""
         for port in range(claimed.base, claimed.base + claimed.count):
             del self._by_port[port]
+            del self.writers[port]
 
     def inl(self, port: int) -> int:
         """Read 32 bits from a port."""
@@ -50,6 +54,6 @@ class Ports:
 
     def outl(self, port: int, value: int) -> None:
         """Write 32 bits to a port."""
-        claimed = self._by_port.get(port)
-        if claimed is not None:
-            claimed.write(port, value & ALL_ONES)
+        write = self.writers.get(port)
+        if write is not None:
+            write(port, value & ALL_ONES)

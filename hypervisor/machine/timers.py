@@ -26,12 +26,13 @@ class Timer:
 class Timers:
     """All timers of the host. Deadlines are ns since power-on; equal deadlines fire in the order they were armed."""
 
-    __slots__ = ("_heap", "_sequence", "next_deadline")
+    __slots__ = ("_sequence", "heap", "next_deadline")
 
     NEVER = 1 << 63
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Timer]] = []
+        self.heap: list[tuple[int, int, Timer]] = []
+        """(deadline, sequence, timer), for `heapq`: the pCPU loop looks at the front, and takes it, by itself."""
         self._sequence = 0
         self.next_deadline = self.NEVER
         """Earliest deadline in the heap (a cancelled timer may still be counted), or `NEVER`."""
@@ -40,14 +41,14 @@ class Timers:
         """Arm a timer that calls `function` at `deadline` (at once at the next look if that has passed)."""
         timer = Timer(deadline, function)
         self._sequence += 1
-        heappush(self._heap, (deadline, self._sequence, timer))
+        heappush(self.heap, (deadline, self._sequence, timer))
         if deadline < self.next_deadline:
             self.next_deadline = deadline
         return timer
 
     def pop_due(self, now: int) -> Timer | None:
         """Take the earliest armed timer whose deadline is not after `now`; None when there is none."""
-        heap = self._heap
+        heap = self.heap
         while heap and heap[0][0] <= now:
             timer = heappop(heap)[2]
             if timer.function is not None:
@@ -58,11 +59,11 @@ class Timers:
 
     def prune(self) -> int:
         """Drop cancelled timers from the front of the heap and return the true next deadline."""
-        heap = self._heap
+        heap = self.heap
         while heap and heap[0][2].function is None:
             heappop(heap)
         self.next_deadline = heap[0][0] if heap else self.NEVER
         return self.next_deadline
 
     def __len__(self) -> int:
-        return sum(1 for entry in self._heap if entry[2].function is not None)
+        return sum(1 for entry in self.heap if entry[2].function is not None)
