@@ -74,7 +74,12 @@ class BlockRequest:
         self.done = True
         transfer = self.transfer
         if transfer is None:
-            self.waiters.wake()
+            # `self.waiters.wake()`, written out.
+            waiters = self.waiters.waiters
+            if waiters:
+                thread = waiters.pop()
+                thread.queue = thread.value = None
+                thread.enqueue(thread)
             return
         transfer.left -= 1
         if error and not transfer.error:
@@ -98,6 +103,7 @@ class BlockDevice:
     """A disk, as the guest's code sees it. Made by a driver and attached to the registry when it is connected."""
 
     __slots__ = (
+        "_spare",
         "dead",
         "errors",
         "flushes",
@@ -129,6 +135,8 @@ class BlockDevice:
         """Requests that wait for room in the driver, or for the driver to be connected."""
         self.dead = 0
         """Why everything fails, as an errno, when there is no other end to wait for."""
+        self._spare: list[BlockRequest] = []
+        """Finished reads without error, that nobody knows of any more."""
         self.reads = 0
         self.writes = 0
         self.flushes = 0
@@ -151,8 +159,14 @@ class BlockDevice:
         self.sectors_read += count
         if count > self.max_sectors:
             return b"".join([request.data for request in await self._perform_split(READ, sector, count, b"")])
-        # `_perform`, written out: the path that most transfers take.
-        request = BlockRequest(READ, sector, count)
+        # `_perform`, written out: the path that most transfers take. Its requests are used over and over.
+        if self._spare:
+            request = self._spare.pop()
+            request.sector = sector
+            request.count = count
+            request.done = False
+        else:
+            request = BlockRequest(READ, sector, count)
         pending = self.pending
         pending.append(request)
         queue = self.queue
@@ -164,7 +178,10 @@ class BlockDevice:
             await request.waiters.wait()
         if request.error:
             raise self._failure(READ, sector, count, request.error)
-        return request.data  # type: ignore[return-value]
+        data = request.data
+        request.data = b""
+        self._spare.append(request)
+        return data  # type: ignore[return-value]
 
     async def write(self, sector: int, data: bytes | bytearray | memoryview) -> None:
         """Write whole sectors from `sector` on; returns when the other end has them (see `flush`).

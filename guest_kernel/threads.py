@@ -27,8 +27,10 @@ from hypervisor.abi.cpu import Run
 
 T = TypeVar("T")
 
-FAILURES = (Exception, Cancelled, SystemExit)
-"""What ends a thread. Other exceptions (KeyboardInterrupt) are not the guest's: they pass through to the host."""
+FAILURES = BaseException
+"""What ends a thread: whatever escapes from it, but for INTERRUPTS."""
+INTERRUPTS = KeyboardInterrupt
+"""What is not the guest's own: it passes through to the host."""
 
 SLICE_NS = 1_000_000
 """How long a thread computes before the next ready thread has its turn."""
@@ -51,6 +53,15 @@ class WaitQueue:
     def wake(self, n: int = 1, value: Any = None) -> int:
         """Make up to `n` waiting threads ready, each with `value`; return how many there were. Callable anywhere."""
         waiters = self.waiters
+        if n == 1:
+            # (What most callers want; the same as below, without the counting.)
+            if not waiters:
+                return 0
+            thread = waiters.pop(0)
+            thread.queue = None
+            thread.value = value
+            thread.enqueue(thread)
+            return 1
         woken = 0
         while waiters and woken < n:
             woken += 1

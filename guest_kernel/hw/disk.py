@@ -23,9 +23,15 @@ Done = Callable[[int], None]
 """Called with 0 or a negative errno, in upcall context."""
 
 COMMAND = sheet.disk_command.codec
-COMPLETION = sheet.disk_completion.codec
 SEGMENT = sheet.disk_segment.codec
 U32 = 0xFFFFFFFF
+
+_PACK = COMMAND.pack_into
+_COMMAND_SIZE, _SEGMENT_SIZE = COMMAND.size, SEGMENT.size
+_SLOT_MASK = sheet.DISK_QUEUE_LENGTH - 1
+_FIRST_COMPLETION = sheet.DISK_COMPLETIONS_OFFSET // sheet.disk_completion.size
+assert not sheet.DISK_QUEUE_LENGTH & _SLOT_MASK
+assert (sheet.disk_completion.size, sheet.disk_completion.offset("status")) == (8, 4)
 
 
 def pack_segments(segments: Sequence[Segment]) -> bytes:
@@ -59,7 +65,14 @@ class PhysicalDisk:
 
         self._commands = kernel.mm.alloc_page()
         self._completions = kernel.mm.alloc_page()
+        self._view = self._commands.view
+        self._words = self._completions.q
+        self._doorbell = base + sheet.DISK_DOORBELL
         self._tables: list[Page] = []
+        """Where the segments of each command under way are, by its id."""
+        self._addresses: list[int] = []
+        self._packed: list[bytes] = []
+        """What each of these pages holds: nobody else writes there, so the same need not be written again."""
         self._free: list[int] = []
         self._done: list[Done | None] = []
         self._waiting: deque[tuple[int, int, Sequence[Segment] | bytes, Done]] = deque()
@@ -74,45 +87,51 @@ class PhysicalDisk:
 
         Who uses the same segments often gives them as what `pack_segments` makes of them.
         """
-        if not self._free and not self._grow():
+        free = self._free
+        if not free and not self._grow():
             self._waiting.append((op, sector, segments, done))
             return
-        slot = self._free.pop()
-        packed = segments if isinstance(segments, bytes) else pack_segments(segments)
-        table = self._tables[slot]
-        table.view[: len(packed)] = packed
-        offset = self._produced % sheet.DISK_QUEUE_LENGTH * COMMAND.size
-        count = len(packed) // SEGMENT.size
-        COMMAND.pack_into(self._commands.view, offset, op, 0, count, slot, sector, table.mfn << 12, 0)
+        slot = free.pop()
+        packed = segments if type(segments) is bytes else pack_segments(segments)  # type: ignore[arg-type]
+        if packed is not self._packed[slot]:
+            self._tables[slot].view[: len(packed)] = packed
+            self._packed[slot] = packed
+        produced = self._produced
+        offset = (produced & _SLOT_MASK) * _COMMAND_SIZE
+        _PACK(self._view, offset, op, 0, len(packed) // _SEGMENT_SIZE, slot, sector, self._addresses[slot], 0)
         self._done[slot] = done
-        self._produced = self._produced + 1 & U32
+        self._produced = produced + 1 & U32
 
     def kick(self) -> None:
         """Ring the doorbell for all that has been submitted."""
-        self._outl(self._base + sheet.DISK_DOORBELL, self._produced)
+        self._outl(self._doorbell, self._produced)
 
     def _grow(self) -> bool:
         """Make room for one more command under way, unless the queue is as long as it gets."""
         if len(self._tables) >= sheet.DISK_QUEUE_LENGTH:
             return False
+        page = self._kernel.mm.alloc_page()
         self._free.append(len(self._tables))
-        self._tables.append(self._kernel.mm.alloc_page())
+        self._tables.append(page)
+        self._addresses.append(page.mfn << 12)
+        self._packed.append(b"")
         self._done.append(None)
         return True
 
     def _interrupt(self) -> None:
         """Hand out the completions that are new."""
-        page = self._completions
-        produced = page.i[0]
+        words = self._words
+        produced = words[0] & U32
         while self._consumed != produced:
-            slot = self._consumed % sheet.DISK_COMPLETION_SLOTS
+            # The 64 bits of a `disk_completion`: id, and a status that is 0 or negative.
+            word = words[_FIRST_COMPLETION + self._consumed % sheet.DISK_COMPLETION_SLOTS]
             self._consumed = self._consumed + 1 & U32
-            ident, status = COMPLETION.unpack_from(page.view, sheet.DISK_COMPLETIONS_OFFSET + slot * COMPLETION.size)
+            ident = word & U32
             done = self._done[ident]
             self._done[ident] = None
             self._free.append(ident)
             if done is not None:
-                done(status)
+                done(word >> 32 and (word >> 32) - (1 << 32))
         if self._waiting:
             while self._waiting and self._free:
                 self.submit(*self._waiting.popleft())
@@ -124,4 +143,4 @@ class PhysicalDisk:
         free_irq(self._kernel, self._port, self._line)
         for page in (self._commands, self._completions, *self._tables):
             self._kernel.mm.free_page(page)
-        self._tables, self._free, self._done = [], [], []
+        self._tables, self._addresses, self._packed, self._free, self._done = [], [], [], [], []
