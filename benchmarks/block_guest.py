@@ -51,7 +51,7 @@ class BlockReader(Guest):
             for _ in range(slices):
                 before, start = requests, now()
                 while now() - start < SLICE_NS:
-                    await self.kernel.sleep(500_000)
+                    await self.kernel.sleep(5_000_000)
                 slice_ = (requests - before, now() - start)
                 if slice_[0] * best[1] > best[0] * slice_[1]:
                     best = slice_
