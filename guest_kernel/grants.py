@@ -54,11 +54,11 @@ RESERVED = 8
 PER_FRAME = PAGE_SIZE // 8
 _IN_USE = GTF_reading | GTF_writing
 
-_COPY = Struct("<QHH4xQHH4xHHh2x")
-"""gnttab_copy with each union read as a number: the reference, or the frame."""
+COPY_OPERATION = Struct("<QHH4xQHH4xHHh2x")
+"""gnttab_copy with each union as a number, the reference or the frame: both sides, then len, flags, status."""
 MAP_BATCH = PAGE_SIZE // gnttab_map_grant_ref.size
 UNMAP_BATCH = PAGE_SIZE // gnttab_unmap_grant_ref.size
-COPY_BATCH = PAGE_SIZE // _COPY.size
+COPY_BATCH = PAGE_SIZE // COPY_OPERATION.size
 # Operations as 64-bit words, so that a batch is written and read as strided slices, one per word:
 #   map    host_addr | flags, ref << 32 | dom, status << 16, handle << 32 | dev_bus_addr
 #   unmap  host_addr | dev_bus_addr | handle, status << 32
@@ -67,6 +67,9 @@ _UNMAP_WORDS = gnttab_unmap_grant_ref.size >> 3
 _COPY_STATUS, _COPY_STRIDE = gnttab_copy.offset("status") >> 1, gnttab_copy.size >> 1
 
 _NO_VIEW = memoryview(b"")
+
+if COPY_OPERATION.size != gnttab_copy.size:
+    raise AssertionError("gnttab_copy is not what this module packs")
 
 CopyOp = tuple[int, int, int, int, int, int, int, int]
 """(source, source domain, source offset, dest, dest domain, dest offset, length, flags): a side is a reference if
@@ -290,8 +293,8 @@ class Grants:
         page = self._page("copy")
         view, halves = page.view, page.h
         call = self._hypercalls.call
-        pack_into = _COPY.pack_into
-        size = _COPY.size
+        pack_into = COPY_OPERATION.pack_into
+        size = COPY_OPERATION.size
         statuses: list[int] = []
         for start in range(0, len(operations), COPY_BATCH):
             part = operations[start : start + COPY_BATCH]

@@ -20,6 +20,7 @@ from backends.xenstored.daemon import XenStored
 from guest_kernel.guest import Guest
 from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
+from guest_kernel.net.addresses import mac_from_text
 from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
@@ -223,7 +224,7 @@ class Host:
             self._disks.append(disk)
         self._units = {plan.config.name: plan.disk_units for plan in prepared.plans}
         for unit, (bridge, wire) in enumerate(prepared.wires):
-            mac = bytes.fromhex(generate_mac(self.seed, DOM0_NAME, unit).replace(":", ""))
+            mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
             NetworkCard(machine, unit, wire, mac).now = hv.now
             nics[bridge] = unit
         self._build_dom0(prepared, nics)

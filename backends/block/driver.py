@@ -9,7 +9,7 @@ from backends.block.protocol import PROTOCOLS
 from backends.block.server import BlockServer, Disk
 from guest_kernel.block import SECTOR_SIZE
 from guest_kernel.threads import Thread
-from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
 from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE
 from hypervisor.abi.io.ring import BackRing
@@ -93,8 +93,8 @@ class BlockBack(XenbusDriver):
         protocol = PROTOCOLS.get(nodes["protocol"] or XEN_IO_PROTO_ABI_NATIVE)
         if protocol is None:
             raise ValueError(f"the frontend's protocol {nodes['protocol']!r} is not known")
-        ring_ref = _node_u32(nodes, "ring-ref")
-        remote_port = _node_u32(nodes, "event-channel")
+        ring_ref = frontend_number(nodes, "ring-ref")
+        remote_port = frontend_number(nodes, "event-channel")
         persistent = nodes["feature-persistent"] == "1" and bool(self.options.get("persistent", True))
         limit = int(self.options.get("max_persistent_grants", MAX_PERSISTENT_GRANTS)) if persistent else 0
 
@@ -175,11 +175,3 @@ def _minor(place: str) -> int:
         return int(minor, 16)
     except ValueError:
         raise ValueError(f"physical-device {place!r} is not MAJOR:MINOR in hexadecimal") from None
-
-
-def _node_u32(nodes: dict[str, str | None], key: str) -> int:
-    """Return a 32-bit number that the frontend wrote. Raises ValueError."""
-    text = nodes[key]
-    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > 0xFFFFFFFF:
-        raise ValueError(f"the frontend's {key} is {text!r}, which is not a number of 32 bits")
-    return int(text)

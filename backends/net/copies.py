@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import Struct
 from typing import TYPE_CHECKING
 
+from guest_kernel.grants import COPY_BATCH, COPY_OPERATION
 from hypervisor.abi.grant_table import GNTTABOP_copy, gnttab_copy
 from hypervisor.abi.xen import HYPERVISOR_grant_table_op
 
@@ -13,22 +13,17 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
     from guest_kernel.mm import Page
 
-OPERATION = Struct("<QHH4xQHH4xHHh2x")
-"""gnttab_copy with its two unions as 64-bit words: source, destination, len, flags, status."""
 SIZE = gnttab_copy.size
 STATUS = gnttab_copy.offset("status") >> 1
 STRIDE = SIZE >> 1
 UNDONE = 1
 """What `status` holds before Xen has written it: no GNTST_ value is positive."""
 
-if OPERATION.size != SIZE:
-    raise AssertionError("gnttab_copy is not what this module packs")
-
 
 class CopyBatch:
     """A page of copy operations. `add` returns the operation's number in the batch; `run` the statuses by number."""
 
-    CAPACITY = 4096 // SIZE
+    CAPACITY = COPY_BATCH
 
     def __init__(self, kernel: Kernel) -> None:
         self._page: Page = kernel.mm.alloc_page()
@@ -40,7 +35,7 @@ class CopyBatch:
     def add(self, op: tuple[int, int, int, int, int, int, int, int]) -> int:
         """Append (source, domid, offset, destination, domid, offset, length, GNTCOPY_ flags); there must be room."""
         number = self.count
-        OPERATION.pack_into(self._page.view, number * SIZE, *op, UNDONE)
+        COPY_OPERATION.pack_into(self._page.view, number * SIZE, *op, UNDONE)
         self.count = number + 1
         return number
 

@@ -13,15 +13,13 @@ from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from guest_kernel.net.device import Counters
 from guest_kernel.threads import WaitQueue
-from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from guest_kernel.grants import MappedGrant
     from guest_kernel.kernel import Kernel
-
-MAX_NUMBER = 0xFFFFFFFF
 
 
 class _Connection:
@@ -88,7 +86,7 @@ class NetBack(XenbusDriver):
         )
         if nodes["request-rx-copy"] != "1":
             raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
-        refs = [_number(nodes, "tx-ring-ref"), _number(nodes, "rx-ring-ref")]
+        refs = [frontend_number(nodes, "tx-ring-ref"), frontend_number(nodes, "rx-ring-ref")]
         grants = self.kernel.grants.map_refs(device.otherend_id, refs)
         if any(grant.status for grant in grants):
             self.kernel.grants.unmap([grant for grant in grants if not grant.status])
@@ -107,7 +105,7 @@ class NetBack(XenbusDriver):
         self._devices[vif] = device
         bridge.add(vif)
         vif.port = self.kernel.events.bind_interdomain(
-            device.otherend_id, _number(nodes, "event-channel"), lambda: self._event(vif)
+            device.otherend_id, frontend_number(nodes, "event-channel"), lambda: self._event(vif)
         )
         if nodes["ctrl-ring-ref"] is not None:
             self._connect_control(device, nodes)
@@ -115,7 +113,7 @@ class NetBack(XenbusDriver):
     def _connect_control(self, device: XenbusDevice, nodes: dict[str, str | None]) -> None:
         """Map the control ring and bind its event channel. Raises ValueError."""
         connection: _Connection = device.data
-        ref, port = _number(nodes, "ctrl-ring-ref"), _number(nodes, "event-channel-ctrl")
+        ref, port = frontend_number(nodes, "ctrl-ring-ref"), frontend_number(nodes, "event-channel-ctrl")
         (grant,) = self.kernel.grants.map_refs(device.otherend_id, [ref])
         if grant.status:
             raise ValueError(f"the frontend's control ring (grant {ref}) cannot be mapped")
@@ -199,11 +197,3 @@ class NetBack(XenbusDriver):
             self._controls.append(control)
         else:
             control.queued = False
-
-
-def _number(nodes: dict[str, str | None], key: str) -> int:
-    """Return a number that the frontend wrote. Raises ValueError."""
-    text = nodes[key]
-    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > MAX_NUMBER:
-        raise ValueError(f"the frontend's {key} is {text!r}, which is not a number")
-    return int(text)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net import checksum
 from hypervisor.abi.io import netif
 
 if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager, Page
 
-PAGE = 4096
 MAC_MASK = 0xFFFF_FFFF_FFFF
 KEPT_PAGES = 1024
 """Free pages that a pool keeps for the next frames; what a burst took beyond that goes back to the kernel."""
@@ -51,7 +51,7 @@ class Frame:
 
     def tobytes(self) -> bytearray:
         """Return the frame as it goes onto a real wire: with its checksum filled in."""
-        data = bytearray().join(page.view[:PAGE] for page in self.pages)[: self.size]
+        data = bytearray().join(page.view[:PAGE_SIZE] for page in self.pages)[: self.size]
         if self.flags & netif.NETTXF_csum_blank:
             checksum.complete(data)
         return data
@@ -74,7 +74,7 @@ class FramePool:
 
     def take(self, size: int) -> list[Page]:
         """Return pages for `size` bytes. Raises OutOfMemory; then none is taken."""
-        count = -(-size // PAGE) or 1
+        count = -(-size // PAGE_SIZE) or 1
         free = self._free
         if len(free) < count:
             free += self._mm.alloc_pages(count - len(free))
@@ -99,7 +99,7 @@ class FramePool:
     def fill(self, pages: list[Page], data: bytes | bytearray) -> None:
         """Write the bytes of a frame into its pages."""
         for number, page in enumerate(pages):
-            piece = data[number * PAGE : (number + 1) * PAGE]
+            piece = data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
             page.view[: len(piece)] = piece
 
     def close(self) -> None:

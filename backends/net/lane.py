@@ -9,16 +9,13 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from guest_kernel.net.ring_words import read_words, write_words
+from guest_kernel.net.ring_words import RX_BASE, read_words, write_words
 from hypervisor.abi.io import netif
-from hypervisor.abi.io.ring import HEADER_SIZE, MASK32, BackRing
+from hypervisor.abi.io.ring import MASK32, BackRing
 
 if TYPE_CHECKING:
     from guest_kernel.net.device import Counters
 
-RX_SLOT = max(netif.netif_rx_request.size, netif.netif_rx_response.size)
-RX_BASE = HEADER_SIZE // 8
-"""An rx slot is one 64-bit word. Request: id, gref << 32. Response: id, offset << 16, flags << 32, status << 48."""
 RX_FLAGS = (
     0,
     netif.NETRXF_csum_blank | netif.NETRXF_data_validated,

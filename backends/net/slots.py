@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guest_kernel.net.ring_words import read_words
+from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, read_words
 from hypervisor.abi.io import netif
-from hypervisor.abi.io.ring import HEADER_SIZE, BackRing
+from hypervisor.abi.io.ring import BackRing
 
 if TYPE_CHECKING:
     from backends.net.frame import Frame
 
-TX_SLOT = max(netif.netif_tx_request.size, netif.netif_tx_response.size)
-TX_WORDS, TX_BASE = TX_SLOT // 4, HEADER_SIZE // 4
 MORE, EXTRA = netif.NETTXF_more_data, netif.NETTXF_extra_info
 EXTRA_MORE = netif.XEN_NETIF_EXTRA_FLAG_MORE
 MAX_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN

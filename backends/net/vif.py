@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from backends.net.bridge import Bridge, Port
 from backends.net.copies import CopyBatch
 from backends.net.frame import MAC_MASK, Frame, FramePool
-from backends.net.lane import RX_FLAGS, RX_SLOT, Lane
-from backends.net.slots import EXTRA, MORE, TX_BASE, TX_SLOT, TX_WORDS, HostileFrontend, Packet, TxSlots
+from backends.net.lane import RX_FLAGS, Lane
+from backends.net.slots import EXTRA, MORE, HostileFrontend, Packet, TxSlots
 from guest_kernel.errors import OutOfMemory
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import Counters
-from guest_kernel.net.ring_words import write_words
+from guest_kernel.net.ring_words import RX_SLOT, TX_BASE, TX_SLOT, TX_WORDS, write_words
 from hypervisor.abi.grant_table import GNTCOPY_dest_gref, GNTCOPY_source_gref
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, BackRing
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from guest_kernel.kernel import Kernel
 
-PAGE = 4096
 TX_RESPONSE = netif.netif_tx_response.codec
 RX_REQUEST, RX_RESPONSE = netif.netif_rx_request.codec, netif.netif_rx_response.codec
 ADDRESSES = Struct("<QI")
@@ -151,7 +151,7 @@ class Vif(Port):
             source = mapped.get(ref)
             length = size >> 16
             offset = mark & 0xFFFF
-            if source is None or mark & special or length < ETHERNET_HEADER or offset + length > PAGE:
+            if source is None or mark & special or length < ETHERNET_HEADER or offset + length > PAGE_SIZE:
                 break
             if flow != (key := addresses(source, offset)):
                 lane = self._find_lane(bridge, key, lanes)
@@ -246,7 +246,7 @@ class Vif(Port):
         """Check a packet and put its copies into the batch; an impossible one only gets its error."""
         packet.first_copy = packet.last_copy = self._copies.count
         try:
-            if not packet.is_possible(ETHERNET_HEADER, PAGE):
+            if not packet.is_possible(ETHERNET_HEADER, PAGE_SIZE):
                 packet.status = ERROR
                 return
             pages = self._pool.take(packet.size)
@@ -263,8 +263,8 @@ class Vif(Port):
         """Copy the data of one slot, in two pieces if it crosses a page of the frame; returns the place behind it."""
         source = self.mapped.get(gref)
         while length:
-            page, at = frame.pages[place // PAGE], place % PAGE
-            size = min(length, PAGE - at)
+            page, at = frame.pages[place // PAGE_SIZE], place % PAGE_SIZE
+            size = min(length, PAGE_SIZE - at)
             if source is not None:
                 page.view[at : at + size] = source[offset : offset + size]
             else:
@@ -369,7 +369,7 @@ class Vif(Port):
         for page in frame.pages:
             ident, _, gref = RX_REQUEST.unpack_from(ring.view, ring.offset(ring.req_cons))
             ring.req_cons = ring.req_cons + 1 & MASK32
-            size = min(left, PAGE)
+            size = min(left, PAGE_SIZE)
             left -= size
             target = self.writable.get(gref)
             if target is not None:
@@ -389,7 +389,7 @@ class Vif(Port):
         for frame, idents, numbers in sent:
             flags, left = RX_FLAGS[frame.flags & 3], frame.size
             for ident, number in zip(idents, numbers, strict=True):
-                size = min(left, PAGE)
+                size = min(left, PAGE_SIZE)
                 left -= size
                 status = ERROR if number >= 0 and statuses[number] else size
                 more = netif.NETRXF_more_data if left else 0

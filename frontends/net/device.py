@@ -20,24 +20,26 @@ from typing import TYPE_CHECKING
 from frontends.net.control import ControlRing
 from frontends.net.pages import Granted, GrantedPages
 from guest_kernel.errors import GrantError, OutOfMemory
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import NetDevice
-from guest_kernel.net.ring_words import read_run, read_words, write_run, write_words
+from guest_kernel.net.ring_words import (
+    RX_BASE,
+    RX_SLOT,
+    TX_BASE,
+    TX_SLOT,
+    TX_WORDS,
+    read_run,
+    read_words,
+    write_run,
+    write_words,
+)
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io import netif
-from hypervisor.abi.io.ring import HEADER_SIZE, MASK32, RSP_PROD, FrontRing
+from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
 from hypervisor.abi.tracepoints import RING_PUSH
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
-
-PAGE = 4096
-TX_SLOT = max(netif.netif_tx_request.size, netif.netif_tx_response.size)
-RX_SLOT = max(netif.netif_rx_request.size, netif.netif_rx_response.size)
-TX_WORDS = TX_SLOT // 4
-"""A tx slot as 32-bit words. Request: gref | offset, flags << 16 | id, size << 16. Response: id, status << 16."""
-TX_BASE = HEADER_SIZE // 4
-RX_BASE = HEADER_SIZE // 8
-"""An rx slot is one 64-bit word. Request: id, gref << 32. Response: id, offset << 16, flags << 32, status << 48."""
 
 MORE = netif.NETTXF_more_data
 CSUM = netif.NETTXF_csum_blank | netif.NETTXF_data_validated
@@ -129,7 +131,7 @@ class FrontDevice(NetDevice):
             return 0
         batch = frames[: self._tx.free_requests()]
         sizes = list(map(len, batch))
-        if not batch or max(sizes) > PAGE:
+        if not batch or max(sizes) > PAGE_SIZE:
             sent = 0
             while sent < len(batch) and self._put(batch[sent], False):
                 sent += 1
@@ -159,7 +161,7 @@ class FrontDevice(NetDevice):
     def _put(self, frame: bytes | memoryview, csum_blank: bool) -> bool:
         """Put a frame of any length into the ring, without showing it; False if it cannot be sent."""
         size = len(frame)
-        slots = 1 if size <= PAGE else -(-size // PAGE)
+        slots = 1 if size <= PAGE_SIZE else -(-size // PAGE_SIZE)
         if (slots > 1 and not self.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE or self.tx_room() < slots:
             return False
         if self._take_tx_buffers(slots) < slots:
@@ -168,10 +170,10 @@ class FrontDevice(NetDevice):
         if slots == 1:
             self._put_batch([frame], [size], flags)
             return True
-        pieces = [frame[start : start + PAGE] for start in range(0, size, PAGE)]
+        pieces = [frame[start : start + PAGE_SIZE] for start in range(0, size, PAGE_SIZE)]
         # The first slot tells the size of the whole frame, the others their own.
         self._put_batch(pieces[:1], [size], flags | MORE)
-        self._put_batch(pieces[1:-1], [PAGE] * (slots - 2), MORE)
+        self._put_batch(pieces[1:-1], [PAGE_SIZE] * (slots - 2), MORE)
         self._put_batch(pieces[-1:], [len(pieces[-1])])
         return True
 
@@ -328,7 +330,7 @@ class FrontDevice(NetDevice):
         None if there is extra info among the answers.
         """
         sizes = [answer >> 48 for answer in answers]
-        ordinary = not reduce(or_, answers) & RX_SPECIAL and min(sizes) > 0 and max(sizes) <= PAGE
+        ordinary = not reduce(or_, answers) & RX_SPECIAL and min(sizes) > 0 and max(sizes) <= PAGE_SIZE
         if not ordinary or self._pieces or self._pieces_bad:
             return self._collect_pieces(idents, answers)
         views = self._rx_views
@@ -350,7 +352,7 @@ class FrontDevice(NetDevice):
                 return None
             size, offset = answer >> 48, answer >> 16 & 0xFFFF
             # A status is negative if its highest bit is set; that is more than a page, too.
-            good = 0 < size <= PAGE - offset
+            good = 0 < size <= PAGE_SIZE - offset
             data = self._rx_views[ident][offset : offset + size].tobytes() if good else b""
             frame = self._take_piece(data, answer)
             if frame:

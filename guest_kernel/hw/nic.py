@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from guest_kernel.hw.errors import NoDeviceError
 from guest_kernel.hw.irq import free_irq, request_irq
+from guest_kernel.mm import PAGE_SIZE
 from hypervisor.abi import device as sheet
 from hypervisor.abi.cpu import GeneralProtectionFault
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 DESCRIPTOR = sheet.nic_descriptor.codec
 U32 = 0xFFFFFFFF
 RX_BUFFERS = 64
-PAGE = 4096
 
 
 class PhysicalNic:
@@ -61,7 +61,7 @@ class PhysicalNic:
 
     def transmit(self, frame: bytes) -> None:
         """Send an Ethernet frame. A frame that finds the ring full is dropped and counted, as on any card."""
-        pieces = [frame[at : at + PAGE] for at in range(0, len(frame), PAGE)]
+        pieces = [frame[at : at + PAGE_SIZE] for at in range(0, len(frame), PAGE_SIZE)]
         if (self._tx_produced - self._tx_done & U32) + len(pieces) > sheet.NIC_RING_LENGTH:
             self.dropped += 1
             return
@@ -77,7 +77,7 @@ class PhysicalNic:
 
     def _post(self, page: Page) -> None:
         slot = self._rx_produced % sheet.NIC_RING_LENGTH
-        DESCRIPTOR.pack_into(self._rx_ring.view, slot * DESCRIPTOR.size, page.mfn << 12, PAGE, 0)
+        DESCRIPTOR.pack_into(self._rx_ring.view, slot * DESCRIPTOR.size, page.mfn << 12, PAGE_SIZE, 0)
         self._rx_produced = self._rx_produced + 1 & U32
 
     def _interrupt(self) -> None:

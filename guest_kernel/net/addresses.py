@@ -10,11 +10,6 @@ BROADCAST_MAC = b"\xff" * 6
 NO_MAC = bytes(6)
 
 
-def mac_to_text(mac: bytes) -> str:
-    """Return `00:16:3e:…`."""
-    return mac.hex(":")
-
-
 def mac_from_text(text: str) -> bytes:
     """Return the six bytes of `00:16:3e:…`. Raises NetError."""
     try:

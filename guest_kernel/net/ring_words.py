@@ -1,4 +1,4 @@
-"""Runs of ring slots as lists of words.
+"""Runs of ring slots as lists of words, for the rings of io/netif.h.
 
 A batch is copied out of a shared ring (or into it) by slices, not slot by slot: that is fast, and what was copied out
 is private, so whatever is checked in it stays checked (XSA-155).
@@ -12,6 +12,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from typing import Literal
+
+from hypervisor.abi.io import netif
+from hypervisor.abi.io.ring import HEADER_SIZE
+
+TX_SLOT = max(netif.netif_tx_request.size, netif.netif_tx_response.size)
+TX_WORDS, TX_BASE = TX_SLOT // 4, HEADER_SIZE // 4
+"""A tx slot as 32-bit words. Request: gref | offset, flags << 16 | id, size << 16. Response: id, status << 16."""
+RX_SLOT = max(netif.netif_rx_request.size, netif.netif_rx_response.size)
+RX_BASE = HEADER_SIZE // 8
+"""An rx slot is one 64-bit word. Request: id, gref << 32. Response: id, offset << 16, flags << 32, status << 48."""
 
 
 def read_words(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> list[int]:

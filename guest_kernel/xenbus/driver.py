@@ -42,6 +42,14 @@ class DeviceClosing(Exception):
     """
 
 
+def frontend_number(nodes: Mapping[str, str | None], key: str) -> int:
+    """Return a 32-bit number (a grant reference, a port) that the frontend wrote. Raises ValueError."""
+    text = nodes[key]
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > 0xFFFF_FFFF:
+        raise ValueError(f"the frontend's {key} is {text!r}, which is not a number of 32 bits")
+    return int(text)
+
+
 class XenbusDriver:
     """One class of split devices, one side.  Subclass it and fill in the hooks.
 
