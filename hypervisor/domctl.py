@@ -11,7 +11,7 @@ from hypervisor.domain import DYING_DEAD, NO_SHUTDOWN, Domain
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.machine.interrupts import NR_IRQS
-from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN
+from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN, VPF_POLLING
 from hypervisor.vcpu_context import load_context, save_context
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class DomctlOps:
     def _reset_vcpu(self, which: VCpu) -> None:
         which.initialised = False
         self.hv.sched.forget(which)
-        which.pause_flags = which.pause_flags & ~VPF_BLOCKED | VPF_DOWN
+        which.pause_flags = which.pause_flags & ~(VPF_BLOCKED | VPF_POLLING) | VPF_DOWN
         which.halt()
         self.hv.mm.drop_vcpu(which)
 

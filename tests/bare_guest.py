@@ -7,6 +7,7 @@ from typing import Any
 
 from hypervisor.abi import xen
 from hypervisor.abi.layout import Layout
+from hypervisor.errors import InvariantError
 from hypervisor.event_channel.check import check_events
 from hypervisor.grant_table.check import check_grants
 from hypervisor.guest_access import translate_load
@@ -137,6 +138,10 @@ class World:
 
     def check(self) -> None:
         """All accounts are right: of event channels, of grants, and of all frames, device mappings included."""
-        check_events(self.hv)
-        check_grants(self.hv)
-        check_frames(self.hv)
+        try:
+            check_events(self.hv)
+            check_grants(self.hv)
+            check_frames(self.hv)
+        except InvariantError as error:
+            # pytest does not get over what is no Exception when it comes from a fixture.
+            raise AssertionError(str(error)) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from core_world import MS, VCPU_OP
 
@@ -237,7 +239,7 @@ class TestStamps:
 
         guest.runs(program)
         pair.world.run()
-        assert [b - a for a, b in zip(times, times[1:], strict=False)] == [pair.hv.sched.costs.hypercall] * 2
+        assert [b - a for a, b in pairwise(times)] == [pair.hv.sched.costs.hypercall] * 2
 
     def test_wall_clock(self, pair):
         memory, base = pair.hv.memory, pair.domu.domain.shared_info_mfn << 12

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hypervisor.abi import errno, memory, xen
 from hypervisor.dom0_build import construct_dom0
 from hypervisor.domain import Domain
-from hypervisor.errors import HypercallError
+from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.machine.machine import Machine
@@ -189,7 +189,11 @@ class World:
         return Guest(self.hv, domid, pages=pages, vcpus=vcpus)
 
     def check(self) -> None:
-        check(self.hv)
+        try:
+            check(self.hv)
+        except InvariantError as error:
+            # pytest does not get over what is no Exception when it comes from a fixture.
+            raise AssertionError(str(error)) from error
 
     def kill(self, guest: Guest) -> None:
         self.hv.domain_ops.kill(guest.domain)

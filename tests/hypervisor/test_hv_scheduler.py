@@ -1,0 +1,316 @@
+"""The pCPU loop and its policies."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from core_world import MS, SCHED_OP, World
+
+from hypervisor.abi import sched, xen
+from hypervisor.abi.tracepoints import DESCHEDULE, HYPERCALL, KINDS, SCHEDULE, UPCALL, WAKE
+from hypervisor.errors import ReplayError
+from hypervisor.sched.policy import Fifo, Random, Replay, parse_policy
+from hypervisor.trace import TraceError, TraceWriter, read_records
+
+VERSION = xen.HYPERVISOR_xen_version
+
+
+def host(guests=3, *, pcpus=1, policy=None, trace=None):
+    """A host with some domains that notify the next one, compute, poll and block; it ends itself after a while."""
+    world = World(pcpus=pcpus, policy=policy or Fifo(), trace=None if trace is None else trace.emit)
+    if trace is not None:
+        trace.now = world.hv.now
+    domains = [world.guest() for _ in range(guests)]
+    ring = []
+    for index, guest in enumerate(domains):
+        after = domains[(index + 1) % guests]
+        remote = after.alloc(guest.domid)
+        ring.append(guest.bind(after.domid, remote))
+        guest.acknowledge()
+
+    def program_of(index, guest):
+        def program(cpu):
+            for round_ in range(40):
+                cpu.hypercall(VERSION, 0)
+                guest.send(ring[index])
+                yield (index + 1) * 1000 * (round_ % 3)
+                if round_ % 4 == index % 4:
+                    guest.poll([], timeout=world.hv.now() + 50_000)
+                    yield 0
+                if round_ % 5 == 2:
+                    cpu.hypercall(SCHED_OP, sched.SCHEDOP_yield, 0)
+                    yield 0
+            if index:
+                guest.shutdown(0)
+                yield 0
+            while not all(other.domain.shutting_down for other in domains[1:]):
+                guest.poll([], timeout=world.hv.now() + 100_000)
+                yield 0
+            for other in domains[1:]:
+                world.hv.domain_ops.kill(other.domain)
+            guest.reset()
+            guest.shutdown(0)
+            yield 0
+
+        return program
+
+    for index, guest in enumerate(domains):
+        guest.runs(program_of(index, guest), handler=guest.acknowledge)
+    return world
+
+
+def traced(path: Path, **options) -> list[list]:
+    """Run such a host with a trace; returns its records."""
+    policy = options.get("policy") or Fifo()
+    with TraceWriter(path.open("wb"), seed=0, about={"preempts": policy.preempts}) as writer:
+        world = host(trace=writer, **options)
+        world.run(steps=100_000)
+        world.check()
+    return list(read_records(path))
+
+
+def order(records) -> list[tuple]:
+    return [(record[0], record[1], record[2]) for record in records if record[3] == SCHEDULE]
+
+
+class TestLoop:
+    @pytest.mark.parametrize("pcpus", [1, 2, 3])
+    def test_everybody_gets_to_the_end(self, pcpus):
+        world = host(5, pcpus=pcpus)
+        world.run(steps=100_000)
+        assert world.hv.stopped
+
+    def test_more_pcpus_are_faster(self):
+        ends = []
+        for pcpus in (1, 3):
+            world = World(pcpus=pcpus)
+            guests = [world.guest() for _ in range(3)]
+
+            def program(cpu):
+                yield 10 * MS
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+                yield 0
+
+            for guest in guests:
+                guest.runs(program)
+            world.run()
+            ends.append(max(pcpu.now for pcpu in world.hv.sched.pcpus))
+        assert ends[0] > 30 * MS
+        assert ends[1] < 11 * MS
+
+    def test_a_vcpu_is_on_one_pcpu_at_a_time(self, tmp_path):
+        running: dict[tuple[int, int], int] = {}
+        for record in traced(tmp_path / "t", pcpus=3):
+            who = record[1], record[2]
+            if record[3] == SCHEDULE:
+                assert who not in running
+                running[who] = record[4]
+            elif record[3] == DESCHEDULE:
+                assert running.pop(who) == record[4]
+
+    def test_a_vcpu_never_runs_before_it_was_woken(self, tmp_path):
+        for policy in (Fifo(), Random(3)):
+            woken: dict[tuple[int, int], int] = {}
+            for record in traced(tmp_path / "t", pcpus=3, policy=policy):
+                who = record[1], record[2]
+                if record[3] == WAKE:
+                    woken[who] = record[0]
+                elif record[3] == SCHEDULE:
+                    assert record[0] >= woken.get(who, 0)
+
+    def test_computing_vcpus_share_a_pcpu(self, world):
+        shares = []
+        guests = [world.guest() for _ in range(2)]
+
+        def program(cpu):
+            while True:
+                yield 50 * MS
+
+        for guest in guests:
+            guest.runs(program)
+        world.run(until=100 * MS)
+        shares = [guest.vcpus[0].time_running for guest in guests]
+        assert sum(shares) <= 101 * MS
+        assert min(shares) > 40 * MS
+
+    def test_yielding_lets_the_others_go_first(self, world):
+        turns = []
+        guests = [world.guest() for _ in range(2)]
+
+        def program(cpu):
+            for _ in range(3):
+                turns.append(cpu._vcpu.domain.domid)
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_yield, 0)
+                yield 0
+            while True:
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+                yield 0
+
+        for guest in guests:
+            guest.runs(program)
+        world.run()
+        assert turns == [0, 1, 0, 1, 0, 1]
+
+    def test_waking_oneself_while_going_to_sleep(self, world):
+        """The event comes between the block and the end of the stretch: the vCPU must be neither lost nor doubled."""
+        guest = world.guest(vcpus=1)
+        rounds = []
+
+        def program(cpu):
+            port = guest.ipi()
+            for number in range(5):
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+                guest.send(port)
+                if number % 2:
+                    guest.acknowledge()
+                    cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+                    guest.hv.timers.add(guest.hv.now() + 1000, lambda: guest.send(port))
+                world_check()
+                yield 0
+                rounds.append(number)
+            guest.shutdown(0)
+            yield 0
+
+        def world_check():
+            queue = guest.hv.sched.run_queue
+            assert len(set(queue)) == len(queue)
+
+        guest.runs(program, handler=guest.acknowledge)
+        world.run()
+        assert rounds == list(range(5))
+
+    def test_costs(self, world):
+        guest = world.guest()
+        costs = world.hv.sched.costs
+
+        def program(cpu):
+            for _ in range(10):
+                cpu.hypercall(VERSION, 0)
+            yield 5000
+            cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+            yield 0
+
+        guest.runs(program)
+        world.run()
+        assert world.hv.sched.pcpus[0].now == costs.switch + 2 * costs.run + 11 * costs.hypercall + 5000
+        assert guest.vcpus[0].time_running == world.hv.sched.pcpus[0].now
+
+    def test_nothing_to_do_is_for_ever(self, world):
+        assert world.hv.sched.drain(10) == 1 << 63
+
+
+class TestPolicies:
+    def test_names(self, tmp_path):
+        assert isinstance(parse_policy("fifo"), Fifo)
+        assert isinstance(parse_policy("random:0x10"), Random)
+        for text in ("", "fifo:1", "random", "random:x", "replay:", "lifo"):
+            with pytest.raises(ValueError, match=r"schedule '.*'"):
+                parse_policy(text)
+        with pytest.raises(OSError, match="nothing"):
+            parse_policy(f"replay:{tmp_path / 'nothing'}")
+
+    @pytest.mark.parametrize("pcpus", [1, 3])
+    def test_random_is_repeatable_and_explores(self, tmp_path, pcpus):
+        first, again, other = (traced(tmp_path / "t", pcpus=pcpus, policy=Random(seed)) for seed in (1, 1, 2))
+        assert first == again
+        assert order(first) != order(other)
+
+    @pytest.mark.parametrize("pcpus", [1, 3])
+    @pytest.mark.parametrize("policy", [Fifo, lambda: Random(7)], ids=["fifo", "random"])
+    def test_replay_of_any_policy(self, tmp_path, policy, pcpus):
+        recorded = traced(tmp_path / "recorded", pcpus=pcpus, policy=policy())
+        replayed = traced(tmp_path / "replayed", pcpus=pcpus, policy=Replay(tmp_path / "recorded"))
+        assert replayed == recorded
+        again = traced(tmp_path / "again", pcpus=pcpus, policy=Replay(tmp_path / "replayed"))
+        assert again == recorded
+
+    @pytest.mark.leaves_live_host("the run is given up halfway")
+    def test_replay_of_another_run_is_one_sentence(self, tmp_path):
+        traced(tmp_path / "recorded", guests=4, policy=Random(7))
+        world = host(3, policy=Replay(tmp_path / "recorded"))
+        with pytest.raises(ReplayError, match=r"^this run is not the one that .*recorded: there d\dv0 ran at \d+ ns"):
+            world.run(steps=100_000)
+        world.hv.switch_off()
+
+    def test_replay_goes_on_behind_the_end_of_a_trace(self, tmp_path):
+        traced(tmp_path / "recorded", policy=Random(7))
+        data = (tmp_path / "recorded").read_bytes()
+        (tmp_path / "recorded").write_bytes(data[: len(data) // 2])
+        world = host(policy=Replay(tmp_path / "recorded"))
+        world.run(steps=100_000)
+        assert world.hv.stopped
+
+    def test_replay_of_a_damaged_trace(self, tmp_path):
+        (tmp_path / "junk").write_bytes(b"\xff" * 100)
+        with pytest.raises(TraceError, match="is not a trace"):
+            Replay(tmp_path / "junk")
+        traced(tmp_path / "recorded")
+        with (tmp_path / "recorded").open("ab") as file:
+            file.write(b"\xc1\xc1\xc1\x07\x07")
+        with pytest.raises(TraceError, match="is damaged"):
+            Replay(tmp_path / "recorded")
+
+
+class TestTrace:
+    def test_counts_and_times(self, tmp_path):
+        records = traced(tmp_path / "t")
+        count = Counter(record[3] for record in records)
+        assert count[SCHEDULE] == count[DESCHEDULE] > 50
+        assert count[HYPERCALL] > 300
+        assert count[UPCALL] == 0  # nobody unmasks
+        for who in range(3):
+            own = [record[0] for record in records if record[1] == who and record[3] != WAKE]
+            assert own == sorted(own)
+        assert all(len(record) == 4 + len(KINDS[record[3]][1]) for record in records)
+
+    def test_the_calls_of_a_multicall_are_there(self):
+        file = io.BytesIO()
+        writer = TraceWriter(file, seed=0)
+        emitted = []
+        world = World(trace=lambda *fields: emitted.append(fields))
+        guest = world.guest()
+        writer.flush()
+        guest.poke(guest.args, xen.multicall_entry.pack(op=VERSION, args=(0,) * 6))
+        guest.hypercall(xen.HYPERVISOR_multicall, guest.args, 1)
+        calls = [fields[3] for fields in emitted if fields[2] == HYPERCALL]
+        assert calls == [VERSION, xen.HYPERVISOR_multicall]
+
+    def test_numbers_of_any_size(self, tmp_path):
+        path = tmp_path / "t"
+        with TraceWriter(path.open("wb"), seed=0) as writer:
+            world = World(trace=writer.emit)
+            world.guest().hypercall(1 << 70, -1, 1 << 64)
+        record = next(record for record in read_records(path) if record[3] == HYPERCALL)
+        assert record[4:7] == [0, (1 << 64) - 1, 0]
+
+    def test_a_dead_guest_leaves_no_records(self):
+        emitted = []
+        world = World(trace=lambda *fields: emitted.append(fields))
+        guest = world.guest()
+        cpu = guest.vcpus[0].cpu
+        world.hv.domain_ops.kill(guest.domain)
+        emitted.clear()
+        cpu.hypercall(VERSION, 0)
+        assert emitted == []
+
+    @pytest.mark.parametrize("guests", [2, 5])
+    @pytest.mark.parametrize("pcpus", [1, 2])
+    def test_changes_nothing(self, tmp_path, guests, pcpus):
+        """With and without a trace the loop takes different paths; what happens, and when, is the same."""
+        books = []
+        with TraceWriter((tmp_path / "t").open("wb"), seed=0) as writer:
+            for trace in (None, writer):
+                world = host(guests, pcpus=pcpus, trace=trace)
+                accounts = []
+                for step in range(1, 400):
+                    world.run(until=step * 10_000)
+                    if world.hv.stopped:
+                        break
+                    vcpus = [guest.vcpus[0] for guest in world.guests]
+                    accounts.append([(v.time_running, v.time_runnable, v.hypercalls, v.pause_flags) for v in vcpus])
+                assert world.hv.stopped
+                books.append((accounts, world.hv.clock.now, [pcpu.now for pcpu in world.hv.sched.pcpus]))
+        assert books[0] == books[1]
