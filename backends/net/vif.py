@@ -26,11 +26,11 @@ from guest_kernel.net.ring_words import RX_SLOT, TX_BASE, TX_SLOT, TX_WORDS, wri
 from hypervisor.abi.grant_table import GNTCOPY_dest_gref, GNTCOPY_source_gref
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, BackRing
-from hypervisor.abi.tracepoints import RING_PUSH
+from hypervisor.abi.tracepoints import NET_PACKET, RING_PUSH
 from hypervisor.abi.xen import DOMID_SELF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from guest_kernel.kernel import Kernel
 
@@ -129,6 +129,12 @@ class Vif(Port):
         if notify:
             self.kernel.events.notify(self.port)
 
+    def _trace_packets(self, direction: str, sizes: Iterable[int], slots: int = 1) -> None:
+        """Record frames that the guest has sent ("tx") or received ("rx"), as its own books will name it."""
+        assert self._trace is not None
+        for size in sizes:
+            self._trace(NET_PACKET, self.name, direction, size, slots)
+
     # -- from page to page ----------------------------------------------------------------------------------------
 
     def _express(self, slots: TxSlots, start: int) -> int:
@@ -202,6 +208,8 @@ class Vif(Port):
     def end_lane(self, lane: Lane) -> None:
         """Show the guest what a lane has brought."""
         if lane.close():
+            if self._trace is not None:
+                self._trace_packets("rx", [answer >> 48 for answer in lane.answers])
             self._push(self._rx, "rx")
 
     def _answer_express(self, sizes: list[int]) -> None:
@@ -213,6 +221,8 @@ class Vif(Port):
         ring.req_cons = ring.req_cons + count & MASK32
         self.counters.rx_packets += count
         self.counters.rx_bytes += sum(sizes) - sum(idents) >> 16
+        if self._trace is not None:
+            self._trace_packets("tx", [size >> 16 for size in sizes])
 
     # -- over the bridge ------------------------------------------------------------------------------------------
 
@@ -289,6 +299,8 @@ class Vif(Port):
             else:
                 counters.rx_packets += 1
                 counters.rx_bytes += frame.size
+                if self._trace is not None:
+                    self._trace_packets("tx", [frame.size], len(packet.slots))
                 if bridge is not None:
                     bridge.forward(frame, self)
             if frame is not None:
@@ -398,6 +410,8 @@ class Vif(Port):
                 flags = 0
             self.counters.tx_packets += 1
             self.counters.tx_bytes += frame.size
+            if self._trace is not None:
+                self._trace_packets("rx", [frame.size], len(idents))
             frame.put()
         ring.rsp_prod_pvt = index
         self._push(ring, "rx")
