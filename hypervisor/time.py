@@ -68,7 +68,8 @@ class GuestTime:
         memory.i[(base + WC_VERSION) >> 2] = version + 1 & 0xFFFFFFFF
         memory.i[(base + WC_SEC) >> 2] = seconds & 0xFFFFFFFF
         memory.i[(base + WC_NSEC) >> 2] = rest
-        memory.i[(base + WC_SEC_HI) >> 2] = seconds >> 32
+        # (The offset is any 64-bit number: the sum wraps as in Xen.)
+        memory.i[(base + WC_SEC_HI) >> 2] = seconds >> 32 & 0xFFFFFFFF
         memory.i[(base + WC_VERSION) >> 2] = version + 2 & 0xFFFFFFFF
         memory.mark(base >> 12)
 
@@ -218,7 +219,11 @@ class GuestTime:
     # -- polling --------------------------------------------------------------------------------------------------
 
     def start_poll(self, vcpu: VCpu, ports: tuple[int, ...], deadline: int) -> None:
-        """Put a vCPU to sleep until one of the ports is pending, or until `deadline` (0 = for ever)."""
+        """Put a vCPU to sleep until one of the ports is pending, or until `deadline` (0 = for ever).
+
+        A guest that polls again before it has left the processor sleeps by its latest words.
+        """
+        self.hv.sched.end_poll(vcpu)
         vcpu.poll_ports = ports
         vcpu.domain.pollers += 1
         vcpu.pause_flags |= VPF_BLOCKED | VPF_POLLING

@@ -38,8 +38,13 @@ class Timers:
         """Earliest deadline in the heap (a cancelled timer may still be counted), or `NEVER`."""
 
     def add(self, deadline: int, function: Callable[[], None]) -> Timer:
-        """Arm a timer that calls `function` at `deadline` (at once at the next look if that has passed)."""
+        """Arm a timer that calls `function` at `deadline` (at once at the next look if that has passed).
+
+        Time ends at `NEVER`: a guest may ask for what comes after, and it does not come.
+        """
         timer = Timer(deadline, function)
+        if deadline >= self.NEVER:
+            return timer
         self._sequence += 1
         heappush(self.heap, (deadline, self._sequence, timer))
         if deadline < self.next_deadline:

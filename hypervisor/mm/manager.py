@@ -113,6 +113,8 @@ class MemoryManager:
         """Let go of a vCPU's page table roots and descriptor tables: it is reset, or its domain dies."""
         self.descriptors.destroy(vcpu)
         roots, vcpu.kernel_cr3, vcpu.user_cr3 = (vcpu.kernel_cr3, vcpu.user_cr3), 0, 0
+        vcpu.tlb_r.clear()
+        vcpu.tlb_w.clear()
         for root in roots:
             if root:
                 self.put_table(root)
