@@ -13,15 +13,14 @@ A domain that has gone (its nodes are removed) has its ring emptied once more, t
 from collections.abc import Callable
 from typing import Final, final
 
+from backends.reserved_page import ReservedPage
 from backends.xenconsoled.ring import ConsoleRing
 from guest_kernel.errors import XenError
-from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
-from guest_kernel.mm import ForeignMapping
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
 from hypervisor.abi import tracepoints
-from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTST_okay
+from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 
 ALLOWANCE: Final = 30
 PERIOD_NS: Final = 200_000_000
@@ -35,13 +34,12 @@ Sink = Callable[[int, bytes], None]
 class GuestConsole:
     """The console of one domain."""
 
-    __slots__ = ("backlog", "domid", "events", "foreign", "grant", "period_end", "port", "ring", "room", "throttled")
+    __slots__ = ("backlog", "domid", "events", "page", "period_end", "port", "ring", "room", "throttled")
 
-    def __init__(self, domid: int, ring: ConsoleRing) -> None:
+    def __init__(self, domid: int, page: ReservedPage) -> None:
         self.domid = domid
-        self.ring = ring
-        self.grant: MappedGrant | None = None
-        self.foreign: ForeignMapping | None = None
+        self.page = page
+        self.ring = ConsoleRing(page.view)
         self.port = 0
         #: Input that did not fit into the ring.
         self.backlog = b""
@@ -203,8 +201,10 @@ class XenConsoled:
     async def _compare(self) -> None:
         try:
             names = await self.kernel.xenbus.directory("/local/domain")
-        except XenstoreError:
-            names = []
+        except XenstoreError as error:
+            if error.name != "ENOENT":
+                raise
+            names = []  # there is no such directory before the first domain
         present = {int(name): None for name in names if name.isdecimal()}
         for domid in sorted(self.consoles.keys() - present.keys()):
             self._close(self.consoles[domid])
@@ -219,18 +219,16 @@ class XenConsoled:
         if not (ring_ref and ring_ref.isdecimal() and port and port.isdecimal() and kind in (None, "", "xenconsoled")):
             return
         kernel = self.kernel
-        (grant,) = kernel.grants.map_refs(domid, [GNTTAB_RESERVED_CONSOLE])
-        foreign: ForeignMapping | None = None
+        page = None
         try:
-            if grant.status != GNTST_okay:
-                foreign = kernel.mm.map_foreign(domid, [int(ring_ref)])
-            console = GuestConsole(domid, ConsoleRing(foreign[0] if foreign is not None else grant.view))
+            page = ReservedPage(kernel, domid, GNTTAB_RESERVED_CONSOLE, int(ring_ref))
+            console = GuestConsole(domid, page)
             console.port = kernel.events.bind_interdomain(domid, int(port), self._make_handler(console))
         except XenError as error:
             kernel.console.printk(f"xenconsoled: no console for domain {domid}: {error}")
-            self._unmap(grant, foreign)
+            if page is not None:
+                page.unmap()
             return
-        console.grant, console.foreign = grant, foreign
         self.consoles[domid] = console
         self._ready[console] = None
         self._wake.wake()
@@ -246,10 +244,4 @@ class XenConsoled:
         console.room.wake_all()
         self.kernel.events.unbind(console.port)
         del console.ring
-        self._unmap(console.grant, console.foreign)
-
-    def _unmap(self, grant: MappedGrant | None, foreign: ForeignMapping | None) -> None:
-        if foreign is not None:
-            self.kernel.mm.unmap_foreign(foreign)
-        if grant is not None:
-            self.kernel.grants.unmap([grant])
+        console.page.unmap()

@@ -16,19 +16,18 @@ is given up, as the C daemon does: it would hold up the domains that caused them
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, final
 
+from backends.reserved_page import ReservedPage
 from backends.xenstored.connection import Connection
 from backends.xenstored.errors import EINVAL
 from backends.xenstored.fairness import Bucket, WriteLimit
 from backends.xenstored.quota import Quotas
 from backends.xenstored.server import Server
 from guest_kernel.errors import XenError
-from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
-from guest_kernel.mm import ForeignMapping
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.ring import RingError, ServerRing
 from hypervisor.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_shutdown
-from hypervisor.abi.grant_table import GNTTAB_RESERVED_XENSTORE, GNTST_okay
+from hypervisor.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from hypervisor.abi.io.xs_wire import (
     XENSTORE_ERROR_COMM,
     XENSTORE_ERROR_RINGIDX,
@@ -53,7 +52,7 @@ class DomainInfo(Protocol):
 class RingClient:
     """A client behind a ring: its connection, page and port."""
 
-    __slots__ = ("connection", "credit", "disturbances", "failed", "foreign", "grant", "port", "ring")
+    __slots__ = ("connection", "credit", "disturbances", "failed", "page", "port", "ring")
 
     def __init__(self, connection: Connection, ring: ServerRing, now: int) -> None:
         self.connection = connection
@@ -65,8 +64,8 @@ class RingClient:
         self.failed = False
         #: Local end of the event channel.
         self.port = 0
-        self.grant: MappedGrant | None = None
-        self.foreign: ForeignMapping | None = None
+        #: What the ring lies in; None for dom0's own, which needs no mapping.
+        self.page: ReservedPage | None = None
 
 
 @final
@@ -312,19 +311,15 @@ class XenStored:
         """Map the domain's xenstore page and bind its event channel."""
         kernel = self.kernel
         domid = connection.id
-        (grant,) = kernel.grants.map_refs(domid, [GNTTAB_RESERVED_XENSTORE])
-        foreign = None
+        page = None
         try:
-            if grant.status != GNTST_okay:
-                # The builder of this domain did not fill in its grant table; dom0 may map the frame as such.
-                foreign = kernel.mm.map_foreign(domid, [mfn])
-            ring = ServerRing(foreign[0] if foreign is not None else grant.view)
-            client = RingClient(connection, ring, kernel.monotonic_ns())
-            client.grant = grant if foreign is None else None
-            client.foreign = foreign
+            page = ReservedPage(kernel, domid, GNTTAB_RESERVED_XENSTORE, mfn)
+            client = RingClient(connection, ServerRing(page.view), kernel.monotonic_ns())
+            client.page = page
             self._add(client, domid, port)
         except XenError:
-            self._unmap(grant, foreign)
+            if page is not None:
+                page.unmap()
             return EINVAL
         client.ring.advertise(self._features)
         # The guest may have written requests before anybody listened.
@@ -355,17 +350,12 @@ class XenStored:
         self._slowed.pop(client, None)
         self.kernel.events.unbind(client.port)
         del client.ring
-        self._unmap(client.grant, client.foreign)
+        if client.page is not None:
+            client.page.unmap()
 
     def _add(self, client: RingClient, domid: int, port: int) -> None:
         client.port = self.kernel.events.bind_interdomain(domid, port, self._make_handler(client))
         self.clients[client.connection] = client
-
-    def _unmap(self, grant: MappedGrant | None, foreign: ForeignMapping | None) -> None:
-        if foreign is not None:
-            self.kernel.mm.unmap_foreign(foreign)
-        if grant is not None:
-            self.kernel.grants.unmap([grant])
 
     def status(self) -> dict[str, Any]:
         """Return numbers about the store: nodes, watches, domains introduced, the largest output queue."""

@@ -265,6 +265,7 @@ class Transaction(Operations):
             try:
                 await self.end(commit=kind is None)
             except XenstoreError:
+                # What went wrong in the block comes first; the server has dropped the transaction either way.
                 if kind is None:
                     raise
 
