@@ -78,6 +78,12 @@ def test_python_sessions_on_pages_are_true(page: Path) -> None:
         assert result.failed == 0, said.getvalue()
 
 
+def test_the_architecture_page_leads_to_every_other_page() -> None:
+    index = ROOT / "docs" / "architecture.md"
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {index.name}
+    assert pages and pages <= set(links(index))
+
+
 @pytest.mark.parametrize("module", named(".py"), ids=short)
 def test_every_module_says_what_it_is(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text())), f"{short(module)} has no docstring"
