@@ -236,9 +236,10 @@ class TestPolicies:
         world.hv.switch_off()
 
     def test_replay_goes_on_behind_the_end_of_a_trace(self, tmp_path):
-        traced(tmp_path / "recorded", policy=Random(7))
-        data = (tmp_path / "recorded").read_bytes()
-        (tmp_path / "recorded").write_bytes(data[: len(data) // 2])
+        records = traced(tmp_path / "recorded", policy=Random(7))
+        with TraceWriter((tmp_path / "recorded").open("wb"), seed=0, about={"preempts": True}) as writer:
+            for _, domid, vcpu_id, *rest in records[: len(records) // 2]:
+                writer.emit(domid, vcpu_id, *rest)
         world = host(policy=Replay(tmp_path / "recorded"))
         world.run(steps=100_000)
         assert world.hv.stopped
