@@ -15,7 +15,7 @@ from typing import Any
 
 from guest_kernel.errors import XenError
 from guest_kernel.hypercalls import Hypercalls
-from guest_kernel.threads import FAILURES
+from guest_kernel.threads import FAILURES, INTERRUPTS
 from hypervisor.abi.event_channel import (
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
@@ -119,6 +119,8 @@ class Events:
                     pending = raw & unmasked
                     words[at] = raw ^ pending
                     run_all(handlers, pending)
+            except INTERRUPTS:
+                raise
             except FAILURES as failure:
                 on_failure(failure)
 

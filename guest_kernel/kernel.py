@@ -159,7 +159,12 @@ class Kernel:
         await self.power.watch_control()
 
     async def _main(self) -> None:
-        await self.image.main(self).main()
+        program = self.image.main(self)
+        running = program.main()
+        if not isinstance(running, Awaitable):
+            name = type(program).__qualname__
+            raise GuestError(f"the main of {name} is no coroutine: define it with 'async def main(self)' and no yield")
+        await running
         await self.power.poweroff()
 
     # Parts that not every guest has

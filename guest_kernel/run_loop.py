@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from guest_kernel.threads import FAILURES, Scheduler, WaitQueue
+from guest_kernel.threads import FAILURES, INTERRUPTS, Scheduler, WaitQueue
 from hypervisor.abi.cpu import Run
 from hypervisor.abi.sched import SCHEDOP_block
 from hypervisor.abi.xen import HYPERVISOR_sched_op
@@ -37,6 +37,8 @@ def run_threads(scheduler: Scheduler, hypercall: Callable[..., int]) -> Run:
                 except StopIteration as stop:
                     thread.finish(stop.value)
                     continue
+                except INTERRUPTS:
+                    raise
                 except FAILURES as failure:
                     thread.fail(failure)
                     continue

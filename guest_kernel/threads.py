@@ -30,7 +30,7 @@ T = TypeVar("T")
 FAILURES = BaseException
 """What ends a thread: whatever escapes from it, but for INTERRUPTS."""
 INTERRUPTS = KeyboardInterrupt
-"""What is not the guest's own: it passes through to the host."""
+"""What is not the guest's own, but a person's: it passes through to the host."""
 
 SLICE_NS = 1_000_000
 """How long a thread computes before the next ready thread has its turn."""
@@ -322,6 +322,8 @@ class Scheduler:
             return thread.coro.throw(exception)
         except StopIteration as stop:
             thread.finish(stop.value)
+        except INTERRUPTS:
+            raise
         except FAILURES as failure:
             thread.fail(failure)
         return None
@@ -333,7 +335,9 @@ class Scheduler:
             thread.done = True
             try:
                 thread.coro.close()
-            except (Exception, Cancelled):
+            except INTERRUPTS:
+                raise
+            except FAILURES:
                 # The machine below this code no longer exists: a `finally` that still wants to wait or to make a
                 # hypercall fails here, and there is nobody left to tell.
                 continue
