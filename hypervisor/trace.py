@@ -37,6 +37,8 @@ class TraceWriter:
         header = {"magic": MAGIC, "version": VERSION, "seed": seed, "about": about or {}}
         header["kinds"] = {str(kind): [name, list(fields)] for kind, (name, fields) in KINDS.items()}
         self._packer.pack(header)
+        self.failure: OSError | None = None
+        """Why the file takes no more: the disk is full. The host goes on."""
 
     def emit(self, domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
         """Append one record, stamped with the current time."""
@@ -47,14 +49,21 @@ class TraceWriter:
 
     def flush(self) -> None:
         """Write what is buffered."""
-        self._file.write(self._packer.getbuffer())
+        if self.failure is None:
+            try:
+                self._file.write(self._packer.getbuffer())
+                self._file.flush()
+            except OSError as error:
+                self.failure = error
         self._packer.reset()
-        self._file.flush()
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
         self.flush()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self.failure = self.failure or error
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -73,7 +82,8 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
         header = unpacker.unpack()
     except (msgpack.exceptions.UnpackException, ValueError) as error:
         file.close()
-        raise TraceError(f"{path} is not a trace: {error or 'it is empty'}") from None
+        empty = isinstance(error, msgpack.exceptions.OutOfData)
+        raise TraceError(f"{path} is not a trace: {'it ends before its header' if empty else error}") from None
     if not isinstance(header, dict) or header.get("magic") != MAGIC:
         file.close()
         raise TraceError(f"{path} is not a trace: it does not begin with a {MAGIC!r} header")
@@ -83,13 +93,17 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
 
     def records() -> Iterator[list[Any]]:
         with file:
+            whole = unpacker.tell()
             try:
                 for record in unpacker:
                     if not isinstance(record, list) or len(record) < 4:
                         raise ValueError("there is something else between its records")
+                    whole = unpacker.tell()
                     yield record
             except (msgpack.exceptions.UnpackException, ValueError) as error:
                 raise TraceError(f"{path} is damaged: {error}") from None
+            if whole != file.tell():
+                raise TraceError(f"{path} is damaged: it ends in the middle of a record")
 
     return header, records()
 
