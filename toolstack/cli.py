@@ -19,6 +19,7 @@ from hypervisor.trace import TraceError, read_trace
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.errors import UsageError
 from toolstack.host import Host
+from toolstack.output import StandardOutput
 from toolstack.preparation import parse_nic
 from toolstack.report import HostResult, make_console, print_table
 from toolstack.trace_text import format_trace
@@ -27,6 +28,8 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+"""What a shell reports of a program whose reader has gone (128 + SIGPIPE)."""
 
 
 class _OneSentence(click.ClickException):
@@ -73,7 +76,7 @@ def main() -> None:
 @click.option(
     "--memory",
     metavar="MIB",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1 << 20),
     help="Memory of the host in MiB. [default: as much as the domains need]",
 )
 @click.option(
@@ -131,6 +134,7 @@ def run(
     to shut down; a second one destroys them. Exits with 0, with 1 if a guest failed, with 2 if something in the
     configuration is wrong.
     """
+    output = StandardOutput()
     try:
         guests = [load_config(path) for path in configs]
         host = Host(
@@ -142,8 +146,9 @@ def run(
             nics=[parse_nic(text) for text in nics],
             trace_file=trace_file,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
-            consoles=None if quiet else _console_log(guests),
+            consoles=None if quiet else _console_log(guests, output),
         )
+        output.on_loss = host.interrupt
         with _interrupting(host):
             result = trio.run(host.run, guests)
     except (UsageError, ReplayError) as error:
@@ -151,18 +156,14 @@ def run(
     except InvariantError as error:
         click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)
         sys.exit(EXIT_INTERNAL)
-    _finish(result)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    _finish(result, output)
 
 
-def _console_log(guests: Sequence[DomainConfig]) -> ConsoleLog:
+def _console_log(guests: Sequence[DomainConfig], output: StandardOutput) -> ConsoleLog:
     width = max(len(name) for name in (DOM0_NAME, XEN_TAG, *(guest.name for guest in guests)))
-    out = sys.stdout
-
-    def write(text: str) -> None:
-        out.write(text)
-        out.flush()
-
-    return ConsoleLog(write, width=min(width, 24), colour=out.isatty())
+    return ConsoleLog(output.write, width=min(width, 24), colour=output.is_terminal)
 
 
 @contextmanager
@@ -170,32 +171,48 @@ def _interrupting(host: Host) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM ask the host for its end."""
 
     def handler(_number: int, _frame: FrameType | None) -> None:
+        if not host.is_on:
+            raise KeyboardInterrupt  # there is nothing to be shut down yet
         click.echo("paravirt: shutting down (again: at once)", err=True)
         host.interrupt()
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    host.hears_interrupts = True
     try:
         yield
     finally:
+        host.hears_interrupts = False
         for number, old in before.items():
             signal.signal(number, old)
 
 
-def _finish(result: HostResult) -> None:
-    print_table(result, make_console())
+def _finish(result: HostResult, output: StandardOutput) -> None:
+    output.attempt(lambda: print_table(result, make_console()))
     for domain in result.failures:
         click.echo(f"paravirt: {domain.sentence}", err=True)
+    _check_output(output)
     sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)
+
+
+def _check_output(output: StandardOutput) -> None:
+    """End the program if nobody could read all of what it had to say; quietly, if that is how the reader wants it."""
+    if isinstance(output.lost, BrokenPipeError):
+        sys.exit(EXIT_PIPE)
+    if output.lost is not None:
+        click.echo(f"paravirt: cannot write to standard output: {output.lost.strerror}", err=True)
+        sys.exit(1)
 
 
 @main.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 def trace(file: Path) -> None:
     """Print a trace that `run --trace` recorded: one line an event."""
+    output = StandardOutput()
     try:
         _, records = read_trace(file)
         for line in format_trace(records):
-            click.echo(line)
+            output.write(line + "\n")
+            _check_output(output)
     except TraceError as error:
         raise _OneSentence(str(error)) from None
     except OSError as error:

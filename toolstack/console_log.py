@@ -19,6 +19,8 @@ XEN_TAG = "(XEN)"
 _XEN_PREFIX = b"(XEN) "
 _COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 _SHOWN = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_SHOWN |= {code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+"""What a terminal would obey: control characters, and those that turn the direction of the text around."""
 _SHOWN[ord("\r")] = ""
 _SHOWN[ord("\t")] = "    "
 
@@ -45,7 +47,7 @@ class ConsoleLog:
         for line in lines:
             self._line(tag, line)
         while len(rest) > MAX_LINE:
-            self._line(tag, rest[:MAX_LINE] + b"\\")
+            self._line(tag, rest[:MAX_LINE], more=True)
             rest = rest[MAX_LINE:]
         self._partial[tag] = rest
 
@@ -71,13 +73,13 @@ class ConsoleLog:
         for tag in list(self._partial):
             self.finish(tag)
 
-    def _line(self, tag: str, line: bytes) -> None:
+    def _line(self, tag: str, line: bytes, *, more: bool = False) -> None:
         text = line.decode("utf-8", "backslashreplace").translate(_SHOWN)
         if text:
             self.last[tag] = text[:MAX_LINE]
         for start in range(0, max(len(text), 1), MAX_LINE):
-            more = "\\" if start + MAX_LINE < len(text) else ""
-            self._write(f"{self._tag(tag)} | {text[start : start + MAX_LINE]}{more}\n")
+            mark = "\\" if more or start + MAX_LINE < len(text) else ""
+            self._write(f"{self._tag(tag)} | {text[start : start + MAX_LINE]}{mark}\n")
 
     def _tag(self, tag: str) -> str:
         padded = tag.ljust(self._width)

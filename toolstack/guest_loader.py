@@ -43,12 +43,14 @@ class GuestProgram:
         try:
             with _importable(self.path.parent):
                 exec(self.code, module.__dict__)
-        except Exception as error:
+        except BaseException as error:
             del sys.modules[module.__name__]
+            if isinstance(error, KeyboardInterrupt):
+                raise  # a person, who does not want to wait for the file
             raise UsageError(self._failure(error)) from None
         return self._choose(module)
 
-    def _failure(self, error: Exception) -> str:
+    def _failure(self, error: BaseException) -> str:
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)
         ]
@@ -110,6 +112,8 @@ def compile_guest(path: Path, class_name: str | None = None) -> GuestProgram:
         code = compile(source, str(path), "exec", dont_inherit=True)
     except SyntaxError as error:
         raise UsageError(f"{path}:{error.lineno or 1}: syntax error in the guest file: {error.msg}") from None
+    except (RecursionError, MemoryError):
+        raise UsageError(f"{path}: the guest file is nested too deeply for Python") from None
     except ValueError as error:  # NUL bytes
         raise UsageError(f"{path}: the guest file is no Python source: {error}") from None
     return GuestProgram(path, code, class_name)

@@ -104,6 +104,10 @@ class Host:
         """The kernels of the domains that run, by number."""
         self._net_backs: list[NetBack] = []
         """All network backends that there have been: they keep the accounts of traffic."""
+        self.is_on = False
+        """Whether everything has been checked, and there is a host to be shut down."""
+        self.hears_interrupts = False
+        """Whether Ctrl-C calls `interrupt`, and does not raise KeyboardInterrupt wherever the program is."""
         self.interrupts = 0
         """How often a person has asked for the end."""
         self._obeyed = 0
@@ -115,6 +119,7 @@ class Host:
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
+        self._trace: TraceWriter | None = None
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -123,6 +128,7 @@ class Host:
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
         prepared = prepare(configs, self.nics, self.seed)
+        self.is_on = True
         with self._stack:
             self._stack.callback(prepared.close)
             self._stack.callback(gc.set_threshold, *gc.get_threshold())
@@ -131,7 +137,9 @@ class Host:
             self._stack.callback(self.hv.switch_off)
             with Watchdog(lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit):
                 await self._drain()
+            self._token = None
             self._finish_dom0()
+        self._check_trace()
         return HostResult(
             domains=list(self.results.values()),
             virtual_ns=self.hv.clock.now,
@@ -172,6 +180,14 @@ class Host:
                 until = hv.sched.drain(STEPS)
             except GuestHangError as error:
                 self._blame(str(error))
+                continue
+            except KeyboardInterrupt:
+                if not self.hears_interrupts or hv.sched.running is None:
+                    raise
+                # No person has caused this one: a guest has raised it.
+                name = self._name_of(hv.sched.running.domain.domid)
+                self.results[name].message = f"{name} crashed: its code has raised KeyboardInterrupt"
+                self._blame("KeyboardInterrupt")
                 continue
             if hv.stopped:
                 break
@@ -254,7 +270,14 @@ class Host:
             raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
         about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
         about["preempts"] = self.policy.preempts
-        return self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
+        self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
+        return self._trace
+
+    def _check_trace(self) -> None:
+        """Raise `UsageError` if the trace could not be written to its end."""
+        if self._trace is not None and self._trace.failure is not None:
+            why = self._trace.failure.strerror
+            raise UsageError(f"cannot write the trace {str(self.trace_file)!r} to its end: {why}")
 
     def _build_dom0(self, prepared: Preparation, nics: dict[str, int]) -> None:
         hv, config = self.hv, self.dom0
@@ -400,8 +423,10 @@ def _policy(text: str) -> Policy:
         return parse_policy(text)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    except (TraceError, OSError) as error:
+    except TraceError as error:
         raise UsageError(f"schedule {text!r}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"schedule {text!r}: cannot read the trace: {error.strerror}") from None
 
 
 def trio_seconds(until: int, now: int) -> float:

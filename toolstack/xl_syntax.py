@@ -32,6 +32,7 @@ _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{1,2}|[0-7]{1,3}|.)", re.DOTALL)
 _SIMPLE = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"', "'": "'"}
 _END = "end of file"
 _MAX_DEPTH = 8  # of nested lists; xl knows one level, and a hostile file must not exhaust the stack
+_MAX_DIGITS = 64  # of a number: no setting needs more, and Python refuses to read thousands
 
 
 @attrs.frozen
@@ -133,6 +134,8 @@ class _Parser:
         if token.kind == "string":
             return self._string(token)
         if token.kind == "number":
+            if len(token.text) > _MAX_DIGITS:
+                raise self._error(token, f"this number has {len(token.text)} digits; {_MAX_DIGITS} are possible")
             return _number(token.text)
         if token.text == "[":
             return self._list(token, depth + 1)

@@ -1,0 +1,161 @@
+"""Output that nobody takes, traces that do not fit, and guests that raise what nobody expects."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from guest_kernel.errors import GuestError
+from toolstack.console_log import MAX_LINE, ConsoleLog
+from toolstack.errors import ConfigError
+from toolstack.xl_syntax import parse
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROGRAM = f"{sys.executable} -c 'from toolstack.cli import main; main()'"
+
+
+@pytest.fixture
+def guests(tmp_path: Path) -> Path:
+    """A directory with `good.cfg`, and `bad.cfg` of a guest file `bad.py` that is still to be written."""
+    for name in ("good", "bad"):
+        (tmp_path / f"{name}.cfg").write_text(f"name = '{name}'\nmemory = 4\nkernel = '{name}.py'\n")
+    write_guest(tmp_path, "good", "async def main(self):\n    self.print('fine')\n")
+    return tmp_path
+
+
+def write_guest(directory: Path, name: str, body: str, head: str = "") -> None:
+    code = f"{head}\nfrom guest_kernel.guest import Guest\n\nclass Main(Guest):\n"
+    (directory / f"{name}.py").write_text(code + textwrap.indent(body, "    "))
+
+
+def shell(directory: Path, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Execute a line of bash in which `paravirt` is the program."""
+    return subprocess.run(
+        ["bash", "-c", f'paravirt() {{ {PROGRAM} "$@"; }}; set -o pipefail; {command}'],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "sentence"),
+    [
+        ("paravirt trace t | head -1", 141, ""),
+        ("paravirt trace t > /dev/full", 1, "paravirt: cannot write to standard output: No space left on device\n"),
+        ("paravirt run good.cfg | true", 141, None),
+        ("paravirt run good.cfg > /dev/full", 1, None),
+        ("paravirt run good.cfg >&-", 0, ""),
+        ("paravirt run good.cfg --quiet > /dev/full", 1, None),
+        ("paravirt run good.cfg --trace /dev/full", 2, None),
+    ],
+)
+def test_output_that_nobody_takes(guests: Path, command: str, code: int, sentence: str | None) -> None:
+    done = shell(guests, f"paravirt run good.cfg --trace t > /dev/null; {command}")
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sentence in (None, done.stderr)
+
+
+def test_an_encoding_without_the_characters_of_a_guest(guests: Path) -> None:
+    write_guest(guests, "bad", "async def main(self):\n    self.print('caf\\u00e9')\n")
+    done = shell(guests, "paravirt run bad.cfg", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "bad      | caf\\xe9\n" in done.stdout
+
+
+@pytest.mark.parametrize("keep", [20, 3000, -1])
+def test_a_trace_that_has_lost_its_end(guests: Path, keep: int) -> None:
+    shell(guests, "paravirt run good.cfg --trace t")
+    whole = (guests / "t").read_bytes()
+    (guests / "t").write_bytes(whole[:keep])
+    for command in ("paravirt trace t", "paravirt run good.cfg --schedule replay:t"):
+        done = shell(guests, command)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "it ends " in done.stderr
+
+
+@pytest.mark.parametrize("what", ["KeyboardInterrupt", "GeneratorExit", "BaseException('odd')", "SystemExit(0)"])
+@pytest.mark.parametrize(
+    "shape", ["async def main(self):\n    raise {}\n", "def __init__(self, kernel):\n    raise {}\n"]
+)
+def test_whatever_a_guest_raises_is_its_own_end_only(guests: Path, what: str, shape: str) -> None:
+    write_guest(guests, "bad", shape.format(what))
+    done = shell(guests, "paravirt run bad.cfg good.cfg")
+    assert done.returncode == 1
+    assert "good     | fine\n" in done.stdout
+    assert done.stderr.startswith("paravirt: bad crashed: ")
+    assert what.partition("(")[0] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "shape", ["def main(self):\n    pass\n", "def main(self):\n    yield\n", "async def main(self):\n    yield\n"]
+)
+def test_a_main_that_is_no_coroutine(guests: Path, shape: str) -> None:
+    write_guest(guests, "bad", shape)
+    done = shell(guests, "paravirt run bad.cfg")
+    assert done.returncode == 1
+    assert f"{GuestError.__name__}: the main of Main is no coroutine" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("raise SystemExit(3)", "bad.py:1: the guest file cannot be loaded: SystemExit: 3"),
+        ("x = " + "-" * 100_000 + "1", "bad.py: the guest file is nested too deeply"),
+    ],
+)
+def test_a_guest_file_that_does_not_load(guests: Path, text: str, sentence: str) -> None:
+    (guests / "bad.py").write_text(text)
+    done = shell(guests, "paravirt run bad.cfg")
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_while_a_guest_file_loads(guests: Path) -> None:
+    (guests / "bad.py").write_text("print('loading', flush=True)\nwhile True:\n    pass\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from toolstack.cli import main; main()", "run", "bad.cfg"],
+        cwd=guests,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (130, "")
+
+
+def test_a_number_of_a_thousand_digits() -> None:
+    with pytest.raises(ConfigError, match="x:1: this number has 5000 digits"):
+        parse("memory = " + "9" * 5000, "x")
+
+
+def test_a_line_without_end_is_folded_evenly() -> None:
+    lines: list[str] = []
+    log = ConsoleLog(lines.append)
+    log.feed("a", b"x" * (3 * MAX_LINE))
+    log.feed("a", b"y\n")
+    assert lines == [f"a | {'x' * MAX_LINE}\\\n"] * 2 + [f"a | {'x' * MAX_LINE}\\\n", "a | y\n"]
+
+
+def test_text_cannot_be_turned_around() -> None:
+    lines: list[str] = []
+    ConsoleLog(lines.append).feed("a", "x\u202ey\u2066z\n".encode())
+    assert lines == ["a | x\\u202ey\\u2066z\n"]
