@@ -1,14 +1,14 @@
 """How long a notification takes from one domain to a handler in another, in units of a trio task hop.
 
 Both are measured in this process, in processor time: two guests on one pCPU whose event handlers notify each other, and
-two trio tasks that hand a value to each other over memory channels without buffers. Prints the medians and the ratio.
+two trio tasks that hand a value to each other over memory channels without buffers. They take turns; of each the best
+measurement counts, for a busy machine only ever adds to one. Prints both and the ratio.
 
-usage: python benchmarks/events.py [--hops N] [--repeats N]
+usage: python benchmarks/events.py [--hops N] [--repeats N] [--rounds N]
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -81,14 +81,18 @@ def trio_hops(hops: int, repeats: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hops", type=int, default=40_000, help="hops in one measurement")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each")
+    parser.add_argument("--hops", type=int, default=8_000, help="hops in one measurement")
+    parser.add_argument("--repeats", type=int, default=15, help="measurements of each in a round")
+    parser.add_argument("--rounds", type=int, default=4, help="turns that each side takes")
     arguments = parser.parse_args()
-    ours = notifications(arguments.hops, arguments.repeats)
-    theirs = trio_hops(arguments.hops, arguments.repeats)
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    print(f"event notify to handler in another domain  {statistics.median(ours) * 1e6:8.3f} us")
-    print(f"trio task hop                              {statistics.median(theirs) * 1e6:8.3f} us")
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(arguments.rounds):
+        ours += notifications(arguments.hops, arguments.repeats)
+        theirs += trio_hops(arguments.hops, arguments.repeats)
+    ratio = min(ours) / min(theirs)
+    print(f"event notify to handler in another domain  {min(ours) * 1e6:8.3f} us")
+    print(f"trio task hop                              {min(theirs) * 1e6:8.3f} us")
     print(f"ratio {ratio:.3f} (goal: at most {GOAL})")
 
 

@@ -89,8 +89,15 @@ class EventChannelOps:
 
         def do_event_channel_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
             if cmd == send_op:
-                base = vcpu.tlb_r.get(arg >> 12)
-                port = words[(base + (arg & 0xFFC)) >> 2] if base is not None and not arg & 3 else read_u32(vcpu, arg)
+                sent = vcpu.sent_at
+                if arg == sent[0] and vcpu.tlb_r.get(sent[1]) == sent[2]:
+                    # Kernels keep the argument at one place: the arithmetic of finding it need not be done again.
+                    port = words[sent[3]]
+                else:
+                    port = read_u32(vcpu, arg)
+                    base = vcpu.tlb_r.get(arg >> 12)
+                    if base is not None and not arg & 3:
+                        vcpu.sent_at = arg, arg >> 12, base, (base + (arg & 0xFFF)) >> 2
                 domain = vcpu.domain
                 try:
                     channel = domain.ports[port]
