@@ -98,7 +98,8 @@ class MemoryOps:
         """Return the highest pfn that the guest says it uses: shared_info holds how many, and may hold anything."""
         domain = self._stat_target(vcpu, arg)
         count = self._hv.memory.q[((domain.shared_info_mfn << 12) + _MAX_PFN) >> 3]
-        return max(count, 1) - 1
+        highest = max(count, 1) - 1
+        return highest - (highest >> 63 << 64)
 
     def _claim_pages(self, vcpu: VCpu, arg: int) -> int:
         request = memory.xen_memory_reservation.unpack_from(

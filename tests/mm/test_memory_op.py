@@ -329,6 +329,9 @@ def test_reservations(world: World, guest: Guest) -> None:
     offset = xen.shared_info.offset("arch.max_pfn")
     world.hv.memory.write((guest.domain.shared_info_mfn << 12) + offset, struct.pack("<Q", 500))
     assert memory_op(guest, memory.XENMEM_maximum_gpfn, ask) == 499
+    # The guest may write anything there; results are signed.
+    world.hv.memory.write((guest.domain.shared_info_mfn << 12) + offset, struct.pack("<Q", 2**64 - 1))
+    assert memory_op(guest, memory.XENMEM_maximum_gpfn, ask) == -2
     assert guest.call(xen.HYPERVISOR_memory_op, memory.XENMEM_maximum_ram_page, 0) == world.hv.frames.frames
 
 
