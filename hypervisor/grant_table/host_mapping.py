@@ -136,7 +136,7 @@ class HostMappings:
         self._written[index >> 9] = 1
         if old & PRESENT:
             self._forget(vcpu, address, single)
-            self._hv.mm.put_page_from_l1e(old, vcpu.domain)
+            self._hv.mm.put_page_from_l1e(old)
         return True
 
     def replace(self, vcpu: VCpu, address: int, mfn: int, new_address: int, flags: int) -> bool:
@@ -160,7 +160,7 @@ class HostMappings:
                 self._forget(vcpu, address, single)
                 return True
         if entry & PRESENT:
-            self._hv.mm.put_page_from_l1e(entry, vcpu.domain)
+            self._hv.mm.put_page_from_l1e(entry)
         return False
 
     def _steal(self, vcpu: VCpu, address: int, flags: int) -> int | None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 Held = tuple[int, int]
 """(mfn, type): one reference, and one type reference unless the type is 0."""
 
-_SYSCALL_STUB = bytes.fromhex("514153b8{nr}0f05415b59c3".replace("{nr}", "00000000"))
+_BEFORE_NR, _AFTER_NR = bytes.fromhex("514153b8"), bytes.fromhex("0f05415b59c3")
+"""A stub: push rcx, push r11, mov eax, nr; syscall, pop r11, pop rcx, ret."""
 _IRET_STUB = bytes.fromhex("51415350b8170000000f05")
 _IRET = 23
 _STUB = 32
@@ -209,7 +210,7 @@ class MemoryManager:
             if old:
                 self.put_table(old)
 
-    def put_page_from_l1e(self, entry: int, _owner: Domain) -> None:
+    def put_page_from_l1e(self, entry: int) -> None:
         """Drop what an L1 entry held that was replaced."""
         self.types.put_l1(entry)
 
@@ -234,7 +235,7 @@ def hypercall_page() -> bytes:
     """Return the page of stubs: 128 entries of 32 bytes, `call page + nr * 32` makes hypercall `nr`."""
     stubs = []
     for nr in range(4096 // _STUB):
-        code = _SYSCALL_STUB.replace(b"\xb8\0\0\0\0", b"\xb8" + nr.to_bytes(4, "little")) if nr != _IRET else _IRET_STUB
+        code = _BEFORE_NR + nr.to_bytes(4, "little") + _AFTER_NR if nr != _IRET else _IRET_STUB
         stubs.append(code.ljust(_STUB, b"\xcc"))
     page = b"".join(stubs)
     if len(page) != 4096:
