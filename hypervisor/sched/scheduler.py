@@ -349,7 +349,8 @@ class Scheduler:
         clock, timers = self.hv.clock, self.hv.machine.timers
         self.running = None
         deadline = timers.prune()
-        if deadline == NEVER and until == NEVER:
+        if deadline == NEVER <= until:
+            # (Also when time has come to its end: then nothing ever happens any more.)
             return False
         if deadline > until:
             # One that was cancelled stood in front.

@@ -84,3 +84,19 @@ def test_a_timer_after_the_end_of_time_never_fires(world):
     assert world.hv.sched.drain(10) == Timers.NEVER
     assert fired == [3]
     timer.cancel()
+
+
+def test_at_the_end_of_time_nothing_happens_any_more(world):
+    """A timer one nanosecond before the end let the clock step over it, and the loop looked for a timer in vain."""
+    world.guest()
+    guest = world.guest()
+
+    def program(cpu):
+        while True:
+            yield 1_000_000
+
+    world.hv.timers.add(Timers.NEVER - 1, lambda: guest.runs(program))
+    for _ in range(20):
+        last = world.hv.sched.drain(1)
+    assert last == Timers.NEVER
+    assert world.hv.clock.now == Timers.NEVER - 1
