@@ -3,7 +3,7 @@
 Two hostile domains and a hostile dom0 take turns, in rounds of some hundred calls on a new host each. No exception may
 leave the door, every result must be a 64-bit number, the hypervisor's accounts must hold, a bystander must not be
 touched, and destroying all domains at the end must leave nothing. A failure prints the seed of its round, which
-repeats it: `--calls 1 --seed ROUND`, and the last calls in words.
+repeats it: `--calls 600 --seed ROUND`, and the last calls in words.
 """
 
 from __future__ import annotations
