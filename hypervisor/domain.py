@@ -29,7 +29,6 @@ class Domain:
 
     __slots__ = (
         "active_ports",
-        "arch_max_pfn",
         "domid",
         "events_sent",
         "grant_table",
@@ -84,7 +83,6 @@ class Domain:
         self.max_pages = 0
         self.tot_pages = 0
         self.page_list = 0
-        self.arch_max_pfn = 0
         self.shared_info_mfn = 0
         self.memory_map: list[tuple[int, int, int]] | None = None
         self.vm_assist = 0

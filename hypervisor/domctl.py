@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HYPERCALL = xen.__HYPERVISOR_domctl
 DOMCTL = abi.xen_domctl
-PAGES_PER_KB = 4
+KIB_PER_PAGE = 4
 MAX_VCPUS_PV = 8192
 MAX_PAUSES = 255
 """What a toolstack may pause a domain, counted."""
@@ -197,7 +197,7 @@ class DomctlOps:
 
     def _max_mem(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
         # Below what the domain has is fine: it only cannot grow any more.
-        target.max_pages = min(value.max_memkb // PAGES_PER_KB, 0xFFFFFFFF)
+        target.max_pages = min(value.max_memkb // KIB_PER_PAGE, 0xFFFFFFFF)
 
     def _max_vcpus(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         """Make the vCPUs, all at once: the number was fixed when the domain was created."""

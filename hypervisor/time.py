@@ -105,12 +105,11 @@ class GuestTime:
     def _copy_time(self, vcpu: VCpu) -> None:
         """Bring the second copy of vcpu_time_info up to date (update_secondary_system_time)."""
         start = vcpu.info + TIME
-        fields = bytearray(self.hv.memory.b[start : start + xen.vcpu_time_info.size])
+        fields = bytes(self.hv.memory.b[start : start + xen.vcpu_time_info.size])
         # A reader on another vCPU finds an odd version as long as the fields are in flux.
-        in_flux = bytes(fields)
-        fields[0] |= 1
-        for data in (fields, in_flux):
-            if not _try_copy(vcpu, vcpu.time_area, bytes(data)):
+        in_flux = bytes([fields[0] | 1]) + fields[1:]
+        for data in (in_flux, fields):
+            if not _try_copy(vcpu, vcpu.time_area, data):
                 vcpu.next_service = 0
                 return
 

@@ -31,7 +31,6 @@ class Context:
     """The processor state that a hypercall can read or replace (vcpu_guest_context), as plain integers."""
 
     __slots__ = (
-        "callback_flags",
         "debugreg",
         "event_callback",
         "failsafe_callback",
@@ -60,7 +59,6 @@ class Context:
         self.flags = 0
         self.kernel_ss = self.kernel_sp = 0
         self.event_callback = self.failsafe_callback = self.syscall_callback = 0
-        self.callback_flags = 0
         self.fs_base = self.gs_base_kernel = self.gs_base_user = 0
         self.ldt_base = self.ldt_ents = self.gdt_ents = 0
         self.gdt_frames: list[int] = []

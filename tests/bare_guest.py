@@ -22,7 +22,6 @@ HOLES = 0x400000
 """Guest virtual address of 512 pages without a mapping, with page tables present."""
 SCRATCH_PAGES = 4
 RW_PAGE = 0x067
-RO_PAGE = 0x065
 U64 = 0xFFFFFFFFFFFFFFFF
 
 

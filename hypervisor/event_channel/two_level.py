@@ -79,11 +79,6 @@ def is_pending(channel: Channel) -> bool:
     return bool(channel.domain.hv.memory.q[channel.pending_at] & channel.bit)
 
 
-def is_masked(channel: Channel) -> bool:
-    """Whether the port's mask bit is set."""
-    return bool(channel.domain.hv.memory.q[channel.mask_at] & channel.bit)
-
-
 def clear_pending(channel: Channel) -> None:
     """Clear the pending bit; the mask bit stays as the guest left it, for whoever gets the port next."""
     channel.domain.hv.memory.q[channel.pending_at] &= ~channel.bit & 0xFFFF_FFFF_FFFF_FFFF

@@ -52,7 +52,6 @@ class RealHost:
         self.guests = guests
         self.log = bytearray()
         self.hv = Hypervisor(Machine(memory_mib=memory_mib, pcpus=pcpus), console=self.log.extend, **options)
-        self.frames_free = self.hv.frames.free_frames
         self._vcpus: dict[int, list[Any]] = {}
         self._build_dom0()
 

@@ -183,7 +183,6 @@ class World:
     def __init__(self, memory_mib: int = 32) -> None:
         self.hv = Hypervisor(Machine(memory_mib=memory_mib))
         self.dom0 = Guest(self.hv, 0)
-        self.free_at_start = self.hv.frames.free_frames
 
     def guest(self, domid: int = 1, *, pages: int = PAGES, vcpus: int = 1) -> Guest:
         return Guest(self.hv, domid, pages=pages, vcpus=vcpus)

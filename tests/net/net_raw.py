@@ -26,7 +26,6 @@ class RawFront:
         tx, self.tx_ref = self.page()
         rx_page, self.rx_ref = self.page()
         self.tx, self.rx = FrontRing.initialise(tx.view, 12), FrontRing.initialise(rx_page.view, 8)
-        self.tx_page, self.rx_page = tx, rx_page
         self.events = 0
         self.port = self.kernel.events.alloc_unbound(0, self.on_event)
         nodes: dict[str, object] = {

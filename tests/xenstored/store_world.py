@@ -7,8 +7,6 @@ from backends.xenstored.server import Server
 from guest_kernel.xenbus.wire import Message, encode, join, parse_all
 from hypervisor.abi.io import xs_wire as xs
 
-HEADER_BYTES = 16
-
 
 class Client:
     """One connection, spoken to in whole messages."""
