@@ -140,6 +140,9 @@ class Host:
             self._token = None
             self._finish_dom0()
         self._check_trace()
+        for _, wire in prepared.wires:
+            if wire.failure:
+                raise UsageError(wire.failure)
         return HostResult(
             domains=list(self.results.values()),
             virtual_ns=self.hv.clock.now,
@@ -254,10 +257,10 @@ class Host:
         if self.memory_mib is None:
             # Xen keeps books of every frame: 1/512 of memory is the M2P alone.
             return needed + (needed >> 7) + 2
-        if self.memory_mib < self.dom0.memory + domains:
+        if self.memory_mib < needed:
             raise UsageError(
-                f"too little memory: the host has {self.memory_mib} MiB, dom0 ({self.dom0.memory} MiB) and "
-                f"the guests ({domains} MiB) want {self.dom0.memory + domains} MiB, and Xen some more"
+                f"too little memory: the host has {self.memory_mib} MiB, and dom0 ({self.dom0.memory} MiB), "
+                f"the guests ({domains} MiB) and Xen ({overhead} MiB) want {needed} MiB"
             )
         return self.memory_mib
 
@@ -397,8 +400,9 @@ class Host:
     # -- guests that hang -----------------------------------------------------------------------------------------
 
     def _running_name(self) -> str | None:
+        # Dom0 is not judged: building a very large domain takes it long, and what it runs is no user's code.
         vcpu = self.hv.sched.running
-        return None if vcpu is None else self._name_of(vcpu.domain.domid)
+        return None if vcpu is None or vcpu.domain.domid == 0 else self._name_of(vcpu.domain.domid)
 
     def _name_of(self, domid: int) -> str:
         return self._names.get(domid, f"d{domid}")

@@ -26,7 +26,12 @@ DLT_EN10MB = 1
 
 
 class Wire(ABC):
-    """What a card is plugged into."""
+    """What a card is plugged into.
+
+    `failure` is a sentence for a person once the wire has lost frames for a reason outside of the host.
+    """
+
+    failure = ""
 
     @abstractmethod
     def transmit(self, frame: bytes, now: int) -> None:
@@ -49,6 +54,7 @@ class PcapWire(Wire):
     """A capture file (libpcap, nanosecond time stamps) that gets every frame sent."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file: BinaryIO = path.open("wb")
         except OSError as error:
@@ -59,11 +65,22 @@ class PcapWire(Wire):
         """Append the frame."""
         seconds, nanoseconds = divmod(now, 1_000_000_000)
         header = dpkt.pcap.LEPktHdr(tv_sec=seconds, tv_usec=nanoseconds, caplen=len(frame), len=len(frame))
-        self._file.write(bytes(header) + frame)
+        if not self.failure:
+            try:
+                self._file.write(bytes(header) + frame)
+            except OSError as error:
+                self._note(error)
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        """Remember why the capture is not complete; the network goes on without it."""
+        self.failure = self.failure or f"capture file {self._path}: {error.strerror}; it is not complete"
 
 
 class NetworkCard:

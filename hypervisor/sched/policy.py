@@ -91,7 +91,10 @@ def parse_policy(text: str) -> Policy:
         return Fifo()
     if name == "random":
         try:
-            return Random(int(argument, 0))
+            seed = int(argument, 0)
+            if seed < 0:
+                raise ValueError
+            return Random(seed)
         except ValueError:
             raise ValueError(f"schedule {text!r}: random wants a whole number as its seed, as in random:7") from None
     if name == "replay" and argument:

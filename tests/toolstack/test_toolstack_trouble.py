@@ -159,3 +159,25 @@ def test_text_cannot_be_turned_around() -> None:
     lines: list[str] = []
     ConsoleLog(lines.append).feed("a", "x\u202ey\u2066z\n".encode())
     assert lines == ["a | x\\u202ey\\u2066z\n"]
+
+
+def test_a_capture_that_does_not_fit_is_one_sentence(guests: Path) -> None:
+    """The network goes on; whoever wants the capture is told that it is not complete."""
+    write_guest(
+        guests,
+        "good",
+        """async def main(self):
+    eth0 = await self.net.interface("eth0")
+    eth0.configure("10.0.0.1/24")
+    socket = self.net.udp_socket()
+    for _ in range(20):
+        await socket.sendto(bytes(1400), ("10.0.0.255", 9))
+    self.print("sent")
+""",
+    )
+    with (guests / "good.cfg").open("a") as config:
+        config.write("vif = ['']\n")
+    done = shell(guests, "paravirt run good.cfg --nic xenbr0=pcap:/dev/full")
+    assert done.returncode == 2
+    assert "sent" in done.stdout
+    assert done.stderr == "paravirt: capture file /dev/full: No space left on device; it is not complete\n"
