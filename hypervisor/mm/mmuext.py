@@ -9,6 +9,7 @@ from hypervisor.errors import HypercallError
 from hypervisor.guest_access import access_ok, copy_from_guest
 from hypervisor.mm.frame_table import PGT_writable_page
 from hypervisor.mm.mmu_update import PREEMPTED, flush, page_owner, read_done, vcpus_of_mask, write_done
+from hypervisor.mm.owners import DOM_XEN
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -176,14 +177,14 @@ class MmuextOps:
     # -- contents of frames -----------------------------------------------------------------------------------------
 
     def _clear_page(self, _vcpu: VCpu, owner: Any, mfn: int, _arg2: int) -> None:
-        if not self._frames.get_page_and_type(mfn, owner, PGT_writable_page):
+        if owner is DOM_XEN or not self._frames.get_page_and_type(mfn, owner, PGT_writable_page):
             raise HypercallError(errno.EINVAL)
         self._memory.write(mfn << 12, bytes(4096))
         self._frames.put_page_and_type(mfn)
 
     def _copy_page(self, _vcpu: VCpu, owner: Any, destination: int, source: int) -> None:
         frames = self._frames
-        if not frames.get_page(source, owner):
+        if owner is DOM_XEN or not frames.get_page(source, owner):
             raise HypercallError(errno.EINVAL)
         try:
             if not frames.get_page_and_type(destination, owner, PGT_writable_page):

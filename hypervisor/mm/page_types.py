@@ -332,10 +332,11 @@ class PageTypes:
         """Whether a frame of memory passes as a page of `pg_owner`."""
         frames = self._frames
         tag = frames.owner_tag[mfn]
+        if tag == _XEN_TAG:
+            # Of Xen's own frames the M2P is all that anybody may see, be it as DOMID_XEN's.
+            return not entry & RW and frames.m2p_mfn <= mfn < frames.m2p_mfn + frames.m2p_frames
         if tag == pg_owner.domid + 1:
             return True
-        if tag == _XEN_TAG:
-            return not entry & RW and frames.m2p_mfn <= mfn < frames.m2p_mfn + frames.m2p_frames
         if pg_owner is owner:
             return False
         real = frames.owner_domain(mfn)
