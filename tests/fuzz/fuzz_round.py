@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter, deque
+from io import BytesIO
 from random import Random
 
 from fuzz_grammar import Call, Speaker
@@ -13,6 +14,7 @@ from hypervisor.abi import grant_table as gnt
 from hypervisor.abi import xen
 from hypervisor.abi.cpu import PageFault
 from hypervisor.errors import InvariantError
+from hypervisor.trace import Emit, TraceWriter
 from hypervisor.vcpu import VPF_DOWN, VPF_PAUSED
 
 ROUND = 600
@@ -21,6 +23,7 @@ CHECK_EVERY = 50
 REMEMBERED = 20
 RUN_EVERY = 25
 MAX_STEPS = 20
+TRACED = 0.2
 RUNNING = 0.3
 """How many domains run on their vCPUs from the start; the others make their calls while they stand still."""
 
@@ -36,7 +39,7 @@ class Round:
         self.seed = seed
         self.check_every = check_every
         self.random = Random(seed)
-        self.world = World(self._speak)
+        self.world = World(self._speak, pcpus=self.random.choice((1, 1, 2)), trace=self._trace())
         self.speakers = [Speaker(self.random, self.world, guest) for guest in self.world.guests]
         for guest in self.world.guests:
             if self.random.random() < RUNNING:
@@ -63,6 +66,12 @@ class Round:
         except (Exception, InvariantError) as error:
             raise FuzzFailure(self._story(error)) from error
         return self.calls
+
+    def _trace(self) -> Emit | None:
+        """A trace, in some rounds: it has to take whatever guests say. It leads nowhere."""
+        if self.random.random() < TRACED:
+            return TraceWriter(BytesIO(), seed=0).emit
+        return None
 
     def _story(self, error: Exception) -> str:
         lines = "\n  ".join(self.recent)

@@ -107,8 +107,8 @@ class World(bare_guest.World):
 
     guest_type = Attacker
 
-    def __init__(self, speak: Callable[[Attacker, int], int]) -> None:
-        super().__init__()
+    def __init__(self, speak: Callable[[Attacker, int], int], **options: Any) -> None:
+        super().__init__(**options)
         self.speak = speak
         """Has a vCPU that runs make hypercalls; returns how long it computes then, in ns."""
         self.free_at_first = self.hv.frames.free_frames
