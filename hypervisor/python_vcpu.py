@@ -232,7 +232,8 @@ class PythonVCpu(VCpu):
         self.compute_left = 0
         self.yielding = False
         if run is not None:
-            with suppress(Exception):
+            # Whatever the guest's code raises on its way out, nobody is left to tell: its domain is gone.
+            with suppress(BaseException):
                 run.close()
 
     def _escaped(self, error: Exception) -> None:
