@@ -29,6 +29,10 @@ SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
+NO_WORK = 0
+"""What nearly every yield says. (The interpreter has one object for it, so that asking is cheap.)"""
+MAX_WORK = 1 << 62
+
 HypercallDoor = Callable[..., int]
 Door = tuple[HypercallDoor, Callable[[], None]]
 """The hypercall entry, and the function that locks it for good."""
@@ -85,6 +89,13 @@ def _store_port(domain: Domain, writers: dict[int, Callable[[int, int], None]]) 
         raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
 
     return outl
+
+
+def checked_work(work: object) -> int:
+    """Return what a guest yielded, if it is a number of nanoseconds. Raises ValueError: it may be anything at all."""
+    if type(work) is not int or not 0 <= work <= MAX_WORK:
+        raise ValueError(f"a vCPU yields how many nanoseconds it computes, not something of {type(work).__name__}")
+    return work
 
 
 def _door(vcpu: PythonVCpu) -> Door:
@@ -164,7 +175,8 @@ class PythonVCpu(VCpu):
                 if bytes_[info]:
                     # The handler has left an upcall pending: it is entered again before anything else runs.
                     return 0
-            return self._resume(None)
+            work = self._resume(None)
+            return work if work is NO_WORK else checked_work(work)
         except StopIteration:
             self.hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")
         except Exception as error:

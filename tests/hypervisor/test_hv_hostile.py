@@ -100,3 +100,36 @@ def test_at_the_end_of_time_nothing_happens_any_more(world):
         last = world.hv.sched.drain(1)
     assert last == Timers.NEVER
     assert world.hv.clock.now == Timers.NEVER - 1
+
+
+class AllThings:
+    """Says that it is equal to everything and as long as it likes."""
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("no truth here")
+
+
+@pytest.mark.parametrize("wish", ["long", -1, 1.5, [1], 1 << 70, AllThings(), True], ids=repr)
+def test_a_guest_that_asks_for_a_senseless_amount_of_computing_crashes_alone(world, wish):
+    """What a guest yields goes into the arithmetic of the pCPU loop, so it must be a number of nanoseconds."""
+    world.guest()
+    guest, other = world.guest(), world.guest()
+    steps = []
+
+    def program(cpu):
+        yield wish
+        steps.append("wished")
+        yield 0
+
+    def bystander(cpu):
+        for _ in range(5):
+            steps.append("other")
+            yield 1000
+        cpu.hypercall(SCHED_OP, sched.SCHEDOP_block)
+        yield 0
+
+    guest.runs(program)
+    other.runs(bystander)
+    world.run(until=1_000_000)
+    assert guest.domain.shutdown_code == sched.SHUTDOWN_crash
+    assert steps == ["other"] * 5
