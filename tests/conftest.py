@@ -18,16 +18,23 @@ It is still recounted and taken apart. A test that breaks a hypervisor's state b
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from leak_check import find_leaks
 
 from hypervisor.abi.sched import SHUTDOWN_poweroff
 from hypervisor.hypervisor import Hypervisor
 from toolstack.host import Host
+
+# Where a change is judged, the same examples are tried each time; at a desk new ones are, and those that fail are kept.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 made: list[tuple[weakref.ref[Hypervisor], int]] = []
 """The hosts of the present test, with the number of frames that were free at first."""

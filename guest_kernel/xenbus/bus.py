@@ -240,7 +240,12 @@ class Bus:
         for side, node in batch:
             state, link, domid = next(values), next(values), next(values)
             online = next(values) if side == "backend" else "1"
-            if node in self.devices or self._closing:
+            known = self.devices.get(node)
+            if known is not None:
+                # Something has happened to it while it was being made: the event found no device yet.
+                known.poke(own=True, online=side == "backend")
+                continue
+            if self._closing:
                 continue
             number = parse_state(state)
             if number == INITIALISING or (number == CLOSING and side == "backend"):

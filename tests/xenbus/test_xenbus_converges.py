@@ -230,3 +230,14 @@ def test_both_ends_converge() -> None:
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+def test_a_directory_that_goes_while_it_is_being_looked_at() -> None:
+    """The values were read before it was removed, and the event came before there was a device to tell."""
+    state = Split()
+    state.begin(seed=0, adversary=True)
+    state.plug(atomic=False, kind="vbd", reverse=False)
+    state.time_passes(moves=36)
+    state.remove_by_force(kind="vbd", side="front")
+    state.remove_by_force(kind="vbd", side="back")
+    state.teardown()
