@@ -11,6 +11,7 @@ traceback goes to the guest's console and the domain crashes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from guest_kernel.time import NANOSECONDS
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from guest_kernel.net import NetStack
 
 
-class Guest:
+class Guest(ABC):
     """A program on a guest kernel. Subclass it and write `main`."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -30,9 +31,9 @@ class Guest:
         self.name: str = kernel.image.name
         """The name of the image (for guests started from a config: the domain's name)."""
 
+    @abstractmethod
     async def main(self) -> None:
         """Do what the guest is for."""
-        raise NotImplementedError(f"{type(self).__name__} has no main")
 
     @property
     def args(self) -> list[str]:

@@ -6,6 +6,7 @@ guests of one file share no globals.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import traceback
@@ -67,7 +68,7 @@ class GuestProgram:
         if self.class_name is not None:
             chosen = vars(module).get(self.class_name)
             if isinstance(chosen, type) and issubclass(chosen, Guest):
-                return chosen
+                return self._complete(chosen)
             raise UsageError(f"{self.path} has no guest class {self.class_name!r}{_list_names(own)}")
         # A class that another one here extends is scaffolding.
         leaves = {name: cls for name, cls in own.items() if not any(cls in other.__mro__[1:] for other in own.values())}
@@ -78,7 +79,13 @@ class GuestProgram:
                 f'{self.path} defines several guests; name one, as in kernel = "{self.path.name}:{min(leaves)}"'
                 f"{_list_names(leaves)}"
             )
-        return next(iter(leaves.values()))
+        return self._complete(next(iter(leaves.values())))
+
+    def _complete(self, chosen: type[Guest]) -> type[Guest]:
+        """Return a guest class that can run. Raises `UsageError` if it does not say what the guest does."""
+        if inspect.isabstract(chosen):
+            raise UsageError(f"{self.path}: the guest class {chosen.__name__!r} has no main (async def main(self))")
+        return chosen
 
 
 def _list_names(classes: dict[str, type[Guest]]) -> str:

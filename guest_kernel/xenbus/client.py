@@ -87,7 +87,7 @@ class Reply:
         """Take the reply."""
         if kind == xs.XS_ERROR:
             name = wire.to_text(payload.rstrip(b"\0"))
-            self.fail(name if name in wire.ERRORS else f"EIO (the server answered {name[:32]!r})")
+            self.fail(name if name in xs.XSD_ERRORS else f"EIO (the server answered {name[:32]!r})")
         elif kind != self.kind:
             self.fail(f"EIO (the server answered with {request_name(kind)})")
         else:

@@ -18,26 +18,6 @@ HEADER: Final = struct.Struct("<4I")
 """struct xsd_sockmsg: type, req_id, tx_id, len."""
 HEADER_SIZE: Final = HEADER.size
 
-ERRORS: Final = (
-    "EINVAL",
-    "EACCES",
-    "EEXIST",
-    "EISDIR",
-    "ENOENT",
-    "ENOMEM",
-    "ENOSPC",
-    "EIO",
-    "ENOTEMPTY",
-    "ENOSYS",
-    "EROFS",
-    "EBUSY",
-    "EAGAIN",
-    "EISCONN",
-    "E2BIG",
-    "EPERM",
-)
-"""The names that an XS_ERROR reply may carry, in the order of the header's table `xsd_errors`."""
-
 
 class Message(NamedTuple):
     """One message of either direction.  `payload` is at most XENSTORE_PAYLOAD_MAX bytes."""

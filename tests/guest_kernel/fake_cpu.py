@@ -13,7 +13,7 @@ import attrs
 from guest_kernel.image import VIRT_BASE, PythonKernelImage
 from guest_kernel.kernel import Kernel
 from hypervisor.abi import callback, event_channel, grant_table, sched, vcpu, xen
-from hypervisor.abi.cpu import PageFault, Run
+from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Run
 from hypervisor.abi.errno import EFAULT, EINVAL, ENOENT, ENOSYS
 from hypervisor.abi.io.console import xencons_interface
 
@@ -161,10 +161,10 @@ class FakeMachine:
         return self.now
 
     def inl(self, port: int) -> int:
-        raise NotImplementedError
+        raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
 
     def outl(self, port: int, value: int) -> None:
-        raise NotImplementedError
+        raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
 
     def hypercall(self, nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
         self.calls[nr] = self.calls.get(nr, 0) + 1

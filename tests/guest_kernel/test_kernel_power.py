@@ -31,7 +31,7 @@ class Transport:
         return None
 
     def rebind(self, connection: Connection, port: int) -> None:
-        raise NotImplementedError
+        raise AssertionError("the domain is introduced once")
 
     def detach(self, connection: Connection) -> None:
         self.connection = None

@@ -408,6 +408,8 @@ def test_a_killed_guest_leaves_nothing(bench: Bench) -> None:
         (['kernel = "none.py"'], r"g\.cfg:4: the guest file '.*none\.py' does not exist"),
         (['kernel = "syntax.py"'], r"g\.cfg:4: .*syntax\.py:2: syntax error in the guest file"),
         (['kernel = "empty.py"'], r"g\.cfg:4: .*empty\.py defines no guest"),
+        (['kernel = "mainless.py"'], r"g\.cfg:4: .*mainless\.py: the guest class 'Idle' has no main"),
+        (['kernel = "mainless.py:Idle"'], r"g\.cfg:4: .*mainless\.py: the guest class 'Idle' has no main"),
         (['kernel = "two.py"'], r'g\.cfg:4: .*two\.py defines several guests; name one, as in kernel = "two\.py:A"'),
         (['kernel = "two.py:C"'], r"g\.cfg:4: .*two\.py has no guest class 'C' \(there is A, B\)"),
         (['kernel = "fails.py"'], r"g\.cfg:4: .*fails\.py:2: the guest file cannot be loaded: ZeroDivisionError"),
@@ -424,6 +426,7 @@ def test_what_is_wrong_before_the_start(bench: Bench, settings: list[str], messa
     for name, text in {
         "syntax.py": "x = 1\ndef f(:\n",
         "empty.py": "x = 1\n",
+        "mainless.py": "from guest_kernel.guest import Guest\nclass Idle(Guest): pass\n",
         "two.py": "from guest_kernel.guest import Guest\nclass A(Guest): pass\nclass B(Guest): pass\n",
         "fails.py": "x = 0\n1 / x\n",
         "elf": "\x7fELF",
