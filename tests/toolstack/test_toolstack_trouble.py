@@ -85,7 +85,11 @@ def test_a_trace_that_has_lost_its_end(guests: Path, keep: int) -> None:
 
 @pytest.mark.parametrize("what", ["KeyboardInterrupt", "GeneratorExit", "BaseException('odd')", "SystemExit(0)"])
 @pytest.mark.parametrize(
-    "shape", ["async def main(self):\n    raise {}\n", "def __init__(self, kernel):\n    raise {}\n"]
+    "shape",
+    [
+        "async def main(self):\n    raise {}\n",
+        "def __init__(self, kernel):\n    raise {}\nasync def main(self):\n    self.print('never')\n",
+    ],
 )
 def test_whatever_a_guest_raises_is_its_own_end_only(guests: Path, what: str, shape: str) -> None:
     write_guest(guests, "bad", shape.format(what))
