@@ -1,0 +1,1 @@
+"""The verbs of the command `paravirt`, one module each."""

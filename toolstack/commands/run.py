@@ -1,0 +1,154 @@
+"""`paravirt run`: a host with a domain for each configuration."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+import trio
+
+from hypervisor.errors import InvariantError, ReplayError
+from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
+from toolstack.console_log import XEN_TAG, ConsoleLog
+from toolstack.errors import UsageError
+from toolstack.host import Host
+from toolstack.output import StandardOutput
+from toolstack.preparation import parse_nic
+from toolstack.report import HostResult, make_console, print_table
+from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_config
+
+
+@click.command()
+@click.argument("configs", metavar="GUEST.cfg...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--dom0",
+    "dom0",
+    metavar="CFG",
+    type=click.Path(path_type=Path),
+    help="Configuration of dom0 (memory, vcpus, extra).",
+)
+@click.option("--pcpus", type=click.IntRange(1, 256), default=1, show_default=True, help="Physical CPUs of the host.")
+@click.option(
+    "--memory",
+    metavar="MIB",
+    type=click.IntRange(1, 1 << 20),
+    help="Memory of the host in MiB. [default: as much as the domains need]",
+)
+@click.option(
+    "--time",
+    "clock",
+    type=click.Choice(["virtual", "real"]),
+    default="virtual",
+    show_default=True,
+    help="Virtual time jumps over idleness and is repeatable; real time follows the wall clock.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random: MAC addresses, the guests' own random numbers.",
+)
+@click.option(
+    "--schedule",
+    metavar="POLICY",
+    default="fifo",
+    show_default=True,
+    help="fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a trace).",
+)
+@click.option(
+    "--nic",
+    "nics",
+    metavar="BRIDGE=WIRE",
+    multiple=True,
+    help="A bridge of the host, and what its network card is plugged into: pcap:FILE (capture) or none.",
+)
+@click.option(
+    "--trace",
+    "trace_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Record every event of the host in FILE.",
+)
+@click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
+def run(
+    configs: tuple[Path, ...],
+    dom0: Path | None,
+    pcpus: int,
+    memory: int | None,
+    clock: str,
+    seed: int,
+    schedule: str,
+    nics: tuple[str, ...],
+    trace_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Run a host with a domain for each GUEST.cfg until all of them have ended.
+
+    The consoles of all domains are shown live, and at the end a table of what each domain used. Ctrl-C asks the guests
+    to shut down; a second one destroys them. Exits with 0, with 1 if a guest failed, with 2 if something in the
+    configuration is wrong.
+    """
+    output = StandardOutput()
+    try:
+        guests = [load_config(path) for path in configs]
+        host = Host(
+            memory_mib=memory,
+            pcpus=pcpus,
+            time=clock,
+            seed=seed,
+            schedule=schedule,
+            nics=[parse_nic(text) for text in nics],
+            trace_file=trace_file,
+            dom0=load_dom0_config(dom0) if dom0 is not None else None,
+            consoles=None if quiet else _console_log(guests, output),
+        )
+        output.on_loss = host.interrupt
+        with _interrupting(host):
+            result = trio.run(host.run, guests)
+    except (UsageError, ReplayError) as error:
+        raise OneSentence(str(error)) from None
+    except InvariantError as error:
+        click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)
+        sys.exit(EXIT_INTERNAL)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    _finish(result, output)
+
+
+def _console_log(guests: Sequence[DomainConfig], output: StandardOutput) -> ConsoleLog:
+    width = max(len(name) for name in (DOM0_NAME, XEN_TAG, *(guest.name for guest in guests)))
+    return ConsoleLog(output.write, width=min(width, 24), colour=output.is_terminal)
+
+
+@contextmanager
+def _interrupting(host: Host) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask the host for its end."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        if not host.is_on:
+            raise KeyboardInterrupt  # there is nothing to be shut down yet
+        click.echo("paravirt: shutting down (again: at once)", err=True)
+        host.interrupt()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    host.hears_interrupts = True
+    try:
+        yield
+    finally:
+        host.hears_interrupts = False
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _finish(result: HostResult, output: StandardOutput) -> None:
+    output.attempt(lambda: print_table(result, make_console()))
+    for domain in result.failures:
+        click.echo(f"paravirt: {domain.sentence}", err=True)
+    check_output(output)
+    sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)
