@@ -19,6 +19,7 @@ from hypervisor.mm import MemoryManager
 from hypervisor.multicall import MulticallOps
 from hypervisor.physdev import PhysdevOps
 from hypervisor.platform_op import PlatformOps
+from hypervisor.preempt import Preemption
 from hypervisor.python_vcpu import PythonVCpu
 from hypervisor.sched import Fifo, Policy, Scheduler
 from hypervisor.sched.scheduler import Costs
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 NR_HYPERCALLS = 64
 
 Handler = Callable[["VCpu", int, int, int, int, int], int]
-"""A hypercall: the calling vCPU and five raw 64-bit registers in, the signed result out. Never blocks."""
+"""A hypercall: the calling vCPU and five raw 64-bit registers in, the signed result out. Never blocks.
+
+Raises HypercallError for a guest's mistake, and `preempt.Continuation` when a long operation makes room for others."""
 
 
 class Hypervisor:
@@ -72,6 +75,7 @@ class Hypervisor:
 
         self.sched = Scheduler(self, machine.nr_pcpus, policy or Fifo(), costs or Costs())
         self.now = self.sched.now
+        self.preempt = Preemption(self)
         self.events = EventChannelOps(self)
         self.time = GuestTime(self)
         self.mm = MemoryManager(self)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import errno, xen
 from hypervisor.abi.tracepoints import HYPERCALL as TRACE_HYPERCALL
 from hypervisor.errors import HypercallError
-from hypervisor.guest_access import access_ok, copy_from_guest, write_u64
+from hypervisor.guest_access import access_ok, copy_from_guest, copy_to_guest, write_u64
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -30,10 +31,19 @@ class MulticallOps:
         if not access_ok(call_list):
             return -errno.EFAULT
         trace = self.hv.trace
-        for index in range(count & 0xFFFFFFFF):
+        count &= 0xFFFFFFFF
+        for index in range(count):
             address = call_list + index * ENTRY.size
+            if index and self.hv.preempt.check():
+                raise Continuation(HYPERCALL, address, count - index)
             op, _, *args = ENTRY.codec.unpack(copy_from_guest(vcpu, address, ENTRY.size))
-            result = self._call(vcpu, op, args[:5])
+            try:
+                result = self._call(vcpu, op, args[:5])
+            except Continuation as rest:
+                # The rest of the call takes the place of the entry.
+                left = rest.replace(tuple(args))
+                copy_to_guest(vcpu, address, ENTRY.codec.pack(op, rest.nr, *left))
+                raise Continuation(HYPERCALL, address, count - index) from None
             if trace is not None:
                 trace(vcpu.domain.domid, vcpu.vcpu_id, TRACE_HYPERCALL, op, *args[:5], result)
             write_u64(vcpu, address + RESULT, result & U64)

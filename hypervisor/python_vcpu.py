@@ -17,6 +17,7 @@ from hypervisor.abi.cpu import GeneralProtectionFault, Run
 from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import translate_load
+from hypervisor.preempt import Continuation, finish
 from hypervisor.vcpu import VCpu
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def _door(vcpu: PythonVCpu) -> Door:
             return handler(vcpu, a1, a2, a3, a4, a5)
         except HypercallError as error:
             return -error.errno
+        except Continuation as rest:
+            return finish(vcpu, rest, (a1, a2, a3, a4, a5))
 
     return hypercall, table.clear
 

@@ -172,6 +172,13 @@ class VCpu(ABC):
     def deliver_upcall(self) -> None:
         """Enter the guest's event callback if an unmasked upcall is pending."""
 
+    def must_interrupt(self) -> bool:
+        """Whether an interrupt waits that the vCPU would take amid a hypercall if that gave the processor back.
+
+        Not if it runs Python: it is interrupted between two stretches of guest code only.
+        """
+        return False
+
     @abstractmethod
     def callbacks_changed(self) -> None:
         """Take note that the guest has registered another entry point."""
