@@ -60,6 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
     Host.__init__ = host  # type: ignore[method-assign]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names with an address: processes that share the work (pytest-xdist) must find the same tests."""
+    for item in items:
+        if " object at 0x" in item.name:
+            raise pytest.UsageError(f"{item.nodeid}: give this parameter a name that is the same in each process")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     report = yield

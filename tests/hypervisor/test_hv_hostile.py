@@ -108,6 +108,9 @@ class AllThings:
     def __bool__(self) -> bool:
         raise RuntimeError("no truth here")
 
+    def __repr__(self) -> str:
+        return "AllThings()"
+
 
 @pytest.mark.parametrize("wish", ["long", -1, 1.5, [1], 1 << 70, AllThings(), True], ids=repr)
 def test_a_guest_that_asks_for_a_senseless_amount_of_computing_crashes_alone(world, wish):

@@ -20,10 +20,12 @@ PROGRAM = f"{sys.executable} -c 'from toolstack.cli import main; main()'"
 
 @pytest.fixture
 def guests(tmp_path: Path) -> Path:
-    """A directory with `good.cfg`, and `bad.cfg` of a guest file `bad.py` that is still to be written."""
-    for name in ("good", "bad"):
+    """A directory with `good.cfg`, `long.cfg`, and `bad.cfg` of a guest file `bad.py` that is still to be written."""
+    for name in ("good", "long", "bad"):
         (tmp_path / f"{name}.cfg").write_text(f"name = '{name}'\nmemory = 4\nkernel = '{name}.py'\n")
     write_guest(tmp_path, "good", "async def main(self):\n    self.print('fine')\n")
+    # Its trace as text is many times what a pipe holds: whoever writes that notices that nobody reads.
+    write_guest(tmp_path, "long", "async def main(self):\n    for _ in range(20000):\n        self.print('fine')\n")
     return tmp_path
 
 
@@ -48,7 +50,7 @@ def shell(directory: Path, command: str, **variables: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ("command", "code", "sentence"),
     [
-        ("paravirt trace t | head -1", 141, ""),
+        ("paravirt run long.cfg --trace t > /dev/null; paravirt trace t | head -1", 141, ""),
         ("paravirt trace t > /dev/full", 1, "paravirt: cannot write to standard output: No space left on device\n"),
         ("paravirt run good.cfg | true", 141, None),
         ("paravirt run good.cfg > /dev/full", 1, None),
