@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol, final
 
+from guest_kernel.hotplug import Changes, noted
 from guest_kernel.threads import WaitQueue
 
 SECTOR_SIZE = 512
@@ -284,6 +285,10 @@ class BlockRegistry:
         self.devices: dict[str, BlockDevice] = {}
         self._failures: dict[str, str] = {}
         self._changed = WaitQueue()
+        self.wanted: dict[str, int] = {}
+        """How many threads wait for each disk that is not there."""
+        self.changes = Changes()
+        """Tells of disks that come and go."""
 
     async def get(self, name: str) -> BlockDevice:
         """Return a disk, waiting until it is connected. Raises BlockError (ENXIO) if its driver gave it up."""
@@ -293,18 +298,28 @@ class BlockRegistry:
                 return device
             if name in self._failures:
                 raise BlockError(errno.ENXIO, f"{name}: {self._failures[name]}")
+            with noted(self.wanted, name):
+                await self._changed.wait()
+
+    async def gone(self, name: str) -> None:
+        """Wait until there is no disk of this name."""
+        while name in self.devices:
             await self._changed.wait()
 
     def attach(self, device: BlockDevice) -> None:
         """A driver has connected a disk: show it to the guest. The same device may be attached again."""
         self._failures.pop(device.name, None)
-        self.devices[device.name] = device
+        if self.devices.get(device.name) is not device:
+            self.devices[device.name] = device
+            self.changes.tell(device.name, present=True)
         self._changed.wake_all()
 
     def detach(self, device: BlockDevice) -> None:
         """A disk has been unplugged: no new user finds it."""
         if self.devices.get(device.name) is device:
             del self.devices[device.name]
+            self.changes.tell(device.name, present=False)
+            self._changed.wake_all()
 
     def give_up(self, name: str, why: str) -> None:
         """A driver could not connect a disk: who waits for it is told why."""

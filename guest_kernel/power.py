@@ -8,6 +8,7 @@ do with the domain.
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -31,10 +32,21 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 CONTROL = "control/shutdown"
-FEATURES = ("control/feature-poweroff", "control/feature-reboot")
-"""What the guest says it can do. It cannot suspend."""
-REQUESTS = {"poweroff": SHUTDOWN_poweroff, "halt": SHUTDOWN_poweroff, "reboot": SHUTDOWN_reboot}
+FEATURES = {"control/feature-poweroff": "1", "control/feature-reboot": "1", "control/feature-suspend": "0"}
+"""What the guest says it can and cannot do (docs/misc/xenstore-paths, ~/control/feature-*)."""
+REQUESTS = {
+    "poweroff": SHUTDOWN_poweroff,
+    "halt": SHUTDOWN_poweroff,
+    "reboot": SHUTDOWN_reboot,
+    "crash": SHUTDOWN_crash,
+}
 """What the toolstack may ask for, and the reason to end with."""
+REFUSED = {
+    "suspend": "this guest cannot suspend: it has no way to write down what its threads were doing",
+    "s3": "there is no ACPI S3 in a paravirtualized guest",
+    "s4": "there is no ACPI S4 in a paravirtualized guest",
+}
+"""Requests that are understood and refused."""
 PROGRAM_TIMEOUT_NS = 1_000_000_000
 """A cancelled program that has not ended after this time is left behind."""
 HOOK_TIMEOUT_NS = 30_000_000_000
@@ -56,6 +68,8 @@ class Power:
         """The thread that carries out an orderly end."""
         self.program: Thread | None = None
         """The thread of the guest's own program."""
+        self.cause = ""
+        """Why the domain crashes, in a few words and with the line of the guest's code: for a person outside."""
 
     def on_shutdown(self, hook: Hook, *, late: bool = False) -> None:
         """Run `hook` before an orderly end: the last one registered first, a `late` one after those before it."""
@@ -72,9 +86,14 @@ class Power:
         """End the domain in order, and ask the toolstack to start it again."""
         await self._shutdown(SHUTDOWN_reboot)
 
+    def reboot_at_once(self) -> None:
+        """End the domain without order: nothing is closed or written. Returns; nothing else runs after that."""
+        self._kernel.scheduler.take_over(self.stop(SHUTDOWN_reboot))
+
     async def crash(self, why: str = "") -> NoReturn:
         """End the domain at once, as a failure."""
-        await take_over(self._last_words(f"crash requested: {why}\n" if why else "crash requested\n"))
+        self.cause = f"crash requested{f': {why}' if why else ''}"
+        await take_over(self._last_words(f"{self.cause}\n"))
         raise AssertionError("unreachable")
 
     def thread_failed(self, thread: Thread, failure: BaseException) -> None:
@@ -89,6 +108,7 @@ class Power:
 
         Returns; nothing but the end runs after that. Callable from upcall handlers.
         """
+        self.cause = describe_failure(failure)
         text = f"Kernel panic: {what}\n{format_failure(failure)}"
         self._kernel.scheduler.take_over(self._last_words(text))
 
@@ -145,10 +165,13 @@ class Power:
             kernel.console.write(f"shutdown: a hook failed, going on\n{format_failure(failure)}")
 
     async def watch_control(self) -> None:
-        """Obey `control/shutdown`: a thread of each domain that has a xenstore."""
+        """Obey `control/shutdown`: a thread of each domain that has a xenstore.
+
+        A request that the guest will not carry out is not acknowledged, as in Linux: a toolstack that waits sees it.
+        """
         kernel = self._kernel
         client = kernel.xenbus
-        offers = [client.submit(XS_WRITE, wire.join(path) + b"1", path) for path in FEATURES]
+        offers = [client.submit(XS_WRITE, wire.join(path) + wire.to_bytes(can), path) for path, can in FEATURES.items()]
         watch = await client.watch(CONTROL)
         for offer in offers:
             # Without these nodes, or the right to write them, the toolstack does not want to know.
@@ -159,18 +182,26 @@ class Power:
             if not await client.read_or_none(CONTROL):
                 continue  # the first event, or the one of our own acknowledgement
             request = await client.transact(_take_request)
-            reason = REQUESTS.get(request)
-            if reason is not None:
-                kernel.console.printk(f"control/shutdown: {request}")
-                await self._shutdown(reason)
-            elif request:
-                kernel.console.printk(f"control/shutdown: this guest does not know how to {request!r}, ignored")
+            if request:
+                await self._obey(request)
+
+    async def _obey(self, request: str) -> None:
+        console = self._kernel.console
+        reason = REQUESTS.get(request)
+        if reason is None:
+            why = REFUSED.get(request, "this guest knows no such request")
+            console.printk(f"control/shutdown: {request!r} is refused: {why}")
+        elif reason == SHUTDOWN_crash:
+            await self.crash("by control/shutdown")
+        else:
+            console.printk(f"control/shutdown: {request}")
+            await self._shutdown(reason)
 
 
 async def _take_request(transaction: Transaction) -> str:
-    """Read the request and acknowledge it by emptying the node."""
+    """Read the request, and acknowledge one that can be carried out by emptying the node."""
     request = await transaction.read_or_none(CONTROL)
-    if request:
+    if request in REQUESTS:
         await transaction.write(CONTROL, "")
     return request or ""
 
@@ -191,6 +222,21 @@ def format_failure(failure: BaseException) -> str:
         if own:
             shown.stack = traceback.StackSummary.from_list(shown.stack[: own[-1] + 1])
     return "".join(shown.format())
+
+
+def describe_failure(failure: BaseException) -> str:
+    """Return in a few words what failed and where: `ValueError: no good (at guest.py:7)`, the guest's own line."""
+    lines = "".join(traceback.format_exception_only(failure)).splitlines()
+    text = lines[-1] if lines else type(failure).__name__
+    places = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(failure.__traceback__)
+        if not _is_kernel(frame) and not is_library(frame)
+    ]
+    if isinstance(failure, SyntaxError) or not places:
+        return text
+    file, line = places[-1]
+    return f"{text} (at {os.path.basename(file)}:{line})"
 
 
 def _is_kernel(frame: FrameType) -> bool:

@@ -49,6 +49,10 @@ OVERHEAD_KIB_PER_DOMAIN = 256
 GC_THRESHOLDS = (50_000, 20, 100)
 """How rarely Python is to look for cycles: what a host allocates lives as long as its domains do, and with a thousand
 of them looking again and again at all of it would be a third of the work."""
+KEPT_LIVES = 16
+"""Lives of a domain that is preserved and restarted (rename-restart) for which a host of automatic size has room."""
+KEPT_MIB = 4096
+"""... as long as that is not more than this: Xen's books of the memory are not free."""
 STEPS = 500
 """Stretches of guest code between two looks at the world outside (trio)."""
 
@@ -218,10 +222,18 @@ class Host:
         self._asked_idle = True
         for live in self.lifecycle.live.values():
             if not live.over and not live.plan.config.driver_domain:
-                self.results[
-                    live.plan.config.name
-                ].message = f"{live.name}: everything in this guest waits for something that cannot happen any more"
+                self.results[live.plan.config.name].message = f"{live.name}: {self._why_idle(live.domid)}"
         self._type("shutdown\n")
+
+    def _why_idle(self, domid: int) -> str:
+        """Say what a guest waits for in vain: a device that it does not have, if that is known."""
+        kernel = self.kernels.get(domid)
+        if kernel is not None and kernel.block.wanted:
+            return _waits_for("disk", kernel.block.wanted, kernel.block.devices)
+        net = None if kernel is None else kernel.__dict__.get("net")
+        if net is not None and net.wanted:
+            return _waits_for("interface", net.wanted, net.interfaces)
+        return "everything in this guest waits for something that cannot happen any more"
 
     # -- assembly -------------------------------------------------------------------------------------------------
 
@@ -255,6 +267,7 @@ class Host:
         overhead = XEN_MEMORY_MIB + (OVERHEAD_KIB_PER_DOMAIN * len(plans) >> 10)
         needed = self.dom0.memory + domains + overhead
         if self.memory_mib is None:
+            needed += sum(_kept_mib(plan.config) for plan in plans)
             # Xen keeps books of every frame: 1/512 of memory is the M2P alone.
             return needed + (needed >> 7) + 2
         if self.memory_mib < needed:
@@ -359,7 +372,9 @@ class Host:
         if domain is not None:
             result.usage.add(usage_of(domain))
         result.usage.add(self._traffic(live.domid))
-        self.kernels.pop(live.domid, None)
+        kernel = self.kernels.pop(live.domid, None)
+        if reason == CRASH and kernel is not None and kernel.power.cause:
+            result.message = result.message or f"{live.name} crashed: {kernel.power.cause}"
         self.consoles.finish(live.name)
 
     def failed(self, plan: DomainPlan, message: str) -> None:
@@ -420,6 +435,21 @@ class Host:
         sched.running = None
         self.hv.domain_ops.crash(vcpu.domain, why)
         sched.forget(vcpu)
+
+
+def _kept_mib(config: DomainConfig) -> int:
+    """Return how much memory the former lives of a domain may come to occupy."""
+    actions = (config.on_poweroff, config.on_reboot, config.on_crash, config.on_watchdog)
+    if "rename-restart" not in actions:
+        return 0
+    return min(KEPT_LIVES, max(1, KEPT_MIB // config.memory)) * (config.memory + 1)
+
+
+def _waits_for(what: str, wanted: Iterable[str], there: Iterable[str]) -> str:
+    """Return `it waits for the disk 'xvdb', which it does not have (it has xvda)`."""
+    names = ", ".join(repr(name) for name in sorted(wanted))
+    has = ", ".join(sorted(there)) or "none"
+    return f"it waits for the {what} {names}, which it does not have (it has {has})"
 
 
 def _policy(text: str) -> Policy:

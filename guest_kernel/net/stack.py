@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import dpkt
 
+from guest_kernel.hotplug import Changes, noted
 from guest_kernel.net.addresses import ip_from_text, ip_to_text
 from guest_kernel.net.device import NetDevice
 from guest_kernel.net.errors import NetError, PingTimeout
@@ -34,7 +35,11 @@ class NetStack:
         self._echoes: dict[tuple[bytes, int, int], Event] = {}
         self._sequence = 0
         self._ephemeral = FIRST_EPHEMERAL
-        self._attached = WaitQueue()
+        self._changed = WaitQueue()
+        self.wanted: dict[str, int] = {}
+        """How many threads wait for each interface that is not there."""
+        self.changes = Changes()
+        """Tells of interfaces that come and go."""
 
     # -- devices --------------------------------------------------------------------------------------------------
 
@@ -46,7 +51,8 @@ class NetStack:
             interface.configure(address)
             interface.announce()
         self.interfaces[device.name] = interface
-        self._attached.wake_all()
+        self.changes.tell(device.name, present=True)
+        self._changed.wake_all()
         return interface
 
     def detach(self, device: NetDevice) -> None:
@@ -54,14 +60,22 @@ class NetStack:
         interface = self.interfaces.get(device.name)
         if interface is not None and interface.device is device:
             del self.interfaces[device.name]
+            self.changes.tell(device.name, present=False)
+            self._changed.wake_all()
             if interface.address is not None:
                 self._addresses[device.name] = str(interface.address)
 
     async def interface(self, name: str = "eth0") -> Interface:
         """Return an interface, waiting until its device is there."""
         while name not in self.interfaces:
-            await self._attached.wait()
+            with noted(self.wanted, name):
+                await self._changed.wait()
         return self.interfaces[name]
+
+    async def gone(self, name: str) -> None:
+        """Wait until there is no interface of this name."""
+        while name in self.interfaces:
+            await self._changed.wait()
 
     def route(self, destination: bytes) -> Interface:
         """Return the interface on whose network an address is. Raises NetError."""

@@ -49,7 +49,8 @@ class Store:
         self.ring = ServerRing(page)
         self.write(HOME, "", f"n{1}")
         self.write(f"{HOME}/control/shutdown", "", "n1")
-        self.write(f"{HOME}/control/feature-poweroff", "", "n1")
+        for key in ("feature-poweroff", "feature-reboot", "feature-suspend", "sysrq"):
+            self.write(f"{HOME}/control/{key}", "", "n1")
         self.server.introduce(1, 1, 1)
         machine.store = lambda _: self.serve()
 
@@ -127,15 +128,53 @@ def test_a_request_that_was_there_before_boot_is_seen() -> None:
     assert booted.run().shutdown == SHUTDOWN_poweroff
 
 
-def test_suspend_and_nonsense_are_acknowledged_and_refused() -> None:
+def test_what_the_guest_will_not_do_is_refused_and_not_acknowledged() -> None:
+    """As in Linux (drivers/xen/manage.c): who waits for the acknowledgement sees that there is none."""
     booted, store = boot(for_ever)
     booted.run(until=10**6)
-    for request_ in ("suspend", "explode"):
+    assert store.read(f"{HOME}/control/feature-suspend") == "0"
+    for request_, why in (("suspend", "cannot suspend"), ("s3", "no ACPI S3"), ("explode", "knows no such request")):
         store.write(f"{HOME}/control/shutdown", request_)
         booted.run(until=10**6)
-        assert store.read(f"{HOME}/control/shutdown") == ""
-        assert f"does not know how to '{request_}'" in booted.machine.read_console().decode()
+        assert store.read(f"{HOME}/control/shutdown") == request_
+        console = booted.machine.read_console().decode()
+        assert f"control/shutdown: '{request_}' is refused: " in console
+        assert why in console
     assert booted.machine.shutdown is None
+    # A refusal is not the end of the conversation.
+    store.write(f"{HOME}/control/shutdown", "poweroff")
+    assert booted.run().shutdown == SHUTDOWN_poweroff
+
+
+def test_a_crash_can_be_asked_for() -> None:
+    booted, store = boot(for_ever)
+    booted.run(until=10**6)
+    store.write(f"{HOME}/control/shutdown", "crash")
+    assert booted.run().shutdown == SHUTDOWN_crash
+    assert store.read(f"{HOME}/control/shutdown") == ""
+    assert b"crash requested: by control/shutdown" in booted.machine.read_console()
+
+
+@pytest.mark.parametrize(
+    ("letter", "said", "reason"),
+    [
+        ("h", "sysrq: HELP : reboot(b) crash(c)", None),
+        ("s", "sysrq: emergency sync complete", None),
+        ("t", "sysrq: thread main", None),
+        ("m", "pages are free", None),
+        ("b", "sysrq: reboot", SHUTDOWN_reboot),
+        ("o", "sysrq: poweroff", SHUTDOWN_poweroff),
+        ("c", "crash requested: by sysrq", SHUTDOWN_crash),
+    ],
+)
+def test_sysrq(letter: str, said: str, reason: int | None) -> None:
+    booted, store = boot(for_ever)
+    booted.run(until=10**6)
+    store.write(f"{HOME}/control/sysrq", letter)
+    booted.run(until=10**6)
+    assert store.read(f"{HOME}/control/sysrq") == ""
+    assert said in booted.machine.read_console().decode()
+    assert booted.machine.shutdown == reason
     booted.code.close()
 
 

@@ -150,7 +150,7 @@ def test_a_failing_guest_is_exit_code_1(host: Path) -> None:
     done = paravirt(host, "run", "guest1.cfg", "guest2.cfg")
     assert done.returncode == 1
     assert "guest2   | NameError: name 'nonsense' is not defined\n" in done.stdout
-    assert "paravirt: guest2 crashed: NameError: name 'nonsense' is not defined\n" in done.stderr
+    assert "paravirt: guest2 crashed: NameError: name 'nonsense' is not defined (at guest2.py:19)\n" in done.stderr
     assert HEADER in squeeze(done.stdout)
 
 

@@ -115,7 +115,7 @@ def test_a_guest_that_fails_does_not_hurt_the_others(bench: Bench) -> None:
     assert result.exit_code == 1
     assert [domain.name for domain in result.failures] == ["bad"]
     assert bench.of(result, "bad").reason == "crash"
-    assert bench.of(result, "bad").sentence == "bad crashed: ValueError: no good"
+    assert bench.of(result, "bad").sentence == "bad crashed: ValueError: no good (at bad.py:7)"
     assert "bad | before\n" in bench.lines
     assert "bad | ValueError: no good\n" in bench.lines
     assert "good | still here\n" in bench.lines
@@ -185,6 +185,17 @@ def test_rename_restart_keeps_the_old_one_under_another_name(bench: Bench) -> No
     assert values[b"/vm/" + old + b"/name"] == b"old-1"
 
 
+@pytest.mark.leaves_live_host("the old guests are to be preserved after their ends, for somebody to look at")
+def test_rename_restart_has_room_for_many_lives(bench: Bench) -> None:
+    body = "await self.sleep(2)\nif lives < 10:\n    await self.kernel.power.reboot()"
+    guest = bench.guest("many", body, 'on_reboot = "rename-restart"', head=COUNT_LIVES)
+    (bench.directory / "many.lives").write_text("-1")
+    bench.host = Host()
+    result = trio.run(bench.host.run, [guest])
+    assert (result.exit_code, bench.of(result, "many").lives) == (0, 10)
+    assert sorted(bench.host.hv.domains) == list(range(10))
+
+
 def test_a_device_that_its_backend_refuses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk controller that the nodes name is not there."""
     bench.image("d.img")
@@ -205,6 +216,19 @@ def test_a_guest_that_waits_for_ever(bench: Bench) -> None:
         "stuck: everything in this guest waits for something that cannot happen any more"
     )
     assert (result.exit_code, bench.of(result, "stuck").reason) == (1, "poweroff")
+
+
+def test_a_guest_that_waits_for_a_device_that_it_does_not_have(bench: Bench) -> None:
+    bench.image("d.img")
+    disk = bench.guest("disk", 'await self.disk("xvdb")', 'disk = ["d.img,raw,xvda,rw"]')
+    net = bench.guest("net", 'await self.net.interface("eth0")')
+    result = bench.run(disk, net)
+    assert bench.of(result, "disk").message == (
+        "disk: it waits for the disk 'xvdb', which it does not have (it has xvda)"
+    )
+    assert bench.of(result, "net").message == (
+        "net: it waits for the interface 'eth0', which it does not have (it has none)"
+    )
 
 
 def test_a_guest_that_awaits_trio(bench: Bench) -> None:
