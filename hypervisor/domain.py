@@ -9,6 +9,8 @@ from hypervisor.abi.cpu import Image
 
 if TYPE_CHECKING:
     from hypervisor.event_channel.channel import Channel
+    from hypervisor.event_channel.fifo import Fifo
+    from hypervisor.event_channel.port_ops import PortOps
     from hypervisor.grant_table import GrantTable
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.machine.timers import Timer
@@ -31,6 +33,7 @@ class Domain:
         "active_ports",
         "domid",
         "events_sent",
+        "fifo",
         "grant_table",
         "handle",
         "hv",
@@ -49,6 +52,7 @@ class Domain:
         "pirqs",
         "pollers",
         "port_hint",
+        "port_ops",
         "ports",
         "set_pending",
         "shared_info_mfn",
@@ -94,7 +98,12 @@ class Domain:
         self.port_hint = 1
         """No port below this one is free."""
         self.events_sent = 0
+        self.port_ops: PortOps
+        """The event ABI that the domain uses: two-level at first."""
         self.set_pending: Callable[[Channel], None]
+        """`port_ops.set_pending`, for those who are in a hurry."""
+        self.fifo: Fifo | None = None
+        """The FIFO event ABI, if the domain has chosen it."""
         self.pollers = 0
         """How many vCPUs sit in SCHEDOP_poll."""
         self.grant_table: GrantTable

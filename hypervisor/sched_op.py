@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, sched, xen
-from hypervisor.event_channel import two_level
 from hypervisor.event_channel.channel import FREE
+from hypervisor.event_channel.port_table import lookup
 from hypervisor.guest_access import access_ok, copy_from_guest, read_u32
 from hypervisor.vcpu import VPF_BLOCKED
 
@@ -94,10 +94,10 @@ class SchedOps:
         ports = []
         for index in range(op.nr_ports):
             port = read_u32(vcpu, op.ports + 4 * index)
-            channel = self.hv.events.lookup(vcpu.domain, port)
+            channel = lookup(vcpu.domain, port)
             if channel.state == FREE:
                 return -errno.EINVAL
-            if two_level.is_pending(channel):
+            if vcpu.domain.port_ops.is_pending(channel):
                 return 0
             ports.append(port)
         # A time before the host was switched on (the argument is signed), or one that has passed: over at once.

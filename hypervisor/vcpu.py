@@ -9,6 +9,7 @@ from hypervisor.abi import xen
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
+    from hypervisor.event_channel.fifo import Queue
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.machine.timers import Timer
 
@@ -74,6 +75,7 @@ class VCpu(ABC):
         "context",
         "created",
         "domain",
+        "event_queues",
         "hv",
         "hypercalls",
         "info",
@@ -153,6 +155,8 @@ class VCpu(ABC):
         self.sent_at: tuple[int, int, int, int] = (-1, -1, -1, -1)
         """The last argument of EVTCHNOP_send: its address, its page, the TLB's answer, its index in `Memory.i`."""
         self.time_area: int = 0
+        self.event_queues: tuple[Queue, ...] = ()
+        """FIFO event ABI: the queues of its control block; none as long as it has registered none."""
         self.virq_to_port: list[Any] = [0] * NR_VIRQS
 
     def place_info(self, maddr: int) -> None:

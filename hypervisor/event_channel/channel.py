@@ -8,6 +8,7 @@ from hypervisor.abi import xen
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
+    from hypervisor.event_channel.fifo import Queue
     from hypervisor.vcpu import VCpu
 
 FREE, RESERVED, UNBOUND, INTERDOMAIN, PIRQ, VIRQ, IPI = range(7)
@@ -25,7 +26,8 @@ class Channel:
 
     `word` and `bit` say where its pending and mask bits are: `word` is the index of the 64-bit word in the two-level
     bitmaps, `pending_at` and `mask_at` the places of those words in machine memory (as 64-bit indices). shared_info is
-    a frame of Xen's own and never moves, so writes to it are not marked in `Memory.written`.
+    a frame of Xen's own and never moves, so writes to it are not marked in `Memory.written`. Ports from 4096 on have no
+    such bits: they exist under the FIFO ABI only.
     """
 
     __slots__ = (
@@ -35,13 +37,17 @@ class Channel:
         "mask_at",
         "number",
         "peer",
+        "pending",
         "pending_at",
         "port",
+        "priority",
+        "queue",
         "remote_domid",
         "selector",
         "state",
         "vcpu",
         "word",
+        "word_at",
     )
 
     def __init__(self, domain: Domain, port: int, vcpu: VCpu) -> None:
@@ -60,6 +66,13 @@ class Channel:
         self.remote_domid = 0
         self.number = 0
         """VIRQ or PIRQ number."""
+        self.word_at = -1
+        """FIFO ABI: where the event word is, as a 32-bit index into machine memory; negative while there is none."""
+        self.priority = 0
+        self.queue: Queue | None = None
+        """FIFO ABI: the queue that the port was put on last."""
+        self.pending = False
+        """FIFO ABI: was raised while there was no event word to show it."""
         self.consumer = False
         """Xen itself listens: a guest may neither close nor use this port."""
 

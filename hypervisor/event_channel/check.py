@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from hypervisor.abi.event_channel import EVTCHN_FIFO_LINK_MASK
 from hypervisor.errors import InvariantError
-from hypervisor.event_channel.channel import FREE, INTERDOMAIN, IPI, PIRQ, PORTS_PER_BUCKET, UNBOUND, VIRQ, Channel
+from hypervisor.event_channel import fifo
+from hypervisor.event_channel.channel import (
+    FREE,
+    INTERDOMAIN,
+    IPI,
+    PIRQ,
+    PORTS_PER_BUCKET,
+    UNBOUND,
+    VIRQ,
+    Channel,
+)
 from hypervisor.event_channel.ops import is_global_virq
 
 if TYPE_CHECKING:
@@ -18,6 +30,7 @@ def check_events(hv: Hypervisor) -> None:
     for domain in hv.domains.values():
         _check_ports(domain)
         _check_maps(domain)
+        _check_fifo(domain)
         pollers = sum(vcpu.poll_ports is not None for vcpu in domain.online_vcpus())
         _expect(pollers == domain.pollers, f"{domain} counts {domain.pollers} polling vCPUs and has {pollers}")
         if domain.is_dying:
@@ -26,6 +39,33 @@ def check_events(hv: Hypervisor) -> None:
         _expect(vcpu.queued and not vcpu.pause_flags, f"{vcpu} is on the run queue and may not run")
         _expect(hv.domains.get(vcpu.domain.domid) is vcpu.domain, f"{vcpu} is on the run queue and does not exist")
     _expect(len(set(hv.sched.run_queue)) == len(hv.sched.run_queue), "a vCPU is twice on the run queue")
+
+
+def check_queues(hv: Hypervisor) -> None:
+    """Raise InvariantError unless every queue of the FIFO ABI is a list from its head to its tail, as guests read it.
+
+    For guests that keep to the rules and take whole queues at a time only: one that has taken half of a queue keeps its
+    head to itself, and one that writes nonsense into event words has nonsense for queues.
+    """
+    words = hv.memory.i
+    for domain in hv.domains.values():
+        seen: set[int] = set()
+        for vcpu in domain.online_vcpus():
+            for queue in vcpu.event_queues:
+                if not words[queue.ready_at] & queue.bit:
+                    continue
+                port = words[queue.head_at]
+                while True:
+                    _expect(0 < port < len(domain.ports), f"port {port} is on a queue of {vcpu} and does not exist")
+                    channel = domain.ports[port]
+                    word = words[channel.word_at]
+                    _expect(bool(word & fifo.LINKED), f"{channel} is on a queue and is not linked")
+                    _expect(port not in seen, f"{channel} is twice on a queue")
+                    _expect(channel.queue is queue, f"{channel} is on another queue than it was put on")
+                    seen.add(port)
+                    if port == queue.tail:
+                        break
+                    port = word & EVTCHN_FIFO_LINK_MASK
 
 
 def _expect(true: bool, otherwise: str) -> None:
@@ -66,6 +106,27 @@ def _check_channel(channel: Channel) -> None:
         _expect(bound, f"{channel} is not found as VIRQ {channel.number}")
     else:
         _expect(state in (UNBOUND, IPI, PIRQ), f"{channel} is in state {state}")
+
+
+def _check_fifo(domain: Domain) -> None:
+    """What Xen knows of event words and queues; what is in the words is the guest's affair."""
+    own = domain.fifo
+    _expect((domain.port_ops is own) == (own is not None), f"{domain} uses another event ABI than it has chosen")
+    pages = [] if own is None else own.pages
+    blocks = {} if own is None else own.control_blocks
+    held = Counter(domain.hv.mm.held[domain.domid])
+    missing = Counter([*pages, *blocks.values()]) - held
+    _expect(not missing, f"{domain} uses event pages that it does not hold: {sorted(missing)}")
+    for channel in domain.ports:
+        page, word = divmod(channel.port, fifo.WORDS_PER_PAGE)
+        at = (pages[page] << 10) + word if page < len(pages) else fifo.NO_WORD
+        _expect(channel.word_at == at, f"the event word of {channel} is looked for in the wrong place")
+    for vcpu in domain.online_vcpus():
+        _expect(bool(vcpu.event_queues) == (vcpu in blocks), f"{vcpu} has queues or a control block, but not both")
+        for queue in vcpu.event_queues:
+            where = blocks[vcpu]
+            _expect(queue.ready_at >> 10 == where == queue.head_at >> 10, f"a queue of {vcpu} is outside its block")
+            _expect(not queue.tail or domain.ports[queue.tail].queue is queue, f"{vcpu} has a tail of another queue")
 
 
 def _check_maps(domain: Domain) -> None:

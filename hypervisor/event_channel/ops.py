@@ -9,23 +9,25 @@ from hypervisor.abi import errno, xen
 from hypervisor.abi import event_channel as abi
 from hypervisor.abi.tracepoints import IRQ, TIMER
 from hypervisor.errors import HypercallError
-from hypervisor.event_channel import two_level
+from hypervisor.event_channel import fifo, port_table
 from hypervisor.event_channel.channel import (
     FREE,
     INTERDOMAIN,
     IPI,
     PIRQ,
-    PORTS_PER_BUCKET,
     UNBOUND,
     VIRQ,
     Channel,
 )
+from hypervisor.event_channel.port_table import allocate, lookup, unallocate
+from hypervisor.event_channel.two_level import TwoLevel
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, read_u32
 from hypervisor.machine.interrupts import NR_IRQS
 from hypervisor.vcpu import NR_VIRQS
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
+    from hypervisor.event_channel.port_ops import PortOps
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
@@ -60,7 +62,8 @@ class EventChannelOps:
 
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
-        self._set_pending = two_level.make_set_pending(hv)
+        self._two_level = TwoLevel(hv)
+        self._fifo_set_pending = fifo.make_set_pending(hv)
         self._handlers: dict[int, Callable[[VCpu, int], int]] = {
             abi.EVTCHNOP_bind_interdomain: self._bind_interdomain,
             abi.EVTCHNOP_bind_virq: self._bind_virq,
@@ -73,6 +76,7 @@ class EventChannelOps:
             abi.EVTCHNOP_unmask: self._unmask,
             abi.EVTCHNOP_reset: self._reset,
             EVTCHNOP_reset_cont: self._reset_cont,
+            abi.EVTCHNOP_init_control: self._init_control,
             abi.EVTCHNOP_expand_array: self._expand_array,
             abi.EVTCHNOP_set_priority: self._set_priority,
         }
@@ -85,7 +89,6 @@ class EventChannelOps:
         handlers = self._handlers
         send_op = abi.EVTCHNOP_send
         words = self.hv.memory.i
-        set_pending = self._set_pending
 
         def do_event_channel_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
             if cmd == send_op:
@@ -122,7 +125,6 @@ class EventChannelOps:
                 return 0
             return 0 if state == UNBOUND else -errno.EINVAL
 
-        self.set_pending = set_pending
         return do_event_channel_op
 
     def _compat_op(self, vcpu: VCpu, arg: int, _a2: int, _a3: int, _a4: int, _a5: int) -> int:
@@ -136,67 +138,31 @@ class EventChannelOps:
 
     def init_domain(self, domain: Domain) -> None:
         """Give a new domain its (two-level) event ABI. Port 0 exists and is never valid."""
-        domain.set_pending = self._set_pending
+        self._use(domain, self._two_level)
         domain.ports = []
 
     def init_ports(self, domain: Domain) -> None:
         """Make the first bucket of ports, once vCPU 0 exists to be notified."""
         if not domain.ports:
-            self._grow(domain)
-            domain.port_hint = 1
+            port_table.grow(domain)
 
     def destroy_domain(self, domain: Domain) -> None:
-        """Close every port of a dying domain."""
+        """Close every port of a dying domain, and give its event pages back."""
         for channel in domain.ports:
             if channel.state != FREE:
                 self.close_channel(channel)
-
-    # -- allocation -----------------------------------------------------------------------------------------------
-
-    def _grow(self, domain: Domain) -> None:
-        vcpu0 = domain.vcpus[0]
-        assert vcpu0 is not None
-        start = len(domain.ports)
-        domain.ports.extend(Channel(domain, port, vcpu0) for port in range(start, start + PORTS_PER_BUCKET))
-
-    def allocate(self, domain: Domain) -> Channel:
-        """Return the lowest free port of a domain. Raises ENOSPC when it has used up what it may have."""
-        if domain.is_dying or not domain.vcpus or domain.vcpus[0] is None:
-            raise HypercallError(errno.EINVAL)
-        limit = min(domain.max_evtchn_port, two_level.MAX_PORTS - 1)
-        ports = domain.ports
-        port = self._lowest_free(domain)
-        if port > limit:
-            raise HypercallError(errno.ENOSPC)
-        if port >= len(ports):
-            self._grow(domain)
-        channel = ports[port]
-        domain.active_ports += 1
-        domain.port_hint = port + 1
-        return channel
+        self._leave_fifo(domain)
 
     @staticmethod
-    def _unallocate(channel: Channel) -> None:
-        domain = channel.domain
-        channel.state = FREE
-        channel.peer = None
-        channel.vcpu = domain.ports[0].vcpu
-        domain.active_ports -= 1
-        domain.port_hint = min(domain.port_hint, channel.port)
+    def _use(domain: Domain, port_ops: PortOps) -> None:
+        domain.port_ops = port_ops
+        domain.set_pending = port_ops.set_pending
 
-    @staticmethod
-    def _lowest_free(domain: Domain) -> int:
-        ports = domain.ports
-        for port in range(domain.port_hint, len(ports)):
-            if ports[port].state == FREE:
-                return port
-        return max(len(ports), 1)
-
-    def lookup(self, domain: Domain, port: int) -> Channel:
-        """Return a port of a domain that is in the table, used or not. Raises EINVAL."""
-        if not 0 <= port < len(domain.ports):
-            raise HypercallError(errno.EINVAL)
-        return domain.ports[port]
+    def _leave_fifo(self, domain: Domain) -> None:
+        if domain.fifo is not None:
+            domain.fifo.destroy()
+            domain.fifo = None
+            self._use(domain, self._two_level)
 
     def _check_control(self, vcpu: VCpu, domain: Domain) -> None:
         if not self.hv.may_control(vcpu.domain, domain):
@@ -208,9 +174,9 @@ class EventChannelOps:
         op = abi.evtchn_alloc_unbound.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_alloc_unbound.size))
         domain = self.hv.resolve(vcpu, op.dom)
         # Privilege is looked at last: who asks for a port of a dying or full domain hears of that.
-        channel = self.allocate(domain)
+        channel = allocate(domain)
         if not self.hv.may_control(vcpu.domain, domain):
-            self._unallocate(channel)
+            unallocate(channel)
             return -errno.EPERM
         channel.state = UNBOUND
         channel.remote_domid = vcpu.domain.domid if op.remote_dom == xen.DOMID_SELF else op.remote_dom
@@ -225,10 +191,10 @@ class EventChannelOps:
         remote = self.hv.domains.get(remote_domid)
         if remote is None:
             raise HypercallError(errno.ESRCH)
-        channel = self.allocate(local)
+        channel = allocate(local)
         peer = remote.ports[op.remote_port] if op.remote_port < len(remote.ports) else None
         if peer is None or peer.state != UNBOUND or peer.remote_domid != local.domid:
-            self._unallocate(channel)
+            unallocate(channel)
             raise HypercallError(errno.EINVAL)
         channel.state = peer.state = INTERDOMAIN
         channel.peer, peer.peer = peer, channel
@@ -249,7 +215,7 @@ class EventChannelOps:
             raise HypercallError(errno.ENOENT)
         if target.virq_to_port[op.virq]:
             raise HypercallError(errno.EEXIST)
-        channel = self.allocate(vcpu.domain)
+        channel = allocate(vcpu.domain)
         channel.state = VIRQ
         channel.number = op.virq
         channel.vcpu = target
@@ -263,7 +229,7 @@ class EventChannelOps:
         target = vcpu.domain.vcpu(op.vcpu)
         if target is None:
             raise HypercallError(errno.ENOENT)
-        channel = self.allocate(vcpu.domain)
+        channel = allocate(vcpu.domain)
         channel.state = IPI
         channel.vcpu = target
         op.port = channel.port
@@ -279,7 +245,7 @@ class EventChannelOps:
             raise HypercallError(errno.EPERM)
         if domain.pirqs[op.pirq] is not None:
             raise HypercallError(errno.EEXIST)
-        channel = self.allocate(domain)
+        channel = allocate(domain)
         channel.state = PIRQ
         channel.number = op.pirq
         domain.pirqs[op.pirq] = channel
@@ -288,7 +254,7 @@ class EventChannelOps:
         except ValueError:
             # Another domain listens to this line already: it was not bound as shareable.
             domain.pirqs[op.pirq] = None
-            self._unallocate(channel)
+            unallocate(channel)
             raise HypercallError(errno.EBUSY) from None
         op.port = channel.port
         copy_to_guest(vcpu, arg, abi.evtchn_bind_pirq.pack(op))
@@ -306,7 +272,7 @@ class EventChannelOps:
 
     def _close(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_close.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_close.size))
-        channel = self.lookup(vcpu.domain, op.port)
+        channel = lookup(vcpu.domain, op.port)
         if channel.state == FREE or channel.consumer:
             raise HypercallError(errno.EINVAL)
         self.close_channel(channel)
@@ -328,13 +294,14 @@ class EventChannelOps:
             # (After PHYSDEVOP_unmap_pirq it is not: the line may be somebody else's already.)
             self.hv.machine.interrupts.disconnect(channel.number)
             channel.domain.pirqs[channel.number] = None
-        self._unallocate(channel)
-        two_level.clear_pending(channel)
+        if not channel.consumer:
+            channel.domain.port_ops.clear_pending(channel)
+        unallocate(channel)
 
     def _status(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_status.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_status.size))
         domain = self.hv.resolve(vcpu, op.dom)
-        channel = self.lookup(domain, op.port)
+        channel = lookup(domain, op.port)
         if channel.consumer:
             return -errno.EACCES
         self._check_control(vcpu, domain)
@@ -357,7 +324,7 @@ class EventChannelOps:
         target = vcpu.domain.vcpu(op.vcpu)
         if target is None:
             raise HypercallError(errno.ENOENT)
-        channel = self.lookup(vcpu.domain, op.port)
+        channel = lookup(vcpu.domain, op.port)
         movable = channel.state in (UNBOUND, INTERDOMAIN, PIRQ) or (
             channel.state == VIRQ and is_global_virq(channel.number)
         )
@@ -368,9 +335,9 @@ class EventChannelOps:
 
     def _unmask(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_unmask.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_unmask.size))
-        channel = self.lookup(vcpu.domain, op.port)
+        channel = lookup(vcpu.domain, op.port)
         if channel.state != FREE and not channel.consumer:
-            two_level.unmask(channel)
+            channel.domain.port_ops.unmask(channel)
         return 0
 
     def _reset_target(self, vcpu: VCpu, arg: int) -> Domain:
@@ -382,10 +349,12 @@ class EventChannelOps:
         return domain
 
     def _reset(self, vcpu: VCpu, arg: int) -> int:
-        """Close all ports of the caller, or of a domain that is paused."""
-        for channel in self._reset_target(vcpu, arg).ports:
+        """Close all ports of the caller, or of a domain that is paused, and go back to the two-level ABI."""
+        domain = self._reset_target(vcpu, arg)
+        for channel in domain.ports:
             if channel.state != FREE and not channel.consumer:
                 self.close_channel(channel)
+        self._leave_fifo(domain)
         return 0
 
     def _reset_cont(self, vcpu: VCpu, arg: int) -> int:
@@ -393,16 +362,42 @@ class EventChannelOps:
         self._reset_target(vcpu, arg)
         return -errno.EBUSY
 
+    def _init_control(self, vcpu: VCpu, arg: int) -> int:
+        """Register the control block of a vCPU; the first one of a domain turns it to the FIFO ABI."""
+        op = abi.evtchn_init_control.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_init_control.size))
+        domain = vcpu.domain
+        target = domain.vcpu(op.vcpu)
+        if target is None:
+            return -errno.ENOENT
+        if op.offset > fifo.MAX_OFFSET or op.offset % fifo.ALIGNMENT:
+            return -errno.EINVAL
+        if domain.fifo is not None:
+            domain.fifo.init_control(target, op.control_gfn, op.offset)
+        else:
+            chosen = fifo.Fifo(self.hv, domain, self._fifo_set_pending)
+            chosen.init_control(target, op.control_gfn, op.offset)
+            chosen.adopt_ports()
+            domain.fifo = chosen
+            self._use(domain, chosen)
+        copy_to_guest(vcpu, arg, abi.evtchn_init_control.pack(op, link_bits=abi.EVTCHN_FIFO_LINK_BITS))
+        return 0
+
     def _expand_array(self, vcpu: VCpu, arg: int) -> int:
-        """Refuse another page of FIFO event words: the domain uses the two-level ABI."""
-        copy_from_guest(vcpu, arg, abi.evtchn_expand_array.size)
-        return -errno.EOPNOTSUPP
+        """Take another page of event words, of a domain that uses the FIFO ABI."""
+        op = abi.evtchn_expand_array.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_expand_array.size))
+        if vcpu.domain.fifo is None:
+            return -errno.EOPNOTSUPP
+        vcpu.domain.fifo.expand_array(op.array_gfn)
+        return 0
 
     def _set_priority(self, vcpu: VCpu, arg: int) -> int:
-        """Refuse a priority: the two-level ABI has none."""
+        """Choose the priority of a port. The two-level ABI has none, and says so before it looks at the port."""
         op = abi.evtchn_set_priority.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_set_priority.size))
-        self.lookup(vcpu.domain, op.port)
-        return -errno.ENOSYS
+        domain = vcpu.domain
+        channel = lookup(domain, op.port)
+        if domain.fifo is not None and (channel.state == FREE or channel.consumer):
+            return -errno.EACCES
+        return domain.port_ops.set_priority(channel, op.priority)
 
     # -- events that Xen sends ------------------------------------------------------------------------------------
 

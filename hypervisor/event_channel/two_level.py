@@ -9,19 +9,69 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hypervisor.abi import errno
+from hypervisor.abi.event_channel import EVTCHN_2L_NR_CHANNELS
 from hypervisor.abi.tracepoints import EVTCHN_PENDING
+from hypervisor.event_channel.port_ops import check_pollers, mark_pending
 from hypervisor.vcpu import VPF_BLOCKED
 
 if TYPE_CHECKING:
     from hypervisor.event_channel.channel import Channel
     from hypervisor.hypervisor import Hypervisor
-    from hypervisor.vcpu import VCpu
 
-MAX_PORTS = 4096
+U64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
-def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
-    """Return `set_pending(channel)`: mark the port pending and tell its vCPU, unless it is masked."""
+class TwoLevel:
+    """The ABI that every domain starts with (`PortOps`): one object serves all domains."""
+
+    max_ports = EVTCHN_2L_NR_CHANNELS
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self._hv = hv
+        self.set_pending = _make_set_pending(hv)
+
+    def clear_pending(self, channel: Channel) -> None:
+        """Clear the pending bit; the mask bit stays as the guest left it, for whoever gets the port next."""
+        self._hv.memory.q[channel.pending_at] &= ~channel.bit & U64
+
+    def unmask(self, channel: Channel) -> None:
+        """Clear the mask bit; raise the event if the port was masked and is pending."""
+        hv = self._hv
+        q = hv.memory.q
+        word = q[channel.mask_at]
+        if not word & channel.bit:
+            return
+        q[channel.mask_at] = word & ~channel.bit
+        if q[channel.pending_at] & channel.bit:
+            selector = channel.vcpu.selector_at
+            if not q[selector] & channel.selector:
+                q[selector] |= channel.selector
+                hv.memory.written[channel.vcpu.info >> 12] = 1
+                mark_pending(hv, channel.vcpu)
+
+    def is_pending(self, channel: Channel) -> bool:
+        """Whether the port's pending bit is set, masked or not."""
+        return bool(self._hv.memory.q[channel.pending_at] & channel.bit)
+
+    def is_masked(self, channel: Channel) -> bool:
+        """Whether the port's mask bit is set."""
+        return bool(self._hv.memory.q[channel.mask_at] & channel.bit)
+
+    def is_busy(self, _channel: Channel) -> bool:
+        """A closed port is free at once."""
+        return False
+
+    def init(self, channel: Channel) -> None:
+        """Nothing to prepare: the bits of a port are valid from the first."""
+
+    def set_priority(self, _channel: Channel, _priority: int) -> int:
+        """There is only one priority."""
+        return -errno.ENOSYS
+
+
+def _make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
+    """Return `set_pending(channel)`: the hottest function of the simulator, on local names."""
     b, q, written = hv.memory.b, hv.memory.q, hv.memory.written
     wake, plain = hv.sched.wake, hv.sched.plain
     clock, queue = hv.clock, hv.sched.run_queue.append
@@ -62,51 +112,3 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
             check_pollers(channel)
 
     return set_pending
-
-
-def mark_pending(hv: Hypervisor, vcpu: VCpu) -> None:
-    """Set the upcall flag of a vCPU and wake it (vcpu_mark_events_pending)."""
-    info = vcpu.info
-    if not hv.memory.b[info]:
-        hv.memory.b[info] = 1
-        hv.memory.written[info >> 12] = 1
-        if vcpu.pause_flags & VPF_BLOCKED:
-            hv.sched.wake(vcpu)
-
-
-def is_pending(channel: Channel) -> bool:
-    """Whether the port's pending bit is set, masked or not."""
-    return bool(channel.domain.hv.memory.q[channel.pending_at] & channel.bit)
-
-
-def clear_pending(channel: Channel) -> None:
-    """Clear the pending bit; the mask bit stays as the guest left it, for whoever gets the port next."""
-    channel.domain.hv.memory.q[channel.pending_at] &= ~channel.bit & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def unmask(channel: Channel) -> None:
-    """Clear the mask bit; raise the event if the port was masked and is pending."""
-    hv = channel.domain.hv
-    q = hv.memory.q
-    word = q[channel.mask_at]
-    if not word & channel.bit:
-        return
-    q[channel.mask_at] = word & ~channel.bit
-    if q[channel.pending_at] & channel.bit:
-        selector = channel.vcpu.selector_at
-        if not q[selector] & channel.selector:
-            q[selector] |= channel.selector
-            hv.memory.written[channel.vcpu.info >> 12] = 1
-            mark_pending(hv, channel.vcpu)
-
-
-def check_pollers(channel: Channel) -> None:
-    """Wake the vCPUs that a port which has become pending ends the poll of.
-
-    A poll of one port waits for that port; Xen does not remember several, so any event of the domain ends such a poll,
-    and one of no ports at all.
-    """
-    for vcpu in channel.domain.online_vcpus():
-        ports = vcpu.poll_ports
-        if ports is not None and (len(ports) != 1 or ports[0] == channel.port):
-            channel.domain.hv.sched.wake(vcpu)

@@ -223,6 +223,11 @@ class MemoryManager:
         self.held[domain.domid].append(mfn)
         return mfn
 
+    def put_writable_frame(self, domain: Domain, mfn: int) -> None:
+        """Let go of a frame that `get_writable_frame` returned."""
+        self.held[domain.domid].remove(mfn)
+        self.frames.put_page_and_type(mfn)
+
     def write_hypercall_page(self, domain: Domain, gmfn: int) -> None:
         """Fill a frame of a domain with the hypercall stubs. Raises HypercallError(EACCES)."""
         if not self.frames.get_page_and_type(gmfn, domain, PGT_writable_page):

@@ -154,6 +154,50 @@ class Guest(bare_guest.Guest):
                 found += [word * 64 + bit for bit in range(64) if ready >> bit & 1]
         return found
 
+    # -- the FIFO event ABI: the control block of vCPU n is on data page n, the event array on those after the vCPUs' --
+
+    def init_control(self, vcpu: int = 0, *, gfn: int | None = None, offset: int = 0) -> int:
+        """EVTCHNOP_init_control; returns the result."""
+        gfn = self.pages[vcpu] if gfn is None else gfn
+        rc, op = self.event(
+            ev.EVTCHNOP_init_control, ev.evtchn_init_control, control_gfn=gfn, offset=offset, vcpu=vcpu, link_bits=255
+        )
+        assert op.link_bits == (17 if rc == 0 else 255)
+        return rc
+
+    def expand_array(self, gfn: int | None = None) -> int:
+        """EVTCHNOP_expand_array; returns the result."""
+        gfn = self.pages[len(self.vcpus)] if gfn is None else gfn
+        return self.event(ev.EVTCHNOP_expand_array, ev.evtchn_expand_array, array_gfn=gfn)[0]
+
+    def use_fifo(self) -> None:
+        """Switch to the FIFO ABI, all of it, with one page of event words."""
+        for vcpu in self.vcpus:
+            assert self.init_control(vcpu.vcpu_id) == 0
+        assert self.expand_array() == 0
+
+    def set_priority(self, port: int, priority: int) -> int:
+        return self.event(ev.EVTCHNOP_set_priority, ev.evtchn_set_priority, port=port, priority=priority)[0]
+
+    def word_at(self, port: int) -> int:
+        """Where an event word is, of the first page of them, as an index of `Memory.i`."""
+        return (self.pages[len(self.vcpus)] << 10) + port
+
+    def word(self, port: int) -> int:
+        return self.hv.memory.i[self.word_at(port)]
+
+    def set_word(self, port: int, value: int) -> None:
+        self.hv.memory.i[self.word_at(port)] = value
+
+    def ready(self, vcpu: int = 0) -> int:
+        return self.hv.memory.i[self.pages[vcpu] << 10]
+
+    def set_ready(self, value: int, vcpu: int = 0) -> None:
+        self.hv.memory.i[self.pages[vcpu] << 10] = value
+
+    def head(self, priority: int = 7, vcpu: int = 0) -> int:
+        return self.hv.memory.i[(self.pages[vcpu] << 10) + 2 + priority]
+
     # -- programs -----------------------------------------------------------------------------------------------------
 
     def runs(self, *programs: Program, handler: Callable[[], None] | None = None) -> Image:

@@ -500,9 +500,6 @@ class TestOperations:
     def test_unknown_even_with_a_bad_pointer(self, pair, op):
         assert pair.domu.hypercall(EVTCHN_OP, op, NOWHERE) == ENOSYS
 
-    def test_fifo_is_not_there(self, pair):
-        assert pair.domu.event(ev.EVTCHNOP_init_control, ev.evtchn_init_control)[0] == ENOSYS
-
     def test_fifo_operations_in_two_level_mode(self, pair):
         port = pair.domu.alloc()
         set_priority = ev.EVTCHNOP_set_priority
