@@ -8,6 +8,8 @@ import click
 
 from toolstack.commands.run import run
 from toolstack.commands.trace import trace
+from toolstack.commands.xenstore import xenstore
+from toolstack.commands.xenstored import xenstored
 
 
 def _version() -> str:
@@ -31,5 +33,5 @@ def main() -> None:
     """
 
 
-for _command in (run, trace):
+for _command in (run, trace, xenstore, xenstored):
     main.add_command(_command)

@@ -7,6 +7,7 @@ limit its input is left alone.
 """
 
 from collections import deque
+from itertools import islice
 from typing import final
 
 from backends.xenstored.domains import Domain
@@ -122,6 +123,16 @@ class Connection:
                 cause.delivered()
         self.queued -= room - left
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def replies(self) -> int:
+        """How many of the waiting messages are replies."""
+        return sum(event is None for _, _, event in self._out)
+
+    def take_messages(self, count: int) -> bytes:
+        """Return the first `count` of the waiting messages, which are then the caller's to deliver."""
+        sizes = [len(message) for message, _, _ in islice(self._out, max(0, count))]
+        return self.take(sum(sizes) - self._offset)
 
     def drop_output(self) -> None:
         """Forget what waits: nobody will take it any more."""

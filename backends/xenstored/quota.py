@@ -51,6 +51,11 @@ class Quotas:
             quotas[name] = value
         return quotas
 
+    @staticmethod
+    def names() -> list[str]:
+        """Return the daemon's names of the limits."""
+        return list(HARD_LIMITS)
+
     def __getitem__(self, name: str) -> int:
         if name not in HARD_LIMITS:
             raise KeyError(name)
