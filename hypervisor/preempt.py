@@ -63,6 +63,16 @@ class Preemption:
         self.between: Callable[[VCpu], None] | None = None
         """Called between two parts of a hypercall of a vCPU that runs Python; it may make hypercalls of others."""
 
+    def imminent(self) -> bool:
+        """Whether the next `check` may answer True, so that a batch must not do several steps at a time.
+
+        No time passes within a hypercall: what is False at its start stays so, but for what it does to its own vCPU.
+        """
+        if self.forced is not None:
+            return True
+        running = self._hv.sched.running
+        return running is not None and running.must_interrupt()
+
     def check(self) -> bool:
         """Whether to stop at this point (Xen: hypercall_preempt_check)."""
         forced = self.forced

@@ -9,6 +9,7 @@ from hypervisor.abi import grant_table as abi
 from hypervisor.errors import HypercallError
 from hypervisor.grant_table import conversion
 from hypervisor.guest_access import access_ok, copy_from_guest, copy_to_guest
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.abi.layout import Layout, Value
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
+HYPERCALL = xen.__HYPERVISOR_grant_table_op
 FLUSH_OPS = abi.GNTTAB_CACHE_CLEAN | abi.GNTTAB_CACHE_INVAL
+SEARCH_STEP = 1 << 12
+"""Entries that cache_flush searches before it can be preempted."""
 
 
 def _fetch(vcpu: VCpu, va: int, layout: Layout) -> Value:
@@ -107,7 +111,7 @@ class ControlOps:
             return -errno.EFAULT
         table, status = self._target(vcpu, op.dom)
         if table is not None:
-            if table.version != 2 or op.nr_frames > len(table.status_frames):
+            if op.nr_frames > len(table.status_frames):
                 status = abi.GNTST_general_error
             else:
                 status = _list_frames(vcpu, op.frame_list, table.status_frames[: op.nr_frames])
@@ -120,40 +124,58 @@ class ControlOps:
         """GNTTABOP_swap_grant_ref: exchange entries of the caller's own table that nobody uses."""
         layout = abi.gnttab_swap_grant_ref
         table = vcpu.domain.grant_table
-        for _ in range(count):
+        for done in range(count):
+            if done and self._hv.preempt.check():
+                raise Continuation(HYPERCALL, abi.GNTTABOP_swap_grant_ref, va, count - done)
             op = _fetch(vcpu, va, layout)
             _answer(vcpu, va, layout, "status", _swap(table, op.ref_a, op.ref_b))
             va += layout.size
         return 0
 
-    def cache_flush(self, vcpu: VCpu, va: int, count: int) -> int:
-        """GNTTABOP_cache_flush: check what Xen checks. Caches are coherent here, so there is nothing to write back."""
+    def cache_flush(self, vcpu: VCpu, va: int, count: int, first: int = 0) -> int:
+        """GNTTABOP_cache_flush: check what Xen checks. Caches are coherent here, so there is nothing to write back.
+
+        `first` is the entry from which on the granter's table is to be searched, a multiple of SEARCH_STEP: not 0 when
+        the search of the first operation was preempted. It travels in the upper bits of the operation's number.
+        """
         layout = abi.gnttab_cache_flush
-        for _ in range(count):
+        preempt = self._hv.preempt
+        for done in range(count):
+            if done and preempt.check():
+                raise Continuation(HYPERCALL, abi.GNTTABOP_cache_flush, va, count - done)
             op = _fetch(vcpu, va, layout)
-            address = int.from_bytes(bytes(op.a), "little")
-            error = self._cache_flush(vcpu.domain, address, op.offset, op.length, op.op)
+            while True:
+                error, first = self._cache_flush(vcpu.domain, op, first)
+                if not first:
+                    break
+                if preempt.check():
+                    raise Continuation(HYPERCALL, abi.GNTTABOP_cache_flush | first, va, count - done)
             if error:
                 return -error
             va += layout.size
         return 0
 
-    def _cache_flush(self, caller: Domain, address: int, offset: int, length: int, op: int) -> int:
+    def _cache_flush(self, caller: Domain, flush: Value, first: int) -> tuple[int, int]:
+        """Return 0 or an errno, and 0 or the entry with which the search is to go on."""
+        offset, length, op = flush.offset, flush.length, flush.op
         if offset >= 4096 or offset + length > 4096 or op & ~FLUSH_OPS:
-            return errno.EINVAL
+            return errno.EINVAL, 0
         if not length or not op:
-            return 0
+            return errno.EILSEQ if first else 0, 0
         frames = self._hv.frames
-        mfn = address >> 12
+        mfn = int.from_bytes(bytes(flush.a), "little") >> 12
         if not frames.is_ram(mfn):
-            return errno.EINVAL
+            return errno.EINVAL, 0
         owner = self._hv.domains.get(frames.owner(mfn))
         if owner is None:
-            return errno.EPERM
-        if owner is not caller and not _maps(caller, owner.grant_table, mfn):
-            return errno.EINVAL
+            return errno.EPERM, 0
+        if owner is not caller:
+            table = owner.grant_table
+            last = min(first + SEARCH_STEP, table.nr_entries)
+            if not any(_uses(caller, table, ref, mfn) for ref in range(first, last)):
+                return (errno.EINVAL, 0) if last >= table.nr_entries else (0, last)
         # An x86 processor can write lines back, but not drop them without writing back.
-        return 0 if op & abi.GNTTAB_CACHE_CLEAN else errno.EOPNOTSUPP
+        return 0 if op & abi.GNTTAB_CACHE_CLEAN else errno.EOPNOTSUPP, 0
 
 
 def _swap(table: GrantTable, first: int, second: int) -> int:
@@ -167,17 +189,17 @@ def _swap(table: GrantTable, first: int, second: int) -> int:
     return abi.GNTST_okay
 
 
-def _maps(mapper: Domain, table: GrantTable, mfn: int) -> bool:
-    """Whether a domain has a mapping of a frame through a grant of that table."""
-    maptrack = mapper.grant_table.maptrack
-    return any(maptrack.table[handle] is table and table.mfn[maptrack.ref[handle]] == mfn for handle in maptrack.live())
+def _uses(user: Domain, table: GrantTable, ref: int, mfn: int) -> bool:
+    """Whether a domain has a frame in use through this entry."""
+    return bool(table.pin[ref]) and table.grantee[ref] == user.domid and table.mfn[ref] == mfn
 
 
 def _list_frames(vcpu: VCpu, va: int, mfns: list[int]) -> int:
-    """Write frame numbers into the caller's list; a bad pointer is a status, not an errno."""
-    try:
-        for index, mfn in enumerate(mfns):
+    """Write frame numbers into the caller's list; where that cannot be done is a status, and the others are written."""
+    status = abi.GNTST_okay
+    for index, mfn in enumerate(mfns):
+        try:
             copy_to_guest(vcpu, va + 8 * index, mfn.to_bytes(8, "little"))
-    except HypercallError:
-        return abi.GNTST_bad_virt_addr
-    return abi.GNTST_okay
+        except HypercallError:
+            status = abi.GNTST_bad_virt_addr
+    return status

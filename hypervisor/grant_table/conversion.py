@@ -65,7 +65,9 @@ def _to_v1(table: GrantTable) -> int:
         kind = flags & abi.GTF_type_mask
         if kind == abi.GTF_transitive or (kind == abi.GTF_permit_access and frame >> 32):
             return errno.ERANGE
-        kept.append((flags | memory.h[at], domid, frame & 0xFFFFFFFF))
+        # An offer to take a page is not kept.
+        is_access = kind == abi.GTF_permit_access
+        kept.append((flags | memory.h[at], domid, frame & 0xFFFFFFFF) if is_access else (0, 0, 0))
     if not table.remove_status_frames():
         return errno.EBUSY
     _clear(table)

@@ -20,6 +20,7 @@ from hypervisor.grant_table.table import WHOLE_FRAME
 from hypervisor.grant_table.v1 import ENTRY_MASK
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, translate
 from hypervisor.mm.frame_table import PGT_writable_page
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
+HYPERCALL = xen.__HYPERVISOR_grant_table_op
 SIZE = abi.gnttab_copy.size
 STATUS = abi.gnttab_copy.offset("status")
 CODEC = Struct("<QHH4xQHH4xHH")
@@ -61,8 +63,10 @@ class CopyOps:
 
     def copy(self, vcpu: VCpu, va: int, count: int) -> int:
         """Run a batch of `count` copies at guest address `va`; each gets its status. Raises HypercallError(EFAULT)."""
+        preempt = self._hv.preempt
+        alone = preempt.imminent()
         while count:
-            here = min(count, (4096 - (va & 0xFFF)) // SIZE)
+            here = 1 if alone else min(count, (4096 - (va & 0xFFF)) // SIZE)
             done = 0
             if here and not va & 7 and not self.plain and self._hv.trace is None:
                 done = self._try_run(vcpu, va, here)
@@ -72,6 +76,8 @@ class CopyOps:
                 done = 1
             va += done * SIZE
             count -= done
+            if count and preempt.check():
+                raise Continuation(HYPERCALL, abi.GNTTABOP_copy, va, count)
         return 0
 
     def _try_run(self, vcpu: VCpu, va: int, count: int) -> int:
@@ -131,7 +137,7 @@ class CopyOps:
         if domid == xen.DOMID_SELF:
             return vcpu.domain
         domain = self._hv.domains.get(domid)
-        if domain is None or domain.is_dying:
+        if domain is None:
             return abi.GNTST_bad_domain
         return domain if by_ref else abi.GNTST_permission_denied
 

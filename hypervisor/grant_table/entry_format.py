@@ -40,10 +40,6 @@ class EntryFormat(Protocol):
         """Return (domid, ref) of the entry that this one passes on, or None for any other type of entry."""
         ...
 
-    def cache_attributes(self, table: GrantTable, ref: int) -> int:
-        """Return the GTF_PWT, GTF_PCD and GTF_PAT bits of an entry."""
-        ...
-
     def complete_transfer(self, table: GrantTable, ref: int, mfn: int) -> None:
         """Tell the guest which frame it got through an entry, then that it got it."""
         ...

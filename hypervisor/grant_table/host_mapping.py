@@ -43,11 +43,6 @@ ENTRY_BITS = tuple(_base_entry(flags) for flags in range(KIND_MASK + 1))
 """Bits of a grant's page table entry, by `flags & KIND_MASK`: what the guest reads back there."""
 
 
-def cache_bits(gtf_flags: int) -> int:
-    """Return the PWT, PCD and PAT bits of a page table entry for GTF_PWT, GTF_PCD, GTF_PAT (bits 5, 6, 7)."""
-    return (gtf_flags & 0x60) >> 2 | gtf_flags & 0x80
-
-
 def avail_bits(flags: int) -> int:
     """Return the software bits of a page table entry that the mapper asked for (GNTMAP_guest_avail)."""
     return (flags >> AVAIL_SHIFT & AVAIL_MASK) << PTE_AVAIL_SHIFT
@@ -122,15 +117,17 @@ class HostMappings:
 
     # -- changing entries ---------------------------------------------------------------------------------------------
 
-    def create(self, vcpu: VCpu, address: int, mfn: int, flags: int, gtf_flags: int) -> bool:
+    def create(self, vcpu: VCpu, address: int, mfn: int, flags: int) -> bool:
         """Write the entry for a mapping of `mfn`. What was there before loses its references, and a grant its handle's
         way back. False when the address is no place for it.
+
+        The granter's GTF_PWT, GTF_PCD and GTF_PAT are for frames that are no RAM; here they change nothing.
         """
         found = self._locate(vcpu, address, flags)
         if found is None:
             return False
         index, single = found
-        entry = mfn << 12 | ENTRY_BITS[flags & KIND_MASK] | cache_bits(gtf_flags) | avail_bits(flags)
+        entry = mfn << 12 | ENTRY_BITS[flags & KIND_MASK] | avail_bits(flags)
         old = self._q[index]
         self._q[index] = entry
         self._written[index >> 9] = 1

@@ -11,20 +11,23 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import grant_table as abi
+from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import GNTTAB_MAP
 from hypervisor.errors import HypercallError
-from hypervisor.grant_table.host_mapping import ENTRY_BITS, KIND_MASK, HostMappings, avail_bits, cache_bits
+from hypervisor.grant_table.host_mapping import ENTRY_BITS, KIND_MASK, HostMappings, avail_bits
 from hypervisor.grant_table.pins import INCREMENT, MAP_KIND_MASK
-from hypervisor.grant_table.v1 import CACHE_MASK, ENTRY_MASK
+from hypervisor.grant_table.v1 import MAPPABLE_MASK
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, translate
 from hypervisor.mm.frame_table import MAX_COUNT, PGT_writable_page
 from hypervisor.mm.pte import PRESENT
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.grant_table.table import GrantTable
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
+HYPERCALL = xen.__HYPERVISOR_grant_table_op
 SIZE = abi.gnttab_map_grant_ref.size
 STATUS = abi.gnttab_map_grant_ref.offset("status")
 CODEC = Struct("<QIIH14x")
@@ -54,8 +57,10 @@ class MapOps:
 
     def map_grant_ref(self, vcpu: VCpu, va: int, count: int) -> int:
         """Run `count` operations at guest address `va`; each gets its status. Raises HypercallError(EFAULT)."""
+        preempt = self._hv.preempt
+        alone = self.plain or preempt.imminent()
         while count:
-            here = min(count, (4096 - (va & 0xFFF)) // SIZE)
+            here = 1 if alone else min(count, (4096 - (va & 0xFFF)) // SIZE)
             done = 0
             if here and not va & 7 and not self.plain:
                 done = self._try_run(vcpu, va, here)
@@ -64,6 +69,8 @@ class MapOps:
                 done = 1
             va += done * SIZE
             count -= done
+            if count and preempt.check():
+                raise Continuation(HYPERCALL, abi.GNTTABOP_map_grant_ref, va, count)
         return 0
 
     def _try_run(self, vcpu: VCpu, va: int, count: int) -> int:
@@ -131,8 +138,7 @@ class MapOps:
             frames.put_page(mfn)
             return abi.GNTST_general_error
         if flags & HOST:
-            attributes = table.format.cache_attributes(table, ref)
-            if not self._hosts.create(vcpu, host_addr, mfn, flags, attributes):
+            if not self._hosts.create(vcpu, host_addr, mfn, flags):
                 table.release(ref, increment, readonly=readonly)
                 drop(table, mfn, readonly)
                 return abi.GNTST_general_error
@@ -186,7 +192,7 @@ class MapOps:
                 slot = slots[ref]
                 entry = words[slot]
                 mfn = entry >> 32
-                if entry & ENTRY_MASK == wanted and mfn < nr_frames and owner_tag[mfn] == tag:
+                if entry & MAPPABLE_MASK == wanted and mfn < nr_frames and owner_tag[mfn] == tag:
                     index = 0
                     if flags & HOST:
                         key = host_addr >> 21
@@ -214,8 +220,8 @@ class MapOps:
                             written[slot >> 9] = 1
                         if index:
                             bits = ENTRY_BITS[flags & KIND_MASK]
-                            if flags & AVAIL or entry & CACHE_MASK:
-                                bits |= avail_bits(flags) | cache_bits(entry & CACHE_MASK)
+                            if flags & AVAIL:
+                                bits |= avail_bits(flags)
                             words[index] = mfn << 12 | bits
                             written[index >> 9] = 1
                         pins[ref] = INCREMENT[flags & MAP_KIND_MASK]

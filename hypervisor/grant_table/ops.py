@@ -32,8 +32,8 @@ MAX_MAPTRACK_FRAMES = 1024
 
 MAX_VERSION = 2
 
-CONTINUATION_SHIFT = 12
-"""Bits of `cmd` from here on are Xen's own, for continuing a long operation."""
+CMD_MASK = 0xFFF
+"""Bits of `cmd` above these are Xen's own, for continuing a cache_flush (GNTTABOP_CONTINUATION_ARG_SHIFT)."""
 
 Operation = Callable[["VCpu", int, int], int]
 """vCPU, guest address of the arguments, count → 0 or a negative errno."""
@@ -61,7 +61,7 @@ class GrantTableOps:
         self.mapping = MapOps(hv, hosts)
         self.unmapping = UnmapOps(hv, hosts)
         self.copying = CopyOps(hv)
-        control = ControlOps(hv)
+        control = self._control = ControlOps(hv)
         self._operations: dict[int, Operation] = {
             abi.GNTTABOP_map_grant_ref: self.mapping.map_grant_ref,
             abi.GNTTABOP_unmap_grant_ref: self.unmapping.unmap_grant_ref,
@@ -86,7 +86,9 @@ class GrantTableOps:
         """
         cmd &= 0xFFFFFFFF
         count &= 0xFFFFFFFF
-        if count >= 0x80000000 or cmd >> CONTINUATION_SHIFT:
+        opaque = cmd & ~CMD_MASK
+        cmd &= CMD_MASK
+        if count >= 0x80000000 or (opaque and cmd != abi.GNTTABOP_cache_flush):
             return -errno.EINVAL
         operation = self._operations.get(cmd)
         if operation is None:
@@ -94,6 +96,8 @@ class GrantTableOps:
         uop &= 0xFFFFFFFFFFFFFFFF
         if cmd in POINTER_CHECKED and not is_guest_address(uop):
             return -errno.EFAULT
+        if opaque:
+            return self._control.cache_flush(vcpu, uop, count, opaque)
         return operation(vcpu, uop, count)
 
     # -- the life of a domain -----------------------------------------------------------------------------------------

@@ -146,9 +146,9 @@ class GrantTable:
             self.grow(max(last, len(self.shared)))
         elif resource_id == 1 and self.version == 2:
             mfns = self.status_frames
-            needed = -(-last * STATUS_PER_FRAME // self.format.entries_per_frame)
             if last > len(mfns):
-                self.grow(min(needed, self.max_frames))
+                # So many frames of entries as fill all of these, or none more.
+                self.grow(last * STATUS_PER_FRAME // self.format.entries_per_frame)
         else:
             raise HypercallError(errno.EINVAL)
         if last > len(mfns):
@@ -217,7 +217,37 @@ class GrantTable:
         pin = self.pin[ref]
         if ref in self.transitive if pin else self.format.transitive(self, ref) is not None:
             return self._acquire_transitive(ref, domid, increment, readonly, passed_on)
+        if pin:
+            return self._acquire_pinned(ref, domid, increment, readonly)
         return self.acquire(ref, domid, increment, readonly=readonly, mapping=False)
+
+    def _acquire_pinned(self, ref: int, domid: int, increment: int, readonly: bool) -> int:
+        """Pin an entry in use once more, for a copy.
+
+        The first writer has the entry checked again, and it must still say what it said when it was pinned (XSA-500).
+        """
+        pin = self.pin[ref]
+        if self.grantee[ref] != domid or pin & increment << FULL_SHIFT:
+            return abi.GNTST_general_error
+        mfn = self.mfn[ref]
+        if readonly or pin & WRITE_MASK:
+            if self.domain.is_dying or not self.frames.get_page(mfn, self.domain):
+                return abi.GNTST_bad_domain
+        else:
+            status = self.format.set_status(self, ref, domid, readonly=False, mapping=False)
+            if status:
+                return status
+            named = self.format.frame(self, ref)
+            if not self.frames.get_page(named, self.domain):
+                self._clear_status(ref, readonly)
+                return abi.GNTST_bad_page
+            window = self.format.subrange(self, ref)
+            if named != mfn or (ref in self.subrange and window != self.subrange[ref]):
+                self.frames.put_page(named)
+                self._clear_status(ref, readonly)
+                return abi.GNTST_general_error
+        self.pin[ref] = pin + increment
+        return abi.GNTST_okay
 
     def _acquire_transitive(self, ref: int, domid: int, increment: int, readonly: bool, passed_on: bool) -> int:
         """Pin a transitive entry, and the one behind it, which must be granted to this table's domain."""

@@ -6,8 +6,10 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import grant_table as abi
+from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import GNTTAB_TRANSFER
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
+HYPERCALL = xen.__HYPERVISOR_grant_table_op
 SIZE = abi.gnttab_transfer.size
 STATUS = abi.gnttab_transfer.offset("status")
 CODEC = Struct("<QH2xI8x")
@@ -32,7 +35,9 @@ class TransferOps:
 
     def transfer(self, vcpu: VCpu, va: int, count: int) -> int:
         """Run `count` transfers at guest address `va`; each gets its status. Raises HypercallError(EFAULT)."""
-        for _ in range(count):
+        for done in range(count):
+            if done and self._hv.preempt.check():
+                raise Continuation(HYPERCALL, abi.GNTTABOP_transfer, va, count - done)
             mfn, domid, ref = CODEC.unpack(copy_from_guest(vcpu, va, SIZE))
             status = self._transfer(vcpu.domain, mfn, domid, ref)
             trace = self._hv.trace

@@ -10,6 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import grant_table as abi
+from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import GNTTAB_UNMAP
 from hypervisor.errors import HypercallError
 from hypervisor.grant_table.host_mapping import HostMappings
@@ -17,11 +18,13 @@ from hypervisor.grant_table.mapping import drop
 from hypervisor.grant_table.pins import INCREMENT, MAP_KIND_MASK, WRITE_MASK
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, flush_va, translate
 from hypervisor.mm.pte import FRAME_MASK, PRESENT, RW
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
+HYPERCALL = xen.__HYPERVISOR_grant_table_op
 SIZE = abi.gnttab_unmap_grant_ref.size
 STATUS = abi.gnttab_unmap_grant_ref.offset("status")
 CODEC = Struct("<QQI4x")
@@ -31,6 +34,8 @@ HOST, DEVICE = abi.GNTMAP_host_map, abi.GNTMAP_device_map
 READONLY, CONTAINS_PTE = abi.GNTMAP_readonly, abi.GNTMAP_contains_pte
 PARTS = HOST | DEVICE
 READING_WRITING = abi.GTF_reading | abi.GTF_writing
+BATCH = 32
+"""After so many unmaps Xen flushes TLBs, and can be preempted (GNTTAB_UNMAP_BATCH_SIZE)."""
 
 
 class UnmapOps:
@@ -44,8 +49,13 @@ class UnmapOps:
 
     def unmap_grant_ref(self, vcpu: VCpu, va: int, count: int) -> int:
         """Run `count` operations at guest address `va`; each gets its status. Raises HypercallError(EFAULT)."""
+        preempt = self._hv.preempt
+        alone = preempt.imminent()
+        left = BATCH
         while count:
             here = min(count, (4096 - (va & 0xFFF)) // SIZE)
+            if alone:
+                here = min(here, left)
             done = 0
             if here and not va & 7 and not self.plain and self._hv.trace is None:
                 done = self._try_run(vcpu, va, here)
@@ -55,11 +65,18 @@ class UnmapOps:
                 done = 1
             va += done * SIZE
             count -= done
+            left -= done
+            if left <= 0:
+                left = BATCH
+                if count and preempt.check():
+                    raise Continuation(HYPERCALL, abi.GNTTABOP_unmap_grant_ref, va, count)
         return 0
 
     def unmap_and_replace(self, vcpu: VCpu, va: int, count: int) -> int:
         """Run a batch of unmaps that leave another of the guest's entries in place of the mapping."""
-        for _ in range(count):
+        for done in range(count):
+            if done and not done % BATCH and self._hv.preempt.check():
+                raise Continuation(HYPERCALL, abi.GNTTABOP_unmap_and_replace, va, count - done)
             host_addr, new_addr, handle = CODEC.unpack(copy_from_guest(vcpu, va, SIZE))
             self._put_status(vcpu, va, self.unmap_one(vcpu, host_addr, 0, handle, new_addr))
             va += SIZE

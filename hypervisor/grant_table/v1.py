@@ -9,10 +9,12 @@ from hypervisor.abi import grant_table as abi
 if TYPE_CHECKING:
     from hypervisor.grant_table.table import GrantTable
 
-CACHE_MASK = abi.GTF_PWT | abi.GTF_PCD | abi.GTF_PAT
-
 ENTRY_MASK = 0xFFFF0000 | abi.GTF_type_mask
 """The bits of an entry's first word that say whom it is for and of which type it is."""
+
+MAPPABLE_MASK = ENTRY_MASK | abi.GTF_sub_page
+"""What must be right in the header of an entry that is to be mapped: a part of a frame cannot be, and version 1 entries
+that claim to be one are refused too."""
 
 
 class V1:
@@ -27,7 +29,8 @@ class V1:
         flags_at = table.status_at[ref]
         halves = table.memory.h
         word = table.memory.i[flags_at >> 1]
-        if not table.pin[ref] and word & ENTRY_MASK != domid << 16 | abi.GTF_permit_access:
+        mask = MAPPABLE_MASK if mapping else ENTRY_MASK
+        if not table.pin[ref] and word & mask != domid << 16 | abi.GTF_permit_access:
             return abi.GNTST_general_error
         status = abi.GTF_reading
         if not readonly:
@@ -44,16 +47,12 @@ class V1:
         return table.memory.q[table.slot[ref]] >> 32
 
     def subrange(self, table: GrantTable, ref: int) -> tuple[int, int] | None:
-        """See EntryFormat: GTF_sub_page means nothing in version 1."""
+        """See EntryFormat: a version 1 entry has no room for a range, and a copy ignores GTF_sub_page."""
         return None
 
     def transitive(self, table: GrantTable, ref: int) -> tuple[int, int] | None:
         """See EntryFormat: there are no transitive grants in version 1."""
         return None
-
-    def cache_attributes(self, table: GrantTable, ref: int) -> int:
-        """See EntryFormat."""
-        return table.memory.h[table.status_at[ref]] & CACHE_MASK
 
     def complete_transfer(self, table: GrantTable, ref: int, mfn: int) -> None:
         """See EntryFormat."""

@@ -9,13 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import grant_table as abi
-from hypervisor.grant_table.v1 import CACHE_MASK, ENTRY_MASK
+from hypervisor.grant_table.v1 import ENTRY_MASK, MAPPABLE_MASK
 
 if TYPE_CHECKING:
     from hypervisor.grant_table.table import GrantTable
-
-MAPPABLE_MASK = ENTRY_MASK | abi.GTF_sub_page
-"""What must be right in the header of an entry that is to be mapped: a part of a frame cannot be."""
 
 
 class V2:
@@ -64,10 +61,6 @@ class V2:
         if word & abi.GTF_type_mask != abi.GTF_transitive:
             return None
         return word >> 32 & 0xFFFF, table.memory.i[(slot << 1) + 2]
-
-    def cache_attributes(self, table: GrantTable, ref: int) -> int:
-        """See EntryFormat."""
-        return table.memory.h[table.slot[ref] << 2] & CACHE_MASK
 
     def complete_transfer(self, table: GrantTable, ref: int, mfn: int) -> None:
         """See EntryFormat."""

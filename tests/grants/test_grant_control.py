@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from hypervisor.abi import errno, xen
@@ -43,7 +45,10 @@ class TestDispatch:
             assert pair.dom0.raw(cmd, UNMAPPED, 1) == -errno.EFAULT
 
     def test_continuations_are_xens(self, pair):
-        assert pair.dom0.raw(0x1000, pair.dom0.args, 0) == -errno.EINVAL
+        """The upper bits of an operation's number say where cache_flush goes on; with any other they are an error."""
+        for cmd in (*range(12), 13, 99):
+            assert pair.dom0.raw(0x1000 | cmd, pair.dom0.args, 0) == -errno.EINVAL
+        assert pair.dom0.raw(0x1000 | abi.GNTTABOP_cache_flush, pair.dom0.args, 0) == 0
 
 
 class TestSize:
@@ -104,6 +109,14 @@ class TestSize:
     def test_a_bad_list(self, pair):
         assert pair.domu.setup_table(1, frame_list=UNMAPPED) == abi.GNTST_bad_virt_addr
         assert pair.domu.setup_table(0, frame_list=UNMAPPED) == 0
+
+    def test_what_can_be_written_of_a_list_is(self, pair):
+        domu = pair.domu
+        assert domu.setup_table(3, frame_list=domu.va(1) - 8) == 0
+        domu.set_pte(domu.va(0), domu.pte(domu.va(0)) & ~2)
+        domu.poke(domu.va(1), bytes(16))
+        assert domu.setup_table(3, frame_list=domu.va(1) - 8) == abi.GNTST_bad_virt_addr
+        assert struct.unpack("<QQ", domu.peek(domu.va(1), 16)) == tuple(domu.table.shared[1:3])
 
     def test_one_at_a_time(self, pair):
         for cmd in (2, 6, 9):
@@ -214,6 +227,21 @@ class TestCacheFlush:
         """XSA-232: frames of the system domains have no grant table behind them."""
         assert self.flush(pair.dom0, pair.hv.frames.m2p_mfn, 1) == -errno.EPERM
         assert self.flush(pair.dom0, 0, 1) == -errno.EINVAL
+
+    def test_a_search_that_goes_on(self, pair):
+        """The granter's entries are searched 4096 at a time, and the place is kept in the operation's number."""
+        dom0, domu = pair.dom0, pair.domu
+        assert domu.setup_table(32) == 0
+        ref = 5000
+        domu.grant(ref, 0, domu.pages[0])
+        op = dom0.map(domu, ref, HOLE)
+        cmd, layout = abi.GNTTABOP_cache_flush, abi.gnttab_cache_flush
+        assert self.flush(dom0, domu.pages[0], 1) == 0
+        assert dom0.raw(cmd | 0x1000, dom0.args, 1) == 0
+        assert dom0.raw(cmd | 0x2000, dom0.args, 1) == -errno.EINVAL  # past it
+        dom0.poke(dom0.args, layout.pack(a=(dom0.pages[0] << 12).to_bytes(8, "little"), offset=0, length=0, op=1))
+        assert dom0.raw(cmd | 0x1000, dom0.args, 1) == -errno.EILSEQ
+        assert dom0.unmap(op.handle, HOLE) == 0
 
 
 def test_trace(make_world):

@@ -236,6 +236,14 @@ class TestWhileMapped:
         domu.poke(domu.va(1), b"pinned")
         assert dom0.copy((DST, 1, 0), (dom0.pages[0], SELF, 0), 6, S) == 0
         assert dom0.peek(dom0.va(0), 6) == b"pinned"
+        # The first writer has the entry looked at again: it must still say the same.
+        assert dom0.copy((SRC, 1, 0), (DST, 1, 0), 4, S | D) == abi.GNTST_general_error
+        domu.grant(DST, 0, 0x7FFFFF)
+        assert dom0.copy((SRC, 1, 0), (DST, 1, 0), 4, S | D) == abi.GNTST_bad_page
+        domu.grant(DST, 0, domu.pages[1], 1 | abi.GTF_readonly)
+        assert dom0.copy((SRC, 1, 0), (DST, 1, 0), 4, S | D) == abi.GNTST_general_error
+        assert domu.flags(DST) == 1 | abi.GTF_readonly
+        domu.grant(DST, 0, domu.pages[1])
         assert dom0.copy((SRC, 1, 0), (DST, 1, 0), 4, S | D) == 0
         assert domu.peek(domu.va(1), 4) == bytes(range(4))
         assert domu.peek(domu.va(7), 4) == bytes(4)

@@ -57,6 +57,9 @@ class TestGranter:
         here = (dom0.pages[0], xen.DOMID_SELF, 0)
         assert dom0.copy((REF, 1, 0), here, 4, abi.GNTCOPY_source_gref) == abi.GNTST_bad_domain
         assert dom0.copy(here, (REF, 1, 0), 4, abi.GNTCOPY_dest_gref) == abi.GNTST_bad_domain
+        # Nobody held the page of the other one, so that it is gone.
+        assert dom0.copy((REF + 1, 1, 0), here, 4, abi.GNTCOPY_source_gref) == abi.GNTST_bad_page
+        assert dom0.copy((512, 1, 0), here, 4, abi.GNTCOPY_source_gref) == abi.GNTST_bad_gntref
         assert dom0.unmap(mapped.handle, HOLE) == 0
 
     def test_its_table_grows_no_more(self, mapped):

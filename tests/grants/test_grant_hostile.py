@@ -117,7 +117,7 @@ class HostileDomains(RuleBasedStateMachine):
                 return multiple()
             self.next_hole[mapper] += 1
         op = self.guests[mapper].map(granter, ref, va if kind & HOST else 0, kind)
-        expected = self.begin(mapper, granter, ref, kind)
+        expected = self.begin(mapper, granter, ref, kind, mapping=True)
         assert op.status == expected
         if expected:
             assert (op.handle, op.dev_bus_addr) == (0xDEAD, 0x7777)
@@ -129,8 +129,8 @@ class HostileDomains(RuleBasedStateMachine):
         self.live.add(made)
         return made
 
-    def begin(self, user, granter, ref, kind):
-        """The model of a map: the status, and what it does to the entry."""
+    def begin(self, user, granter, ref, kind, *, mapping):
+        """The model of a map or a copy: the status, and what it does to the entry."""
         if ref not in REFS:
             return BAD_REF
         entry = self.entries[granter][ref]
@@ -140,14 +140,23 @@ class HostileDomains(RuleBasedStateMachine):
             full = any(entry.uses.count((name, readonly)) >= LIMIT for name in names)
             if entry.pinned_by != user or full:
                 return GENERAL
-        elif entry.flags & 3 != abi.GTF_permit_access or entry.domid != user:
+        elif (
+            entry.flags & 3 != abi.GTF_permit_access
+            or entry.domid != user
+            or (mapping and entry.flags & abi.GTF_sub_page)
+        ):
             return GENERAL
+        named = entry.pinned_page if entry.uses else entry.page
         if not entry.uses or not (readonly or entry.writers()):
             if not readonly and entry.flags & abi.GTF_readonly:
                 return GENERAL
             entry.flags |= 0x08 if readonly else 0x18
+            if not mapping:
+                # A copy that is the first writer looks at the frame again.
+                named = entry.page
         page = entry.pinned_page if entry.uses else entry.page
-        status = BAD_PAGE if page == NOWHERE else GENERAL if page == PAGE_TABLE and not readonly else OK
+        writes_table = page == PAGE_TABLE and not readonly
+        status = BAD_PAGE if named == NOWHERE else GENERAL if named != page or writes_table else OK
         if status:
             self.settle(entry, readonly)
             return status
@@ -225,7 +234,7 @@ class HostileDomains(RuleBasedStateMachine):
         else:
             status = guest.copy(theirs, own, 4096, abi.GNTCOPY_source_gref)
         kind = HOST if out else HOST | RO
-        expected = self.begin(user, granter, ref, kind)
+        expected = self.begin(user, granter, ref, kind, mapping=False)
         assert status == expected
         if expected:
             return

@@ -76,13 +76,20 @@ class TestHostMapping:
         assert (entry_flags(entry), entry >> 12 & 0xFFFFFFFFFF) == (bits, granted.domu.pages[0])
         assert granted.dom0.unmap(op.handle, HOLE) == 0
 
-    @pytest.mark.parametrize(("gtf", "pte"), [(abi.GTF_PWT, 0x08), (abi.GTF_PCD, 0x10), (abi.GTF_PAT, 0x80)])
-    def test_cache_attributes_come_from_the_granter(self, granted, gtf, pte):
+    @pytest.mark.parametrize("gtf", [abi.GTF_PWT, abi.GTF_PCD, abi.GTF_PAT])
+    def test_the_granters_cache_attributes_do_not_count_for_ram(self, granted, gtf):
         granted.domu.set_flags(REF, GRANTED | gtf)
         op = granted.dom0.map(granted.domu, REF, HOLE)
         assert (op.status, granted.domu.flags(REF)) == (0, MAPPED_RW | gtf)
-        assert entry_flags(granted.dom0.pte(HOLE)) == 0x8010000000000067 | pte
+        assert entry_flags(granted.dom0.pte(HOLE)) == 0x8010000000000067
         assert granted.dom0.unmap(op.handle, HOLE) == 0
+
+    @pytest.mark.parametrize("flags", [HOST, HOST | RO, DEVICE])
+    def test_a_part_of_a_page_cannot_be_mapped(self, granted, flags):
+        """Version 1 too refuses GTF_sub_page, which means nothing there."""
+        granted.domu.set_flags(REF, GRANTED | abi.GTF_sub_page)
+        assert granted.dom0.map(granted.domu, REF, HOLE, flags).status == abi.GNTST_general_error
+        assert granted.domu.flags(REF) == GRANTED | abi.GTF_sub_page
 
     def test_an_address_inside_the_page_will_do(self, granted):
         op = granted.dom0.map(granted.domu, REF, HOLE + 0x123)

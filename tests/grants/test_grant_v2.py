@@ -115,6 +115,15 @@ class TestConversion:
             (0, 0, 0),
         ]
 
+    def test_offers_are_not_kept(self, pair):
+        """Of the reserved entries only those that grant access find their way back to version 1."""
+        domu = pair.domu
+        set_version(domu, 2)
+        for ref, flags in enumerate((abi.GTF_accept_transfer, 0, abi.GTF_readonly)):
+            write(domu, ref, flags, 9, second=0x77)
+        set_version(domu, 1)
+        assert [domu.entry(ref) for ref in range(3)] == [(0, 0, 0)] * 3
+
     def test_reserved_entries_in_use(self, pair):
         """The status bits of a mapped console ring move into the status frame and back; the mapping goes on."""
         dom0, domu = pair.dom0, pair.domu
@@ -175,7 +184,8 @@ class TestStatusFrames:
 
     def test_refusals(self, v2):
         dom0, domu = v2.dom0, v2.domu
-        assert status_frames(dom0, 1) == abi.GNTST_general_error  # version 1
+        assert status_frames(dom0, 1) == abi.GNTST_general_error  # version 1 has none
+        assert status_frames(dom0, 0) == 0
         assert status_frames(domu, 2) == abi.GNTST_general_error
         assert status_frames(domu, 1, domid=77) == abi.GNTST_bad_domain
         assert status_frames(domu, 1, domid=0) == abi.GNTST_permission_denied
@@ -280,10 +290,10 @@ class TestWholePages:
             assert status(domu, REF) == 0
         assert dom0.map(domu, 256, HOLE).status == abi.GNTST_bad_gntref
 
-    def test_cache_attributes(self, v2):
+    def test_cache_attributes_do_not_count_for_ram(self, v2):
         grant(v2.domu, REF, v2.dom0, v2.domu.pages[0], 1 | abi.GTF_PCD)
         op = v2.dom0.map(v2.domu, REF, HOLE)
-        assert v2.dom0.pte(HOLE) & 0xFFF == 0x77
+        assert v2.dom0.pte(HOLE) & 0xFFF == 0x67
         assert v2.dom0.unmap(op.handle, HOLE) == 0
 
     def test_swap(self, v2):
