@@ -8,13 +8,15 @@ until whoever built it unpauses it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from hypervisor.abi import pv_layout, xen
+from hypervisor.abi.features import XENFEAT_supervisor_mode_kernel
 from hypervisor.abi.tracepoints import VCPU_UP
 from hypervisor.errors import InvariantError
+from hypervisor.kernel_image import PvKernel
 from hypervisor.mm.frame_table import PGT_l4_page_table
+from hypervisor.mm.manager import hypercall_page
 from hypervisor.vcpu import VPF_DOWN
 
 if TYPE_CHECKING:
@@ -29,43 +31,35 @@ _RFLAGS = 0x202
 _UNLIMITED = 0xFFFFFFFF
 
 
-class KernelImage(Protocol):
-    """A kernel to load: what its ELF headers and notes would say."""
-
-    virt_base: int
-    virt_entry: int
-    segments: Sequence[tuple[int, bytes]]
-    """(address, contents) of each part to load; may be empty for a kernel that is not machine code."""
-
-
 class BuildError(ValueError):
     """Dom0 cannot be built from what was given. The message is one sentence for the person who gave it."""
 
 
 def construct_dom0(
-    hv: Hypervisor, domain: Domain, kernel: KernelImage, cmdline: str, module: bytes | None, nr_pages: int
+    hv: Hypervisor, domain: Domain, kernel: PvKernel, cmdline: str, module: bytes | None, nr_pages: int
 ) -> pv_layout.PvLayout:
     """Load a kernel into a fresh domain of `nr_pages` pages and make vCPU 0 ready to enter it.
 
     Returns the layout. Raises BuildError when something does not fit.
     """
     command_line = _command_line(cmdline)
-    start, end = _extent(kernel)
-    try:
-        layout = pv_layout.compute(
-            kernel.virt_base, start, end, nr_pages, module_size=len(module or b""), magic_pages=False
-        )
-    except pv_layout.LayoutError as error:
-        raise BuildError(f"dom0 cannot be built: {error}") from None
+    _check_kernel(kernel)
+    layout = _layout(kernel, module, nr_pages)
     p2m = _allocate(hv, domain, nr_pages)
-    for address, contents in kernel.segments:
-        _write(hv, p2m, address - kernel.virt_base, contents)
+    if kernel.pae:
+        domain.vm_assist |= 1 << xen.VMASST_TYPE_pae_extended_cr3
+    for segment in kernel.segments:
+        offset = segment.address - kernel.virt_base
+        _write(hv, p2m, offset, segment.contents)
+        _write(hv, p2m, offset + len(segment.contents), bytes(segment.size - len(segment.contents)))
+    if kernel.hypercall_page is not None:
+        _write(hv, p2m, kernel.hypercall_page - kernel.virt_base, hypercall_page())
     if layout.module is not None and module:
         _write(hv, p2m, layout.module.pfn * PAGE_SIZE, module)
     _write(hv, p2m, layout.p2m.pfn * PAGE_SIZE, p2m.tobytes())
     for pfn, entries in pv_layout.build_tables(layout, p2m):
         hv.memory.write(p2m[pfn] << 12, entries.tobytes())
-    hv.memory.write(p2m[layout.start_info] << 12, _start_info(domain, layout, command_line, module))
+    hv.memory.write(p2m[layout.start_info] << 12, _start_info(domain, kernel, layout, command_line, module))
     _start(hv, domain, kernel, layout, p2m[layout.tables.pfn])
     return layout
 
@@ -79,11 +73,32 @@ def _command_line(cmdline: str) -> bytes:
     return raw
 
 
-def _extent(kernel: KernelImage) -> tuple[int, int]:
-    """Return the first and the end address of the kernel; a kernel without segments has one page at its base."""
-    if not kernel.segments:
-        return kernel.virt_base, kernel.virt_base + PAGE_SIZE
-    return min(va for va, _ in kernel.segments), max(va + len(data) for va, data in kernel.segments)
+def _check_kernel(kernel: PvKernel) -> None:
+    if not kernel.can_be_dom0:
+        raise BuildError("dom0 cannot be built: the kernel's SUPPORTED_FEATURES do not name dom0")
+    if kernel.features_required >> XENFEAT_supervisor_mode_kernel & 1:
+        raise BuildError("dom0 cannot be built: the kernel requires supervisor_mode_kernel, which no Xen has any more")
+
+
+def _layout(kernel: PvKernel, module: bytes | None, nr_pages: int) -> pv_layout.PvLayout:
+    try:
+        layout = pv_layout.compute(
+            kernel.virt_base,
+            kernel.start,
+            kernel.end,
+            nr_pages,
+            module_size=len(module or b""),
+            module_is_mapped=not kernel.unmapped_module,
+            p2m_base=kernel.p2m_base,
+            magic_pages=False,
+            whole_block=True,
+        )
+    except pv_layout.LayoutError as error:
+        raise BuildError(f"dom0 cannot be built: {error}") from None
+    page = kernel.hypercall_page
+    if page is not None and not layout.virt_base <= page <= layout.va(layout.mapped_pages) - PAGE_SIZE:
+        raise BuildError(f"dom0 cannot be built: the kernel wants its hypercall page at {page:#x}, outside of itself")
+    return layout
 
 
 def _allocate(hv: Hypervisor, domain: Domain, nr_pages: int) -> array[int]:
@@ -111,22 +126,32 @@ def _write(hv: Hypervisor, p2m: array[int], offset: int, data: bytes) -> None:
         done += length
 
 
-def _start_info(domain: Domain, layout: pv_layout.PvLayout, command_line: bytes, module: bytes | None) -> bytes:
+def _start_info(
+    domain: Domain, kernel: PvKernel, layout: pv_layout.PvLayout, command_line: bytes, module: bytes | None
+) -> bytes:
+    flags = xen.SIF_PRIVILEGED | xen.SIF_INITDOMAIN | _POWER_MANAGEMENT
+    mod_start = 0
+    if layout.module is not None:
+        # Unless it is mapped, the kernel learns its page frame number.
+        mod_start = layout.va(layout.module.pfn) if layout.module_is_mapped else layout.module.pfn
+        flags |= 0 if layout.module_is_mapped else xen.SIF_MOD_START_PFN
     return xen.start_info.pack(
-        magic=_MAGIC,
+        magic=_MAGIC + (b"p" if kernel.pae else b""),
         nr_pages=layout.nr_pages,
         shared_info=domain.shared_info_mfn << 12,
-        flags=xen.SIF_PRIVILEGED | xen.SIF_INITDOMAIN | _POWER_MANAGEMENT,
+        flags=flags,
         pt_base=layout.va(layout.tables.pfn),
         nr_pt_frames=layout.tables.pages,
-        mfn_list=layout.va(layout.p2m.pfn),
-        mod_start=layout.va(layout.module.pfn) if layout.module is not None else 0,
+        mfn_list=layout.p2m_address,
+        mod_start=mod_start,
         mod_len=len(module or b""),
         cmd_line=command_line,
+        first_p2m_pfn=layout.first_p2m_pfn,
+        nr_p2m_frames=layout.p2m.pages + layout.p2m_tables.pages if layout.p2m_is_elsewhere else 0,
     )
 
 
-def _start(hv: Hypervisor, domain: Domain, kernel: KernelImage, layout: pv_layout.PvLayout, root: int) -> None:
+def _start(hv: Hypervisor, domain: Domain, kernel: PvKernel, layout: pv_layout.PvLayout, root: int) -> None:
     """Load the page tables and the registers."""
     vcpu = domain.vcpu(0)
     if vcpu is None:

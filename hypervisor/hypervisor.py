@@ -15,8 +15,10 @@ from hypervisor.errors import HypercallError
 from hypervisor.event_channel import EventChannelOps
 from hypervisor.grant_table import GrantTableOps
 from hypervisor.iommu import Iommu
+from hypervisor.log import WARNING, XenLog
 from hypervisor.mm import MemoryManager
 from hypervisor.multicall import MulticallOps
+from hypervisor.options import XenOptions
 from hypervisor.physdev import PhysdevOps
 from hypervisor.platform_op import PlatformOps
 from hypervisor.preempt import Preemption
@@ -46,7 +48,7 @@ class Hypervisor:
     """One running Xen on one machine.
 
     `trace` is the emitter of a `TraceWriter`, or None. `console` receives what Xen and (through console_io) dom0 print
-    on the host's serial line.
+    on the host's serial line. `options` is what Xen's command line says.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Hypervisor:
         costs: Costs | None = None,
         trace: Emit | None = None,
         console: Callable[[bytes], None] | None = None,
+        options: XenOptions | None = None,
     ) -> None:
         self.machine = machine
         self.memory = machine.memory
@@ -64,6 +67,7 @@ class Hypervisor:
         self.timers = machine.timers
         self.trace = trace
         self.console = console or (lambda data: None)
+        self.options = options or XenOptions()
         self.domains: dict[int, Domain] = {}
         self.stopped = False
         """The hardware domain has shut the host down."""
@@ -75,6 +79,7 @@ class Hypervisor:
 
         self.sched = Scheduler(self, machine.nr_pcpus, policy or Fifo(), costs or Costs())
         self.now = self.sched.now
+        self.xen_log = XenLog(lambda data: self.console(data), self.now, self.options)
         self.preempt = Preemption(self)
         self.events = EventChannelOps(self)
         self.time = GuestTime(self)
@@ -95,7 +100,7 @@ class Hypervisor:
             CallbackOps(self),
             SchedOps(self),
             VcpuOps(self),
-            VersionOps(self),
+            VersionOps(self, self.options.text.encode()),
             PhysdevOps(self),
             PlatformOps(self),
             self.domctl,
@@ -139,6 +144,6 @@ class Hypervisor:
             if image is not None:
                 image.unload()
 
-    def log(self, text: str) -> None:
-        """Print a line on the host's console, as Xen does."""
-        self.console(f"(XEN) {text}\n".encode())
+    def log(self, text: str, level: int = WARNING, *, guest: bool = False) -> None:
+        """Print lines on the host's console, as Xen does; `guest`: a guest has provoked them."""
+        self.xen_log.printk(text, level, guest=guest)

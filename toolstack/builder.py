@@ -15,10 +15,12 @@ from functools import lru_cache
 import attrs
 
 from guest_kernel.image import PythonKernelImage
-from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE, ForeignMapping
+from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.abi import pv_layout, xen
 from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
+from hypervisor.kernel_image import LoadSegment, PvKernel
 from toolstack.errors import ToolstackError
+from toolstack.guest_pages import GuestPages
 from toolstack.nodes import DOM0
 from toolstack.xc import Xc
 from toolstack.xl_config import DomainConfig
@@ -26,6 +28,8 @@ from toolstack.xl_config import DomainConfig
 PAGES_PER_MIB = 256
 MAGIC = b"xen-3.0-x86_64"
 RFLAGS_IF = 1 << 9
+WINDOW_PAGES = 1024
+"""How many pages of a new domain are mapped at a time, to be filled."""
 UD2 = b"\x0f\x0b"
 """The instruction that is never valid: what a processor finds where the code of a Python kernel would be."""
 STUB_BANNER = b"\0paravirt: the code of this kernel is Python: "
@@ -47,31 +51,39 @@ class PvBuilder:
 
     def __init__(self, xc: Xc) -> None:
         self._xc = xc
-        self._layouts: dict[tuple[int, int, int], pv_layout.PvLayout] = {}
+        self._layouts: dict[tuple[object, ...], pv_layout.PvLayout] = {}
 
     def build(
-        self, domid: int, image: PythonKernelImage, config: DomainConfig, *, store_port: int, console_port: int
+        self,
+        domid: int,
+        kernel: PvKernel,
+        config: DomainConfig,
+        *,
+        store_port: int,
+        console_port: int,
+        ramdisk: bytes | None = None,
     ) -> Built:
         """Fill a domain that has vCPUs and a memory limit, and nothing else yet.
 
         Raises XenError, and ToolstackError when the domain is too small for its kernel.
         """
         xc = self._xc
-        layout = self._layout(image, config)
+        layout = self._layout(kernel, config, len(ramdisk or b""))
         p2m = xc.populate_physmap(domid, 0, layout.nr_pages)
         assert layout.xenstore is not None
         assert layout.console is not None
         built = Built(layout, p2m[layout.xenstore], p2m[layout.console])
         info = xc.domain_info(domid)
         assert info is not None
-        start_info = self._start_info(layout, config, built, info.shared_info_frame << 12, store_port, console_port)
-        # One window over everything that is loaded, and gone before Xen looks at the page tables: a frame that
-        # somebody can write to is no page table.
-        mapping = xc.map_foreign(domid, p2m[: layout.tables.end])
-        try:
-            self._fill(mapping, layout, p2m, image, start_info)
-        finally:
-            xc.unmap(mapping)
+        pages = GuestPages()
+        self._fill(pages, layout, p2m, kernel, ramdisk)
+        start_info = _start_info(
+            layout, config, built, info.shared_info_frame << 12, store_port, console_port, len(ramdisk or b"")
+        )
+        pages.write(layout.start_info << PAGE_SHIFT, start_info)
+        self._copy(domid, p2m, pages)
+        if kernel.hypercall_page is not None:
+            xc.hypercall_init(domid, p2m[kernel.hypercall_page - kernel.virt_base >> PAGE_SHIFT])
         root = p2m[layout.tables.pfn]
         xc.pin_l4(domid, root)
         xc.seed_grants(
@@ -81,67 +93,106 @@ class PvBuilder:
                 (GNTTAB_RESERVED_XENSTORE, DOM0, built.store_mfn),
             ),
         )
-        xc.set_vcpu_context(domid, 0, boot_context(image.virt_entry, layout, root))
+        xc.set_vcpu_context(domid, 0, boot_context(kernel.virt_entry, layout, root))
         return built
 
-    def _layout(self, image: PythonKernelImage, config: DomainConfig) -> pv_layout.PvLayout:
-        ((start, contents),) = kernel_segments(image)
-        end = start + len(contents)
-        key = (start, end, config.memory)
+    def _layout(self, kernel: PvKernel, config: DomainConfig, module_size: int) -> pv_layout.PvLayout:
+        start, end, base = kernel.start, kernel.end, kernel.virt_base
+        key = (base, start, end, config.memory, module_size, kernel.unmapped_module, kernel.p2m_base)
         layout = self._layouts.get(key)
         if layout is None:
             try:
-                layout = pv_layout.compute(image.virt_base, start, end, config.memory * PAGES_PER_MIB)
+                layout = pv_layout.compute(
+                    base,
+                    start,
+                    end,
+                    config.memory * PAGES_PER_MIB,
+                    module_size=module_size,
+                    module_is_mapped=not kernel.unmapped_module,
+                    p2m_base=kernel.p2m_base,
+                )
             except pv_layout.LayoutError as error:
                 raise ToolstackError(str(config.error("memory", f"too little memory: {error}"))) from None
             self._layouts[key] = layout
+        page = kernel.hypercall_page
+        if page is not None and not 0 <= page - base < layout.nr_pages << PAGE_SHIFT:
+            message = f"the kernel wants its hypercall page at {page:#x}, outside of its domain"
+            raise ToolstackError(str(config.error("kernel", message)))
         return layout
 
     @staticmethod
-    def _start_info(
-        layout: pv_layout.PvLayout,
-        config: DomainConfig,
-        built: Built,
-        shared_info: int,
-        store_port: int,
-        console_port: int,
-    ) -> bytes:
-        return xen.start_info.pack(
-            magic=MAGIC,
-            nr_pages=layout.nr_pages,
-            shared_info=shared_info,
-            store_mfn=built.store_mfn,
-            store_evtchn=store_port,
-            console={"domU": {"mfn": built.console_mfn, "evtchn": console_port}},
-            pt_base=layout.va(layout.tables.pfn),
-            nr_pt_frames=layout.tables.pages,
-            mfn_list=layout.va(layout.p2m.pfn),
-            cmd_line=config.cmdline.encode(),
-        )
-
-    @staticmethod
     def _fill(
-        mapping: ForeignMapping,
-        layout: pv_layout.PvLayout,
-        p2m: Sequence[int],
-        image: PythonKernelImage,
-        start_info: bytes,
+        pages: GuestPages, layout: pv_layout.PvLayout, p2m: Sequence[int], kernel: PvKernel, ramdisk: bytes | None
     ) -> None:
-        """Write what is loaded into the new domain's pages, by pfn."""
-        for address, contents in kernel_segments(image):
-            pfn = address - image.virt_base >> PAGE_SHIFT
-            for index in range(len(contents) >> PAGE_SHIFT):
-                mapping[pfn + index][:] = contents[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT]
-        frames = memoryview(array("Q", p2m)).cast("B")
-        for index in range(layout.p2m.pages):
-            part = frames[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
-            mapping[layout.p2m.pfn + index][: len(part)] = part
-        mapping[layout.start_info][: len(start_info)] = start_info
+        """Put what is loaded into the new domain's pages."""
+        for segment in kernel.segments:
+            offset = segment.address - layout.virt_base
+            pages.write(offset, segment.contents)
+            pages.clear(offset + len(segment.contents), segment.size - len(segment.contents))
+        if layout.module is not None and ramdisk:
+            pages.write(layout.module.pfn << PAGE_SHIFT, ramdisk)
+        pages.write(layout.p2m.pfn << PAGE_SHIFT, memoryview(array("Q", p2m)).cast("B"))
         for page in (layout.xenstore, layout.console):
             assert page is not None
-            mapping[page][:] = _ZERO
+            pages.write(page << PAGE_SHIFT, _ZERO)
         for pfn, entries in pv_layout.build_tables(layout, p2m):
-            mapping[pfn][:] = memoryview(entries).cast("B")
+            pages.write(pfn << PAGE_SHIFT, memoryview(entries).cast("B"))
+
+    def _copy(self, domid: int, p2m: Sequence[int], pages: GuestPages) -> None:
+        """Write pages into the domain, a window at a time.
+
+        All windows are gone before Xen looks at the page tables: a frame that somebody can write to is no page table.
+        """
+        pfns = sorted(pages.contents)
+        for first in range(0, len(pfns), WINDOW_PAGES):
+            window = pfns[first : first + WINDOW_PAGES]
+            mapping = self._xc.map_foreign(domid, [p2m[pfn] for pfn in window])
+            try:
+                for view, pfn in zip(mapping, window, strict=True):
+                    view[:] = pages.contents[pfn]
+            finally:
+                self._xc.unmap(mapping)
+
+
+def _start_info(
+    layout: pv_layout.PvLayout,
+    config: DomainConfig,
+    built: Built,
+    shared_info: int,
+    store_port: int,
+    console_port: int,
+    ramdisk_size: int,
+) -> bytes:
+    flags = mod_start = mod_len = 0
+    if layout.module is not None:
+        mod_start, mod_len = layout.va(layout.module.pfn), ramdisk_size
+        if not layout.module_is_mapped:
+            # The kernel finds it by frame number, and is told whole pages.
+            flags = xen.SIF_MOD_START_PFN
+            mod_start, mod_len = layout.module.pfn, layout.module.pages << PAGE_SHIFT
+    return xen.start_info.pack(
+        magic=MAGIC,
+        nr_pages=layout.nr_pages,
+        shared_info=shared_info,
+        flags=flags,
+        store_mfn=built.store_mfn,
+        store_evtchn=store_port,
+        console={"domU": {"mfn": built.console_mfn, "evtchn": console_port}},
+        pt_base=layout.va(layout.tables.pfn),
+        nr_pt_frames=layout.tables.pages,
+        mfn_list=layout.p2m_address,
+        mod_start=mod_start,
+        mod_len=mod_len,
+        cmd_line=config.cmdline.encode(),
+        first_p2m_pfn=layout.p2m.pfn if layout.p2m_is_elsewhere else 0,
+        nr_p2m_frames=layout.p2m.pages + layout.p2m_tables.pages if layout.p2m_is_elsewhere else 0,
+    )
+
+
+def python_kernel(image: PythonKernelImage) -> PvKernel:
+    """Return what a Python kernel is to a domain builder: addresses, and a few pages to load."""
+    segments = tuple(LoadSegment(address, data, len(data)) for address, data in kernel_segments(image))
+    return PvKernel(virt_base=image.virt_base, virt_entry=image.virt_entry, segments=segments)
 
 
 def kernel_segments(image: PythonKernelImage) -> list[tuple[int, bytes]]:

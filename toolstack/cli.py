@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from toolstack.commands.boot import boot
 from toolstack.commands.run import run
 from toolstack.commands.trace import trace
 from toolstack.commands.xenstore import xenstore
@@ -30,8 +31,9 @@ def main() -> None:
         paravirt run examples/hello/hello.cfg
         paravirt run examples/first-host/*.cfg --trace host.trace
         paravirt trace host.trace
+        paravirt boot vmlinuz --module initrd.img --cmdline console=hvc0
     """
 
 
-for _command in (run, trace, xenstore, xenstored):
+for _command in (run, boot, trace, xenstore, xenstored):
     main.add_command(_command)

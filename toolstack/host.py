@@ -31,7 +31,7 @@ from hypervisor.machine.nic import NetworkCard
 from hypervisor.sched.policy import Policy, parse_policy
 from hypervisor.sched.scheduler import NEVER
 from hypervisor.trace import TraceError, TraceWriter
-from toolstack.builder import kernel_segments
+from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
 from toolstack.errors import UsageError
@@ -55,15 +55,6 @@ KEPT_MIB = 4096
 """... as long as that is not more than this: Xen's books of the memory are not free."""
 STEPS = 500
 """Stretches of guest code between two looks at the world outside (trio)."""
-
-
-@attrs.define
-class _LoadedKernel:
-    """A kernel as the builder of dom0 wants it (`hypervisor.dom0_build.KernelImage`)."""
-
-    virt_base: int
-    virt_entry: int
-    segments: Sequence[tuple[int, bytes]]
 
 
 class Host:
@@ -308,7 +299,7 @@ class Host:
             domain.image = image
             for vcpu_id in range(config.maxvcpus):
                 hv.domain_ops.add_vcpu(domain, vcpu_id)
-            kernel = _LoadedKernel(image.virt_base, image.virt_entry, kernel_segments(image))
+            kernel = python_kernel(image)
             construct_dom0(hv, domain, kernel, config.cmdline, None, config.memory << 8)
         except BuildError as error:
             raise UsageError(str(error)) from None

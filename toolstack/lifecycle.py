@@ -28,7 +28,7 @@ from hypervisor.abi.io.xenbus import (
     XenbusStateInitialising,
     XenbusStateInitWait,
 )
-from toolstack.builder import PvBuilder
+from toolstack.builder import PvBuilder, python_kernel
 from toolstack.errors import ToolstackError
 from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, disk_nodes, domain_nodes, vif_nodes
 from toolstack.xc import DomainState, Xc
@@ -264,7 +264,9 @@ class Lifecycle:
         xc.max_mem(domid, (config.maxmem << 10) + MAXMEM_SLACK_KIB)
         store_port = xc.alloc_unbound(domid, DOM0)
         console_port = xc.alloc_unbound(domid, DOM0)
-        built = self.builder.build(domid, image, config, store_port=store_port, console_port=console_port)
+        built = self.builder.build(
+            domid, python_kernel(image), config, store_port=store_port, console_port=console_port
+        )
         return Connection(built.store_mfn, store_port), Connection(built.console_mfn, console_port)
 
     def _backends(self, config: DomainConfig) -> dict[str, int]:

@@ -32,6 +32,10 @@ class StandardOutput:
         """Write, and do not keep anything back."""
         self.attempt(lambda: sys.stdout.write(text))
 
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes as they are, and do not keep anything back."""
+        self.attempt(lambda: sys.stdout.buffer.write(data))
+
     def attempt(self, write: Callable[[], object]) -> None:
         """Call what writes to `sys.stdout`, and flush that."""
         if self.lost is not None:

@@ -124,6 +124,10 @@ class Xc:
             domctl.XEN_DOMCTL_setvcpucontext, domid, domctl.xen_domctl_vcpucontext, vcpu=vcpu_id, ctxt=self._context.va
         )
 
+    def hypercall_init(self, domid: int, mfn: int) -> None:
+        """Fill a page of a domain with Xen's hypercall stubs."""
+        self.domctl(domctl.XEN_DOMCTL_hypercall_init, domid, domctl.xen_domctl_hypercall_init, gmfn=mfn)
+
     def pause(self, domid: int) -> None:
         """Stop a domain (counted)."""
         self.domctl(domctl.XEN_DOMCTL_pausedomain, domid)

@@ -14,9 +14,11 @@ from virt_base, each part on a page of its own:
     free             at least 512 KiB, up to the next 4 MiB boundary: mapped, for the kernel's first allocations
 
 Everything in that range is mapped at virt_base + pfn * 4096, as far as the domain has memory; the rest of the domain's
-memory is for its kernel to map.
+memory is for its kernel to map. Two parts can lie behind that range, if the kernel's notes say so: a module that is not
+mapped (MOD_START_PFN), and the p2m list with the page tables that map it elsewhere (INIT_P2M).
 """
 
+import itertools
 from array import array
 from collections.abc import Sequence
 
@@ -66,7 +68,14 @@ class PvLayout:
     nr_pages: int
     kernel: Area
     module: Area | None
+    module_is_mapped: bool
     p2m: Area
+    p2m_address: int
+    """Where the p2m list is mapped."""
+    p2m_tables: Area
+    """Page tables for the p2m list alone, L3, L2, L1, right behind it: if it is mapped elsewhere than everything."""
+    first_p2m_pfn: int
+    """The first page behind what the initial page tables map, and behind a module that they do not map."""
     start_info: int
     xenstore: int | None
     console: int | None
@@ -81,6 +90,11 @@ class PvLayout:
     def va(self, pfn: int) -> int:
         """Return the virtual address of a page."""
         return self.virt_base + (pfn << PAGE_SHIFT)
+
+    @property
+    def p2m_is_elsewhere(self) -> bool:
+        """Whether the p2m list is mapped at an address of its own (INIT_P2M)."""
+        return self.p2m_address != self.va(self.p2m.pfn)
 
     @property
     def stack_pointer(self) -> int:
@@ -105,9 +119,16 @@ def compute(
     nr_pages: int,
     *,
     module_size: int = 0,
+    module_is_mapped: bool = True,
+    p2m_base: int | None = None,
     magic_pages: bool = True,
+    whole_block: bool = False,
 ) -> PvLayout:
     """Lay out a domain of `nr_pages` pages. Addresses and sizes in bytes; `magic_pages`: xenstore and console rings.
+
+    `whole_block`: what is mapped at first comes from one block of a power of two of pages, as Xen does it for dom0, and
+    the parts that are not mapped follow that block. A `p2m_base` that is no page's address or lies behind virt_base is
+    ignored, as libxenguest does.
 
     Raises LayoutError when the kernel lies outside of the domain or the domain is too small.
     """
@@ -119,11 +140,12 @@ def compute(
     kernel = Area(first, max(1, pages_of(kernel_end - virt_base) - first))
     pfn = kernel.end
     module = None
-    if module_size:
+    if module_size and module_is_mapped:
         module = Area(pfn, pages_of(module_size))
         pfn = module.end
     p2m = Area(pfn, max(1, pages_of(nr_pages * 8)))
-    start_info = p2m.end
+    elsewhere = p2m_base is not None and not p2m_base & 0xFFF and p2m_base < virt_base
+    start_info = pfn if elsewhere else p2m.end
     pfn = start_info + 1
     xenstore = console = None
     if magic_pages:
@@ -131,10 +153,38 @@ def compute(
         pfn += 2
     counts, virt_end = _count_tables(virt_base, pfn)
     tables = Area(pfn, sum(counts))
-    if tables.end + 1 > nr_pages:
-        raise LayoutError(f"the domain has {nr_pages} pages, its kernel needs {tables.end + 1} to start")
+    last = tables.end + 1
+    free = virt_end - virt_base >> PAGE_SHIFT
+    if whole_block:
+        mapped_module = 0 if module is None else module.pages
+        free = (1 << (free - mapped_module - 1).bit_length()) + mapped_module
+    if module_size and not module_is_mapped:
+        module = Area(free, pages_of(module_size))
+        last = free = module.end
+    p2m_tables, p2m_address = Area(p2m.end, 0), virt_base + (p2m.pfn << PAGE_SHIFT)
+    if elsewhere and p2m_base is not None:
+        p2m = Area(free, p2m.pages)
+        p2m_tables = Area(p2m.end, _count_p2m_tables(virt_base, virt_end, p2m_base, p2m.pages << PAGE_SHIFT))
+        p2m_address, last = p2m_base, p2m_tables.end
+    if last > nr_pages:
+        raise LayoutError(f"the domain has {nr_pages} pages, its kernel needs {last} to start")
     return PvLayout(
-        virt_base, nr_pages, kernel, module, p2m, start_info, xenstore, console, tables, counts, tables.end, virt_end
+        virt_base=virt_base,
+        nr_pages=nr_pages,
+        kernel=kernel,
+        module=module,
+        module_is_mapped=module_is_mapped,
+        p2m=p2m,
+        p2m_address=p2m_address,
+        p2m_tables=p2m_tables,
+        first_p2m_pfn=min(free, nr_pages),
+        start_info=start_info,
+        xenstore=xenstore,
+        console=console,
+        tables=tables,
+        tables_by_level=counts,
+        boot_stack=tables.end,
+        virt_end=virt_end,
     )
 
 
@@ -152,6 +202,18 @@ def _count_tables(virt_base: int, pfn: int) -> tuple[tuple[int, int, int, int], 
         if l4 + l3 + l2 + l1 == tables:
             return (l4, l3, l2, l1), virt_end
         tables = l4 + l3 + l2 + l1
+
+
+def _count_p2m_tables(virt_base: int, virt_end: int, p2m_base: int, size: int) -> int:
+    """Count the tables that a p2m list at an address of its own needs, besides those that are there anyway."""
+    end = p2m_base + size
+    if end > virt_base or not (end <= _LOW_END or p2m_base >= _HIGH_START):
+        raise LayoutError(f"the guest may not map its p2m list at {p2m_base:#x}-{end:#x}")
+    count = 0
+    for _, shift in _LEVEL_SHIFTS[1:]:
+        mine = range(p2m_base >> shift, (end - 1 >> shift) + 1)
+        count += len(mine) - (mine[-1] == virt_base >> shift)
+    return count
 
 
 def build_tables(layout: PvLayout, p2m: Sequence[int]) -> list[tuple[int, "array[int]"]]:
@@ -173,7 +235,36 @@ def build_tables(layout: PvLayout, p2m: Sequence[int]) -> list[tuple[int, "array
         _split(built, pfn, entries, (layout.virt_base >> shift) & (ENTRIES - 1), count)
         pfn = children
     _split(built, pfn, leaves, (layout.virt_base >> PAGE_SHIFT) & (ENTRIES - 1), l1)
+    if layout.p2m_is_elsewhere:
+        _map_p2m(layout, p2m, built)
     return built
+
+
+def _map_p2m(layout: PvLayout, p2m: Sequence[int], built: list[tuple[int, "array[int]"]]) -> None:
+    """Add the tables that map the p2m list at its own address."""
+    tables: dict[tuple[int, int], tuple[int, array[int]]] = {}
+    first = 0
+    for (_, shift), count in zip(_LEVEL_SHIFTS, layout.tables_by_level, strict=True):
+        for index in range(count):
+            tables[shift, (layout.virt_base >> shift) + index] = built[first + index]
+        first += count
+    end = layout.p2m_address + (layout.p2m.pages << PAGE_SHIFT)
+    fresh = iter(range(layout.p2m_tables.pfn, layout.p2m_tables.end))
+    for (_, above), (_, shift) in itertools.pairwise(_LEVEL_SHIFTS):
+        for index in range(layout.p2m_address >> shift, (end - 1 >> shift) + 1):
+            if (shift, index) in tables:
+                continue
+            table = next(fresh), array("Q", bytes(PAGE_SIZE))
+            built.append(table)
+            tables[shift, index] = table
+            # (The root is one for all of the address space.)
+            parent = built[0][1] if shift == _LEVEL_SHIFTS[1][1] else tables[above, index >> above - shift][1]
+            parent[index & ENTRIES - 1] = p2m[table[0]] << PAGE_SHIFT | TABLE_PROT
+    lowest = _LEVEL_SHIFTS[-1][1]
+    for page in range(layout.p2m.pages):
+        address = layout.p2m_address + (page << PAGE_SHIFT)
+        entries = tables[lowest, address >> lowest][1]
+        entries[address >> PAGE_SHIFT & ENTRIES - 1] = p2m[layout.p2m.pfn + page] << PAGE_SHIFT | L1_PROT
 
 
 def _split(built: list[tuple[int, "array[int]"]], pfn: int, entries: "array[int]", offset: int, count: int) -> None:

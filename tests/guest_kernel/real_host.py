@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -14,7 +13,7 @@ from hypervisor.dom0_build import construct_dom0
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.machine.machine import Machine
 from hypervisor.sched.scheduler import NEVER
-from toolstack.builder import PvBuilder, kernel_segments
+from toolstack.builder import PvBuilder, python_kernel
 from toolstack.xc import Xc
 from toolstack.xl_config import DomainConfig
 
@@ -61,8 +60,7 @@ class RealHost:
         domain = hv.domain_ops.create(0, max_vcpus=1, is_privileged=True)
         domain.image = image
         hv.domain_ops.add_vcpu(domain, 0)
-        shim = SimpleNamespace(virt_base=image.virt_base, virt_entry=image.virt_entry, segments=kernel_segments(image))
-        construct_dom0(hv, domain, shim, "", None, 16 * 256)
+        construct_dom0(hv, domain, python_kernel(image), "", None, 16 * 256)
         hv.domain_ops.unpause(domain)
 
     async def _control(self, kernel: Kernel) -> None:
@@ -80,7 +78,7 @@ class RealHost:
             image = make_image(config.name, guest.main)
             self.hv.domains[guest.domid].image = image
             port = xc.alloc_unbound(guest.domid, 0)
-            built = builder.build(guest.domid, image, config, store_port=0, console_port=port)
+            built = builder.build(guest.domid, python_kernel(image), config, store_port=0, console_port=port)
             consoles.append(self._open_console(kernel, guest, built.console_mfn, port))
             self._vcpus[guest.domid] = self.hv.domains[guest.domid].online_vcpus()
         for guest in self.guests:

@@ -11,6 +11,7 @@ from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.kernel_image import PvKernel
 from hypervisor.machine.machine import Machine
 from hypervisor.mm.check import check
 from hypervisor.vcpu import VCpu
@@ -28,11 +29,8 @@ TABLE = P | RW | US | A | D
 RO_TABLE = P | US | A | D
 
 
-class BareKernel:
-    """A kernel without contents: the tests play its part."""
-
-    virt_base = virt_entry = VIRT_BASE
-    segments: tuple[tuple[int, bytes], ...] = ()
+BARE_KERNEL = PvKernel(virt_base=VIRT_BASE, virt_entry=VIRT_BASE, segments=())
+"""A kernel without contents: the tests play its part."""
 
 
 class Guest:
@@ -43,7 +41,7 @@ class Guest:
         self.domain: Domain = hv.domain_ops.create(domid, max_vcpus=vcpus, is_privileged=domid == 0)
         for vcpu_id in range(vcpus):
             hv.domain_ops.add_vcpu(self.domain, vcpu_id)
-        self.layout = construct_dom0(hv, self.domain, BareKernel, "", None, pages)  # type: ignore[arg-type]
+        self.layout = construct_dom0(hv, self.domain, BARE_KERNEL, "", None, pages)
         if domid:
             self.domain.max_pages = pages
         self.vcpu: VCpu = self.domain.vcpu(0)  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.guest_access import copy_from_guest, read_u64, translate_load
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.kernel_image import LoadSegment, PvKernel
 from hypervisor.machine.machine import Machine
 from hypervisor.mm.check import check
 from hypervisor.mm.frame_table import PINNED
@@ -17,10 +18,11 @@ from hypervisor.vcpu import VPF_DOWN
 BASE = 0xFFFFFFFF80000000
 
 
-class Kernel:
-    virt_base = BASE
-    virt_entry = BASE + 0x101000
-    segments = [(BASE + 0x100000, b"text" * 3000), (BASE + 0x104321, b"data" * 100)]
+KERNEL = PvKernel(
+    virt_base=BASE,
+    virt_entry=BASE + 0x101000,
+    segments=(LoadSegment(BASE + 0x100000, b"text" * 3000, 12000), LoadSegment(BASE + 0x104321, b"data" * 100, 4096)),
+)
 
 
 def host() -> tuple[Hypervisor, Domain]:
@@ -33,12 +35,12 @@ def host() -> tuple[Hypervisor, Domain]:
 def test_what_dom0_finds() -> None:
     hv, domain = host()
     module = bytes(range(256)) * 100
-    layout = construct_dom0(hv, domain, Kernel, "console=hvc0 earlyprintk", module, 8192)
+    layout = construct_dom0(hv, domain, KERNEL, "console=hvc0 earlyprintk", module, 8192)
     check(hv)
     vcpu = domain.vcpu(0)
     assert vcpu is not None
     state = vcpu.context
-    assert state.rip == Kernel.virt_entry
+    assert state.rip == KERNEL.virt_entry
     assert state.rsp == state.kernel_sp == layout.stack_pointer
     info = xen.start_info.unpack_from(copy_from_guest(vcpu, state.rsi, xen.start_info.size))
     assert info.magic.rstrip(b"\0") == b"xen-3.0-x86_64"
@@ -49,8 +51,8 @@ def test_what_dom0_finds() -> None:
     assert info.nr_pt_frames == layout.tables.pages == 5
     assert bytes(info.cmd_line).rstrip(b"\0") == b"console=hvc0 earlyprintk"
     assert copy_from_guest(vcpu, info.mod_start, info.mod_len) == module
-    for va, data in Kernel.segments:
-        assert copy_from_guest(vcpu, va, len(data)) == data
+    for segment in KERNEL.segments:
+        assert copy_from_guest(vcpu, segment.address, segment.size) == segment.contents.ljust(segment.size, b"\0")
     for pfn in (0, 77, 8191):
         mfn = read_u64(vcpu, info.mfn_list + pfn * 8)
         assert hv.frames.owner(mfn) == 0
@@ -76,7 +78,7 @@ def test_what_dom0_finds() -> None:
 def test_what_cannot_be_built(cmdline: str, pages: int, message: str) -> None:
     hv, domain = host()
     with pytest.raises(BuildError, match=message):
-        construct_dom0(hv, domain, Kernel, cmdline, None, pages)
+        construct_dom0(hv, domain, KERNEL, cmdline, None, pages)
     assert domain.tot_pages == 0
     check(hv)
 
@@ -85,6 +87,6 @@ def test_two_builds_are_the_same() -> None:
     images = []
     for _ in range(2):
         hv, domain = host()
-        construct_dom0(hv, domain, Kernel, "same", b"module", 4096)
+        construct_dom0(hv, domain, KERNEL, "same", b"module", 4096)
         images.append(hv.memory.b.tobytes())
     assert images[0] == images[1]

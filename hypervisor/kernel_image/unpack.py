@@ -1,0 +1,162 @@
+"""Unpacking what a bzImage carries: gzip, bzip2, LZMA, XZ, LZO, LZ4 and Zstandard, recognised by their first bytes.
+
+The first four of them are Python's own; LZO, LZ4 and Zstandard come with the extra `kernels`. The output is bounded:
+a file of a few KiB can stand for gigabytes of zeros.
+"""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from hypervisor.kernel_image.elf import ELF_MAGIC, ImageError
+
+MAX_SIZE = 1 << 30
+"""Bytes that an unpacked kernel may have: real ones have 20 to 100 MiB."""
+_LZ4_BLOCK = 8 << 20
+_LZO_MAGIC = b"\x89LZO\x00\x0d\x0a\x1a\x0a"
+
+Unpack = Callable[[bytes], bytes]
+
+
+def unpack(data: bytes) -> bytes:
+    """Return what was compressed. Raises ImageError: unknown, damaged, too large, or a library is missing."""
+    for name, magics, function in _FORMATS:
+        if data.startswith(magics):
+            try:
+                return function(data)
+            except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, struct.error, RuntimeError) as error:
+                if isinstance(error, ImageError):
+                    raise
+                raise ImageError(f"holds a damaged kernel: its {name} data cannot be unpacked ({error})") from None
+    raise ImageError(f"holds a kernel that is compressed in an unknown way (it begins with {data[:6].hex(' ')})")
+
+
+def _bounded(out: bytes, finished: bool) -> bytes:
+    if not finished:
+        if len(out) >= MAX_SIZE:
+            raise _too_large()
+        raise EOFError("it ends too early")
+    return out
+
+
+def _too_large() -> ImageError:
+    return ImageError(f"holds a kernel that unpacks to more than {MAX_SIZE >> 20} MiB")
+
+
+def _gzip(data: bytes) -> bytes:
+    stream = zlib.decompressobj(31)
+    return _bounded(stream.decompress(data, MAX_SIZE), stream.eof)
+
+
+def _bzip2(data: bytes) -> bytes:
+    stream = bz2.BZ2Decompressor()
+    return _bounded(stream.decompress(data, MAX_SIZE), stream.eof)
+
+
+def _xz(data: bytes) -> bytes:
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    return _bounded(stream.decompress(data, MAX_SIZE), stream.eof)
+
+
+def _lzma(data: bytes) -> bytes:
+    # The size in the header says where it ends if there is no end mark; the kernel's build puts it behind the data too.
+    stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE)
+    out = stream.decompress(data, MAX_SIZE)
+    size = int.from_bytes(data[5:13], "little")
+    return _bounded(out, stream.eof or len(out) == size)
+
+
+def _zstd(data: bytes) -> bytes:
+    library = _library("zstandard", "Zstandard")
+    stream = library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    try:
+        out: bytes = stream.decompress(data)
+    except library.ZstdError as error:
+        raise ValueError(str(error)) from None
+    return _bounded(out, stream.eof and len(out) <= MAX_SIZE)
+
+
+def _lz4(data: bytes) -> bytes:
+    """Unpack the legacy frame format, which the kernel's build uses: blocks of 8 MiB, each with its packed size."""
+    library = _library("lz4.block", "LZ4")
+    out, at = bytearray(), 4
+    while at + 4 <= len(data) and len(out) < MAX_SIZE:
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if not size or at + size > len(data):
+            break  # what follows the last block is the size of it all
+        try:
+            out += library.decompress(data[at : at + size], uncompressed_size=_LZ4_BLOCK)
+        except library.LZ4BlockError as error:
+            raise ValueError(str(error)) from None
+        at += size
+    return _bounded(bytes(out), bool(out) and len(out) < MAX_SIZE)
+
+
+def _lzo(data: bytes) -> bytes:
+    """Unpack a file of lzop: a header, then blocks with their sizes and check sums."""
+    library = _library("lzallright", "LZO")
+    flags, at = _lzop_header(data)
+    plain_sums = bool(flags & 0x1) + bool(flags & 0x100)
+    packed_sums = bool(flags & 0x2) + bool(flags & 0x200)
+    out = bytearray()
+    while True:
+        (size,) = struct.unpack_from(">I", data, at)
+        at += 4
+        if not size:
+            return bytes(out)
+        (packed,) = struct.unpack_from(">I", data, at)
+        at += 4 + 4 * plain_sums + (4 * packed_sums if packed < size else 0)
+        block = data[at : at + packed]
+        at += packed
+        if len(out) + size > MAX_SIZE:
+            raise _too_large()
+        if len(block) < packed:
+            raise EOFError("it ends too early")
+        try:
+            out += library.LZOCompressor.decompress(block, size) if packed < size else block
+        except library.LZOError as error:
+            raise ValueError(str(error)) from None
+
+
+def _lzop_header(data: bytes) -> tuple[int, int]:
+    """Return the flags of a file of lzop, and where its blocks begin."""
+    at = len(_LZO_MAGIC)
+    (version,) = struct.unpack_from(">H", data, at)
+    at += 8 if version >= 0x940 else 5  # version, library, needed version, method, level
+    (flags,) = struct.unpack_from(">I", data, at)
+    at += 4 + (4 if flags & 0x800 else 0)  # a filter
+    at += 12 if version >= 0x940 else 8  # mode and times
+    at += 1 + data[at] + 4  # name, check sum
+    if flags & 0x40:
+        (size,) = struct.unpack_from(">I", data, at)
+        at += 4 + size + 4
+    return flags, at
+
+
+def _library(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImageError(
+            f"holds a kernel that is compressed with {what}; unpacking it needs pip install 'paravirt[kernels]'"
+        ) from None
+
+
+_FORMATS: tuple[tuple[str, bytes | tuple[bytes, ...], Unpack], ...] = (
+    ("ELF", ELF_MAGIC, bytes),
+    ("gzip", (b"\x1f\x8b", b"\x1f\x9e"), _gzip),
+    ("bzip2", b"BZh", _bzip2),
+    ("XZ", b"\xfd7zXZ\0", _xz),
+    ("LZMA", b"\x5d\0\0", _lzma),
+    ("LZO", _LZO_MAGIC, _lzo),
+    ("LZ4", b"\x02\x21\x4c\x18", _lz4),
+    ("Zstandard", b"\x28\xb5\x2f\xfd", _zstd),
+)
+"""Name, first bytes, how it is unpacked. A kernel that is not compressed is a format, too."""

@@ -1,0 +1,163 @@
+"""A host whose dom0 is a machine-code kernel: what `paravirt boot` switches on.
+
+There is a machine, Xen, and dom0; everything else is that kernel's business. The host's serial line is the only
+console: Xen's lines and what dom0 prints through console_io go out, what a person types comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+import trio
+
+from hypervisor.abi import sched
+from hypervisor.boot_log import announce
+from hypervisor.dom0_build import BuildError, construct_dom0
+from hypervisor.errors import HypercallError
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.kernel_image import ImageError, PvKernel, load_kernel
+from hypervisor.machine.machine import Machine
+from hypervisor.options import parse_options
+from hypervisor.trace import TraceWriter
+from toolstack.errors import UsageError
+
+DEFAULT_XEN_CMDLINE = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all dom0_mem=64M dom0_max_vcpus=2"
+DEFAULT_HOST_MIB = 512
+DEFAULT_PCPUS = 1
+STEPS = 500
+"""Stretches of guest code between two looks at the world outside."""
+
+
+@attrs.frozen(kw_only=True)
+class BootSpec:
+    """What is to be booted. Kernel and modules are the contents of files; their paths are for messages."""
+
+    kernel_path: Path
+    kernel: bytes = attrs.field(repr=False)
+    modules: tuple[bytes, ...] = attrs.field(default=(), repr=False)
+    cmdline: str = ""
+    xen_cmdline: str = DEFAULT_XEN_CMDLINE
+    host_memory_mib: int = DEFAULT_HOST_MIB
+    pcpus: int = DEFAULT_PCPUS
+    seed: int = 0
+    trace_file: Path | None = None
+
+
+@attrs.frozen
+class BootResult:
+    """How a machine ended."""
+
+    shutdown_reason: int
+    """SHUTDOWN_* (sched.h), or -1: somebody or something from outside ended it."""
+    virtual_ns: int
+    why: str = ""
+    """What ended it, if it was not dom0: a sentence."""
+
+    @property
+    def is_reboot(self) -> bool:
+        """Whether the machine starts again."""
+        return self.shutdown_reason == sched.SHUTDOWN_reboot
+
+
+class BootHost:
+    """One machine, from power-on to power-off. `run` is to be awaited under trio.
+
+    `show` gets the bytes of the serial line. `types`: somebody may type, so the machine waits for that when it is idle.
+    """
+
+    def __init__(self, spec: BootSpec, show: Callable[[bytes], None], *, types: bool = False) -> None:
+        self.spec = spec
+        self.hv: Hypervisor
+        self._show = show
+        self._types = types
+        self._typed = bytearray()
+        self._wake = trio.Event()
+        self._end = ""
+        self._stack = ExitStack()
+        self._trace: TraceWriter | None = None
+        self.kernel: PvKernel = _load(spec)
+
+    async def run(self) -> BootResult:
+        """Switch the machine on and run it to its end. Raises UsageError, InvariantError."""
+        with self._stack:
+            self._assemble()
+            self._stack.callback(self.hv.switch_off)
+            await self._drain()
+        if self._trace is not None and self._trace.failure is not None:
+            why = self._trace.failure.strerror
+            raise UsageError(f"cannot write the trace {str(self.spec.trace_file)!r} to its end: {why}")
+        return BootResult(-1 if self._end else self.hv.shutdown_reason, self.hv.clock.now, self._end)
+
+    def end(self, why: str) -> None:
+        """Cut the power soon; `why` is a sentence."""
+        self._end = self._end or why
+        self._wake.set()
+
+    def type(self, data: bytes) -> None:
+        """Type on the serial line."""
+        self._typed += data
+        self._wake.set()
+
+    async def _drain(self) -> None:
+        hv = self.hv
+        while not hv.stopped and not self._end:
+            if self._typed:
+                data, self._typed = bytes(self._typed), bytearray()
+                hv.console_io.feed(data)
+            until = hv.sched.drain(STEPS)
+            if until == 0 or hv.stopped:
+                await trio.lowlevel.checkpoint()
+            elif self._types:
+                self._wake = trio.Event()
+                await self._wake.wait()
+            else:
+                self._end = "everything in dom0 waits for something that cannot happen any more"
+
+    # -- assembly -------------------------------------------------------------------------------------------------
+
+    def _assemble(self) -> None:
+        spec = self.spec
+        options = parse_options(spec.xen_cmdline)
+        machine = Machine(memory_mib=spec.host_memory_mib, pcpus=spec.pcpus)
+        trace = self._open_trace()
+        hv = Hypervisor(machine, trace=None if trace is None else trace.emit, console=self._show, options=options)
+        self.hv = hv
+        if trace is not None:
+            trace.now = hv.now
+        vcpus = options.dom0_vcpus(spec.pcpus)
+        module = spec.modules[0] if spec.modules else None
+        announce(hv, len(spec.modules))
+        try:
+            domain = hv.domain_ops.create(0, max_vcpus=vcpus, is_privileged=True)
+            for vcpu_id in range(vcpus):
+                hv.domain_ops.add_vcpu(domain, vcpu_id)
+            pages = options.dom0_pages(hv.frames.free_frames)
+            construct_dom0(hv, domain, self.kernel, spec.cmdline, module, pages)
+        except BuildError as error:
+            raise UsageError(f"{spec.kernel_path}: {error}") from None
+        except HypercallError:
+            raise UsageError(f"too little memory: {spec.host_memory_mib} MiB are not enough for Xen and dom0") from None
+        hv.domain_ops.unpause(domain)
+
+    def _open_trace(self) -> TraceWriter | None:
+        spec = self.spec
+        if spec.trace_file is None:
+            return None
+        try:
+            file: BinaryIO = spec.trace_file.open("wb")
+        except OSError as error:
+            raise UsageError(f"cannot write the trace {str(spec.trace_file)!r}: {error.strerror}") from None
+        about = {"pcpus": spec.pcpus, "time": "virtual", "schedule": "fifo", "preempts": False}
+        self._trace = self._stack.enter_context(TraceWriter(file, seed=spec.seed, about=about))
+        return self._trace
+
+
+def _load(spec: BootSpec) -> PvKernel:
+    try:
+        return load_kernel(spec.kernel)
+    except ImageError as error:
+        raise UsageError(f"the kernel {str(spec.kernel_path)!r} {error}") from None
