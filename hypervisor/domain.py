@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi.cpu import Image
@@ -38,6 +38,7 @@ class Domain:
         "handle",
         "hv",
         "image",
+        "iomem",
         "ioports",
         "irqs",
         "is_dying",
@@ -59,6 +60,7 @@ class Domain:
         "shutdown_code",
         "shutting_down",
         "target",
+        "teardown",
         "text",
         "time_offset",
         "tot_pages",
@@ -83,6 +85,8 @@ class Domain:
         self.shutdown_code = NO_SHUTDOWN
         self.shutting_down = False
         self.is_dying = DYING_NO
+        self.teardown: Iterator[bool] | None = None
+        """What is left to do of its destruction, step by step (`DomainOps.kill`)."""
 
         self.max_pages = 0
         self.tot_pages = 0
@@ -107,6 +111,8 @@ class Domain:
         self.pollers = 0
         """How many vCPUs sit in SCHEDOP_poll."""
         self.grant_table: GrantTable
+        self.iomem: list[range] = []
+        """Frames of I/O memory that it may map."""
         self.ioports: list[range] = []
         self.irqs: set[int] = set()
         self.pirqs: dict[int, Channel | None] = {}
@@ -114,6 +120,15 @@ class Domain:
         self.target: Domain | None = None
         self.watchdogs: list[Timer | None] = [None, None]
         """SCHEDOP_watchdog: a timer that has fired stays, as Xen's stays in use."""
+
+    @property
+    def has_hardware(self) -> bool:
+        """Whether it may reach a device: it has I/O memory or I/O ports (Xen: cache_flush_permitted)."""
+        return bool(self.ioports or self.iomem)
+
+    def may_use_iomem(self, mfn: int) -> bool:
+        """Whether the domain may map a frame behind which there is no memory (iomem_access_permitted)."""
+        return any(mfn in frames for frames in self.iomem)
 
     def may_use_port(self, port: int) -> bool:
         """Whether the domain may execute `in` and `out` on an I/O port."""

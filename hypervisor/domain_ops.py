@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, sched, xen
 from hypervisor.abi.tracepoints import DOMAIN_CRASH, DOMAIN_CREATE, DOMAIN_DESTROY, DOMAIN_SHUTDOWN
 from hypervisor.domain import DYING_DEAD, DYING_DYING, DYING_NO, NO_SHUTDOWN, Domain
 from hypervisor.errors import HypercallError
+from hypervisor.machine.firmware import io_frames
 from hypervisor.machine.ports import NR_PORTS
+from hypervisor.preempt import Restart
 from hypervisor.vcpu import VPF_DOWN, VPF_PAUSED, VCpu
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class DomainOps:
         hv.events.init_domain(domain)
         if is_privileged:
             domain.ioports.append(range(NR_PORTS))
+            domain.iomem += io_frames()
         self._init_shared_info(domain)
         hv.domains[domid] = domain
         if hv.trace is not None:
@@ -174,33 +178,66 @@ class DomainOps:
         self.shutdown(domain, sched.SHUTDOWN_crash)
 
     def kill(self, domain: Domain) -> None:
-        """Destroy a domain (XEN_DOMCTL_destroydomain): release all it holds; what others still map lives on."""
+        """Destroy a domain (XEN_DOMCTL_destroydomain): release all it holds; what others still map lives on.
+
+        Raises Restart to make room for others: the next call goes on where this one stopped.
+        """
         hv = self.hv
         if domain.is_dying == DYING_NO:
             domain.is_dying = DYING_DYING
-            self.refresh_pause(domain)
-            for vcpu in domain.online_vcpus():
-                hv.time.stop(vcpu)
-                hv.sched.forget(vcpu)
-                vcpu.pause_flags |= VPF_DOWN
-                vcpu.halt()
-            image, domain.image = domain.image, None
-            if image is not None:
-                image.unload()
-            for index, watchdog in enumerate(domain.watchdogs):
-                if watchdog is not None:
-                    watchdog.cancel()
-                    domain.watchdogs[index] = None
-            for line in domain.irqs:
-                hv.iommu.release(line, domain)
-            hv.events.destroy_domain(domain)
-            hv.grants.destroy_domain(domain)
-            hv.mm.relinquish(domain)
+            self._stop(domain)
+            domain.teardown = self._release(domain)
+        if domain.teardown is not None:
+            frames = hv.frames
+            frames.start_batch()
+            try:
+                for interrupted in domain.teardown:
+                    if interrupted or hv.preempt.check():
+                        raise Restart
+            finally:
+                frames.end_batch()
+            domain.teardown = None
             domain.is_dying = DYING_DEAD
             if hv.trace is not None:
                 hv.trace(domain.domid, 0, DOMAIN_DESTROY)
             hv.events.send_global_virq(xen.VIRQ_DOM_EXC)
         self.reap(domain)
+
+    def _stop(self, domain: Domain) -> None:
+        """Take a domain's vCPUs and devices out of action: nothing of it acts by itself any more."""
+        hv = self.hv
+        self.refresh_pause(domain)
+        for vcpu in domain.online_vcpus():
+            hv.time.stop(vcpu)
+            hv.sched.forget(vcpu)
+            vcpu.pause_flags |= VPF_DOWN
+            vcpu.halt()
+        image, domain.image = domain.image, None
+        if image is not None:
+            image.unload()
+        for index, watchdog in enumerate(domain.watchdogs):
+            if watchdog is not None:
+                watchdog.cancel()
+                domain.watchdogs[index] = None
+        for line in domain.irqs:
+            hv.iommu.release(line, domain)
+
+    def _release(self, domain: Domain) -> Iterator[bool]:
+        """Release what a dying domain holds, a step at a time: True if something was interrupted inside that step.
+
+        Any part may be done at once, or be an iterator over steps of its own.
+        """
+        hv = self.hv
+        parts: tuple[Callable[[Domain], Iterator[bool] | None], ...] = (
+            hv.events.destroy_domain,
+            hv.grants.destroy_domain,
+            hv.mm.relinquish,
+        )
+        for part in parts:
+            steps = part(domain)
+            if steps is not None:
+                yield from steps
+            yield False
 
     def reap(self, domain: Domain) -> None:
         """Forget a dead domain once nobody maps a page of it any more."""

@@ -42,7 +42,7 @@ class MulticallOps:
             except Continuation as rest:
                 # The rest of the call takes the place of the entry.
                 left = rest.replace(tuple(args))
-                copy_to_guest(vcpu, address, ENTRY.codec.pack(op, rest.nr, *left))
+                copy_to_guest(vcpu, address, ENTRY.codec.pack(op, op, *left))
                 raise Continuation(HYPERCALL, address, count - index) from None
             if trace is not None:
                 trace(vcpu.domain.domid, vcpu.vcpu_id, TRACE_HYPERCALL, op, *args[:5], result)

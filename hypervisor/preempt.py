@@ -9,6 +9,9 @@ arguments (Xen: hypercall_create_continuation):
             raise Continuation(NR, va + index * size, count - index)
         ...
 
+Deep inside an operation, or where the arguments need not change since the state says how far it got, `Restart` asks for
+the same hypercall once more (Xen: -ERESTART).
+
 All that has to survive is in those arguments, in guest memory or in the domain: between the two parts anything may
 happen, to the domain that asked too. What the guest passed in other registers stays there.
 
@@ -51,6 +54,13 @@ class Continuation(Exception):
         return (*self.registers, *registers[len(self.registers) :])
 
 
+class Restart(Continuation):
+    """The same hypercall is to be made again, with the arguments that it had; `nr` is negative."""
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+
+
 class Preemption:
     """Whether the hypercall that runs should give the processor back; and two hooks with which tests make it so."""
 
@@ -82,8 +92,11 @@ class Preemption:
         return running is not None and running.must_interrupt()
 
 
-def finish(vcpu: VCpu, rest: Continuation, registers: tuple[int, ...]) -> int:
-    """Go on with a hypercall until it is done; returns its result. Nobody hears it if the domain died meanwhile."""
+def finish(vcpu: VCpu, nr: int, rest: Continuation, registers: tuple[int, ...]) -> int:
+    """Go on with hypercall `nr`, made with `registers`, until it is done; returns its result.
+
+    Nobody hears that if the domain died meanwhile.
+    """
     hv = vcpu.hv
     while True:
         if hv.preempt.between is not None:
@@ -91,8 +104,10 @@ def finish(vcpu: VCpu, rest: Continuation, registers: tuple[int, ...]) -> int:
             if vcpu.domain.is_dying:
                 return 0
         registers = rest.replace(registers)
+        if rest.nr >= 0:
+            nr = rest.nr
         try:
-            return hv.table[rest.nr](vcpu, *registers)
+            return hv.table[nr](vcpu, *registers)
         except HypercallError as error:
             return -error.errno
         except Continuation as more:

@@ -117,7 +117,7 @@ def _door(vcpu: PythonVCpu) -> Door:
         except HypercallError as error:
             return -error.errno
         except Continuation as rest:
-            return finish(vcpu, rest, (a1, a2, a3, a4, a5))
+            return finish(vcpu, nr, rest, (a1, a2, a3, a4, a5))
 
     return hypercall, table.clear
 

@@ -85,6 +85,7 @@ class VCpu(ABC):
         "last_periodic",
         "next_service",
         "next_time_update",
+        "old_tables",
         "pause_count",
         "pause_flags",
         "periodic_ns",
@@ -125,6 +126,8 @@ class VCpu(ABC):
         self.kernel_cr3 = 0
         """Frame of the page table root in kernel mode; 0 = none."""
         self.user_cr3 = 0
+        self.old_tables: list[int] = []
+        """Page tables whose release a hypercall of this vCPU could not finish. Kept by `hypervisor.mm`."""
         self.tlb_r: dict[int, int] = {}
         """Software TLB: virtual page number → machine address of the page, for reads. Kept by `hypervisor.mm`."""
         self.tlb_w: dict[int, int] = {}

@@ -10,6 +10,7 @@ from hypervisor.abi.tracepoints import VCPU_UP
 from hypervisor.callback import is_canonical
 from hypervisor.errors import HypercallError
 from hypervisor.mm.descriptors import FIRST_RESERVED_GDT_ENTRY, MAX_LDT_ENTRIES
+from hypervisor.preempt import Continuation
 from hypervisor.vcpu import VPF_DOWN
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _load_tables(vcpu: VCpu, raw: bytes, ldt_base: int, ldt_ents: int, gdt_ents:
     try:
         vcpu.hv.mm.load_root(vcpu, root)
         descriptors.set_ldt(vcpu, ldt_base, ldt_ents)
-    except HypercallError:
+    except (HypercallError, Continuation):
         descriptors.set_gdt(vcpu, [], 0)
         raise
 

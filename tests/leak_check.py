@@ -16,6 +16,7 @@ from hypervisor.mm.check import check as check_frames
 
 def find_leaks(hv: Hypervisor, free_at_first: int, exempt: bool) -> list[str]:
     """Say what is wrong with a host at the end of a test, then take it apart and say what is left."""
+    hv.preempt.forced = hv.preempt.between = None
     found = recount(hv, check_events, check_grants, check_frames)
     if hv.stopped and hv.shutdown_reason == sched.SHUTDOWN_poweroff and not exempt:
         found += left_for_others(hv)

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from hypervisor.errors import InvariantError
+from hypervisor.machine.firmware import IO_FRAMES
 from hypervisor.mm.frame_table import (
     ALLOCATED,
     DOMID_IO,
@@ -170,7 +171,7 @@ def _compare(frames: FrameTable, mfn: int, references: int, held: dict[int, int]
 def _check_free(hv: Hypervisor, owned: int) -> None:
     """Every frame is a domain's, Xen's, the machine's or free, and a free one has no history."""
     frames = hv.frames
-    if owned + frames.xen_frames + frames.free_frames + 1 != frames.frames:
+    if owned + frames.xen_frames + frames.free_frames + IO_FRAMES != frames.frames:
         raise InvariantError(
             f"{frames.frames} frames: {owned} of domains, {frames.xen_frames} of Xen, {frames.free_frames} free"
         )

@@ -16,11 +16,13 @@ contents are validated first (`mm.page_types`).
 """
 
 import mmap
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from hypervisor.errors import InvariantError
+from hypervisor.machine.firmware import IO_FRAMES
 from hypervisor.machine.memory import Memory
 from hypervisor.mm.heap import Extent, Heap
 
@@ -45,6 +47,8 @@ PARTIAL = 0x10
 """Validation or release stopped at `progress` and can go on from there (PGT_partial)."""
 OWN_PARTIAL = 0x20
 """A PARTIAL frame holds one reference and one type reference of its own: it stays when nobody else does."""
+GIVEN_UP = 0x80
+"""A frame of a dying domain to which the domain's own right is taken."""
 KEPT = 0x40
 """A lent frame of a dying domain: the domain has no right to it any more, but whoever lent it still needs it."""
 
@@ -68,6 +72,7 @@ _RUN = 1024
 _ONES = memoryview(array("I", [1]) * _RUN)
 _ZEROS = memoryview(array("I", bytes(4 * _RUN)))
 _ALL_ALLOCATED = memoryview(bytes([ALLOCATED]) * _RUN)
+_SINGLES_IN_A_STEP = 64
 _DISCARD = 8  # from so many frames on, giving memory back beats writing zeros
 
 
@@ -80,7 +85,7 @@ class Owner(Protocol):
 
 
 class PageList:
-    """A domain's frames, doubly linked through `next` and `prev`; 0 ends the list (nobody ever owns frame 0)."""
+    """A domain's frames, doubly linked through `next` and `prev`; 0 ends the list (no domain ever owns frame 0)."""
 
     __slots__ = ("head", "length", "owner", "tail")
 
@@ -115,6 +120,7 @@ class FrameTable:
         "flags",
         "frames",
         "heap",
+        "leftovers",
         "linear",
         "m2p",
         "m2p_frames",
@@ -152,7 +158,9 @@ class FrameTable:
         self.release: Callable[[int, int], int] = _unchecked
         self.on_empty: Callable[[Owner], None] | None = None
         self.partial: dict[int, None] = {}
-        """Frames that hold themselves because their validation was interrupted (OWN_PARTIAL)."""
+        """Frames that hold themselves because their validation or release was interrupted (OWN_PARTIAL)."""
+        self.leftovers: list[int] = []
+        """Frames among them whose release is for the hypercall that runs to finish (`finish`), here or continued."""
         self._lists: dict[int, PageList] = {}
         self._xen_lists: dict[int, PageList] = {}
         self._batch: list[Extent] | None = None
@@ -166,16 +174,16 @@ class FrameTable:
         base = self.m2p_mfn * 512
         self.m2p = memory.q[base : base + frames]
         """Machine-to-physical table: 64-bit pfn by mfn, in machine memory; guests see it at MACH2PHYS_VIRT_START."""
-        self.owner_tag[0] = DOMID_IO + 1
+        self.owner_tag[:IO_FRAMES] = memoryview(array("H", [DOMID_IO + 1]) * IO_FRAMES)
         self._take_for_xen(self.m2p_mfn, self.m2p_frames)
-        self.heap.add(1, self.m2p_mfn - 1)
+        self.heap.add(IO_FRAMES, self.m2p_mfn - IO_FRAMES)
         self.heap.add(first_free, frames - first_free)
 
     # -- what a frame is ----------------------------------------------------------------------------------------
 
     def is_ram(self, mfn: int) -> bool:
-        """Whether this is a frame of memory (mfn_valid): frame 0 and everything past the end are not."""
-        return 0 < mfn < self.frames
+        """Whether this is a frame of memory that somebody may own: those of I/O and all past the end are not."""
+        return IO_FRAMES <= mfn < self.frames
 
     def owner(self, mfn: int) -> int:
         """Return the domid that owns the frame (DOMID_XEN, DOMID_IO for theirs), or -1 for a free frame."""
@@ -228,12 +236,13 @@ class FrameTable:
 
     # -- giving frames out --------------------------------------------------------------------------------------
 
-    def alloc(self, domain: Owner, order: int = 0) -> int:
+    def alloc(self, domain: Owner, order: int = 0, limit: int = sys.maxsize) -> int:
         """Give a domain 2**order zeroed, contiguous, aligned frames; returns the first mfn, or -1 when memory is short.
 
-        Neither max_pages nor the state of the domain is looked at: that is the caller's business.
+        They all lie below frame `limit`. Neither max_pages nor the state of the domain is looked at: that is the
+        caller's business.
         """
-        mfn = self.heap.alloc(order)
+        mfn = self.heap.alloc(order, limit)
         if mfn >= 0:
             self._assign(self.page_list(domain), mfn, 1 << order)
         return mfn
@@ -425,6 +434,23 @@ class FrameTable:
             self.put_page(mfn)
         return errno
 
+    def let_go(self, mfn: int) -> None:
+        """Drop a reference and a type reference to a page table; if that is interrupted, it is one of `leftovers`."""
+        if self.put_page_and_type(mfn):
+            # The reference and the type reference of the caller are the frame's own now.
+            self.flags[mfn] |= OWN_PARTIAL
+            self.partial[mfn] = None
+            self.leftovers.append(mfn)
+
+    def finish(self, mfn: int) -> int:
+        """Go on to release one of the `leftovers`; returns 0, or ERESTART when interrupted again.
+
+        There is nothing to do if somebody has validated the frame meanwhile, or released it.
+        """
+        if mfn < self.frames and self.flags[mfn] & OWN_PARTIAL:
+            return self._release_partial(mfn)
+        return 0
+
     def set_gpfn(self, mfn: int, pfn: int) -> None:
         """Set the M2P entry of a frame."""
         self.m2p[mfn] = pfn
@@ -441,22 +467,27 @@ class FrameTable:
         for mfn, count in _join(sorted(batch)):
             self._to_heap(mfn, count)
 
-    def release_allocated(self, domain: Owner) -> None:
+    def release_allocated(self, domain: Owner) -> Iterator[bool]:
         """Take the domain's right to each of its frames away; those that nobody else uses are freed, in large pieces.
 
-        To be called between `start_batch` and `end_batch`, when no page table of the domain is in use any more.
+        To be called between `start_batch` and `end_batch`, when no page table of the domain is in use any more. Between
+        two steps anybody may drop references, and so take frames out of the list: what is done goes to its end.
         """
-        pages = self.page_list(domain)
-        mfn = pages.head
-        while mfn:
+        pages, flags = self.page_list(domain), self.flags
+        singles = 0
+        while (mfn := pages.head) and not flags[mfn] & GIVEN_UP:
             length = self._idle_run(mfn)
             if length:
-                following = self.next[mfn + length - 1]
                 self._free_run(pages, mfn, length)
-            else:
-                following = self.next[mfn]
-                self.take_allocated(mfn)
-            mfn = following
+                yield False
+                continue
+            flags[mfn] |= GIVEN_UP
+            self._unlink(pages, mfn)
+            self._append(pages, mfn, 1)
+            self.take_allocated(mfn)
+            singles += 1
+            if not singles % _SINGLES_IN_A_STEP:
+                yield False
 
     def _idle_run(self, mfn: int) -> int:
         """Return how many frames from `mfn` on are neighbours in the list too, and used by nobody but their owner."""
@@ -543,16 +574,22 @@ class FrameTable:
             self.type_count[mfn] += 1
         return 0
 
-    def abandon_partial(self, mfn: int) -> None:
-        """Give up on a frame of `partial`: release what it held, and its own references to itself."""
-        self._abandon(mfn, EINVAL)
-
     def _abandon(self, mfn: int, errno: int) -> int:
         """Validation of a frame that nobody holds a type reference of has failed: release what it held so far."""
+        if self._release_partial(mfn):
+            self.leftovers.append(mfn)
+        return errno
+
+    def _release_partial(self, mfn: int) -> int:
+        """Release what a frame holds of which nobody but itself has a type reference; returns 0 or ERESTART."""
         kind = self.type[mfn]
-        if PGT_l1_page_table <= kind <= PGT_l4_page_table:
-            while self.release(mfn, kind) == ERESTART:
-                pass
+        if PGT_l1_page_table <= kind <= PGT_l4_page_table and self.release(mfn, kind):
+            flags = self.flags[mfn]
+            self.flags[mfn] = flags & ~VALIDATED | PARTIAL | OWN_PARTIAL
+            if not flags & OWN_PARTIAL:
+                self.partial[mfn] = None
+                self.count[mfn] += 1
+            return ERESTART
         flags = self.flags[mfn]
         self.flags[mfn] = flags & ~(PARTIAL | OWN_PARTIAL | VALIDATED)
         self.type[mfn] = PGT_none
@@ -560,7 +597,7 @@ class FrameTable:
         if flags & OWN_PARTIAL:
             del self.partial[mfn]
             self.put_page(mfn)
-        return errno
+        return 0
 
     def _assign(self, pages: PageList, mfn: int, count: int) -> None:
         domain = pages.owner

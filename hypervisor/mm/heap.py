@@ -4,6 +4,7 @@ Deterministic: what `alloc` returns depends only on the sequence of calls. Nothi
 the machine, so a host of many gigabytes starts at once.
 """
 
+import sys
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
@@ -47,11 +48,14 @@ class Heap:
             self._insert(mfn, order)
             mfn += 1 << order
 
-    def alloc(self, order: int) -> int:
-        """Take one aligned block of 2**order frames; returns its first mfn, or -1 when there is none."""
+    def alloc(self, order: int, limit: int = sys.maxsize) -> int:
+        """Take one aligned block of 2**order frames, all below frame `limit`; returns its first mfn, or -1 if none is.
+
+        The smallest block that does is broken up, the lowest one of its size.
+        """
         for larger in range(order, MAX_ORDER + 1):
             mfn = self._lowest(larger)
-            if mfn >= 0:
+            if 0 <= mfn <= limit - (1 << order):
                 heappop(self._heaps[larger])
                 self._free[larger].remove(mfn)
                 while larger > order:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno
@@ -11,7 +11,6 @@ from hypervisor.guest_access import flush_all
 from hypervisor.mm.descriptors import DescriptorTables
 from hypervisor.mm.frame_table import (
     ERESTART,
-    OWN_PARTIAL,
     PINNED,
     FrameTable,
     Owner,
@@ -24,6 +23,7 @@ from hypervisor.mm.mmuext import MmuextOps
 from hypervisor.mm.page_types import PageTypes
 from hypervisor.mm.reservation import Claims, Reservations
 from hypervisor.mm.xen_slots import XenSlots
+from hypervisor.preempt import Restart
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -87,46 +87,50 @@ class MemoryManager:
         self.pinned[domain.domid] = {}
         self.held[domain.domid] = []
 
-    def relinquish(self, domain: Domain) -> None:
-        """Release all memory of a dying domain. What others still map stays until they let go (`holds_pages`)."""
-        frames = self.frames
-        preempt, self.types.preempt = self.types.preempt, None
-        frames.start_batch()
-        try:
-            self.claims.drop(domain)
-            for vcpu in domain.vcpus:
-                if vcpu is not None:
-                    self.drop_vcpu(vcpu)
-            flush_all(domain)
-            for mfn in self.held[domain.domid]:
-                frames.put_page_and_type(mfn)
-            self.held[domain.domid].clear()
-            for mfn in list(self.pinned[domain.domid]):
-                self.unpin(mfn, domain)
-            self._finish_partial(domain)
-            frames.withdraw_lent(domain)
-            frames.release_allocated(domain)
-        finally:
-            frames.end_batch()
-            self.types.preempt = preempt
+    def relinquish(self, domain: Domain) -> Iterator[bool]:
+        """Release all memory of a dying domain. What others still map stays until they let go (`holds_pages`).
+
+        Done step by step: between two of them others may run, who find the domain dying. See `DomainOps.kill`.
+        """
+        self.claims.drop(domain)
+        for vcpu in domain.online_vcpus():
+            self.drop_vcpu(vcpu)
+            vcpu.old_tables.clear()
+            yield from self._finish_partial(domain)
+        flush_all(domain)
+        held = self.held[domain.domid]
+        while held:
+            self.frames.put_page_and_type(held.pop())
+        pinned = self.pinned[domain.domid]
+        while pinned:
+            self.unpin(next(reversed(pinned)), domain)
+            yield from self._finish_partial(domain)
+        self.frames.withdraw_lent(domain)
+        yield from self.frames.release_allocated(domain)
 
     def drop_vcpu(self, vcpu: VCpu) -> None:
-        """Let go of a vCPU's page table roots and descriptor tables: it is reset, or its domain dies."""
+        """Let go of a vCPU's page table roots and descriptor tables: it is reset, or its domain dies.
+
+        The release of the roots may leave tables behind.
+        """
         self.descriptors.destroy(vcpu)
         roots, vcpu.kernel_cr3, vcpu.user_cr3 = (vcpu.kernel_cr3, vcpu.user_cr3), 0, 0
         vcpu.tlb_r.clear()
         vcpu.tlb_w.clear()
         for root in roots:
             if root:
-                self.put_table(root)
+                self.frames.let_go(root)
 
-    def _finish_partial(self, domain: Domain) -> None:
-        """Let go of tables whose validation was interrupted and never resumed."""
+    def _finish_partial(self, domain: Domain) -> Iterator[bool]:
+        """Release the tables of a domain whose validation or release was interrupted, now or long ago."""
         frames = self.frames
-        flags = frames.flags
-        for mfn in list(frames.partial):
-            if flags[mfn] & OWN_PARTIAL and frames.owner(mfn) == domain.domid:
-                frames.abandon_partial(mfn)
+        interrupted = bool(frames.leftovers)
+        frames.leftovers.clear()
+        yield interrupted
+        while partial := [mfn for mfn in frames.partial if frames.owner(mfn) == domain.domid]:
+            for mfn in partial:
+                while frames.finish(mfn):
+                    yield True
 
     def holds_pages(self, domain: Domain) -> bool:
         """Whether a frame of the domain still exists."""
@@ -147,68 +151,84 @@ class MemoryManager:
     # -- page tables ------------------------------------------------------------------------------------------------
 
     def take_table(self, mfn: int, domain: Domain, kind: int) -> int:
-        """Take a reference and a type reference to a page table; returns 0 or a positive errno."""
-        frames = self.frames
-        if not frames.get_page(mfn, domain):
-            return errno.EINVAL
-        error = ERESTART
-        while error == ERESTART:
-            error = frames.take_type(mfn, kind)
-        if error:
-            frames.put_page(mfn)
-        return error
+        """Take a reference and a type reference to a page table; returns 0 or a positive errno.
 
-    def put_table(self, mfn: int) -> None:
-        """Drop what `take_table` took."""
-        while self.frames.put_page_and_type(mfn) == ERESTART:
-            pass
+        With ERESTART nothing was taken, and another call goes on where this one was interrupted.
+        """
+        return self.frames.take_page_and_type(mfn, domain, kind)
+
+    def put_old_tables(self, vcpu: VCpu) -> bool:
+        """Go on to release what hypercalls of this vCPU left behind; False if that is interrupted again.
+
+        To be called before anything else by every hypercall that can leave page tables behind.
+        """
+        tables = vcpu.old_tables
+        while tables:
+            if self.frames.finish(tables[-1]):
+                return False
+            tables.pop()
+        return True
+
+    def left_tables(self, vcpu: VCpu) -> bool:
+        """Whether page tables are left to be released by `put_old_tables`, and so the hypercall must be continued."""
+        leftovers = self.frames.leftovers
+        if leftovers:
+            vcpu.old_tables += leftovers
+            leftovers.clear()
+        return bool(vcpu.old_tables)
 
     def pin(self, mfn: int, domain: Domain, kind: int) -> int:
-        """Keep a frame validated as a page table (MMUEXT_PIN_*); returns 0 or a positive errno."""
+        """Keep a frame validated as a page table (MMUEXT_PIN_*); returns 0 or a positive errno, or ERESTART."""
         error = self.take_table(mfn, domain, kind)
         if error:
             return error
         flags = self.frames.flags
         if flags[mfn] & PINNED:
-            self.put_table(mfn)
+            self.frames.let_go(mfn)
             return errno.EINVAL
         flags[mfn] |= PINNED
         self.pinned[domain.domid][mfn] = None
         return 0
 
     def unpin(self, mfn: int, domain: Domain) -> int:
-        """Undo `pin`; returns 0 or a positive errno."""
+        """Undo `pin`; returns 0 or a positive errno. The release may be interrupted and leave a table behind."""
         frames = self.frames
         if mfn >= frames.frames or frames.owner(mfn) != domain.domid or not frames.flags[mfn] & PINNED:
             return errno.EINVAL
         frames.flags[mfn] &= ~PINNED
         del self.pinned[domain.domid][mfn]
-        self.put_table(mfn)
+        frames.let_go(mfn)
         return 0
 
     def load_root(self, vcpu: VCpu, root: int) -> None:
-        """Make a frame the root of a vCPU's page tables in kernel mode. Raises HypercallError(EINVAL and others)."""
+        """Make a frame the root of a vCPU's page tables in kernel mode.
+
+        Raises HypercallError(EINVAL and others), and Restart. The release of the old root may leave tables behind.
+        """
         if root != vcpu.kernel_cr3:
-            error = self.take_table(root, vcpu.domain, PGT_l4_page_table)
-            if error:
-                raise HypercallError(error)
+            self._take_root(root, vcpu.domain)
             old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
             self.descriptors.drop_ldt(vcpu)
             vcpu.tlb_r.clear()
             vcpu.tlb_w.clear()
             if old:
-                self.put_table(old)
+                self.frames.let_go(old)
 
     def load_user_root(self, vcpu: VCpu, root: int) -> None:
-        """Make a frame the root in user mode, 0 for none. Raises HypercallError."""
+        """Make a frame the root in user mode, 0 for none. Raises HypercallError and Restart, as `load_root`."""
         if root != vcpu.user_cr3:
             if root:
-                error = self.take_table(root, vcpu.domain, PGT_l4_page_table)
-                if error:
-                    raise HypercallError(error)
+                self._take_root(root, vcpu.domain)
             old, vcpu.user_cr3 = vcpu.user_cr3, root
             if old:
-                self.put_table(old)
+                self.frames.let_go(old)
+
+    def _take_root(self, root: int, domain: Domain) -> None:
+        error = self.take_table(root, domain, PGT_l4_page_table)
+        if error == ERESTART:
+            raise Restart
+        if error:
+            raise HypercallError(error)
 
     def put_page_from_l1e(self, entry: int) -> None:
         """Drop what an L1 entry held that was replaced."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, memory, xen
 from hypervisor.errors import HypercallError
-from hypervisor.guest_access import copy_from_guest, copy_to_guest, write_u32, write_u64
+from hypervisor.guest_access import access_ok, copy_from_guest, copy_to_guest, write_u64
+from hypervisor.mm.acquire_resource import AcquireResource
 from hypervisor.mm.frame_table import M2P_ALIGN
+from hypervisor.mm.memory_maps import MemoryMaps
+from hypervisor.mm.reservation import EXTENT_SHIFT
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -17,51 +19,68 @@ if TYPE_CHECKING:
     from hypervisor.mm.manager import MemoryManager
     from hypervisor.vcpu import VCpu
 
-_EXTENT_SHIFT = 6
-"""The operation is in the low bits of the command; the rest says where an interrupted call goes on."""
-_E820MAX = 1024
-_E820 = struct.Struct("<QQI")
-"""An entry of a memory map: start and size in bytes, type (1 RAM, 2 reserved). Packed: 20 bytes."""
-E820_RAM, E820_RESERVED = 1, 2
+_OP_MASK = (1 << EXTENT_SHIFT) - 1
+_U64 = 0xFFFFFFFFFFFFFFFF
 _MAX_PFN = xen.shared_info.offset("arch.max_pfn")
 
 _XATP = memory.xen_add_to_physmap
 _XATP_BATCH = memory.xen_add_to_physmap_batch
-_XMAR = memory.xen_mem_acquire_resource
 _MFN_LIST = memory.xen_machphys_mfn_list
+_RDM = memory.xen_reserved_device_memory_map
+_TOPOLOGY = memory.xen_vnuma_topology_info
+
+PlainOp = Callable[["VCpu", int], int]
+ExtentOp = Callable[["VCpu", int, int], int]
 
 
 class MemoryOps:
-    """Dispatches the memory hypercall. What is not built answers -ENOSYS."""
+    """Dispatches the memory hypercall.
+
+    What is in the upper bits of a command is where a preempted call goes on. Operations that cannot be preempted refuse
+    it: those of Xen's common code with EINVAL, those of x86 as unknown.
+    """
 
     def __init__(self, mm: MemoryManager) -> None:
         self._mm = mm
         self._hv = mm.hv
         self._frames = mm.frames
         self.hypercalls: dict[int, Handler] = {xen.HYPERVISOR_memory_op: self._memory_op}
-        self._plain: dict[int, Callable[[VCpu, int], int]] = {
+        maps = MemoryMaps(mm)
+        self._common: dict[int, PlainOp] = {
             memory.XENMEM_exchange: mm.reservations.exchange,
             memory.XENMEM_maximum_ram_page: lambda _vcpu, _arg: self._frames.frames,
             memory.XENMEM_current_reservation: self._current_reservation,
             memory.XENMEM_maximum_reservation: self._maximum_reservation,
             memory.XENMEM_maximum_gpfn: self._maximum_gpfn,
-            memory.XENMEM_machphys_mfn_list: self._machphys_mfn_list,
-            memory.XENMEM_machphys_mapping: self._machphys_mapping,
-            memory.XENMEM_memory_map: self._memory_map,
-            memory.XENMEM_set_memory_map: self._set_memory_map,
-            memory.XENMEM_machine_memory_map: self._machine_memory_map,
             memory.XENMEM_remove_from_physmap: self._remove_from_physmap,
             memory.XENMEM_claim_pages: self._claim_pages,
+            memory.XENMEM_get_vnumainfo: self._get_vnumainfo,
+            memory.XENMEM_reserved_device_memory_map: self._reserved_device_memory_map,
         }
-        self._extents: dict[int, Callable[[VCpu, int, int], int]] = {
+        self._x86: dict[int, PlainOp] = {
+            memory.XENMEM_memory_map: maps.memory_map,
+            memory.XENMEM_set_memory_map: maps.set_memory_map,
+            memory.XENMEM_machine_memory_map: maps.machine_memory_map,
+            memory.XENMEM_machphys_mapping: self._machphys_mapping,
+            memory.XENMEM_machphys_mfn_list: self._machphys_mfn_list,
+            # There are no guests of 32 bits, and no table for them (Xen: pv=no-32).
+            memory.XENMEM_machphys_compat_mfn_list: lambda _vcpu, _arg: -errno.EOPNOTSUPP,
+            memory.XENMEM_get_pod_target: self._pod_target,
+            memory.XENMEM_set_pod_target: self._pod_target,
+            # Nothing is shared between guests, so nothing is saved.
+            memory.XENMEM_get_sharing_freed_pages: lambda _vcpu, _arg: 0,
+            memory.XENMEM_get_sharing_shared_pages: lambda _vcpu, _arg: 0,
+        }
+        self._extents: dict[int, ExtentOp] = {
             memory.XENMEM_add_to_physmap: self._add_to_physmap,
             memory.XENMEM_add_to_physmap_batch: self._add_to_physmap_batch,
-            memory.XENMEM_acquire_resource: self._acquire_resource,
+            memory.XENMEM_acquire_resource: AcquireResource(mm.hv).acquire,
+            memory.XENMEM_access_op: self._access_op,
         }
 
     def _memory_op(self, vcpu: VCpu, command: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
-        command &= 0xFFFFFFFFFFFFFFFF
-        op, start = command & (1 << _EXTENT_SHIFT) - 1, command >> _EXTENT_SHIFT
+        command &= _U64
+        op, start = command & _OP_MASK, command >> EXTENT_SHIFT
         if op in (
             memory.XENMEM_increase_reservation,
             memory.XENMEM_decrease_reservation,
@@ -71,10 +90,11 @@ class MemoryOps:
         extents = self._extents.get(op)
         if extents is not None:
             return extents(vcpu, arg, start)
-        plain = self._plain.get(op)
-        if plain is None:
-            return -errno.ENOSYS
-        return -errno.EINVAL if start else plain(vcpu, arg)
+        common = self._common.get(op)
+        if common is not None:
+            return -errno.EINVAL if start else common(vcpu, arg)
+        x86 = self._x86.get(command)
+        return x86(vcpu, arg) if x86 is not None else -errno.ENOSYS
 
     # -- what a domain has ------------------------------------------------------------------------------------------
 
@@ -114,6 +134,26 @@ class MemoryOps:
             return -errno.EPERM
         return -self._mm.claims.stake(domain, request.nr_extents)
 
+    def _pod_target(self, vcpu: VCpu, arg: int) -> int:
+        """Populate-on-demand is for translated guests, of which there are none."""
+        raw = copy_from_guest(vcpu, arg, memory.xen_pod_target.size)
+        self._hv.resolve(vcpu, memory.xen_pod_target.unpack_from(raw).domid)
+        return -errno.EINVAL
+
+    def _access_op(self, vcpu: VCpu, arg: int, _start: int) -> int:
+        """Access restrictions of pages: of another, translated domain only."""
+        raw = copy_from_guest(vcpu, arg, memory.xen_mem_access_op.size)
+        domain = self._hv.domain(memory.xen_mem_access_op.unpack_from(raw).domid)
+        return -errno.EPERM if domain is vcpu.domain else -errno.EINVAL
+
+    def _get_vnumainfo(self, vcpu: VCpu, arg: int) -> int:
+        """No domain has a virtual NUMA topology: XEN_DOMCTL_setvnumainfo is not built."""
+        request = _TOPOLOGY.unpack_from(copy_from_guest(vcpu, arg, _TOPOLOGY.size))
+        if request.pad:
+            return -errno.EINVAL
+        self._target(vcpu, request.domid)
+        return -errno.EOPNOTSUPP
+
     # -- the M2P ----------------------------------------------------------------------------------------------------
 
     def _machphys_mfn_list(self, vcpu: VCpu, arg: int) -> int:
@@ -123,7 +163,8 @@ class MemoryOps:
         pieces = min(request.max_extents, frames.m2p_frames // M2P_ALIGN)
         for index in range(pieces):
             write_u64(vcpu, request.extent_start + index * 8, frames.m2p_mfn + index * M2P_ALIGN)
-        write_u32(vcpu, arg + _MFN_LIST.offset("nr_extents"), pieces)
+        request.nr_extents = pieces
+        copy_to_guest(vcpu, arg, _MFN_LIST.pack(request))
         return 0
 
     def _machphys_mapping(self, vcpu: VCpu, arg: int) -> int:
@@ -135,41 +176,6 @@ class MemoryOps:
             max_mfn=(self._frames.frames if known else xen.MACH2PHYS_NR_ENTRIES) - 1,
         )
         copy_to_guest(vcpu, arg, mapping)
-        return 0
-
-    # -- memory maps ------------------------------------------------------------------------------------------------
-
-    def _memory_map(self, vcpu: VCpu, arg: int) -> int:
-        request = memory.xen_memory_map.unpack_from(copy_from_guest(vcpu, arg, memory.xen_memory_map.size))
-        regions = vcpu.domain.memory_map
-        if not regions:
-            return -errno.ENOSYS
-        count = min(request.nr_entries, len(regions))
-        copy_to_guest(vcpu, request.buffer, b"".join(_E820.pack(*region) for region in regions[:count]))
-        write_u32(vcpu, arg, count)
-        return 0
-
-    def _set_memory_map(self, vcpu: VCpu, arg: int) -> int:
-        size = memory.xen_foreign_memory_map.size
-        request = memory.xen_foreign_memory_map.unpack_from(copy_from_guest(vcpu, arg, size))
-        if request.map.nr_entries > _E820MAX:
-            return -errno.EINVAL
-        domain = self._target(vcpu, request.domid)
-        raw = copy_from_guest(vcpu, request.map.buffer, request.map.nr_entries * _E820.size)
-        domain.memory_map = [(start, length, kind) for start, length, kind in _E820.iter_unpack(raw)]
-        return 0
-
-    def _machine_memory_map(self, vcpu: VCpu, arg: int) -> int:
-        """Tell a privileged domain the map of the machine: a reserved frame, then memory to the end."""
-        if not vcpu.domain.is_privileged:
-            return -errno.EPERM
-        request = memory.xen_memory_map.unpack_from(copy_from_guest(vcpu, arg, memory.xen_memory_map.size))
-        regions = ((0, 4096, E820_RESERVED), (4096, (self._frames.frames - 1) << 12, E820_RAM))
-        if request.buffer:
-            if request.nr_entries < len(regions) + 1:
-                return -errno.EINVAL
-            copy_to_guest(vcpu, request.buffer, b"".join(_E820.pack(*region) for region in regions))
-        write_u32(vcpu, arg, len(regions))
         return 0
 
     # -- physmaps: a PV guest's is its own business -----------------------------------------------------------------
@@ -197,38 +203,13 @@ class MemoryOps:
         self._hv.resolve(vcpu, memory.xen_remove_from_physmap.unpack_from(copy_from_guest(vcpu, arg, size)).domid)
         return -errno.EACCES
 
-    # -- resources --------------------------------------------------------------------------------------------------
-
-    def _acquire_resource(self, vcpu: VCpu, arg: int, start: int) -> int:
-        """Tell a privileged domain the frames of another domain's grant table, for it to map as foreign frames."""
-        request = _XMAR.unpack_from(copy_from_guest(vcpu, arg, _XMAR.size))
-        if request.pad or request.frame >> 32 or (request.frame + request.nr_frames) >> 32:
+    def _reserved_device_memory_map(self, vcpu: VCpu, arg: int) -> int:
+        """No device needs a part of memory for itself: the list is empty."""
+        request = _RDM.unpack_from(copy_from_guest(vcpu, arg, _RDM.size))
+        if not access_ok(request.buffer):
+            return -errno.EFAULT
+        if request.flags & ~memory.XENMEM_RDM_ALL:
             return -errno.EINVAL
-        domain = self._hv.domain(request.domid)
-        if domain is vcpu.domain or not self._hv.may_control(vcpu.domain, domain):
-            return -errno.EPERM
-        if request.type not in (memory.XENMEM_resource_ioreq_server, memory.XENMEM_resource_grant_table):
-            return -errno.EINVAL if request.type == memory.XENMEM_resource_vmtrace_buf else -errno.EOPNOTSUPP
-        table = domain.grant_table
-        if request.type != memory.XENMEM_resource_grant_table or request.id != _SHARED:
-            return -errno.EINVAL
-        if not request.frame_list:
-            if request.nr_frames or start:
-                return -errno.EINVAL
-            write_u32(vcpu, arg + _XMAR.offset("nr_frames"), table.max_frames)
-            return 0
-        if start >= request.nr_frames or request.nr_frames > 0xFFFFFFFF >> _EXTENT_SHIFT:
-            return -errno.EINVAL
-        return self._list_grant_frames(vcpu, table, request)
-
-    @staticmethod
-    def _list_grant_frames(vcpu: VCpu, table: Any, request: Any) -> int:
-        end = request.frame + request.nr_frames
-        if end > table.max_frames or (end > len(table.shared) and not table.grow(end)):
-            return -errno.EINVAL
-        frames = table.shared[request.frame : end]
-        copy_to_guest(vcpu, request.frame_list, struct.pack(f"<{len(frames)}Q", *frames))
+        request.nr_entries = 0
+        copy_to_guest(vcpu, arg, _RDM.pack(request))
         return 0
-
-
-_SHARED = memory.XENMEM_resource_grant_table_id_shared

@@ -38,6 +38,7 @@ from hypervisor.mm.pte import (
     adjust_l1,
     adjust_table,
 )
+from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 _U64 = 0xFFFFFFFFFFFFFFFF
 _REQUEST = 16
 _NOT_HARMLESS = _U64 & ~HARMLESS
+_NR = xen.HYPERVISOR_mmu_update
 PREEMPTED = 0x80000000
+"""MMU_UPDATE_PREEMPTED: a count that carries it is what is left of a call, and `done` goes on from where it is."""
 _LOWEST_MASK_WORD = 64
 _WORDS = [struct.Struct(f"<{2 * n}Q") for n in range(257)]
 """Unpackers of n requests, for n up to what fits in a page."""
@@ -69,6 +72,25 @@ def page_owner(caller: Domain, domid: int) -> PageOwner:
     if owner is None or owner is caller:
         raise HypercallError(errno.ESRCH)
     return owner
+
+
+class _Group:
+    """What the requests of one mmu_update have in common."""
+
+    __slots__ = ("caller", "may_map", "may_update", "pg_owner", "stale", "stored", "table_owner")
+
+    def __init__(self, caller: Domain, table_owner: Domain, pg_owner: PageOwner) -> None:
+        control = caller.hv.may_control
+        self.caller = caller
+        self.table_owner = table_owner
+        self.pg_owner = pg_owner
+        self.may_map = pg_owner is DOM_IO or control(caller, pg_owner)  # type: ignore[arg-type]
+        """Whether the caller may speak of the pages of `pg_owner`."""
+        self.may_update = self.may_map and control(caller, table_owner)
+        self.stale = False
+        """Translations may be wrong."""
+        self.stored = False
+        """The last request has changed a page of data."""
 
 
 class MmuUpdate:
@@ -112,7 +134,10 @@ class MmuUpdate:
         return 0
 
     def write_table(self, index: int, new: int, level: int, owner: Domain, *, preserve_ad: bool = False) -> int:
-        """Replace the L2, L3 or L4 entry at `memory.q[index]`; returns 0 or a positive errno."""
+        """Replace the L2, L3 or L4 entry at `memory.q[index]`; returns 0, a positive errno, or ERESTART.
+
+        The release of what the old entry named may leave tables behind.
+        """
         q = self._q
         table = index >> 9
         if level == PGT_l4_page_table and FIRST_XEN_SLOT <= index & 511 <= LAST_XEN_SLOT:
@@ -127,16 +152,13 @@ class MmuUpdate:
             if release and not (old ^ new) & _NOT_HARMLESS:
                 release = 0
             else:
-                error = ERESTART
-                while error == ERESTART:
-                    error = types.take_table(new, table, level, owner)
+                error = types.take_table(new, table, level, owner)
                 if error:
                     return error
         q[index] = new | old & (ACCESSED | DIRTY) if preserve_ad else new
         self._written[table] = 1
         if release:
-            while types.put_table(old, table, level) == ERESTART:
-                pass
+            types.drop_table(old, table, level)
         return 0
 
     # -- mmu_update -------------------------------------------------------------------------------------------------
@@ -144,10 +166,12 @@ class MmuUpdate:
     def _mmu_update(self, vcpu: VCpu, requests: int, count: int, done_ptr: int, foreign: int, _a5: int) -> int:
         count &= 0xFFFFFFFF
         foreign &= 0xFFFFFFFF
+        if vcpu.old_tables and not self._mm.put_old_tables(vcpu):
+            raise Continuation(_NR, requests, count, done_ptr, foreign)
         before = 0
         if count & PREEMPTED:
             if count == PREEMPTED and not requests:
-                return foreign - (foreign >> 31 << 32)
+                return signed_int(foreign)
             count &= ~PREEMPTED
             before = read_done(vcpu, done_ptr)
         if not access_ok(requests):
@@ -166,74 +190,97 @@ class MmuUpdate:
         except HypercallError as failure:
             error = failure.errno
         write_done(vcpu, done_ptr, before + done)
+        if error == ERESTART:
+            raise Continuation(_NR, requests + done * _REQUEST, count - done | PREEMPTED, done_ptr, foreign)
+        if self._mm.left_tables(vcpu):
+            # Only the release of tables is left. The result goes where the domain was: nobody needs that any more.
+            raise Continuation(_NR, 0, PREEMPTED, 0, -error & 0xFFFFFFFF)
         return -error
 
     def _run(self, vcpu: VCpu, va: int, count: int, table_owner: Domain, pg_owner: PageOwner) -> tuple[int, int]:
-        """Carry out requests in order; returns how many succeeded and the positive errno that stopped it, or 0."""
-        done = 0
-        checked = False
-        while done < count:
+        """Carry out requests in order: (how many succeeded, why it stopped: 0, a positive errno, or ERESTART)."""
+        done = error = 0
+        group = _Group(vcpu.domain, table_owner, pg_owner)
+        while done < count and not error:
             size = min(count - done, max(1, (4096 - (va & 0xFFF)) // _REQUEST))
             try:
                 raw = copy_from_guest(vcpu, va, size * _REQUEST)
             except HypercallError as fault:
                 return done, fault.errno
-            words = _WORDS[size].unpack(raw)
-            stale = False
-            for position in range(0, 2 * size, 2):
-                pointer, value = words[position], words[position + 1]
-                if not checked:
-                    if not self._permitted(vcpu.domain, table_owner, pg_owner):
-                        return done, errno.EPERM
-                    checked = True
-                error, changed = self._one(vcpu.domain, pointer, value, table_owner, pg_owner)
-                stale |= changed
-                if error:
-                    if stale:
-                        flush_all(table_owner)
-                    return done, error
-                done += 1
-            if stale:
+            ready, error = self._some(_WORDS[size].unpack(raw), done, group)
+            if group.stale:
                 flush_all(table_owner)
-            va += size * _REQUEST
-        return done, 0
+                group.stale = False
+            done += ready
+            va += ready * _REQUEST
+        return done, error
 
-    def _permitted(self, caller: Domain, table_owner: Domain, pg_owner: PageOwner) -> bool:
-        control = self._hv.may_control
-        return (pg_owner is DOM_IO or control(caller, pg_owner)) and control(caller, table_owner)  # type: ignore[arg-type]
+    def _some(self, words: tuple[int, ...], done: int, group: _Group) -> tuple[int, int]:
+        """Carry out requests that were read together, after `done` others.
 
-    def _one(
-        self, caller: Domain, pointer: int, value: int, table_owner: Domain, pg_owner: PageOwner
-    ) -> tuple[int, bool]:
-        """Carry out one request: (errno or 0, whether translations may be stale)."""
+        A store into a page of data may have changed the requests behind it, so those are read anew.
+        """
+        check, leftovers = self._hv.preempt.check, self._frames.leftovers
+        for position in range(0, len(words), 2):
+            if done + position and (leftovers or check()):
+                return position >> 1, ERESTART
+            group.stored = False
+            error = self._one(words[position], words[position + 1], group)
+            if error:
+                return position >> 1, error
+            if group.stored:
+                return (position >> 1) + 1, 0
+        return len(words) >> 1, 0
+
+    def _one(self, pointer: int, value: int, group: _Group) -> int:
+        """Carry out one request; returns 0, a positive errno, or ERESTART."""
         command = pointer & 7
         if command == xen.MMU_MACHPHYS_UPDATE:
-            return self._set_machphys(caller, pointer, value, table_owner, pg_owner), False
+            return self._set_machphys(pointer, value, group)
         if command > xen.MMU_PT_UPDATE_NO_TRANSLATE:
-            return errno.ENOSYS, False
+            return errno.ENOSYS
+        if not group.may_update:
+            return errno.EPERM
         frames = self._frames
+        table_owner = group.table_owner
         mfn = pointer >> 12
         if mfn >= frames.frames or frames.owner_tag[mfn] != table_owner.domid + 1 or not frames.count[mfn]:
-            return errno.EINVAL, False
+            return errno.EINVAL
         index = pointer >> 3
         preserve = command == xen.MMU_PT_UPDATE_PRESERVE_AD
         kind = frames.type[mfn]
         if kind == PGT_writable_page or not frames.type_count[mfn]:
-            self._q[index] = value
-            self._written[mfn] = 1
-            return 0, False
+            return self._store(index, value, group)
         if not frames.flags[mfn] & VALIDATED:
-            return errno.EINVAL, False
+            return errno.EINVAL
         stale = bool(self._q[index] & PRESENT)
         if kind == PGT_l1_page_table:
-            return self.write_l1(index, value, table_owner, pg_owner, preserve_ad=preserve), stale
-        if not PGT_l1_page_table <= kind <= PGT_l4_page_table or pg_owner is not table_owner:
-            return errno.EINVAL, False
-        return self.write_table(index, value, kind, table_owner, preserve_ad=preserve), stale
+            error = self.write_l1(index, value, table_owner, group.pg_owner, preserve_ad=preserve)
+        elif PGT_l1_page_table < kind <= PGT_l4_page_table and group.pg_owner is table_owner:
+            error = self.write_table(index, value, kind, table_owner, preserve_ad=preserve)
+        else:
+            return errno.EINVAL
+        group.stale |= stale
+        return error
 
-    def _set_machphys(self, caller: Domain, pointer: int, pfn: int, table_owner: Domain, pg_owner: PageOwner) -> int:
+    def _store(self, index: int, value: int, group: _Group) -> int:
+        """Store a word in a page that is no table. It is writable from now on: what it was before may be wrong now."""
+        frames = self._frames
+        mfn = index >> 9
+        if frames.take_type(mfn, PGT_writable_page):
+            return errno.EINVAL
+        self._q[index] = value
+        self._written[mfn] = 1
+        frames.put_page_type(mfn)
+        group.stored = True
+        return 0
+
+    def _set_machphys(self, pointer: int, pfn: int, group: _Group) -> int:
         """Set an M2P entry. The reference taken for that is dropped on every path (XSA-113)."""
-        if caller is not table_owner:
+        pg_owner = group.pg_owner
+        if group.caller is not group.table_owner:
+            return errno.EPERM
+        if not group.may_map:
             return errno.EPERM
         mfn = pointer >> 12
         if not self._frames.get_page(mfn, pg_owner):  # type: ignore[arg-type]
@@ -329,6 +376,11 @@ def vcpus_of_mask(vcpu: VCpu, pointer: int) -> list[VCpu]:
     size = -(-len(domain.vcpus) // _LOWEST_MASK_WORD) * 8
     mask = int.from_bytes(copy_from_guest(vcpu, pointer, size), "little")
     return [other for other in domain.online_vcpus() if mask >> other.vcpu_id & 1]
+
+
+def signed_int(word: int) -> int:
+    """Return a 32-bit register as a C int."""
+    return word - (word >> 31 << 32)
 
 
 def read_done(vcpu: VCpu, pointer: int) -> int:

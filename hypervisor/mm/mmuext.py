@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any
 from hypervisor.abi import errno, xen
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import access_ok, copy_from_guest
-from hypervisor.mm.frame_table import PGT_writable_page
-from hypervisor.mm.mmu_update import PREEMPTED, flush, page_owner, read_done, vcpus_of_mask, write_done
+from hypervisor.mm.frame_table import ERESTART, PGT_writable_page
+from hypervisor.mm.mmu_update import (
+    PREEMPTED,
+    flush,
+    page_owner,
+    read_done,
+    signed_int,
+    vcpus_of_mask,
+    write_done,
+)
 from hypervisor.mm.owners import DOM_XEN
+from hypervisor.preempt import Continuation, Restart
 
 if TYPE_CHECKING:
-    from hypervisor.domain import Domain
     from hypervisor.hypervisor import Handler
     from hypervisor.mm.manager import MemoryManager
     from hypervisor.mm.owners import PageOwner
     from hypervisor.vcpu import VCpu
 
+_NR = xen.HYPERVISOR_mmuext_op
 _OP = xen.mmuext_op
 _U64 = 0xFFFFFFFFFFFFFFFF
 _ARG1, _ARG2 = _OP.offset("arg1"), _OP.offset("arg2")
@@ -69,11 +78,13 @@ class MmuextOps:
 
     def _mmuext_op(self, vcpu: VCpu, ops: int, count: int, done_ptr: int, domid: int, _a5: int) -> int:
         count &= 0xFFFFFFFF
+        domid &= 0xFFFFFFFF
+        if vcpu.old_tables and not self._mm.put_old_tables(vcpu):
+            raise Continuation(_NR, ops, count, done_ptr, domid)
         before = 0
         if count & PREEMPTED:
             if count == PREEMPTED and not ops:
-                domid &= 0xFFFFFFFF
-                return domid - (domid >> 31 << 32)
+                return signed_int(domid)
             count &= ~PREEMPTED
             before = read_done(vcpu, done_ptr)
         if not access_ok(ops):
@@ -81,15 +92,28 @@ class MmuextOps:
         owner = page_owner(vcpu.domain, domid & 0xFFFF)
         if not self._mm.hv.may_control(vcpu.domain, owner):  # type: ignore[arg-type]
             return -errno.EPERM
-        done = result = 0
-        try:
-            for done in range(count):
-                self._one(vcpu, ops + done * _OP.size, owner)
-            done = count
-        except HypercallError as failure:
-            result = -failure.errno
+        done, error = self._run(vcpu, ops, count, owner)
         write_done(vcpu, done_ptr, before + done)
-        return result
+        if error == ERESTART:
+            raise Continuation(_NR, ops + done * _OP.size, count - done | PREEMPTED, done_ptr, domid)
+        if self._mm.left_tables(vcpu):
+            # Only the release of tables is left. The result goes where the domain was: nobody needs that any more.
+            raise Continuation(_NR, 0, PREEMPTED, 0, -error & 0xFFFFFFFF)
+        return -error
+
+    def _run(self, vcpu: VCpu, ops: int, count: int, owner: PageOwner) -> tuple[int, int]:
+        """Carry out operations in order: (how many succeeded, why it stopped: 0, a positive errno, or ERESTART)."""
+        check, leftovers = self._mm.hv.preempt.check, self._frames.leftovers
+        for done in range(count):
+            if done and (leftovers or check()):
+                return done, ERESTART
+            try:
+                self._one(vcpu, ops + done * _OP.size, owner)
+            except HypercallError as failure:
+                return done, failure.errno
+            except Restart:
+                return done, ERESTART
+        return count, 0
 
     def _one(self, vcpu: VCpu, address: int, owner: PageOwner) -> None:
         raw = memoryview(copy_from_guest(vcpu, address, _OP.size))
@@ -108,6 +132,8 @@ class MmuextOps:
     def _pin(self, owner: Any, mfn: int, level: int) -> None:
         # Only domains have page tables; the frames of the other owners cannot be pinned.
         error = self._mm.pin(mfn, owner, level) if owner.domid in self._mm.pinned else errno.EINVAL
+        if error == ERESTART:
+            raise Restart
         if error:
             raise HypercallError(error)
 
@@ -166,12 +192,12 @@ class MmuextOps:
     @staticmethod
     def _flush_cache(vcpu: VCpu, _owner: PageOwner, _arg1: int, _arg2: int) -> None:
         # Memory here has no cache in front of it; only the permission is visible.
-        if not _has_hardware(vcpu.domain):
+        if not vcpu.domain.has_hardware:
             raise HypercallError(errno.EACCES)
 
     @staticmethod
     def _flush_cache_global(vcpu: VCpu, _owner: PageOwner, _arg1: int, _arg2: int) -> None:
-        if not _has_hardware(vcpu.domain):
+        if not vcpu.domain.has_hardware:
             raise HypercallError(errno.EINVAL)
 
     # -- contents of frames -----------------------------------------------------------------------------------------
@@ -204,8 +230,3 @@ def _masked(vcpu: VCpu, mask: int) -> list[VCpu]:
         return vcpus_of_mask(vcpu, mask)
     except HypercallError:
         raise HypercallError(errno.EINVAL) from None
-
-
-def _has_hardware(domain: Domain) -> bool:
-    """Whether a domain may flush caches (cache_flush_permitted): it has I/O memory or I/O ports."""
-    return domain.is_privileged or bool(domain.ioports)

@@ -18,6 +18,10 @@ class PageOwner(Protocol):
         """Whether it controls other domains."""
         ...
 
+    def may_use_iomem(self, mfn: int) -> bool:
+        """Whether it may map a frame of I/O memory."""
+        ...
+
 
 class SystemOwner:
     """An owner that is no domain. It controls nobody, and nobody but a privileged domain may act for it."""
@@ -28,6 +32,10 @@ class SystemOwner:
         self.domid = domid
         self.is_privileged = False
         self.target = None
+
+    def may_use_iomem(self, _mfn: int) -> bool:
+        """Nothing was ever permitted to it: DOMID_IO stands for the permissions of the caller."""
+        return False
 
 
 DOM_IO = SystemOwner(DOMID_IO)

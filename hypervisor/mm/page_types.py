@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.errors import InvariantError
+from hypervisor.machine.firmware import IO_FRAMES
 from hypervisor.mm import descriptors
 from hypervisor.mm.frame_table import (
     DOMID_IO,
@@ -47,6 +48,7 @@ from hypervisor.mm.pte import (
     GUEST_KERNEL,
     L1_DISALLOWED,
     LAST_XEN_SLOT,
+    PAT,
     PCD,
     PRESENT,
     PWT,
@@ -73,8 +75,6 @@ _RUN_SPAN = (_CHUNK - 1) << 12
 _ALL_WRITABLE = memoryview(bytes([PGT_writable_page]) * _CHUNK)
 _MAPPING = FRAME_MASK | PRESENT | RW
 _KERNEL_ENTRY = GUEST_KERNEL | USER
-_APIC_FRAMES = range(0xFEE00, 0xFEE01)
-"""The local APIC: Xen's own, not even the hardware domain may map it."""
 
 
 class PageTypes:
@@ -88,8 +88,8 @@ class PageTypes:
         self._q = frames.memory.q
         self._written = frames.memory.written
         self.fill_xen_slots = fill_xen_slots
-        self.preempt: Callable[[], bool] | None = None
-        """Asked between entries of L2 to L4; True stops validation or release with ERESTART."""
+        self.preempt: Callable[[], bool] | None = hv.preempt.check
+        """Asked between entries of L2 to L4; True stops validation or release with ERESTART. None: never."""
         frames.validate = self.validate
         frames.release = self.release
 
@@ -230,8 +230,8 @@ class PageTypes:
             if not entry & PRESENT:
                 continue
             target = (entry & FRAME_MASK) >> 12
-            if not 0 < target < nr_frames:
-                continue  # no memory there: the entry holds nothing
+            if not IO_FRAMES <= target < nr_frames:
+                continue  # I/O memory: the entry holds nothing
             if entry & RW:
                 held = type_count[target]
                 if not held:
@@ -289,7 +289,7 @@ class PageTypes:
     @staticmethod
     def l1_disallowed(owner: Domain) -> int:
         """Return the bits that the owner may not set in L1 entries: cache attributes are for those with hardware."""
-        return 0 if owner.is_privileged or owner.ioports else L1_DISALLOWED
+        return 0 if owner.ioports or owner.iomem else L1_DISALLOWED
 
     def take_l1(self, entry: int, owner: Domain, pg_owner: PageOwner) -> int:
         """Take what a present L1 entry names, in a table of `owner`, as a page of `pg_owner`.
@@ -345,12 +345,12 @@ class PageTypes:
     def _take_io(self, entry: int, mfn: int, owner: Domain, pg_owner: PageOwner) -> int:
         """Check an entry for I/O memory. Cacheable mappings of it are made uncacheable."""
         granter = owner if pg_owner.domid == DOMID_IO else pg_owner
-        if not (may_map_io(granter, mfn) and may_map_io(owner, mfn)):
+        if not (granter.may_use_iomem(mfn) and owner.may_use_iomem(mfn)):
             return -EINVAL if mfn == ALL_ONES_FRAME else -EPERM
         attributes = entry & CACHE_ATTRIBUTES
-        if not attributes:
-            return entry | PWT | PCD
-        return entry & ~CACHE_ATTRIBUTES | PWT | PCD if attributes & ~CACHE_ATTRIBUTES == PWT else entry
+        if not attributes or attributes & ~PAT == PWT:
+            return entry & ~CACHE_ATTRIBUTES | PWT | PCD
+        return entry
 
     # -- entries of L2, L3 and L4 -----------------------------------------------------------------------------------
 
@@ -372,9 +372,20 @@ class PageTypes:
         linear = frames.type[target] == level
         errno = frames.put_page_and_type(target)
         if linear and not errno:
-            self._count_linear(mfn, 1)
-            self._count_linear(target, -1)
+            self._leave_linear(mfn, target)
         return errno
+
+    def drop_table(self, entry: int, mfn: int, level: int) -> None:
+        """Drop what an entry held that is no longer in the table `mfn`. What is interrupted becomes a leftover."""
+        target = (entry & FRAME_MASK) >> 12
+        if entry & PRESENT and target != mfn:
+            if self._frames.type[target] == level:
+                self._leave_linear(mfn, target)
+            self._frames.let_go(target)
+
+    def _leave_linear(self, mfn: int, target: int) -> None:
+        self._count_linear(mfn, 1)
+        self._count_linear(target, -1)
 
     def _take_linear(self, entry: int, mfn: int, level: int, owner: Domain) -> bool:
         if entry & RW:
@@ -403,8 +414,3 @@ class PageTypes:
             linear[mfn] = uses
         else:
             linear.pop(mfn, None)
-
-
-def may_map_io(domain: PageOwner, mfn: int) -> bool:
-    """Whether a domain may map a frame behind which there is no memory (iomem_access_permitted)."""
-    return domain.is_privileged and mfn not in _APIC_FRAMES and mfn < ALL_ONES_FRAME

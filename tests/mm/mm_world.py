@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from hypervisor.abi import errno, memory, xen
 from hypervisor.dom0_build import construct_dom0
 from hypervisor.domain import Domain
-from hypervisor.errors import HypercallError, InvariantError
+from hypervisor.errors import InvariantError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.kernel_image import PvKernel
 from hypervisor.machine.machine import Machine
 from hypervisor.mm.check import check
+from hypervisor.python_vcpu import PythonVCpu
 from hypervisor.vcpu import VCpu
 
 VIRT_BASE = 0xFFFFFFFF80000000
@@ -82,11 +83,8 @@ class Guest:
     # -- hypercalls -------------------------------------------------------------------------------------------------
 
     def call(self, nr: int, *args: int) -> int:
-        padded = (*args, 0, 0, 0, 0, 0)[:5]
-        try:
-            return self.hv.table[nr](self.vcpu, *padded)
-        except HypercallError as error:
-            return -error.errno
+        assert isinstance(self.vcpu, PythonVCpu)
+        return self.vcpu.cpu.hypercall(nr, *args)
 
     def put(self, data: bytes, pfn: int = ARGS_PFN) -> int:
         copy_to_guest(self.vcpu, self.va(pfn), data)
@@ -154,7 +152,9 @@ class Guest:
         rc = self.call(xen.HYPERVISOR_memory_op, op, self.put(raw))
         return rc, list(struct.unpack(f"<{len(extents)}Q", self.get(size, EXTRA_PFN))) if extents else []
 
-    def exchange(self, given: list[int], wanted: list[int], in_order: int = 0, out_order: int = 0) -> tuple[int, int]:
+    def exchange(
+        self, given: list[int], wanted: list[int], in_order: int = 0, out_order: int = 0, flags: int = 0
+    ) -> tuple[int, int]:
         """Returns (rc, nr_exchanged); the new frames are in `exchanged`."""
         raw = struct.pack(f"<{len(given) + len(wanted)}Q", *given, *wanted)
         start = self.put(raw, EXTRA_PFN)
@@ -165,6 +165,7 @@ class Guest:
                     "extent_start": start + offset,
                     "nr_extents": len(extents),
                     "extent_order": order,
+                    "mem_flags": flags,
                     "domid": xen.DOMID_SELF,
                 }
             )

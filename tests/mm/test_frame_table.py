@@ -56,13 +56,15 @@ def test_freed_memory_is_scrubbed() -> None:
         for mfn, length in frames.alloc_frames(domain, count):
             memory.b[mfn << 12 : (mfn + length) << 12] = b"\xaa" * (length << 12)
         frames.start_batch()
-        frames.release_allocated(domain)
+        for _ in frames.release_allocated(domain):
+            pass
         frames.end_batch()
         assert domain.tot_pages == 0
         again = frames.alloc_frames(domain, count)
         assert all(not any(memory.b[mfn << 12 : (mfn + n) << 12]) for mfn, n in again)
         frames.start_batch()
-        frames.release_allocated(domain)
+        for _ in frames.release_allocated(domain):
+            pass
         frames.end_batch()
     frames.forget(domain)
 

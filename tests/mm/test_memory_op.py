@@ -1,6 +1,7 @@
 """memory_op: reservations, exchange, and what domains are told about memory."""
 
 import struct
+from itertools import pairwise
 
 import pytest
 from mm_world import ARGS_PFN, EACCES, EBUSY, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, EXTRA_PFN, RW, A, Guest, P, World
@@ -14,6 +15,8 @@ INCREASE, DECREASE, POPULATE = (
     memory.XENMEM_populate_physmap,
 )
 SELF = xen.DOMID_SELF
+XEN = xen.HYPERVISOR_VIRT_START
+"""An address that no guest may name."""
 
 
 def memory_op(guest: Guest, op: int, raw: bytes) -> int:
@@ -378,7 +381,18 @@ def test_memory_maps(world: World, guest: Guest) -> None:
     ask = memory.xen_memory_map.pack(nr_entries=count + 1, buffer=world.dom0.va(EXTRA_PFN))
     assert memory_op(world.dom0, memory.XENMEM_machine_memory_map, ask) == 0
     regions = list(struct.iter_unpack("<QQI", world.dom0.get(20 * count, EXTRA_PFN)))
-    assert sum(size for _, size, _ in regions) == world.hv.frames.frames << 12
+    assert regions == sorted(regions)
+    assert all(start + size <= following for (start, size, _), (following, _, _) in pairwise(regions))
+    ram = [(start, start + size) for start, size, kind in regions if kind == 1]
+    assert ram == [(0, 0x9FC00), (0x100000, world.hv.frames.frames << 12)]
+    # What the firmware does not tell of, but the hardware domain cannot use: the interrupt controllers.
+    assert (0xFEC00000, 0x1000, 2) in regions
+    assert (0xFEE00000, 0x100000, 2) in regions
+    assert count == 9
+    ask = memory.xen_memory_map.pack(nr_entries=count + 1, buffer=XEN)
+    assert memory_op(world.dom0, memory.XENMEM_machine_memory_map, ask) == EFAULT
+    ask = memory.xen_memory_map.pack(nr_entries=7, buffer=XEN)
+    assert memory_op(world.dom0, memory.XENMEM_machine_memory_map, ask) == EINVAL
 
 
 def test_physmaps_are_not_for_pv(world: World, guest: Guest) -> None:
@@ -399,8 +413,105 @@ def test_physmaps_are_not_for_pv(world: World, guest: Guest) -> None:
 
 
 def test_unknown_operations(guest: Guest) -> None:
-    for op in (8, 29, 63, memory.XENMEM_get_vnumainfo, memory.XENMEM_paging_op):
+    for op in (8, 29, 40, 63, memory.XENMEM_paging_op, memory.XENMEM_sharing_op):
         assert guest.call(xen.HYPERVISOR_memory_op, op, 0x1000) == ENOSYS
+
+
+def test_upper_bits_of_a_command(world: World, guest: Guest) -> None:
+    # What cannot be continued refuses them: common code as invalid, that of x86 by not knowing the operation.
+    domid = memory.xen_memory_domain.pack(domid=SELF)
+    for op in (memory.XENMEM_current_reservation, memory.XENMEM_exchange, memory.XENMEM_get_vnumainfo):
+        assert memory_op(guest, op | 1 << 6, domid) == EINVAL
+    for op in (memory.XENMEM_memory_map, memory.XENMEM_machphys_mapping, memory.XENMEM_set_pod_target):
+        assert memory_op(guest, op | 1 << 6, domid) == ENOSYS
+    assert memory_op(world.dom0, memory.XENMEM_machine_memory_map | 1 << 40, domid) == ENOSYS
+    # An operation that goes on says how far it had got, whatever is wrong.
+    for op in (memory.XENMEM_increase_reservation, memory.XENMEM_decrease_reservation, memory.XENMEM_populate_physmap):
+        assert guest.call(xen.HYPERVISOR_memory_op, op | 77 << 6, XEN) == 77
+
+
+def test_operations_for_other_kinds_of_guests(world: World, guest: Guest) -> None:
+    target = memory.xen_pod_target.pack
+    for op in (memory.XENMEM_set_pod_target, memory.XENMEM_get_pod_target):
+        assert guest.call(xen.HYPERVISOR_memory_op, op, XEN) == EFAULT
+        assert memory_op(guest, op, target(domid=SELF)) == EINVAL
+        assert memory_op(guest, op, target(domid=9)) == ESRCH
+    access = memory.xen_mem_access_op.pack
+    assert guest.call(xen.HYPERVISOR_memory_op, memory.XENMEM_access_op, XEN) == EFAULT
+    assert memory_op(guest, memory.XENMEM_access_op, access(domid=SELF)) == ESRCH
+    assert memory_op(guest, memory.XENMEM_access_op, access(domid=1)) == EPERM
+    assert memory_op(guest, memory.XENMEM_access_op, access(domid=0)) == EINVAL
+    topology = memory.xen_vnuma_topology_info.pack
+    assert memory_op(guest, memory.XENMEM_get_vnumainfo, topology(domid=SELF, pad=1)) == EINVAL
+    assert memory_op(guest, memory.XENMEM_get_vnumainfo, topology(domid=9)) == ESRCH
+    assert memory_op(guest, memory.XENMEM_get_vnumainfo, topology(domid=0)) == EPERM
+    assert memory_op(guest, memory.XENMEM_get_vnumainfo, topology(domid=SELF)) == -errno.EOPNOTSUPP
+    assert guest.call(xen.HYPERVISOR_memory_op, memory.XENMEM_get_sharing_freed_pages, XEN) == 0
+    assert guest.call(xen.HYPERVISOR_memory_op, memory.XENMEM_machphys_compat_mfn_list, XEN) == -errno.EOPNOTSUPP
+    devices = memory.xen_reserved_device_memory_map.pack
+    assert memory_op(world.dom0, memory.XENMEM_reserved_device_memory_map, devices(nr_entries=4)) == 0
+    assert memory.xen_reserved_device_memory_map.unpack_from(world.dom0.get(32)).nr_entries == 0
+    assert memory_op(guest, memory.XENMEM_reserved_device_memory_map, devices(flags=2)) == EINVAL
+    assert memory_op(guest, memory.XENMEM_reserved_device_memory_map, devices(buffer=XEN)) == EFAULT
+
+
+def test_memory_below_an_address(world: World, guest: Guest) -> None:
+    guest.domain.max_pages += 20
+    frames = world.hv.frames
+    # Below 2 MiB: what lies between I/O memory and the M2P.
+    rc, mfns = guest.reservation(memory.XENMEM_populate_physmap, [7, 8], flags=21)
+    assert rc == 2
+    assert all(256 <= mfn < 512 for mfn in mfns)
+    # Below 1 MiB there is nothing to be had, and a page has 12 bits.
+    assert guest.reservation(memory.XENMEM_populate_physmap, [9], flags=20)[0] == 0
+    assert guest.reservation(memory.XENMEM_populate_physmap, [9], flags=12)[0] == 0
+    # As many bits as the machine has, or more, are no restriction.
+    assert guest.reservation(memory.XENMEM_increase_reservation, [0], flags=25)[0] == 1
+    free = frames.free_frames
+    pfn = guest.new_page()
+    given = guest.mfn(pfn)
+    assert guest.update_va(guest.va(pfn), 0) == 0
+    assert guest.exchange([given], [pfn], flags=20) == (-errno.ENOMEM, 0)
+    assert frames.free_frames == free
+    assert guest.exchange([given], [pfn], flags=21) == (0, 1)
+    assert 256 <= guest.exchanged[0] < 512
+
+
+def test_numa_nodes(world: World, guest: Guest) -> None:
+    # XSA-231: this machine has node 0 only, of 64 that could be.
+    guest.domain.max_pages += 1000
+    exact = memory.XENMEMF_exact_node_request
+    for node in range(256):
+        flags = ((node + 1) & 0xFF) << 8
+        assert guest.reservation(memory.XENMEM_populate_physmap, [1], flags=flags)[0] == 1
+        assert guest.reservation(memory.XENMEM_populate_physmap, [1], flags=flags | exact)[0] == (node == 255)
+        rc, _ = world.dom0.reservation(memory.XENMEM_populate_physmap, [1], flags=flags)
+        assert rc == (node < 64 or node == 255)
+        rc, _ = world.dom0.reservation(memory.XENMEM_populate_physmap, [1], flags=flags | exact)
+        assert rc == (node in (0, 255))
+
+
+def test_populate_on_demand_is_nothing(world: World, guest: Guest) -> None:
+    on_demand = memory.XENMEMF_populate_on_demand
+    pages = guest.domain.tot_pages
+    assert guest.reservation(memory.XENMEM_populate_physmap, [1, 2], flags=on_demand)[0] == 0
+    rc, extents = world.dom0.reservation(memory.XENMEM_populate_physmap, [1, 2], flags=on_demand, order=20, domid=1)
+    assert (rc, extents, guest.domain.tot_pages) == (2, [1, 2], pages)
+    assert world.dom0.reservation(memory.XENMEM_populate_physmap, [1], flags=on_demand, order=21, domid=1)[0] == 0
+
+
+def test_order_limits(world: World, guest: Guest) -> None:
+    guest.domain.max_pages += 1 << 13
+
+    def largest(caller: Guest) -> int:
+        orders = [n for n in range(13) if caller.reservation(memory.XENMEM_increase_reservation, [0], order=n)[0]]
+        return max(orders)
+
+    assert largest(guest) == 9
+    guest.domain.ioports.append(range(0x60, 0x61))
+    assert guest.reservation(memory.XENMEM_increase_reservation, [0], order=10)[0] == 1
+    assert guest.reservation(memory.XENMEM_decrease_reservation, [0], order=13)[0] == 0
+    assert world.dom0.reservation(memory.XENMEM_increase_reservation, [0], order=11)[0] == 1
 
 
 def test_acquire_resource(world: World, guest: Guest) -> None:
