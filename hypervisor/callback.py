@@ -17,15 +17,26 @@ SET_CALLBACKS = xen.__HYPERVISOR_set_callbacks
 NMI_VECTOR = 2
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
+TI_MASK = 4
+"""Flag of a trap_info: upcalls are masked on entry (TI_SET_IF)."""
+
 FIELDS = {
     callback.CALLBACKTYPE_event: "event_callback",
     callback.CALLBACKTYPE_failsafe: "failsafe_callback",
     callback.CALLBACKTYPE_syscall: "syscall_callback",
+    callback.CALLBACKTYPE_syscall32: "syscall32_callback",
+    callback.CALLBACKTYPE_sysenter: "sysenter_callback",
 }
-"""Callback types that a 64-bit guest must keep registered, with the field of `Context` that holds each."""
+"""Callback types that cannot be unregistered, with the field of `Context` that holds each."""
 
-OPTIONAL = frozenset({callback.CALLBACKTYPE_nmi, callback.CALLBACKTYPE_sysenter, callback.CALLBACKTYPE_syscall32})
-"""Types that are accepted, and never called here: NMIs are not delivered, and Python guests have no user mode."""
+MASK_FLAGS = {
+    callback.CALLBACKTYPE_failsafe: xen.VGCF_failsafe_disables_events,
+    callback.CALLBACKTYPE_syscall: xen.VGCF_syscall_disables_events,
+}
+"""For which of them a flag of vcpu_guest_context says that upcalls are masked on entry (events: always)."""
+
+COMPAT = frozenset({callback.CALLBACKTYPE_syscall32, callback.CALLBACKTYPE_sysenter})
+"""Entries of 32-bit user code: for those Xen keeps that apart (`Context.compat_masks`)."""
 
 
 def is_canonical(address: int) -> bool:
@@ -50,32 +61,38 @@ class CallbackOps:
 
     def _set_callbacks(self, vcpu: VCpu, event: int, failsafe: int, syscall: int, _a4: int, _a5: int) -> int:
         """Set the three classic callbacks. An address that is not canonical is ignored, not refused."""
-        for address, field in (
-            (event, "event_callback"),
-            (failsafe, "failsafe_callback"),
-            (syscall, "syscall_callback"),
-        ):
-            if is_canonical(address & U64):
-                setattr(vcpu.context, field, address & U64)
-        vcpu.callbacks_changed()
+        self._set(vcpu, callback.CALLBACKTYPE_event, event & U64, masks=False)
+        self._set(vcpu, callback.CALLBACKTYPE_failsafe, failsafe & U64, masks=False)
+        self._set(vcpu, callback.CALLBACKTYPE_syscall, syscall & U64, masks=False)
         return 0
 
     def _register(self, vcpu: VCpu, arg: int) -> int:
         op = callback.callback_register.unpack_from(copy_from_guest(vcpu, arg, callback.callback_register.size))
-        if not is_canonical(op.address):
+        return self._set(vcpu, op.type, op.address, bool(op.flags & callback.CALLBACKF_mask_events))
+
+    @staticmethod
+    def _set(vcpu: VCpu, kind: int, address: int, masks: bool) -> int:
+        """Register one entry point; `masks`: upcalls are to be masked when Xen enters there."""
+        if not is_canonical(address):
             return -errno.EINVAL
-        field = FIELDS.get(op.type)
-        if field is not None:
-            setattr(vcpu.context, field, op.address)
-            vcpu.callbacks_changed()
+        context = vcpu.context
+        if kind == callback.CALLBACKTYPE_nmi:
+            context.trap_table[NMI_VECTOR] = (TI_MASK, xen.FLAT_KERNEL_CS, address)
             return 0
-        if op.type == callback.CALLBACKTYPE_nmi:
-            vcpu.context.trap_table[NMI_VECTOR] = (0, xen.FLAT_KERNEL_CS, op.address)
-        return 0 if op.type in OPTIONAL else -errno.ENOSYS
+        field = FIELDS.get(kind)
+        if field is None:
+            return -errno.ENOSYS
+        setattr(context, field, address)
+        flag = MASK_FLAGS.get(kind, 0)
+        context.flags = context.flags | flag if masks else context.flags & ~flag
+        if kind in COMPAT:
+            context.compat_masks = context.compat_masks | {kind} if masks else context.compat_masks - {kind}
+        vcpu.callbacks_changed()
+        return 0
 
     def _unregister(self, vcpu: VCpu, arg: int) -> int:
         op = callback.callback_unregister.unpack_from(copy_from_guest(vcpu, arg, callback.callback_unregister.size))
-        if op.type in FIELDS or op.type in (callback.CALLBACKTYPE_sysenter, callback.CALLBACKTYPE_syscall32):
+        if op.type in FIELDS:
             return -errno.EINVAL
         if op.type != callback.CALLBACKTYPE_nmi:
             return -errno.ENOSYS

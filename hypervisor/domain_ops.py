@@ -122,7 +122,7 @@ class DomainOps:
     @property
     def frames_for_good(self) -> int:
         """How many frames Xen has taken for itself since it started: they are not given back."""
-        return int(self._dummy_frame != 0)
+        return int(self._dummy_frame != 0) + self.hv.processor_frames
 
     def has_dummy_info(self, vcpu: VCpu) -> bool:
         """Whether a vCPU still lacks a vcpu_info, so that it cannot be started."""

@@ -28,6 +28,7 @@ from hypervisor.errors import HypercallError
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
+    from hypervisor.machine.memory import Memory
     from hypervisor.vcpu import VCpu
 
 XEN_VIRT_START = 0xFFFF800000000000
@@ -75,6 +76,21 @@ def walk(vcpu: VCpu, va: int, write: bool) -> int:
             q[index] |= _A
     if write and not entry & _D:
         q[index] |= _D
+    return table
+
+
+def walk_from(memory: Memory, root: int, va: int) -> int:
+    """Translate by the page tables below a root, as a look that leaves no trace; returns -1 for a page fault."""
+    q, frames, table = memory.q, memory.frames, root << 12
+    for shift in (39, 30, 21, 12):
+        entry = q[(table >> 3) + (va >> shift & 511)]
+        if not entry & _P:
+            return -1
+        table = entry & _FRAME
+        if table >> 12 >= frames:
+            return -1
+        if shift == 21 and entry & _PSE:
+            return table & ~0x1FFFFF | va & 0x1FF000
     return table
 
 
@@ -247,16 +263,14 @@ def write_u8(vcpu: VCpu, va: int, value: int) -> None:
 
 def flush_va(domain: Domain, va: int) -> None:
     """Forget one page on all vCPUs of a domain: its mapping went away or changed."""
-    vpn = (va & _U64) >> 12
+    va &= _U64
     for vcpu in domain.vcpus:
         if vcpu is not None:
-            vcpu.tlb_r.pop(vpn, None)
-            vcpu.tlb_w.pop(vpn, None)
+            vcpu.flush_tlb(va)
 
 
 def flush_all(domain: Domain) -> None:
     """Forget every page on all vCPUs of a domain."""
     for vcpu in domain.vcpus:
         if vcpu is not None:
-            vcpu.tlb_r.clear()
-            vcpu.tlb_w.clear()
+            vcpu.flush_tlb(None)

@@ -11,6 +11,7 @@ from hypervisor.console_io import ConsoleIo
 from hypervisor.domain import Domain
 from hypervisor.domain_ops import DomainOps
 from hypervisor.domctl import DomctlOps
+from hypervisor.emulator.vcpu import EmulatedVCpu
 from hypervisor.errors import HypercallError
 from hypervisor.event_channel import EventChannelOps
 from hypervisor.grant_table import GrantTableOps
@@ -28,10 +29,12 @@ from hypervisor.sched.scheduler import Costs
 from hypervisor.sched_op import SchedOps
 from hypervisor.sysctl import SysctlOps
 from hypervisor.time import GuestTime, unknown_op
+from hypervisor.trap_ops import TrapOps
 from hypervisor.vcpu_op import VcpuOps
 from hypervisor.version import VersionOps
 
 if TYPE_CHECKING:
+    from hypervisor.emulator.processor import Processor
     from hypervisor.machine.machine import Machine
     from hypervisor.trace import Emit
     from hypervisor.vcpu import VCpu
@@ -69,6 +72,7 @@ class Hypervisor:
         self.console = console or (lambda data: None)
         self.options = options or XenOptions()
         self.domains: dict[int, Domain] = {}
+        self._processor: Processor | None = None
         self.stopped = False
         """The hardware domain has shut the host down."""
         self.shutdown_reason = -1
@@ -98,6 +102,7 @@ class Hypervisor:
             self.grants,
             self.console_io,
             CallbackOps(self),
+            TrapOps(self),
             SchedOps(self),
             VcpuOps(self),
             VersionOps(self, self.options.text.encode()),
@@ -132,7 +137,24 @@ class Hypervisor:
 
     def make_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
         """Make a vCPU of the kind that the domain's kernel needs."""
-        return PythonVCpu(domain, vcpu_id)
+        return EmulatedVCpu(domain, vcpu_id) if domain.image is None else PythonVCpu(domain, vcpu_id)
+
+    def processor(self) -> Processor:
+        """Return the CPU emulator, which is made when the first machine-code vCPU runs.
+
+        Raises DeviceError, with a sentence, if that cannot be.
+        """
+        if self._processor is None:
+            # Only now, as nothing else needs it to be installed.
+            from hypervisor.emulator.processor import Processor
+
+            self._processor = Processor(self)
+        return self._processor
+
+    @property
+    def processor_frames(self) -> int:
+        """How many frames the CPU emulator has taken for good."""
+        return 0 if self._processor is None else self._processor.segments.FRAMES
 
     def switch_off(self) -> None:
         """Cut the power: no guest code runs any more, not even what Python would run of it when it clears up."""

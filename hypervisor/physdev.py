@@ -58,7 +58,10 @@ class PhysdevOps:
 
     def _set_iopl(self, vcpu: VCpu, arg: int) -> int:
         op = physdev.physdev_set_iopl.unpack_from(copy_from_guest(vcpu, arg, physdev.physdev_set_iopl.size))
-        return 0 if op.iopl <= MAX_IOPL else -errno.EINVAL
+        if op.iopl > MAX_IOPL:
+            return -errno.EINVAL
+        vcpu.context.iopl = op.iopl << 12
+        return 0
 
     def _set_iobitmap(self, vcpu: VCpu, arg: int) -> int:
         op = physdev.physdev_set_iobitmap.unpack_from(copy_from_guest(vcpu, arg, physdev.physdev_set_iobitmap.size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.abi import xen
+from hypervisor.abi import errno, xen
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -24,15 +24,39 @@ VPF_POLLING = 8
 """Together with `VPF_BLOCKED`: it sits in SCHEDOP_poll."""
 
 NR_VIRQS = 24
+CR0_TS = 8
 
 SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 
 
+GENERAL_REGISTERS = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"
+)  # fmt: skip
+"""The general registers in the order in which instructions number them, and the instruction pointer."""
+
+SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
+"""The segment registers in the processor's numbering."""
+
+CR0_START, CR4_START = 0x80050033, 0x660
+"""Control registers 0 and 4 as a PV guest reads them."""
+
+
 class Context:
-    """The processor state that a hypercall can read or replace (vcpu_guest_context), as plain integers."""
+    """The processor state that a hypercall can read or replace (vcpu_guest_context), as plain integers.
+
+    For a vCPU that executes machine code it is the state at the last time the vCPU stopped; a Python guest has of the
+    general registers only those with which it starts.
+    """
 
     __slots__ = (
+        *GENERAL_REGISTERS,
+        *SELECTORS,
+        "compat_masks",
+        "cr0",
+        "cr2",
+        "cr4",
         "debugreg",
+        "dr7_emulated",
         "event_callback",
         "failsafe_callback",
         "flags",
@@ -41,30 +65,44 @@ class Context:
         "gdt_frames",
         "gs_base_kernel",
         "gs_base_user",
+        "in_kernel",
+        "iopl",
         "kernel_sp",
         "kernel_ss",
         "ldt_base",
         "ldt_ents",
-        "rdi",
         "rflags",
-        "rip",
-        "rsi",
-        "rsp",
+        "syscall32_callback",
         "syscall_callback",
+        "sysenter_callback",
         "trap_table",
     )
 
     def __init__(self) -> None:
+        self.rax = self.rcx = self.rdx = self.rbx = self.rbp = 0
+        self.r8 = self.r9 = self.r10 = self.r11 = self.r12 = self.r13 = self.r14 = self.r15 = 0
         self.rip = self.rsp = self.rsi = self.rdi = 0
+        self.es = self.ds = self.fs = self.gs = 0
+        self.cs, self.ss = xen.FLAT_KERNEL_CS, xen.FLAT_KERNEL_SS
         self.rflags = 0x202
         self.flags = 0
+        self.in_kernel = True
+        """Whether the guest is in kernel mode: both modes run in ring 3, on page tables of their own."""
+        self.iopl = 0
+        self.cr0, self.cr2, self.cr4 = CR0_START, 0, CR4_START
         self.kernel_ss = self.kernel_sp = 0
         self.event_callback = self.failsafe_callback = self.syscall_callback = 0
+        self.syscall32_callback = self.sysenter_callback = 0
+        self.compat_masks: frozenset[int] = frozenset()
+        """Which of the last two (CALLBACKTYPE_*) mask upcalls on entry."""
         self.fs_base = self.gs_base_kernel = self.gs_base_user = 0
         self.ldt_base = self.ldt_ents = self.gdt_ents = 0
         self.gdt_frames: list[int] = []
         self.debugreg = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.dr7_emulated = 0
+        """Bits of DR7 that the processor is not told: they enable breakpoints on I/O ports."""
         self.trap_table: dict[int, tuple[int, int, int]] = {}
+        """By vector: (flags, cs, address), as in struct trap_info."""
 
 
 class VCpu(ABC):
@@ -100,6 +138,7 @@ class VCpu(ABC):
         "sent_at",
         "since",
         "singleshot_timer",
+        "spent",
         "time_area",
         "time_runnable",
         "time_running",
@@ -132,6 +171,8 @@ class VCpu(ABC):
         """Software TLB: virtual page number → machine address of the page, for reads. Kept by `hypervisor.mm`."""
         self.tlb_w: dict[int, int] = {}
         self.hypercalls = 0
+        self.spent = 0
+        """Nanoseconds that machine code has computed in the present stretch; always 0 for a guest in Python."""
 
         self.pause_flags = VPF_DOWN
         self.pause_count = 0
@@ -185,6 +226,40 @@ class VCpu(ABC):
         Not if it runs Python: it is interrupted between two stretches of guest code only.
         """
         return False
+
+    def flush_tlb(self, va: int | None) -> None:
+        """Forget the translation of one page, or of all (None): a mapping went away or changed."""
+        if va is None:
+            self.tlb_r.clear()
+            self.tlb_w.clear()
+        else:
+            self.tlb_r.pop(va >> 12, None)
+            self.tlb_w.pop(va >> 12, None)
+
+    def iret(self) -> int:
+        """HYPERVISOR_iret: go on where the frame on the guest's stack says. Returns what goes into rax."""
+        return -errno.ENOSYS
+
+    def set_segment_base(self, which: int, base: int) -> None:
+        """Set the base of FS, or of GS in user or kernel mode (xen.SEGBASE_*), to a canonical address."""
+        if which == xen.SEGBASE_FS:
+            self.context.fs_base = base
+        elif which == xen.SEGBASE_GS_USER:
+            self.context.gs_base_user = base
+        else:
+            self.context.gs_base_kernel = base
+
+    def load_user_gs(self, selector: int) -> None:
+        """Load the GS of user mode with a selector (SEGBASE_GS_USER_SEL); one that cannot be loaded becomes null."""
+        self.context.gs_base_user = 0
+
+    def set_task_switched(self, is_set: bool) -> None:
+        """Set or clear CR0.TS."""
+        context = self.context
+        context.cr0 = context.cr0 | CR0_TS if is_set else context.cr0 & ~CR0_TS
+
+    def debugreg_changed(self) -> None:  # noqa: B027 - there need not be a processor that wants to know
+        """Take note of a new value in `context.debugreg`."""
 
     @abstractmethod
     def callbacks_changed(self) -> None:

@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 from hypervisor.abi import xen
+from hypervisor.abi.cpu import Cpu, Run
 from hypervisor.abi.layout import Layout
 from hypervisor.errors import InvariantError
 from hypervisor.event_channel.check import check_events
@@ -25,6 +26,19 @@ RW_PAGE = 0x067
 U64 = 0xFFFFFFFFFFFFFFFF
 
 
+class NoProgram:
+    """What the vCPUs of a domain execute that is a guest in Python, and is never run."""
+
+    name = "bare"
+    virt_base = virt_entry = 0
+
+    def boot(self, cpu: Cpu, start_info: int) -> Run:
+        raise AssertionError("this domain has no program")
+
+    def unload(self) -> None:
+        """There is no code."""
+
+
 class Guest:
     """A PV domain of one or two vCPUs: some data pages, some pages for arguments, some empty address space.
 
@@ -37,6 +51,7 @@ class Guest:
         self.domid = domid
         self.domain = hv.domain_ops.create(domid, max_vcpus=vcpus, is_privileged=privileged)
         self.domain.max_pages = max_pages
+        self.domain.image = NoProgram()
         self.vcpus = [hv.domain_ops.add_vcpu(self.domain, index) for index in range(vcpus)]
         frames = hv.frames
         self.l4, self.l3, self.l2, self.l1, self.hole_l1 = (frames.alloc(self.domain) for _ in range(5))

@@ -4,6 +4,7 @@ Machine frame number = offset >> 12. The buffer is anonymous memory of the proce
 host of many gigabytes costs only what its guests write, and a CPU emulator can later run on it without a copy.
 """
 
+import ctypes
 import mmap
 import sys
 
@@ -21,10 +22,11 @@ class Memory:
     `b`, `h`, `i`, `q` are views of unsigned 8, 16, 32 and 64-bit little-endian words over all of machine memory; their
     indices are the machine address, shifted right by 0, 1, 2 or 3. `written` has one byte per frame: 1 = somebody other
     than the owning guest's own code (the hypervisor, a backend through a grant, a device) has written to it since the
-    mark was last cleared. Log-dirty tracking and the stale-code check of a CPU emulator hang on that mark.
+    mark was last cleared. Log-dirty tracking and the stale-code check of a CPU emulator hang on that mark: the emulator
+    makes a 2 of it once it has dropped its translations of the frame's code.
     """
 
-    __slots__ = ("_map", "b", "frames", "h", "i", "q", "written")
+    __slots__ = ("_map", "_marks", "b", "frames", "h", "i", "q", "written")
 
     def __init__(self, frames: int) -> None:
         if sys.byteorder != "little":
@@ -37,7 +39,8 @@ class Memory:
         self.h = self.b.cast("H")
         self.i = self.b.cast("I")
         self.q = self.b.cast("Q")
-        self.written = memoryview(mmap.mmap(-1, max(frames, PAGE_SIZE)))
+        self._marks = mmap.mmap(-1, max(frames, PAGE_SIZE))
+        self.written = memoryview(self._marks)
 
     def frame(self, mfn: int) -> memoryview:
         """Return the 4096 bytes of one frame as a writable view."""
@@ -59,6 +62,13 @@ class Memory:
         """Mark a frame that was written through a view (device DMA, grant copy)."""
         self.written[mfn] = 1
 
+    def address(self) -> tuple[int, int]:
+        """Return the addresses of all frames, and of their marks, in this process: for a CPU that runs on them."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map)), ctypes.addressof(
+            ctypes.c_char.from_buffer(self._marks)
+        )
+
     def discard(self, mfn: int, count: int) -> None:
         """Give frames back to the process's own host: they read as zero afterwards and cost nothing."""
+        self.written[mfn : mfn + count] = b"\1" * count
         self._map.madvise(mmap.MADV_DONTNEED, mfn << PAGE_SHIFT, count << PAGE_SHIFT)

@@ -115,8 +115,7 @@ class MemoryManager:
         """
         self.descriptors.destroy(vcpu)
         roots, vcpu.kernel_cr3, vcpu.user_cr3 = (vcpu.kernel_cr3, vcpu.user_cr3), 0, 0
-        vcpu.tlb_r.clear()
-        vcpu.tlb_w.clear()
+        vcpu.flush_tlb(None)
         for root in roots:
             if root:
                 self.frames.let_go(root)
@@ -209,8 +208,7 @@ class MemoryManager:
             self._take_root(root, vcpu.domain)
             old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
             self.descriptors.drop_ldt(vcpu)
-            vcpu.tlb_r.clear()
-            vcpu.tlb_w.clear()
+            vcpu.flush_tlb(None)
             if old:
                 self.frames.let_go(old)
 

@@ -362,12 +362,7 @@ class MmuUpdate:
 def flush(vcpus: list[VCpu], va: int | None) -> None:
     """Forget one page (or everything, for None) on some vCPUs."""
     for vcpu in vcpus:
-        if va is None:
-            vcpu.tlb_r.clear()
-            vcpu.tlb_w.clear()
-        else:
-            vcpu.tlb_r.pop(va >> 12, None)
-            vcpu.tlb_w.pop(va >> 12, None)
+        vcpu.flush_tlb(va)
 
 
 def vcpus_of_mask(vcpu: VCpu, pointer: int) -> list[VCpu]:

@@ -14,6 +14,8 @@ from hypervisor.mm.pte import ACCESSED, DIRTY, ENTRIES, FIRST_XEN_SLOT, PRESENT,
 M2P_SLOT = FIRST_XEN_SLOT
 LINEAR_SLOT = FIRST_XEN_SLOT + 2
 PERDOMAIN_SLOT = FIRST_XEN_SLOT + 4
+PERDOMAIN_START = 0xFFFF820000000000
+"""PERDOMAIN_VIRT_START: where slot 260 begins."""
 NR_SLOTS = 16
 
 GUEST_READS = PRESENT | USER | ACCESSED
@@ -23,11 +25,12 @@ XEN_WRITES = PRESENT | RW | ACCESSED | DIRTY
 class XenSlots:
     """The tables behind Xen's slots, shared by all guests, and the copy of the slots into a new root table."""
 
-    __slots__ = ("_frames", "_m2p_l3", "_perdomain")
+    __slots__ = ("_area", "_frames", "_m2p_l3", "_perdomain")
 
     def __init__(self, frames: FrameTable) -> None:
         self._frames = frames
         self._perdomain: dict[int, int] = {}
+        self._area: dict[int, list[int]] = {}
         self._m2p_l3 = self._map_m2p()
 
     def _map_m2p(self) -> int:
@@ -56,7 +59,31 @@ class XenSlots:
 
     def free_domain(self, domid: int) -> None:
         """Give the domain's own area back."""
+        for mfn in self._area.pop(domid, ()):
+            self._frames.free_xen(mfn)
         self._frames.free_xen(self._perdomain.pop(domid))
+
+    def map_area(self, domid: int, pages: int) -> list[int]:
+        """Make page tables for the first pages of a domain's own area, at `PERDOMAIN_START`, still empty.
+
+        Returns the frames of the L1 tables, or [] when memory is short. Asked again, returns the same.
+        """
+        if domid in self._area:
+            return self._area[domid][1:]
+        nr_l1 = -(-pages // ENTRIES)
+        taken = [self._frames.alloc_xen() for _ in range(1 + nr_l1)]
+        if min(taken) < 0:
+            for mfn in taken:
+                if mfn >= 0:
+                    self._frames.free_xen(mfn)
+            return []
+        self._area[domid] = taken
+        q = self._frames.memory.q
+        l2, *tables = taken
+        q[self._perdomain[domid] << 9] = l2 << 12 | XEN_WRITES
+        for index, mfn in enumerate(tables):
+            q[(l2 << 9) + index] = mfn << 12 | XEN_WRITES
+        return tables
 
     def fill(self, mfn: int) -> None:
         """Write Xen's slots into a root table that was just validated."""

@@ -78,7 +78,7 @@ class Scheduler:
         vcpu = self.running
         if vcpu is None:
             return clock.now
-        return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self.costs.hypercall
+        return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self.costs.hypercall + vcpu.spent
 
     # -- waking and sleeping --------------------------------------------------------------------------------------
 
@@ -395,6 +395,9 @@ class Scheduler:
 
     def _compute(self, vcpu: VCpu, now: int, work: int) -> int:
         """Let time pass for a computing guest: to the end of its work, of its slice, or to the next timer."""
+        if vcpu.spent:
+            # Machine code has done its work already, and has been stopped in time.
+            return now if self.hv.clock.real else now + work
         if vcpu.pause_flags:
             vcpu.compute_left = work
             return now

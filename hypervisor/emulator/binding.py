@@ -1,0 +1,296 @@
+"""The only module that touches Unicorn: its functions, called without the binding's wrappers, and its CPU's registers.
+
+The binding's `reg_read` takes 4 us; a hypercall needs eight of them. So the registers are read and written where the
+emulator keeps them, in QEMU's `CPUX86State`. Its beginning (general registers, rip, flags, segments, control registers)
+has been the same for all of Unicorn 2; how it is found, and that it is as expected, is checked whenever a processor is
+made. A version that is laid out in another way is refused with one sentence.
+
+All else goes through Unicorn's public interface (unicorn.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from hypervisor.errors import DeviceError
+
+HOW_TO_INSTALL = "machine-code guests need the CPU emulator: pip install 'paravirt[emulator]'"
+
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15, RIP = range(17)
+"""Indices of `Binding.q`, in the order in which instructions number the registers."""
+_NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+ES, CS, SS, DS, FS, GS, LDT, TR, GDT = range(9)
+"""Segment registers, in the processor's numbering, and the tables'."""
+_SEGMENTS = 184
+_SEGMENT = 24
+HFLAGS = 176 // 4
+"""Index of `Binding.i`: what of the processor's mode is compiled into translated code."""
+CR0 = 424 // 8
+CR2, CR3, CR4 = CR0 + 2, CR0 + 3, CR0 + 4
+_FPU_AT = 424 + 5 * 8
+"""What lies between the control registers and the fields of a pending exception: FPU, SSE, model-specific registers."""
+_WINDOW = 0x4000
+
+HF_CPL_MASK = 3
+HF_CS32 = 1 << 4
+HF_SS32 = 1 << 5
+HF_ADDSEG = 1 << 6
+HF_CS64 = 1 << 15
+
+NO_EXCEPTION = 0xFFFFFFFF
+
+
+def selector_at(segment: int) -> int:
+    """Return the index of `Binding.i` for a segment register's selector; its limit and flags are 4 and 5 further."""
+    return (_SEGMENTS + _SEGMENT * segment) // 4
+
+
+def base_at(segment: int) -> int:
+    """Return the index of `Binding.q` for a segment register's base address."""
+    return (_SEGMENTS + _SEGMENT * segment + 8) // 8
+
+
+_Syscall = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_Interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_Invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+_Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def is_installed() -> bool:
+    """Whether Unicorn can be imported."""
+    try:
+        import unicorn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class Binding:
+    """One Unicorn engine in 64-bit mode, with machine memory at physical address 0.
+
+    `q` and `i` are views of the CPU's state as 64-bit and 32-bit words; the names above are their indices. Raises
+    DeviceError, with a sentence, if Unicorn is missing or is not as expected.
+    """
+
+    def __init__(self, memory: int, size: int) -> None:
+        """`memory` is the address of machine memory in this process, `size` its length."""
+        try:
+            import unicorn
+            from unicorn import x86_const
+            from unicorn.unicorn_py3.unicorn import uclib
+        except ImportError:
+            raise DeviceError(HOW_TO_INSTALL) from None
+        self._const = x86_const
+        self._unicorn = unicorn
+        self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self.engine: int = self._uc._uch.value
+        self._lib = uclib
+        self._hooks: list[object] = []
+        self._word = ctypes.c_uint64()
+        self._word_at = ctypes.addressof(self._word)
+        # PYFUNCTYPE keeps the interpreter's lock: these return at once. `run` lets go of it.
+        self._reg_read = self._function("uc_reg_read", ctypes.c_int, ctypes.c_void_p, keep_lock=True)
+        self._reg_write = self._function("uc_reg_write", ctypes.c_int, ctypes.c_void_p, keep_lock=True)
+        self._stop = self._function("uc_emu_stop", keep_lock=True)
+        u64 = ctypes.c_uint64
+        self._start = self._function("uc_emu_start", u64, u64, u64, ctypes.c_size_t, keep_lock=False)
+        self._uc.mem_map_ptr(0, size, unicorn.UC_PROT_ALL, memory)
+        self._find_state()
+        self._self_test()
+
+    def _function(self, name: str, *arguments: Any, keep_lock: bool) -> Callable[..., int]:
+        make = ctypes.PYFUNCTYPE if keep_lock else ctypes.CFUNCTYPE
+        return make(ctypes.c_int, ctypes.c_void_p, *arguments)(self._address_of(name))
+
+    def _address_of(self, name: str) -> int:
+        return ctypes.cast(getattr(self._lib, name), ctypes.c_void_p).value or 0
+
+    # -- finding the registers --------------------------------------------------------------------------------------
+
+    def _unknown(self, what: str) -> DeviceError:
+        return DeviceError(
+            f"this version of Unicorn ({self._unicorn.__version__}) is not one that paravirt knows: {what}; "
+            "2.1 is known to work"
+        )
+
+    def _find_state(self) -> None:
+        """Find CPUX86State: its first field is the general registers, and a pointer in the engine leads near it."""
+        const = self._const
+        values = [0x5EED000000000000 | index * 0x1234567 for index in range(16)]
+        for name, value in zip(_NAMES, values, strict=True):
+            self._uc.reg_write(getattr(const, f"UC_X86_REG_{name}"), value)
+        self.state = self._search(struct.pack("<16Q", *values))
+        if not self.state:
+            raise self._unknown("the registers of its CPU are not to be found")
+        window = (ctypes.c_char * _WINDOW).from_address(self.state)
+        self.q = memoryview(window).cast("B").cast("Q")
+        self.i = memoryview(window).cast("B").cast("I")
+        # The fields of a pending exception stand around the debug registers.
+        marks = [0x7E57000 + index for index in range(4)]
+        for index, mark in enumerate(marks):
+            self._uc.reg_write(const.UC_X86_REG_DR0 + index, mark)
+        dr0 = memoryview(window).tobytes().find(struct.pack("<4Q", *marks))
+        if dr0 < 0:
+            raise self._unknown("the debug registers of its CPU are not to be found")
+        self.error_code = (dr0 - 16) // 4
+        self.is_software_interrupt = (dr0 - 12) // 4
+        self.old_exception = (dr0 + 8 * 8 + 4 * 8) // 4
+        self._fpu_size = dr0 - 16 - _FPU_AT
+        for index in range(4):
+            self._uc.reg_write(const.UC_X86_REG_DR0 + index, 0)
+
+    def _search(self, pattern: bytes) -> int:
+        """Return the address of the pattern in an object that the engine's structure points to; 0 if nowhere."""
+        try:
+            memory = open("/proc/self/mem", "rb", buffering=0)  # noqa: SIM115 - closed below
+        except OSError:
+            raise DeviceError("machine-code guests run on Linux only: there is no /proc/self/mem here") from None
+        with memory:
+
+            def read(address: int, size: int) -> bytes:
+                # What is not mapped cannot be read; a pointer need not be one.
+                try:
+                    memory.seek(address)
+                    return memory.read(size)
+                except (OSError, OverflowError, ValueError):
+                    return b""
+
+            for pointer in dict.fromkeys(memoryview(read(self.engine, 4096)).cast("Q")):
+                if 0x10000 <= pointer < 1 << 47:
+                    at = read(pointer, 1 << 17).find(pattern)
+                    if at >= 0:
+                        return pointer + at
+        return 0
+
+    def _self_test(self) -> None:
+        """Check the layout through the public interface, one field of each kind."""
+        const, q, i = self._const, self.q, self.i
+        checks = (
+            ("RIP", RIP, 0x1234567, q),
+            ("CR2", CR2, 0x7654321, q),
+            ("GS_BASE", base_at(GS), 0x99999, q),
+            ("R15", R15, 0xABCDEF0123, q),
+        )
+        for name, index, value, view in checks:
+            self._uc.reg_write(getattr(const, f"UC_X86_REG_{name}"), value)
+            if view[index] != value:
+                raise self._unknown(f"{name} is not where it was")
+            view[index] = 0
+        for index in range(16):
+            q[index] = 0
+        if i[self.old_exception] != NO_EXCEPTION:
+            raise self._unknown("the last exception is not where it was")
+        if not i[HFLAGS] & HF_CS64:
+            raise self._unknown("the mode of its CPU is not where it was")
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, until: int) -> int:
+        """Run from `rip` until a hook stops the CPU; returns uc_err. `until` must be mapped, and never executed."""
+        self.i[self.old_exception] = NO_EXCEPTION
+        return self._start(self.engine, self.q[RIP], until, 0, 0)
+
+    def stop(self) -> None:
+        """Stop the CPU at the end of the instruction whose hook this is called from."""
+        self._stop(self.engine)
+
+    @property
+    def stop_function(self) -> int:
+        """The address of uc_emu_stop."""
+        return self._address_of("uc_emu_stop")
+
+    def error(self, code: int) -> str:
+        """Return Unicorn's words for an error code."""
+        return str(self._unicorn.UcError(code))
+
+    def forget_code(self, page: int) -> None:
+        """Drop the translations of the code in the frame behind a page of the present address space."""
+        self._uc.ctl_remove_cache(page << 12, (page + 1) << 12)
+
+    # -- registers that are more than a word ------------------------------------------------------------------------
+
+    def flags(self) -> int:
+        """Return RFLAGS: the CPU computes the arithmetic flags when somebody asks."""
+        self._reg_read(self.engine, self._const.UC_X86_REG_EFLAGS, self._word_at)
+        return self._word.value & 0xFFFFFFFF
+
+    def set_flags(self, value: int) -> None:
+        """Set RFLAGS."""
+        self._word.value = value
+        self._reg_write(self.engine, self._const.UC_X86_REG_EFLAGS, self._word_at)
+
+    def set_cr3(self, value: int) -> None:
+        """Load the root of the page tables, and forget all translations of addresses."""
+        self._word.value = value
+        self._reg_write(self.engine, self._const.UC_X86_REG_CR3, self._word_at)
+
+    def set_control(self, cr0: int, cr4: int) -> None:
+        """Load the control registers that say how the CPU behaves."""
+        self._uc.reg_write(self._const.UC_X86_REG_CR4, cr4)
+        self._uc.reg_write(self._const.UC_X86_REG_CR0, cr0)
+
+    def set_efer(self, value: int) -> None:
+        """Load the extended features: SYSCALL, long mode, no-execute."""
+        self._uc.reg_write(self._const.UC_X86_REG_MSR, (0xC0000080, value))
+
+    def save_fpu(self) -> bytes:
+        """Return the state of FPU and SSE, in the emulator's own form."""
+        return ctypes.string_at(self.state + _FPU_AT, self._fpu_size)
+
+    def load_fpu(self, state: bytes) -> None:
+        """Put a state of `save_fpu` back."""
+        ctypes.memmove(self.state + _FPU_AT, state, self._fpu_size)
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def _hook(self, kind: int, function: Any, data: int | None, *instruction: int) -> None:
+        self._hooks.append(function)
+        handle = ctypes.c_size_t()
+        status = self._lib.uc_hook_add(
+            self._uc._uch,
+            ctypes.byref(handle),
+            kind,
+            ctypes.cast(function, ctypes.c_void_p),
+            data,
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+            *map(ctypes.c_int, instruction),
+        )
+        if status:
+            raise self._unknown(f"a hook is refused ({self.error(status)})")
+
+    def hook_syscall(self, function: Callable[[], None]) -> None:
+        """Call at each SYSCALL; RIP is moved behind the instruction (2 bytes) when the function returns."""
+        hook = _Syscall(lambda _engine, _data: function())
+        self._hook(self._unicorn.UC_HOOK_INSN, hook, None, self._const.UC_X86_INS_SYSCALL)
+
+    def hook_exceptions(self, function: Callable[[int], None]) -> None:
+        """Call with the vector of each exception or software interrupt; RIP is where the CPU goes on."""
+        hook = _Interrupt(lambda _engine, vector, _data: function(vector))
+        self._hook(self._unicorn.UC_HOOK_INTR, hook, None)
+
+    def hook_invalid(self, function: Callable[[], None]) -> None:
+        """Call at each instruction that there is not; RIP is where the CPU goes on."""
+
+        def called(_engine: int, _data: int) -> bool:
+            function()
+            return True
+
+        self._hook(self._unicorn.UC_HOOK_INSN_INVALID, _Invalid(called), None)
+
+    def hook_instruction(self, name: str, function: Callable[[], None]) -> None:
+        """Carry an instruction (CPUID, RDTSC, RDTSCP) out by a function."""
+
+        def called(_engine: int, _data: int) -> int:
+            function()
+            return 1
+
+        instruction = getattr(self._const, f"UC_X86_INS_{name}")
+        self._hook(self._unicorn.UC_HOOK_INSN, _Instruction(called), None, instruction)
+
+    def hook_blocks(self, function: int, data: int) -> None:
+        """Call machine code before each block: `function(engine, address, size, data)`."""
+        self._hook(self._unicorn.UC_HOOK_BLOCK, ctypes.c_void_p(function), data)

@@ -1,0 +1,491 @@
+"""The emulated processor of a host: one Unicorn engine, which turns to one vCPU at a time.
+
+Machine memory is mapped into it without a copy, so a frame number is a physical frame of the engine, and the page
+tables of guests are walked by the engine itself. Kernel and user code of guests both run in ring 3, as on a real x86-64
+Xen, so privileged instructions arrive as #GP.
+
+Whatever a guest does that concerns Xen (a hypercall, an exception, a privileged instruction) arrives in a hook, in the
+midst of the engine's run, and is answered there: stopping and starting again would cost twenty times as much. A hook
+changes registers, and the engine goes on with those. The engine is stopped when the vCPU gives up the processor, when a
+timer or the end of its time slice has come (`block_hook`), or when translated code has to be dropped.
+
+Time: the TSC ticks once a nanosecond, and an instruction takes one tick (more exactly: four bytes of code do).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from hypervisor.abi import errno, xen
+from hypervisor.abi.tracepoints import HYPERCALL
+from hypervisor.emulator.binding import (
+    CR2,
+    DS,
+    ES,
+    FS,
+    GS,
+    HF_CPL_MASK,
+    HFLAGS,
+    R8,
+    R10,
+    R11,
+    RAX,
+    RCX,
+    RDI,
+    RDX,
+    RIP,
+    RSI,
+    RSP,
+    SS,
+    Binding,
+    base_at,
+    selector_at,
+)
+from hypervisor.emulator.binding import CS as CS_REGISTER
+from hypervisor.emulator.block_hook import COUNT, DEADLINE, SPACE, BlockHook
+from hypervisor.emulator.privileged import Privileged
+from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
+from hypervisor.emulator.traps import ERROR_IDT, GP, PF, UD, Traps, swap_gs
+from hypervisor.errors import HypercallError, InvariantError
+from hypervisor.guest_access import walk_from
+from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
+from hypervisor.preempt import Continuation
+from hypervisor.sched.scheduler import TIME_SLICE_NS
+from hypervisor.vcpu import CR0_START, GENERAL_REGISTERS
+
+if TYPE_CHECKING:
+    from hypervisor.emulator.vcpu import EmulatedVCpu
+    from hypervisor.hypervisor import Hypervisor
+
+U64 = 0xFFFF_FFFF_FFFF_FFFF
+EFER = 0xD01
+"""SYSCALL, long mode (enabled and active), no-execute."""
+CR4 = 0x6A0
+"""PAE, global pages, SSE; what a guest reads is another matter."""
+FIRST_COUNT = 1 << 40
+RDTSC_NS = 500
+"""What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
+MAX_SPACES = 4095
+SYSCALL_SIZE = 2
+NO_FPU = b""
+
+
+class Processor:
+    """Runs the machine-code vCPUs of a host. Made when the first of them runs."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        """Raises DeviceError, with a sentence, when there is no Unicorn that can be used."""
+        self.hv = hv
+        memory, self._marks = hv.memory.address()
+        self._code = bytearray(hv.memory.frames)
+        """1 for each frame from which code has been translated."""
+        self.cpu = cpu = Binding(memory, hv.memory.frames << 12)
+        self.block = BlockHook(cpu.stop_function, self._unknown_block)
+        self._words = self.block.words
+        self._words[COUNT] = FIRST_COUNT
+        self.segments = Segments(hv, cpu)
+        self.traps = Traps(self)
+        self.privileged = Privileged(self)
+        self.vcpu: EmulatedVCpu | None = None
+        """The vCPU whose registers the CPU holds, while it runs."""
+        self._loaded: EmulatedVCpu | None = None
+        """The vCPU whose FPU state and descriptor tables the CPU holds."""
+        self._root = 0
+        self._spaces: dict[int, int] = {}
+        self._limit = 0
+        self._began = 0
+        self._stale: set[int] = set()
+        self._failure: BaseException | None = None
+        self._cost = hv.sched.costs.hypercall
+        self._timers = hv.machine.timers
+        self._enter_ring_3()
+        self._fresh_fpu = cpu.save_fpu()
+        cpu.hook_syscall(self._guard(self._syscall))
+        cpu.hook_exceptions(self._exception)
+        cpu.hook_invalid(self._guard(self._invalid))
+        cpu.hook_instruction("RDTSC", self._guard(self._rdtsc))
+        cpu.hook_instruction("RDTSCP", self._guard(self._rdtscp))
+        cpu.hook_instruction("CPUID", self._guard(self.privileged.cpuid))
+        cpu.hook_blocks(self.block.function, self.block.address)
+
+    # -- making it ----------------------------------------------------------------------------------------------------
+
+    def _enter_ring_3(self) -> None:
+        """Leave ring 0 for good, by an iretq on a page of Xen's own."""
+        hv, cpu = self.hv, self.cpu
+        frames = [hv.frames.alloc_xen() for _ in range(5)]
+        if min(frames) < 0:
+            raise InvariantError("no memory for the emulated processor")
+        q = hv.memory.q
+        *tables, page = frames
+        for table, entry in zip(tables, frames[1:], strict=True):
+            q[table << 9] = entry << 12 | PRESENT | RW | USER | ACCESSED | DIRTY
+        gdt = self.segments.reserved_page
+        # The page is mapped at 0, and at 0x1000 the GDT, whose reserved entries begin with number 7168.
+        q[(tables[3] << 9) + 1] = gdt << 12 | PRESENT | RW | ACCESSED | DIRTY
+        base = page << 12
+        hv.memory.b[base] = 0xF4
+        hv.memory.b[base + 16 : base + 18] = b"\x48\xcf"
+        struct.pack_into("<5Q", hv.memory.b, base + 0x800, 0x20, 0xE033, 0x2, 0x700, 0xE02B)
+        cpu.set_cr3(tables[0] << 12)
+        cpu.set_efer(EFER)
+        cpu.set_control(CR0_START, CR4)
+        cpu.q[base_at(8)] = 0x1000 - 7168 * 8 & U64
+        cpu.i[selector_at(8) + 4] = 0xFFFF
+        cpu.q[RSP] = 0x800
+        cpu.q[RIP] = 16
+        cpu.run(0x20)
+        if cpu.i[HFLAGS] & HF_CPL_MASK != 3:
+            raise InvariantError("the emulated processor did not reach ring 3")
+        cpu.i[selector_at(7)] = TSS_SELECTOR
+        for frame in frames:
+            hv.frames.free_xen(frame)
+
+    def _guard(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Keep an error of ours from getting lost in the engine: stop, and raise it when the engine has stopped."""
+
+        def guarded() -> None:
+            try:
+                function()
+            except BaseException as error:
+                self._failure = error
+                self.cpu.stop()
+
+        return guarded
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self, vcpu: EmulatedVCpu) -> int:
+        """Run a vCPU until it stops or is stopped; returns the nanoseconds that its code took, at least 1."""
+        vcpu.spent = 0
+        words, cpu, hv = self._words, self.cpu, self.hv
+        self._began = words[COUNT]
+        self._load(vcpu)
+        self.vcpu = vcpu
+        self._limit = max(vcpu.since + TIME_SLICE_NS, hv.now() + 1)
+        while True:
+            b, info = hv.memory.b, vcpu.info
+            if b[info] and not b[info + 1]:
+                self.traps.deliver_event(vcpu, cpu.q[RIP], cpu.flags())
+            if self._must_leave(vcpu):
+                break
+            self._sync(vcpu)
+            self._set_deadline()
+            status = cpu.run(self.segments.area(vcpu) + 14 * 4096 + 0xFF8)
+            vcpu.spent = words[COUNT] - self._began
+            if self._failure is not None:
+                self._raise()
+            if status:
+                self.crash(vcpu, f"the CPU emulator gave up: {cpu.error(status)}")
+            if self._stale:
+                self._drop_stale_code()
+        vcpu.spent = max(1, words[COUNT] - self._began)
+        self._store(vcpu)
+        self.vcpu = None
+        return vcpu.spent
+
+    def _must_leave(self, vcpu: EmulatedVCpu) -> bool:
+        now = self.hv.now()
+        return bool(
+            vcpu.pause_flags
+            or vcpu.yielding
+            or self.hv.stopped
+            or now >= self._limit
+            or now >= self._timers.next_deadline
+        )
+
+    def _raise(self) -> NoReturn:
+        failure, self._failure = self._failure, None
+        self.vcpu = None
+        assert failure is not None
+        raise failure
+
+    def _set_deadline(self) -> None:
+        """Let the CPU be stopped at the next timer or at the end of the time slice."""
+        left = min(self._limit, self._timers.next_deadline) - self.hv.now()
+        self._words[DEADLINE] = self._words[COUNT] + max(left, 1)
+
+    def _load(self, vcpu: EmulatedVCpu) -> None:
+        """Put a vCPU's registers into the CPU."""
+        cpu, context = self.cpu, vcpu.context
+        q, i = cpu.q, cpu.i
+        if self._loaded is not vcpu:
+            if self._loaded is not None:
+                self._loaded.fpu = cpu.save_fpu()
+            cpu.load_fpu(vcpu.fpu or self._fresh_fpu)
+            self._loaded = vcpu
+            self._root = 0
+            self.segments.load_tables(vcpu)
+        for index, name in enumerate(GENERAL_REGISTERS):
+            q[index] = getattr(context, name)
+        cpu.set_flags(context.rflags & 0xFFFFFFFF | 0x202)
+        segments = self.segments
+        for segment, selector in ((ES, context.es), (DS, context.ds), (FS, context.fs), (GS, context.gs)):
+            if i[selector_at(segment)] != selector or selector & ~3:
+                segments.load(vcpu, segment, selector)
+        if i[selector_at(CS_REGISTER)] != context.cs:
+            segments.load_code(vcpu, context.cs)
+        if i[selector_at(SS)] != context.ss:
+            segments.load_stack(vcpu, context.ss)
+        q[base_at(FS)] = context.fs_base
+        q[base_at(GS)] = context.gs_base_kernel if context.in_kernel else context.gs_base_user
+
+    def _store(self, vcpu: EmulatedVCpu) -> None:
+        """Take a vCPU's registers out of the CPU."""
+        cpu, context = self.cpu, vcpu.context
+        q, i = cpu.q, cpu.i
+        for index, name in enumerate(GENERAL_REGISTERS):
+            setattr(context, name, q[index])
+        context.rflags = cpu.flags()
+        context.es, context.ds = i[selector_at(ES)], i[selector_at(DS)]
+        context.fs, context.gs = i[selector_at(FS)], i[selector_at(GS)]
+        context.cs, context.ss = i[selector_at(CS_REGISTER)], i[selector_at(SS)]
+        context.fs_base = q[base_at(FS)]
+        if context.in_kernel:
+            context.gs_base_kernel = q[base_at(GS)]
+        else:
+            context.gs_base_user = q[base_at(GS)]
+
+    def unload(self, vcpu: EmulatedVCpu) -> None:
+        """Forget a vCPU that is set up afresh or goes away."""
+        if self._loaded is vcpu:
+            self._loaded = None
+
+    def _sync(self, vcpu: EmulatedVCpu) -> None:
+        """Make the CPU use the page tables and the descriptor tables that the vCPU has now."""
+        context = vcpu.context
+        if context.gdt_frames is not vcpu.gdt_loaded or (context.ldt_base, context.ldt_ents) != vcpu.ldt_loaded:
+            self.segments.sync(vcpu)
+            self.segments.load_tables(vcpu)
+        root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
+        if root != self._root:
+            self._root = root
+            self._words[SPACE] = self._space(root) << 52
+        elif not vcpu.tlb_is_stale:
+            return
+        vcpu.tlb_is_stale = False
+        self.cpu.set_cr3(root << 12)
+
+    def _space(self, root: int) -> int:
+        """Return the number of an address space in the block hook's table."""
+        number = self._spaces.get(root)
+        if number is None:
+            if len(self._spaces) >= MAX_SPACES:
+                self._spaces.clear()
+                self.block.drop_all()
+            number = self._spaces[root] = len(self._spaces) + 1
+        return number
+
+    # -- code ---------------------------------------------------------------------------------------------------------
+
+    def forget_page(self, va: int | None) -> None:
+        """Take note that a page of some address space, or of all, may have another frame behind it now."""
+        if va is None:
+            self.block.drop_all()
+        else:
+            self.block.drop(va >> 12)
+
+    def _unknown_block(self, address: int, size: int) -> None:
+        """Look at a block of code in a page that was not executed before, or whose frame has been written to."""
+        try:
+            vcpu, written = self.vcpu, self.hv.memory.written
+            assert vcpu is not None
+            for page in range(address >> 12, (address + max(size, 1) - 1 >> 12) + 1):
+                base = walk_from(vcpu.hv.memory, self._root, page << 12)
+                if base < 0:
+                    continue
+                mfn = base >> 12
+                if written[mfn] == 1 and self._code[mfn]:
+                    self._stale.add(page)
+                    self.cpu.stop()
+                    continue
+                self._code[mfn] = 1
+                if written[mfn] == 1:
+                    written[mfn] = 2
+                self.block.enter(page, self._marks + mfn)
+        except BaseException as error:
+            self._failure = error
+            self.cpu.stop()
+
+    def _drop_stale_code(self) -> None:
+        """Drop the translations of code that was overwritten behind the CPU's back; the CPU makes new ones."""
+        for page in sorted(self._stale):
+            base = walk_from(self.hv.memory, self._root, page << 12)
+            if base >= 0:
+                self.cpu.forget_code(page)
+                self.hv.memory.written[base >> 12] = 2
+        self._stale.clear()
+
+    # -- modes --------------------------------------------------------------------------------------------------------
+
+    def enter_kernel(self, vcpu: EmulatedVCpu) -> None:
+        """Switch to the guest kernel's page tables and GS base (toggle_guest_mode)."""
+        swap_gs(vcpu, self.cpu.q, to_kernel=True)
+        vcpu.context.in_kernel = True
+
+    def enter_user(self, vcpu: EmulatedVCpu) -> None:
+        """Switch to the page tables and the GS base of user mode."""
+        if vcpu.context.in_kernel:
+            swap_gs(vcpu, self.cpu.q, to_kernel=False)
+            vcpu.context.in_kernel = False
+
+    def iret(self, vcpu: EmulatedVCpu) -> int:
+        """Carry out HYPERVISOR_iret for the running vCPU; returns the new rax."""
+        if vcpu is not self.vcpu:
+            raise HypercallError(errno.ENOSYS)
+        self.traps.iret(vcpu)
+        rax = self.cpu.q[RAX]
+        return rax - (rax >> 63 << 64)
+
+    def set_segment_base(self, vcpu: EmulatedVCpu, which: int, base: int) -> None:
+        """Let the CPU know a new base of FS, or of GS in kernel mode."""
+        if vcpu is self.vcpu:
+            self.cpu.q[base_at(FS if which == xen.SEGBASE_FS else GS)] = base
+
+    def load_user_gs(self, vcpu: EmulatedVCpu, selector: int) -> None:
+        """Load GS with a selector of the guest's, its base becoming that of user mode."""
+        if vcpu is not self.vcpu:
+            return
+        cpu, at = self.cpu, base_at(GS)
+        kernel_base = cpu.q[at]
+        cpu.q[at] = 0
+        self.segments.load(vcpu, GS, selector | 3 if selector > 3 else selector)
+        vcpu.context.gs_base_user, cpu.q[at] = cpu.q[at], kernel_base
+
+    def set_cr0(self, vcpu: EmulatedVCpu) -> None:
+        """Let the CPU know whether CR0.TS is set."""
+        if vcpu is self.vcpu:
+            self.cpu.set_control(vcpu.context.cr0, CR4)
+
+    def crash(self, vcpu: EmulatedVCpu, why: str) -> bool:
+        """End the vCPU's domain: it did what the processor can do nothing with. Returns False."""
+        self._store(vcpu)
+        if not vcpu.domain.shutting_down:
+            self.hv.domain_ops.crash(vcpu.domain, f"vCPU {vcpu.vcpu_id}: {why}")
+        self.cpu.stop()
+        return False
+
+    # -- hooks --------------------------------------------------------------------------------------------------------
+
+    def _entered(self) -> EmulatedVCpu:
+        """Note the time at an entry to Xen; returns the vCPU."""
+        vcpu = self.vcpu
+        assert vcpu is not None
+        vcpu.spent = self._words[COUNT] - self._began
+        return vcpu
+
+    def _syscall(self) -> None:
+        """Carry out a hypercall of the guest kernel, or pass a system call of user code on to it."""
+        vcpu, cpu = self._entered(), self.cpu
+        q = cpu.q
+        rip = q[RIP] + SYSCALL_SIZE
+        flags = cpu.flags()
+        q[RCX], q[R11] = rip, flags
+        if not vcpu.context.in_kernel:
+            if self.traps.system_call(vcpu, rip, flags):
+                q[RIP] -= SYSCALL_SIZE
+            self._leave(vcpu)
+            return
+        nr = q[RAX]
+        registers = q[RDI], q[RSI], q[RDX], q[R10], q[R8]
+        vcpu.hypercalls += 1
+        self._words[DEADLINE] -= self._cost
+        table = self.hv.table
+        again = False
+        try:
+            result = table[nr](vcpu, *registers) if nr < len(table) else -errno.ENOSYS
+        except HypercallError as error:
+            result = -error.errno
+        except Continuation as rest:
+            again = True
+            nr = result = rest.nr
+            q[RDI], q[RSI], q[RDX], q[R10], q[R8] = (value & U64 for value in rest.replace(registers))
+            q[RIP] -= SYSCALL_SIZE
+        if self.hv.trace is not None and not again:
+            self.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, HYPERCALL, nr, *registers, result)
+        if nr == IRET and not again:
+            # All registers have been replaced; the hook adds the size of the instruction.
+            q[RIP] = q[RIP] - SYSCALL_SIZE & U64
+        else:
+            q[RAX] = result & U64
+        self._leave(vcpu, SYSCALL_SIZE)
+
+    def _leave(self, vcpu: EmulatedVCpu, size: int = 0) -> None:
+        """End an entry to Xen: deliver an event, load what has changed, or stop. RIP is `size` short of its value."""
+        words, timers = self._words, self._timers
+        if vcpu.pause_flags or vcpu.yielding or self.hv.stopped:
+            self.cpu.stop()
+            return
+        b, info = self.hv.memory.b, vcpu.info
+        if b[info] and not b[info + 1]:
+            q = self.cpu.q
+            if self.traps.deliver_event(vcpu, q[RIP] + size & U64, self.cpu.flags()):
+                q[RIP] = q[RIP] - size & U64
+            else:
+                return
+        self._sync(vcpu)
+        if timers.next_deadline < self._limit:
+            left = timers.next_deadline - self.hv.now()
+            words[DEADLINE] = min(words[DEADLINE], words[COUNT] + max(left, 0))
+
+    def _exception(self, vector: int) -> None:
+        try:
+            vcpu, cpu = self._entered(), self.cpu
+            i = cpu.i
+            i[cpu.old_exception] = 0xFFFFFFFF
+            if i[cpu.is_software_interrupt]:
+                i[cpu.is_software_interrupt] = 0
+                self._software_interrupt(vcpu, vector)
+            elif vector == PF:
+                self._page_fault(vcpu, i[cpu.error_code] & 0x1F, cpu.q[CR2])
+            elif vector == GP:
+                error = i[cpu.error_code] & 0xFFFF
+                if error or not self.privileged.emulate(vcpu):
+                    self.traps.inject(vcpu, GP, error)
+            else:
+                self.traps.inject(vcpu, vector, i[cpu.error_code] & 0xFFFF)
+            self._leave(vcpu)
+        except BaseException as error:
+            self._failure = error
+            self.cpu.stop()
+
+    def _software_interrupt(self, vcpu: EmulatedVCpu, vector: int) -> None:
+        """`int n`: what the guest's trap table permits its present mode."""
+        entry = vcpu.context.trap_table.get(vector)
+        needed = 1 if vcpu.context.in_kernel else 3
+        if vector in (3, 4) or (entry is not None and entry[2] and entry[0] & 3 >= needed):
+            self.traps.inject(vcpu, vector)
+            return
+        self.cpu.q[RIP] -= 2
+        error = vector * (8 if vector == 0x80 else 16) + ERROR_IDT
+        self.traps.inject(vcpu, GP, error)
+
+    def _page_fault(self, vcpu: EmulatedVCpu, error: int, address: int) -> None:
+        offset = address - self.segments.area(vcpu) - LDT_PAGE * 4096
+        if 0 <= offset < (PAGES_PER_VCPU - LDT_PAGE) * 4096:
+            if self.segments.map_ldt(vcpu, offset):
+                return
+            address = vcpu.context.ldt_base + offset
+        self.traps.inject_page_fault(vcpu, error, address)
+
+    def _invalid(self) -> None:
+        vcpu, cpu = self._entered(), self.cpu
+        cpu.i[cpu.old_exception] = 0xFFFFFFFF
+        if not self.privileged.forced_emulation(vcpu):
+            self.traps.inject(vcpu, UD)
+        self._leave(vcpu)
+
+    def _rdtsc(self) -> None:
+        self._words[COUNT] += RDTSC_NS
+        self._entered()
+        now, q = self.hv.now(), self.cpu.q
+        q[RAX], q[RDX] = now & 0xFFFFFFFF, now >> 32
+
+    def _rdtscp(self) -> None:
+        self._rdtsc()
+        self.cpu.q[RCX] = 0
+
+
+IRET = 23

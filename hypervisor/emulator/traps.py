@@ -1,0 +1,194 @@
+"""How Xen enters a guest that executes machine code, and how the guest returns: frames on its stack.
+
+An entry pushes what the processor's own interrupt frame would hold, and rcx and r11, which SYSCALL and SYSRET use up:
+
+    rcx, r11, [error code,] rip, cs and the saved upcall mask (bits 32-39), rflags, rsp, ss
+
+The stack is the one in use if the guest was in kernel mode, else the one of HYPERVISOR_stack_switch, aligned to 16.
+RFLAGS.IF in the frame says whether upcalls were unmasked; the processor's own IF is always on. A frame that cannot be
+pushed, or an entry point that is 0, is the end of the domain. Facts: arch-x86/xen.h, arch-x86/xen-x86_64.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import xen
+from hypervisor.abi.tracepoints import UPCALL
+from hypervisor.emulator.binding import CS, GS, R11, RAX, RCX, RIP, RSP, SS, base_at, selector_at
+from hypervisor.errors import HypercallError
+from hypervisor.guest_access import XEN_VIRT_END, XEN_VIRT_START, copy_from_guest, copy_to_guest
+
+if TYPE_CHECKING:
+    from hypervisor.emulator.processor import Processor
+    from hypervisor.emulator.vcpu import EmulatedVCpu
+
+U64 = 0xFFFF_FFFF_FFFF_FFFF
+DE, DB, NMI, BP, OF, BR, UD, NM, DF, _, TS, NP, STACK, GP, PF, _, MF, AC, MC, XM = range(20)
+HAS_ERROR_CODE = frozenset({DF, TS, NP, STACK, GP, PF, AC})
+ERROR_IDT = 2
+"""Bit of an error code: it is about an interrupt descriptor."""
+
+TF, IF, DIRECTION, IOPL = 1 << 8, 1 << 9, 1 << 10, 3 << 12
+NT, RF, VM, ALIGN = 1 << 14, 1 << 16, 1 << 17, 1 << 18
+FRAME_5 = struct.Struct("<7Q")
+FRAME_6 = struct.Struct("<8Q")
+IRET_FRAME = struct.Struct("<9Q")
+
+MASK_BYTE = 1
+TI_MASK = 4
+"""Bit of `trap_info.flags`: upcalls are to be masked on entry (TI_GET_IF)."""
+CR2_IN_INFO = xen.vcpu_info.offset("arch.cr2")
+
+
+class Traps:
+    """Entries into, and returns of, the vCPU that the processor has loaded."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._hv = processor.hv
+        self._cpu = processor.cpu
+        self._memory = processor.hv.memory
+
+    # -- Xen enters the guest ---------------------------------------------------------------------------------------
+
+    def bounce(
+        self, vcpu: EmulatedVCpu, target: int, rip: int, flags: int, error: int | None = None, mask: bool = False
+    ) -> bool:
+        """Push a frame and go to `target`; False if the domain did not survive that.
+
+        `rip` and `flags` are what the frame says; the other registers are taken from the CPU.
+        """
+        cpu, memory = self._cpu, self._memory
+        q, i = cpu.q, cpu.i
+        context = vcpu.context
+        code, stack_pointer, stack_segment = i[selector_at(CS)], q[RSP], i[selector_at(SS)]
+        if context.in_kernel:
+            code &= 0xFFFC
+            sp = stack_pointer & ~0xF
+        else:
+            self._processor.enter_kernel(vcpu)
+            sp = context.kernel_sp & ~0xF
+        if XEN_VIRT_START < sp <= XEN_VIRT_END + 12 * 8:
+            return self._processor.crash(vcpu, f"its stack pointer {sp:#x} is in Xen's address range")
+        info = vcpu.info
+        saved_mask = memory.i[info >> 2] >> 8 & 0xFF
+        pushed = flags & ~(IF | IOPL)
+        if not saved_mask:
+            pushed |= IF
+        if vcpu.domain.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1:
+            pushed |= context.iopl
+        words = (rip, code | saved_mask << 32, pushed, stack_pointer, stack_segment)
+        if error is None:
+            frame = FRAME_5.pack(q[RCX], q[R11], *words)
+        else:
+            frame = FRAME_6.pack(q[RCX], q[R11], error, *words)
+        sp = sp - len(frame) & U64
+        try:
+            copy_to_guest(vcpu, sp, frame)
+        except HypercallError:
+            return self._processor.crash(vcpu, f"its stack at {sp:#x} is not mapped")
+        if not target:
+            return self._processor.crash(vcpu, "there is no handler for what happened")
+        if mask and not saved_mask:
+            memory.b[info + MASK_BYTE] = 1
+        if i[selector_at(CS)] != xen.FLAT_KERNEL_CS:
+            self._processor.segments.load_code(vcpu, xen.FLAT_KERNEL_CS)
+        if i[selector_at(SS)] != xen.FLAT_KERNEL_SS:
+            self._processor.segments.load_stack(vcpu, xen.FLAT_KERNEL_SS)
+        if flags & (ALIGN | VM | RF | NT | TF):
+            cpu.set_flags(flags & ~(ALIGN | VM | RF | NT | TF))
+        q[RSP] = sp
+        q[RIP] = target
+        return True
+
+    def deliver_event(self, vcpu: EmulatedVCpu, rip: int, flags: int) -> bool:
+        """Enter the event callback; upcalls are masked on the way."""
+        trace = self._hv.trace
+        if trace is not None:
+            trace(vcpu.domain.domid, vcpu.vcpu_id, UPCALL, self._memory.q[vcpu.selector_at])
+        return self.bounce(vcpu, vcpu.context.event_callback, rip, flags, mask=True)
+
+    def inject(self, vcpu: EmulatedVCpu, vector: int, error: int = 0) -> bool:
+        """Let the guest take an exception at the present instruction; False if it cannot."""
+        entry = vcpu.context.trap_table.get(vector)
+        cpu = self._cpu
+        rip = cpu.q[RIP]
+        if entry is None or not entry[2]:
+            code = f", error code {error:#x}" if vector in HAS_ERROR_CODE else ""
+            return self._processor.crash(vcpu, f"unhandled exception {vector} at {rip:#x}{code}")
+        code_or_none = error if vector in HAS_ERROR_CODE else None
+        return self.bounce(vcpu, entry[2], rip, cpu.flags(), code_or_none, bool(entry[0] & TI_MASK))
+
+    def inject_page_fault(self, vcpu: EmulatedVCpu, error: int, address: int) -> bool:
+        """Let the guest take a page fault; the address goes into cr2 and vcpu_info."""
+        error &= ~4
+        if not vcpu.context.in_kernel:
+            error |= 4
+        vcpu.context.cr2 = address
+        self._memory.q[vcpu.info + CR2_IN_INFO >> 3] = address
+        return self.inject(vcpu, PF, error)
+
+    def system_call(self, vcpu: EmulatedVCpu, rip: int, flags: int) -> bool:
+        """Pass a SYSCALL of user code on to the guest kernel."""
+        context = vcpu.context
+        target = context.syscall_callback
+        if not target:
+            return self.inject(vcpu, UD)
+        # SYSCALL itself loads flat segments, and that is what the frame shows.
+        self._cpu.i[selector_at(CS)] = xen.FLAT_KERNEL_CS
+        self._cpu.i[selector_at(SS)] = xen.FLAT_KERNEL_SS
+        masks = bool(context.flags & xen.VGCF_syscall_disables_events)
+        done = self.bounce(vcpu, target, rip, flags, mask=masks)
+        if done and flags & DIRECTION:
+            self._cpu.set_flags(flags & ~(DIRECTION | ALIGN | VM | RF | NT | TF))
+        return done
+
+    # -- the guest returns ------------------------------------------------------------------------------------------
+
+    def iret(self, vcpu: EmulatedVCpu) -> None:
+        """Carry out HYPERVISOR_iret: take the registers from the frame at rsp (struct iret_context)."""
+        cpu, context = self._cpu, vcpu.context
+        q, i = cpu.q, cpu.i
+        try:
+            frame = IRET_FRAME.unpack(copy_from_guest(vcpu, q[RSP], IRET_FRAME.size))
+        except HypercallError:
+            self._processor.crash(vcpu, "its iret frame is not mapped")
+            return
+        rax, r11, rcx, flags, rip, code, rflags, rsp, stack = frame
+        if code & 3 == 3:
+            if not vcpu.user_cr3:
+                self._processor.crash(vcpu, "it returns to user mode without page tables for that")
+                return
+            self._processor.enter_user(vcpu)
+        if vcpu.domain.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1:
+            context.iopl = rflags & IOPL
+        self._memory.b[vcpu.info + MASK_BYTE] = not rflags & IF
+        q[RAX] = rax
+        if flags & xen.VGCF_in_syscall:
+            # Back by SYSRET, which takes rip and rflags from these.
+            q[R11], q[RCX] = rflags, rip
+        else:
+            q[R11], q[RCX] = r11, rcx
+        q[RIP], q[RSP] = rip, rsp
+        cpu.set_flags(rflags & 0xFFFFFFFF & ~(IOPL | VM) | IF | 2)
+        segments = self._processor.segments
+        code, stack = code & 0xFFFF | 3, stack & 0xFFFF | 3
+        if (i[selector_at(CS)] != code and not segments.load_code(vcpu, code)) or (
+            i[selector_at(SS)] != stack and not segments.load_stack(vcpu, stack)
+        ):
+            self.failsafe(vcpu)
+
+    def failsafe(self, vcpu: EmulatedVCpu) -> None:
+        """Report a return that the processor refuses."""
+        self.inject(vcpu, GP, 0)
+
+
+def swap_gs(vcpu: EmulatedVCpu, q: memoryview, *, to_kernel: bool) -> None:
+    """Exchange the GS bases of user and kernel mode, as SWAPGS does."""
+    context, at = vcpu.context, base_at(GS)
+    if to_kernel:
+        context.gs_base_user, q[at] = q[at], context.gs_base_kernel
+    else:
+        context.gs_base_kernel, q[at] = q[at], context.gs_base_user

@@ -1,0 +1,88 @@
+"""A vCPU that executes x86-64 machine code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypervisor.abi import xen
+from hypervisor.vcpu import VCpu
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.emulator.processor import Processor
+
+MASK_BYTE = 1
+
+
+class EmulatedVCpu(VCpu):
+    """What the scheduler sees of it. The work is done by the host's `Processor`, which turns to one vCPU at a time.
+
+    Between two runs all of its state is here: the registers in `context`, the FPU in `fpu` (the emulator's own form).
+    """
+
+    __slots__ = ("fpu", "gdt_loaded", "ldt_loaded", "processor_of_host", "tlb_is_stale")
+
+    def __init__(self, domain: Domain, vcpu_id: int) -> None:
+        super().__init__(domain, vcpu_id)
+        self.processor_of_host: Processor | None = None
+        self.fpu = b""
+        """Empty: as after a reset."""
+        self.gdt_loaded: list[int] | None = None
+        """The `gdt_frames` that are mapped in the domain's own area for this vCPU; None: nothing is."""
+        self.ldt_loaded = (0, 0)
+        self.tlb_is_stale = True
+        """The emulated CPU may hold translations that the page tables no longer say."""
+
+    def run(self) -> int:
+        """Execute until the guest gives the processor back, or a timer or the end of its time slice comes."""
+        processor = self.processor_of_host
+        if processor is None:
+            processor = self.processor_of_host = self.hv.processor()
+        return processor.run(self)
+
+    def deliver_upcall(self) -> None:
+        """Do nothing: upcalls are delivered by `run`, which never leaves computing to be done."""
+
+    def must_interrupt(self) -> bool:
+        """Whether an event waits that a hypercall in progress should make room for."""
+        b, info = self.hv.memory.b, self.info
+        return bool(b[info]) and not b[info + MASK_BYTE]
+
+    def flush_tlb(self, va: int | None) -> None:
+        """Forget the translation of one page, or of all (None)."""
+        super().flush_tlb(va)
+        self.tlb_is_stale = True
+        if self.processor_of_host is not None:
+            self.processor_of_host.forget_page(va)
+
+    def iret(self) -> int:
+        """HYPERVISOR_iret: take all registers from the frame on the guest's stack."""
+        processor = self.processor_of_host
+        assert processor is not None
+        return processor.iret(self)
+
+    def set_segment_base(self, which: int, base: int) -> None:
+        """Set the base of FS, or of GS in user or kernel mode."""
+        super().set_segment_base(which, base)
+        if which != xen.SEGBASE_GS_USER and self.processor_of_host is not None:
+            self.processor_of_host.set_segment_base(self, which, base)
+
+    def load_user_gs(self, selector: int) -> None:
+        """Load the GS of user mode with a selector, from the guest's tables."""
+        if self.processor_of_host is not None:
+            self.processor_of_host.load_user_gs(self, selector)
+
+    def set_task_switched(self, is_set: bool) -> None:
+        """Set or clear CR0.TS, in the CPU too."""
+        super().set_task_switched(is_set)
+        if self.processor_of_host is not None:
+            self.processor_of_host.set_cr0(self)
+
+    def callbacks_changed(self) -> None:
+        """Do nothing: entry points are looked up when they are entered."""
+
+    def halt(self) -> None:
+        """Forget the code that was running: there is nothing but the registers."""
+        self.fpu = b""
+        if self.processor_of_host is not None:
+            self.processor_of_host.unload(self)
