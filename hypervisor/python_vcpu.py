@@ -104,13 +104,16 @@ def _door(vcpu: PythonVCpu) -> Door:
 
     Once locked it does nothing: what is left of a dead guest's suspended code may still run when Python throws it away.
     """
-    table: dict[int, Handler] = dict(enumerate(vcpu.hv.table))
+    table: list[Handler] = list(vcpu.hv.table)
 
     def hypercall(nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
         vcpu.hypercalls += 1
         try:
+            # (A list knows negative numbers too, and means something else by them.)
+            if nr < 0:
+                return -errno.ENOSYS
             handler = table[nr]
-        except KeyError:
+        except (IndexError, TypeError):
             return -errno.ENOSYS
         try:
             return handler(vcpu, a1, a2, a3, a4, a5)

@@ -196,7 +196,7 @@ class VCpu(ABC):
         self.next_service = 0
         """From this time on `GuestTime.schedule_in` has something to do when the vCPU gets a processor."""
         self.runstate_area: int = 0
-        self.sent_at: tuple[int, int, int, int] = (-1, -1, -1, -1)
+        self.sent_at: tuple[int, int, int | None, int] = (-1, -1, -1, -1)
         """The last argument of EVTCHNOP_send: its address, its page, the TLB's answer, its index in `Memory.i`."""
         self.time_area: int = 0
         self.event_queues: tuple[Queue, ...] = ()

@@ -31,6 +31,8 @@ _COMMAND_SIZE, _SEGMENT_SIZE = COMMAND.size, SEGMENT.size
 _SLOT_MASK = sheet.DISK_QUEUE_LENGTH - 1
 _FIRST_COMPLETION = sheet.DISK_COMPLETIONS_OFFSET // sheet.disk_completion.size
 assert not sheet.DISK_QUEUE_LENGTH & _SLOT_MASK
+_COMPLETION_MASK = sheet.DISK_COMPLETION_SLOTS - 1
+assert not sheet.DISK_COMPLETION_SLOTS & _COMPLETION_MASK
 assert (sheet.disk_completion.size, sheet.disk_completion.offset("status")) == (8, 4)
 
 
@@ -120,18 +122,22 @@ class PhysicalDisk:
 
     def _interrupt(self) -> None:
         """Hand out the completions that are new."""
-        words = self._words
+        words, handlers, free = self._words, self._done, self._free
         produced = words[0] & U32
-        while self._consumed != produced:
+        consumed = self._consumed
+        while consumed != produced:
             # The 64 bits of a `disk_completion`: id, and a status that is 0 or negative.
-            word = words[_FIRST_COMPLETION + self._consumed % sheet.DISK_COMPLETION_SLOTS]
-            self._consumed = self._consumed + 1 & U32
-            ident = word & U32
-            done = self._done[ident]
-            self._done[ident] = None
-            self._free.append(ident)
+            ident = words[_FIRST_COMPLETION + (consumed & _COMPLETION_MASK)]
+            status = 0
+            if ident > U32:
+                status = (ident >> 32) - (1 << 32)
+                ident &= U32
+            self._consumed = consumed = consumed + 1 & U32
+            done = handlers[ident]
+            handlers[ident] = None
+            free.append(ident)
             if done is not None:
-                done(word >> 32 and (word >> 32) - (1 << 32))
+                done(status)
         if self._waiting:
             while self._waiting and self._free:
                 self.submit(*self._waiting.popleft())

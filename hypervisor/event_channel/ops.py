@@ -92,10 +92,11 @@ class EventChannelOps:
 
         def do_event_channel_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
             if cmd == send_op:
-                sent = vcpu.sent_at
-                if arg == sent[0] and vcpu.tlb_r.get(sent[1]) == sent[2]:
+                last_arg, page, base, index = vcpu.sent_at
+                # (What the TLB knows is the same object as long as it has not been flushed.)
+                if arg == last_arg and vcpu.tlb_r.get(page) is base:
                     # Kernels keep the argument at one place: the arithmetic of finding it need not be done again.
-                    port = words[sent[3]]
+                    port = words[index]
                 else:
                     port = read_u32(vcpu, arg)
                     base = vcpu.tlb_r.get(arg >> 12)

@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, final
 
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from hypervisor.machine.timers import Timer
 
 SECTOR_SIZE = 512
 U32 = 0xFFFFFFFF
 
 COMMAND = sheet.disk_command.codec
-COMPLETION = sheet.disk_completion.codec
 SEGMENT = sheet.disk_segment.codec
+TABLES = tuple(Struct(f"{count * SEGMENT.size}s") for count in range(sheet.DISK_MAX_SEGMENTS + 1))
+"""By number of segments: how to take the bytes of a segment table out of memory."""
 
-COMMAND_SIZE, COMPLETION_SIZE, SEGMENT_SIZE = COMMAND.size, COMPLETION.size, SEGMENT.size
+COMMAND_SIZE, SEGMENT_SIZE = COMMAND.size, SEGMENT.size
+COMPLETION_SHIFT = 3
+FIRST_COMPLETION = sheet.DISK_COMPLETIONS_OFFSET >> COMPLETION_SHIFT
+assert (sheet.disk_completion.size, sheet.disk_completion.offset("status")) == (1 << COMPLETION_SHIFT, 4)
+COMPLETION_MASK = sheet.DISK_COMPLETION_SLOTS - 1
+assert not sheet.DISK_COMPLETION_SLOTS & COMPLETION_MASK
 QUEUE_LENGTH = sheet.DISK_QUEUE_LENGTH
 SLOT_MASK = QUEUE_LENGTH - 1
 assert not QUEUE_LENGTH & SLOT_MASK
 
-Gathered = tuple[list[memoryview], list[int], int]
-"""Views of the segments, their frames, bytes altogether."""
+Gathered = tuple[list[memoryview], list[int], list[tuple[Any, Any]], int]
+"""Views of the segments, those that are neighbours in memory as one; their frames; what marks these in
+`Memory.written`, as (index, 1) or (range of indices, ones); bytes altogether."""
 KNOWN_TABLES = 4096
 """Segment tables whose meaning is remembered."""
+
+
+@final
+class _Completion:
+    """Commands that are reported as done together. A controller has as many as were ever under way at once."""
+
+    __slots__ = ("come", "generation", "timer", "words")
+
+    def __init__(self, controller: DiskController) -> None:
+        self.words: list[int] = []
+        """A `disk_completion` each, as one word."""
+        self.generation = 0
+        """That of the controller when they were taken."""
+        self.come = lambda: controller._complete(self)
+        self.timer = Timer(0, self.come)
 
 
 class DiskController:
@@ -66,10 +92,11 @@ class DiskController:
         self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
         memory = machine.memory
-        self._b, self._i, self._written = memory.b, memory.i, memory.written
+        self._b, self._i, self._q, self._written = memory.b, memory.i, memory.q, memory.written
         self._size = self.sectors * SECTOR_SIZE
         self._readv = backing.readv
-        self._add_timer, self._raise_line = machine.timers.add, machine.interrupts.raise_line
+        self._rearm, self._raise_line = machine.timers.rearm, machine.interrupts.raise_line
+        self._spare: list[_Completion] = []
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
@@ -123,42 +150,39 @@ class DiskController:
         b = self._b
         self._allowed = self.iommu(self._line)
         execute, unpack = self._execute, COMMAND.unpack_from
-        done: list[tuple[int, int]] = []
+        completion = self._spare.pop() if self._spare else _Completion(self)
+        done = completion.words
         moved = 0
         while pending:
             pending -= 1
             op, _, nr_segments, ident, sector, segments, _ = unpack(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE)
             consumed = consumed + 1 & U32
             status, size = execute(op, nr_segments, sector, segments)
-            done.append((ident, -status))
+            done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
         self._consumed = consumed
         self.commands += len(done)
-        complete = self._completion(done)
+        completion.generation = self._generation
         if self.machine.clock.real:
-            complete()
+            self._complete(completion)
         else:
-            self._add_timer(self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10), complete)
+            deadline = self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
+            self._rearm(completion.timer, deadline, completion.come)
 
-    def _completion(self, done: list[tuple[int, int]]) -> Callable[[], None]:
-        """Return what completes commands (id, 0 or -errno), unless there is a reset or an unplug before."""
-        generation = self._generation
-
-        def complete() -> None:
-            if generation != self._generation:
-                return
-            base, produced = self._completion_base, self._produced
-            first = base + sheet.DISK_COMPLETIONS_OFFSET
-            for ident, status in done:
-                slot = produced % sheet.DISK_COMPLETION_SLOTS
-                COMPLETION.pack_into(self._b, first + slot * COMPLETION_SIZE, ident, status)
+    def _complete(self, completion: _Completion) -> None:
+        """Report commands as done, unless there was a reset or an unplug in between."""
+        if completion.generation == self._generation:
+            base, produced, q = self._completion_base, self._produced, self._q
+            first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
+            for word in completion.words:
+                q[first + (produced & COMPLETION_MASK)] = word
                 produced = produced + 1 & U32
             self._produced = produced
             self._i[base >> 2] = produced
             self._written[base >> PAGE_SHIFT] = 1
             self._raise_line(self._line)
-
-        return complete
+        completion.words.clear()
+        self._spare.append(completion)
 
     def _execute(self, op: int, nr_segments: int, sector: int, segments: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
@@ -169,14 +193,16 @@ class DiskController:
                 return errno.EROFS, 0
         # The usual case of `_gather`, written out: a table that is well known, of a unit that may access everything.
         gathered = None
-        size = nr_segments * SEGMENT_SIZE
-        if self._allowed is None and (segments & PAGE_MASK) + size <= PAGE_SIZE:
-            gathered = self._known.get(self._b[segments : segments + size].tobytes())
+        if self._allowed is None and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
+            try:
+                gathered = self._known.get(TABLES[nr_segments].unpack_from(self._b, segments)[0])
+            except (struct_error, OverflowError):
+                return errno.EFAULT, 0  # there is no such memory
         if gathered is None:
             gathered = self._gather(nr_segments, segments)
             if gathered is None:
                 return errno.EFAULT, 0
-        views, frames, size = gathered
+        views, _, marks, size = gathered
         offset = sector * SECTOR_SIZE
         if size % SECTOR_SIZE or offset + size > self._size:
             return errno.EINVAL, 0
@@ -185,8 +211,8 @@ class DiskController:
             return self.backing.writev(views, offset, size), size
         status = self._readv(views, offset, size)
         written = self._written
-        for mfn in frames:
-            written[mfn] = 1
+        for frames, ones in marks:
+            written[frames] = ones
         self.read_bytes += size
         return status, size
 
@@ -220,13 +246,23 @@ class DiskController:
 
     def _parse(self, raw: bytes) -> Gathered | None:
         """Return what a segment table means; None if some address is not there."""
-        b = self.machine.memory.b
         limit = self.machine.memory.frames * PAGE_SIZE
-        views, frames, size = [], [], 0
+        runs: list[tuple[int, int]] = []
+        frames = []
         for maddr, length in SEGMENT.iter_unpack(raw):
             if not 0 < length <= PAGE_SIZE - (maddr & PAGE_MASK) or maddr >= limit:
                 return None
-            views.append(b[maddr : maddr + length])
             frames.append(maddr // PAGE_SIZE)
-            size += length
-        return views, frames, size
+            if runs and runs[-1][1] == maddr:
+                runs[-1] = runs[-1][0], maddr + length
+            else:
+                runs.append((maddr, maddr + length))
+        b = self.machine.memory.b
+        views = [b[start:end] for start, end in runs]
+        marks = [mark_of(start >> PAGE_SHIFT, end - 1 >> PAGE_SHIFT) for start, end in runs]
+        return views, frames, marks, sum(end - start for start, end in runs)
+
+
+def mark_of(first: int, last: int) -> tuple[Any, Any]:
+    """Return the index and the value with which frames are marked in `Memory.written`."""
+    return (first, 1) if first == last else (slice(first, last + 1), bytes([1]) * (last + 1 - first))

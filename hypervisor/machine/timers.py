@@ -43,13 +43,18 @@ class Timers:
         Time ends at `NEVER`: a guest may ask for what comes after, and it does not come.
         """
         timer = Timer(deadline, function)
-        if deadline >= self.NEVER:
-            return timer
-        self._sequence += 1
-        heappush(self.heap, (deadline, self._sequence, timer))
+        if deadline < self.NEVER:
+            self.rearm(timer, deadline, function)
+        return timer
+
+    def rearm(self, timer: Timer, deadline: int, function: Callable[[], None]) -> None:
+        """Arm a timer once more that has fired, for a deadline before `NEVER`: who needs many keeps a few of them."""
+        timer.deadline = deadline
+        timer.function = function
+        self._sequence = sequence = self._sequence + 1
+        heappush(self.heap, (deadline, sequence, timer))
         if deadline < self.next_deadline:
             self.next_deadline = deadline
-        return timer
 
     def pop_due(self, now: int) -> Timer | None:
         """Take the earliest armed timer whose deadline is not after `now`; None when there is none."""

@@ -31,8 +31,12 @@ U64 = 0xFFFFFFFFFFFFFFFF
 
 
 class TestTable:
-    @pytest.mark.parametrize("nr", [11, 47, 62, 63, 64, 0x7FFFFFFF, 0xFFFFFFFF, -1])
+    @pytest.mark.parametrize("nr", [11, 47, 62, 63, 64, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 64, -1, -47, -64, -(1 << 80)])
     def test_unassigned_numbers(self, pair, nr):
+        assert pair.domu.hypercall(nr, NOWHERE, NOWHERE) == ENOSYS
+
+    @pytest.mark.parametrize("nr", ["29", None, 29.0, [29], b"\x1d"], ids=repr)
+    def test_what_is_no_number(self, pair, nr):
         assert pair.domu.hypercall(nr, NOWHERE, NOWHERE) == ENOSYS
 
 

@@ -56,10 +56,14 @@ class Driver:
     def run(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0) -> int:
         self.queue(op, sector, segments, ident)
         self.out(sheet.DISK_DOORBELL, self.produced)
+        self.settle()
+        return self.completion(self.machine.memory.i[COMPLETIONS * PAGE_SIZE >> 2] - 1, ident)
+
+    def settle(self) -> None:
+        """Let all that is under way be done."""
         while (timer := self.machine.timers.pop_due(1 << 62)) is not None:
             assert timer.function is not None
             timer.function()
-        return self.completion(self.machine.memory.i[COMPLETIONS * PAGE_SIZE >> 2] - 1, ident)
 
     def completion(self, index: int, ident: int) -> int:
         offset = COMPLETIONS * PAGE_SIZE + sheet.DISK_COMPLETIONS_OFFSET
@@ -92,6 +96,47 @@ def test_data_goes_straight_to_the_frames_and_marks_them(machine: Machine, tmp_p
     assert driver.run(sheet.DISK_WRITE, 31, [(DATA * PAGE_SIZE, 512)]) == 0
     assert driver.run(sheet.DISK_FLUSH, 0, []) == 0
     assert image.read_bytes()[31 * 512 :] == b"x" * 512
+    disk.unplug()
+
+
+@pytest.mark.parametrize("table", [256 * PAGE_SIZE - 16, 256 * PAGE_SIZE, 1 << 62, (1 << 64) - PAGE_SIZE])
+@pytest.mark.parametrize("confined", [False, True])
+def test_a_segment_table_at_the_end_of_memory_and_beyond(machine: Machine, table: int, confined: bool) -> None:
+    disk = DiskController(
+        machine, 0, MemoryDisk(8 * SECTOR_SIZE), iommu=lambda _: (lambda _: True) if confined else None
+    )
+    driver = Driver(machine, disk)
+    there = table < 256 * PAGE_SIZE
+    if there:
+        WORDS.pack_into(machine.memory.b, table, DATA * PAGE_SIZE, 512)
+    command = COMMANDS * PAGE_SIZE
+    sheet.disk_command.pack_into(machine.memory.b, command, op=sheet.DISK_READ, nr_segments=1, id=5, segments=table)
+    driver.out(sheet.DISK_DOORBELL, 1)
+    driver.settle()
+    assert driver.completion(0, 5) == (0 if there else -errno.EFAULT)
+    disk.unplug()
+
+
+def test_segments_that_are_neighbours_in_memory(machine: Machine, tmp_path: Path) -> None:
+    """They move as one, and each frame is marked: as many as there are, in the order of the table, no other."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(range(256)) * 64)
+    disk = DiskController(machine, 0, RawFile(image, readonly=False))
+    driver = Driver(machine, disk)
+    pages = [8, 9, 10, 12, 11]
+    segments = [(page * PAGE_SIZE, PAGE_SIZE) for page in pages[:-1]] + [(11 * PAGE_SIZE + 512, 2048)]
+    segments[-2] = (12 * PAGE_SIZE, 512)
+    segments.insert(3, (11 * PAGE_SIZE, 512))
+    assert driver.run(sheet.DISK_READ, 2, segments) == 0
+    data = image.read_bytes()[1024:]
+    at = 0
+    for maddr, length in segments:
+        assert bytes(machine.memory.b[maddr : maddr + length]) == data[at : at + length]
+        at += length
+    assert not any(machine.memory.b[12 * PAGE_SIZE + 512 : 13 * PAGE_SIZE])
+    assert [mfn for mfn in range(4, 256) if machine.memory.written[mfn]] == [8, 9, 10, 11, 12]
+    assert driver.run(sheet.DISK_WRITE, 20, segments[2:4]) == 0
+    assert image.read_bytes()[20 * 512 : 29 * 512] == bytes(machine.memory.b[10 * PAGE_SIZE : 11 * PAGE_SIZE + 512])
     disk.unplug()
 
 
