@@ -48,6 +48,7 @@ class Domain:
         "max_pages",
         "max_vcpus",
         "memory_map",
+        "next_evtchn",
         "page_list",
         "pause_count",
         "pirqs",
@@ -108,6 +109,8 @@ class Domain:
         """`port_ops.set_pending`, for those who are in a hurry."""
         self.fifo: Fifo | None = None
         """The FIFO event ABI, if the domain has chosen it."""
+        self.next_evtchn = 0
+        """Where an EVTCHNOP_reset that was preempted goes on; 0 when none is under way."""
         self.pollers = 0
         """How many vCPUs sit in SCHEDOP_poll."""
         self.grant_table: GrantTable

@@ -15,6 +15,7 @@ from hypervisor.event_channel.channel import (
     INTERDOMAIN,
     IPI,
     PIRQ,
+    PORTS_PER_BUCKET,
     UNBOUND,
     VIRQ,
     Channel,
@@ -23,6 +24,7 @@ from hypervisor.event_channel.port_table import allocate, lookup, unallocate
 from hypervisor.event_channel.two_level import TwoLevel
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, read_u32
 from hypervisor.machine.interrupts import NR_IRQS
+from hypervisor.preempt import Continuation
 from hypervisor.vcpu import NR_VIRQS
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 HYPERCALL = xen.__HYPERVISOR_event_channel_op
 COMPAT_HYPERCALL = xen.__HYPERVISOR_event_channel_op_compat
 EVTCHNOP_reset_cont = 14
-"""Xen's own (the header hides it from guests): the rest of a reset that was interrupted."""
+"""Xen's own (the header hides it from guests): the rest of a reset that was preempted."""
 COMPAT_ARGUMENT = abi.evtchn_op.offset("u")
 COMPAT_OPS = frozenset(range(abi.EVTCHNOP_bind_interdomain, abi.EVTCHNOP_unmask + 1))
 """What the hypercall of Xen 3.0.2 had; its argument is the structure with the number of the operation in front."""
@@ -352,16 +354,32 @@ class EventChannelOps:
     def _reset(self, vcpu: VCpu, arg: int) -> int:
         """Close all ports of the caller, or of a domain that is paused, and go back to the two-level ABI."""
         domain = self._reset_target(vcpu, arg)
-        for channel in domain.ports:
-            if channel.state != FREE and not channel.consumer:
-                self.close_channel(channel)
-        self._leave_fifo(domain)
-        return 0
+        if domain.next_evtchn:
+            return -errno.EBUSY
+        domain.next_evtchn = 1
+        return self._close_all(domain, arg)
 
     def _reset_cont(self, vcpu: VCpu, arg: int) -> int:
-        """Continue a reset: Xen's own way to go on with a long one. None is ever left half done here."""
-        self._reset_target(vcpu, arg)
-        return -errno.EBUSY
+        """Go on with a reset that was preempted: Xen's own operation, which a guest has no use for."""
+        domain = self._reset_target(vcpu, arg)
+        return self._close_all(domain, arg) if domain.next_evtchn else -errno.EBUSY
+
+    def _close_all(self, domain: Domain, arg: int) -> int:
+        """Close ports from `next_evtchn` on. While that is preempted others may bind some: then EAGAIN in the end."""
+        port = start = domain.next_evtchn
+        while port < len(domain.ports) and domain.active_ports:
+            channel = domain.ports[port]
+            if channel.state != FREE and not channel.consumer:
+                self.close_channel(channel)
+            if port % PORTS_PER_BUCKET == 0 and port != start and self.hv.preempt.check():
+                domain.next_evtchn = port
+                raise Continuation(HYPERCALL, EVTCHNOP_reset_cont, arg)
+            port += 1
+        domain.next_evtchn = 0
+        if domain.active_ports:
+            return -errno.EAGAIN
+        self._leave_fifo(domain)
+        return 0
 
     def _init_control(self, vcpu: VCpu, arg: int) -> int:
         """Register the control block of a vCPU; the first one of a domain turns it to the FIFO ABI."""

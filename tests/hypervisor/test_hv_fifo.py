@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-from core_world import EVTCHN_OP, MS, SELF
+from bare_guest import DATA_PAGES
+from core_world import EVTCHN_OP, MS, SELF, World
+from preemption import ALWAYS, Points, everywhere
 
 from hypervisor.abi import errno, sched, xen
 from hypervisor.abi import event_channel as ev
@@ -376,6 +378,97 @@ class TestBackToTwoLevels:
     def test_dom0_resets_a_paused_domain(self, fifo):
         assert fifo.dom0.reset(1) == 0, "created paused"
         assert fifo.domu.domain.fifo is None
+
+
+class TestPreemptedReset:
+    """XSA-343, XSA-344: a reset of many ports makes room for others, who see it half done."""
+
+    @staticmethod
+    def guests(points, *, fifo=True):
+        world = World()
+        dom0, domu = world.guest(), world.guest()
+        if fifo:
+            domu.use_fifo()
+        for _ in range(200):
+            dom0.bind(1, domu.alloc(0))
+        points.on(world.hv)
+        # What is called meanwhile has its arguments elsewhere: those of the reset are read again when it goes on.
+        domu.reset_at = domu.args
+        domu.poke(domu.args, ev.evtchn_reset.pack(dom=SELF))
+        domu.args = domu.va(DATA_PAGES - 1)
+        return world, dom0, domu
+
+    @staticmethod
+    def reset(domu, op=ev.EVTCHNOP_reset):
+        return domu.hypercall(EVTCHN_OP, op, domu.reset_at)
+
+    @pytest.mark.parametrize("fifo", [False, True])
+    def test_the_outcome_is_the_same(self, fifo):
+        def work(points):
+            world, dom0, domu = self.guests(points, fifo=fifo)
+            assert self.reset(domu) == 0
+            points.off()
+            world.check()
+            states = [dom0.status(port).status for port in range(1, 201)]
+            return states, domu.domain.active_ports, domu.domain.fifo, domu.ipi()
+
+        states, *rest = everywhere(work, least=3)
+        assert states == [ev.EVTCHNSTAT_unbound] * 200
+        assert rest == [0, None, 1]
+
+    def test_dom0_resets_another(self):
+        def work(points):
+            _, dom0, domu = self.guests(points)
+            return dom0.reset(1), domu.domain.active_ports
+
+        assert everywhere(work, least=3) == (0, 0)
+
+    def test_the_old_operation_cannot_be_started_twice(self):
+        answers = []
+
+        def others(_):
+            answers.append((domu.reset(), domu.send(150), domu.send(10), domu.domain.fifo is not None))
+
+        points = Points(1)
+        points.others = others
+        _, _, domu = self.guests(points)
+        assert self.reset(domu) == 0
+        assert answers == [(-errno.EBUSY, 0, EINVAL, True)]
+
+    def test_who_binds_meanwhile_is_seen(self):
+        points = Points(ALWAYS)
+        points.others = lambda _: domu.ipi()
+        _, _, domu = self.guests(points)
+        assert self.reset(domu) == -errno.EAGAIN
+        assert domu.domain.fifo is not None
+        assert domu.domain.active_ports == points.stops
+        points.off()
+        assert self.reset(domu) == 0
+
+    def test_a_guest_may_go_on_with_it_itself(self):
+        points = Points(1)
+        points.others = lambda _: self.reset(domu, 14)
+        _, _, domu = self.guests(points)
+        assert self.reset(domu) == -errno.EBUSY, "nothing is left to go on with"
+        assert domu.domain.active_ports == 0
+        assert self.reset(domu, 14) == -errno.EBUSY
+
+    def test_array_pages_meanwhile(self):
+        # XSA-505: the page is taken, and given back with the others when the reset is over.
+        points = Points(1)
+        points.others = lambda _: domu.expand_array(domu.pages[9])
+        world, _, domu = self.guests(points)
+        assert self.reset(domu) == 0
+        assert domu.pin_l1(domu.pages[9]) == EINVAL, "still mapped writable, but that is all"
+        world.check()
+
+    def test_the_domain_dies_meanwhile(self):
+        points = Points(1)
+        points.others = lambda _: world.hv.domain_ops.kill(domu.domain)
+        world, _, domu = self.guests(points)
+        assert self.reset(domu) == 0
+        assert list(world.hv.domains) == [0]
+        world.check()
 
 
 class TestHostileGuests:
