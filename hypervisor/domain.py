@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi.cpu import Image
+from hypervisor.rangeset import Ranges
+from hypervisor.sched.params import SchedulingParams
 
 if TYPE_CHECKING:
     from hypervisor.event_channel.channel import Channel
@@ -31,7 +33,9 @@ class Domain:
 
     __slots__ = (
         "active_ports",
+        "debugger_attached",
         "domid",
+        "emulation_flags",
         "events_sent",
         "fifo",
         "grant_table",
@@ -56,15 +60,19 @@ class Domain:
         "port_hint",
         "port_ops",
         "ports",
+        "scheduling",
         "set_pending",
         "shared_info_mfn",
         "shutdown_code",
         "shutting_down",
+        "suspend_evtchn",
         "target",
         "teardown",
         "text",
         "time_offset",
         "tot_pages",
+        "tsc_incarnation",
+        "tsc_mode",
         "vcpus",
         "vm_assist",
         "watchdogs",
@@ -114,12 +122,19 @@ class Domain:
         self.pollers = 0
         """How many vCPUs sit in SCHEDOP_poll."""
         self.grant_table: GrantTable
-        self.iomem: list[range] = []
-        """Frames of I/O memory that it may map."""
-        self.ioports: list[range] = []
+        self.ioports: Ranges = []
+        self.iomem: Ranges = []
+        """Frames that are no memory of the host, which the domain may map: registers of devices."""
         self.irqs: set[int] = set()
         self.pirqs: dict[int, Channel | None] = {}
         """Physical interrupts that are mapped, with the port that each is bound to."""
+        self.scheduling = SchedulingParams()
+        self.debugger_attached = False
+        self.suspend_evtchn = 0
+        """A port of the domain to signal when it suspends (XEN_DOMCTL_subscribe); 0 for none."""
+        self.emulation_flags = 0
+        self.tsc_mode = 0
+        self.tsc_incarnation = 1
         self.target: Domain | None = None
         self.watchdogs: list[Timer | None] = [None, None]
         """SCHEDOP_watchdog: a timer that has fired stays, as Xen's stays in use."""

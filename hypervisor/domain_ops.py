@@ -67,8 +67,8 @@ class DomainOps:
             raise
         hv.events.init_domain(domain)
         if is_privileged:
-            domain.ioports.append(range(NR_PORTS))
-            domain.iomem += io_frames()
+            domain.ioports = [range(NR_PORTS)]
+            domain.iomem = io_frames()
         self._init_shared_info(domain)
         hv.domains[domid] = domain
         if hv.trace is not None:
@@ -167,7 +167,10 @@ class DomainOps:
             hv.stopped = True
             hv.shutdown_reason = domain.shutdown_code
             return
-        hv.events.send_global_virq(xen.VIRQ_DOM_EXC)
+        if domain.shutdown_code == sched.SHUTDOWN_suspend and domain.suspend_evtchn:
+            hv.events.notify(domain, domain.suspend_evtchn)
+        else:
+            hv.events.send_global_virq(xen.VIRQ_DOM_EXC)
 
     def crash(self, domain: Domain, why: str) -> None:
         """End a domain that did what no domain survives; `why` goes to the host's console and the trace."""

@@ -66,6 +66,8 @@ class EventChannelOps:
         self.hv = hv
         self._two_level = TwoLevel(hv)
         self._fifo_set_pending = fifo.make_set_pending(hv)
+        self._virq_handlers: dict[int, Domain] = {}
+        """Who gets a host-wide VIRQ in dom0's stead."""
         self._handlers: dict[int, Callable[[VCpu, int], int]] = {
             abi.EVTCHNOP_bind_interdomain: self._bind_interdomain,
             abi.EVTCHNOP_bind_virq: self._bind_virq,
@@ -430,8 +432,27 @@ class EventChannelOps:
             vcpu.domain.set_pending(vcpu.domain.ports[port])
 
     def send_global_virq(self, virq: int) -> None:
-        """Raise a host-wide VIRQ (VIRQ_DOM_EXC, VIRQ_CONSOLE, …) in the hardware domain."""
-        dom0 = self.hv.domains.get(0)
-        vcpu0 = dom0.vcpus[0] if dom0 is not None else None
+        """Raise a host-wide VIRQ (VIRQ_DOM_EXC, VIRQ_CONSOLE, …) in its handler: dom0, or another domain."""
+        domain = self._virq_handlers.get(virq)
+        if domain is None or domain.is_dying:
+            domain = self.hv.domains.get(0)
+        vcpu0 = domain.vcpus[0] if domain is not None else None
         if vcpu0 is not None:
             self.send_virq(vcpu0, virq)
+
+    def set_global_virq_handler(self, domain: Domain, virq: int) -> None:
+        """Let a domain have a host-wide VIRQ (XEN_DOMCTL_set_virq_handler). Raises HypercallError(EINVAL)."""
+        if virq >= NR_VIRQS or not is_global_virq(virq):
+            raise HypercallError(errno.EINVAL)
+        self._virq_handlers[virq] = domain
+
+    def notify(self, domain: Domain, port: int) -> None:
+        """Send on a domain's port on its behalf; nothing happens where the domain could not send itself."""
+        channel = domain.ports[port] if port < len(domain.ports) else None
+        if channel is None:
+            return
+        peer = channel.peer
+        if peer is not None:
+            peer.domain.set_pending(peer)
+        elif channel.state == IPI:
+            domain.set_pending(channel)

@@ -83,7 +83,13 @@ class TestCreate:
             {"max_grant_frames": 0},
             {"max_grant_frames": 65},
             {"max_maptrack_frames": 1025},
-            {"arch": {"emulation_flags": 1}},
+            {"flags": abi.XEN_DOMCTL_CDF_s3_integrity},
+            {"flags": abi.XEN_DOMCTL_CDF_iommu},
+            {"flags": abi.XEN_DOMCTL_CDF_vpmu},
+            {"iommu_opts": 1},
+            {"vmtrace_size": 4096},
+            {"arch": {"emulation_flags": 1 << 11}},
+            {"arch": {"misc_flags": 2}},
         ],
     )
     def test_what_cannot_be(self, pair, changes):
@@ -367,7 +373,7 @@ class TestSettings:
         assert memory.i[(base + xen.shared_info.offset("wc_version")) >> 2] == 4
 
     def test_not_built(self, pair):
-        assert domctl(pair.dom0, abi.XEN_DOMCTL_gettscinfo, 1)[0] == ENOSYS
+        assert domctl(pair.dom0, abi.XEN_DOMCTL_get_cpu_policy, 1)[0] == ENOSYS
 
 
 class TestEnd:

@@ -1,0 +1,118 @@
+"""Control operations about scheduling: weights, and affinity to pCPUs and nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hypervisor.abi import domctl as abi
+from hypervisor.abi import errno
+from hypervisor.bitmaps import read_bitmap, write_bitmap
+from hypervisor.domctl.operation import Operation, vcpu_of
+from hypervisor.errors import HypercallError
+from hypervisor.sched.params import ALL_CPUS
+
+if TYPE_CHECKING:
+    from hypervisor.domain import Domain
+    from hypervisor.hypervisor import Hypervisor
+    from hypervisor.vcpu import VCpu
+
+MAX_NODES = 64
+ALL_NODES = (1 << MAX_NODES) - 1
+ONLINE_NODES = 1
+"""The machine has one node, number 0."""
+HARD, SOFT = abi.XEN_VCPUAFFINITY_HARD, abi.XEN_VCPUAFFINITY_SOFT
+
+
+class SchedulingOps:
+    """Parameters of the scheduler."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self.hv = hv
+        self.operations = {
+            abi.XEN_DOMCTL_scheduler_op: Operation(self._scheduler_op, "scheduler_op"),
+            abi.XEN_DOMCTL_setvcpuaffinity: Operation(self._setvcpuaffinity, "vcpuaffinity"),
+            abi.XEN_DOMCTL_getvcpuaffinity: Operation(self._getvcpuaffinity, "vcpuaffinity"),
+            abi.XEN_DOMCTL_setnodeaffinity: Operation(self._setnodeaffinity, "nodeaffinity"),
+            abi.XEN_DOMCTL_getnodeaffinity: Operation(self._getnodeaffinity, "nodeaffinity"),
+        }
+
+    # -- credit2 ----------------------------------------------------------------------------------------------------
+
+    def _scheduler_op(self, _vcpu: VCpu, target: Domain, value: Any) -> Any:
+        """Get or put the weight and the cap of a domain; credit2 has nothing to say about single vCPUs."""
+        params = target.scheduling
+        if value.sched_id != abi.XEN_SCHEDULER_CREDIT2:
+            raise HypercallError(errno.EINVAL)
+        if value.cmd == abi.XEN_DOMCTL_SCHEDOP_putinfo:
+            weight, cap = value.u.credit2.weight, value.u.credit2.cap
+            if weight:
+                params.weight = weight
+            if cap > 100 * len(target.online_vcpus()):
+                raise HypercallError(errno.EINVAL)
+            params.cap = cap
+        elif value.cmd != abi.XEN_DOMCTL_SCHEDOP_getinfo:
+            raise HypercallError(errno.EINVAL)
+        else:
+            value.u = {"credit2": {"weight": params.weight, "cap": params.cap}}
+        return value
+
+    # -- affinity ---------------------------------------------------------------------------------------------------
+
+    def _affine(self, target: Domain, value: Any) -> int:
+        """Return the number of the vCPU that an operation names. EINVAL for a request that asks for nothing."""
+        which = vcpu_of(target, value.vcpu, beyond=errno.EINVAL, missing=errno.ESRCH)
+        flags = value.flags
+        if (
+            not flags
+            or (flags & HARD and not value.cpumap_hard.bitmap)
+            or (flags & SOFT and not value.cpumap_soft.bitmap)
+        ):
+            raise HypercallError(errno.EINVAL)
+        return which.vcpu_id
+
+    def _setvcpuaffinity(self, vcpu: VCpu, target: Domain, value: Any) -> None:
+        """Set the masks, and tell what is left of them on this machine; on an error both stay as they were."""
+        vcpu_id = self._affine(target, value)
+        params = target.scheduling
+        nr_pcpus = len(self.hv.sched.pcpus)
+        online = (1 << nr_pcpus) - 1
+        before = params.hard.get(vcpu_id, ALL_CPUS)
+        if value.flags & HARD:
+            hard = read_bitmap(vcpu, value.cpumap_hard, nr_pcpus)
+            if not hard & online:
+                raise HypercallError(errno.EINVAL)
+            params.hard[vcpu_id] = hard
+            write_bitmap(vcpu, value.cpumap_hard, hard & online, nr_pcpus)
+        if value.flags & SOFT:
+            try:
+                soft = read_bitmap(vcpu, value.cpumap_soft, nr_pcpus)
+            except HypercallError:
+                if value.flags & HARD:
+                    params.hard[vcpu_id] = before
+                raise
+            params.soft[vcpu_id] = soft
+            effective = soft & online & params.hard.get(vcpu_id, ALL_CPUS)
+            write_bitmap(vcpu, value.cpumap_soft, effective, nr_pcpus)
+
+    def _getvcpuaffinity(self, vcpu: VCpu, target: Domain, value: Any) -> None:
+        vcpu_id = self._affine(target, value)
+        params = target.scheduling
+        nr_pcpus = len(self.hv.sched.pcpus)
+        online = (1 << nr_pcpus) - 1
+        if value.flags & HARD:
+            write_bitmap(vcpu, value.cpumap_hard, params.hard.get(vcpu_id, ALL_CPUS) & online, nr_pcpus)
+        if value.flags & SOFT:
+            write_bitmap(vcpu, value.cpumap_soft, params.soft.get(vcpu_id, ALL_CPUS) & online, nr_pcpus)
+
+    def _setnodeaffinity(self, vcpu: VCpu, target: Domain, value: Any) -> None:
+        nodes = read_bitmap(vcpu, value.nodemap, MAX_NODES)
+        if not nodes & ONLINE_NODES:
+            raise HypercallError(errno.EINVAL)
+        # To be fond of all nodes is to have no wish.
+        target.scheduling.nodes = None if nodes == ALL_NODES else nodes
+
+    def _getnodeaffinity(self, vcpu: VCpu, target: Domain, value: Any) -> None:
+        nodes = target.scheduling.nodes
+        if nodes is None:
+            nodes = ONLINE_NODES if target.online_vcpus() else ALL_NODES
+        write_bitmap(vcpu, value.nodemap, nodes, MAX_NODES)
