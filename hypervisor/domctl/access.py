@@ -85,7 +85,11 @@ class AccessOps:
         """Map I/O memory into a translated guest; a PV guest maps it itself, and nothing is done."""
         first, count = value.first_mfn, value.nr_mfns
         last = first + count - 1 & U64
-        if last < first or (first | last) >> PHYSICAL_BITS - 12 or (value.first_gfn + count - 1 & U64) < value.first_gfn:
+        if (
+            last < first
+            or (first | last) >> PHYSICAL_BITS - 12
+            or (value.first_gfn + count - 1 & U64) < value.first_gfn
+        ):
             raise HypercallError(errno.EINVAL)
         check_privilege(vcpu)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
@@ -120,12 +120,12 @@ class GrantTableOps:
             raise HypercallError(errno.ENOMEM)
         domain.grant_table = table
 
-    def destroy_domain(self, domain: Domain) -> None:
-        """Release what a dying domain has mapped of others.
+    def destroy_domain(self, domain: Domain) -> Iterator[bool]:
+        """Release what a dying domain has mapped of others, step by step.
 
         What others have mapped of it stays, and so do the frames of its table (`FrameTable.withdraw_lent`).
         """
-        release_mappings(domain)
+        return release_mappings(domain)
 
     def free_domain(self, domain: Domain) -> None:
         """Free the table of a domain that is gone."""

@@ -8,8 +8,8 @@ import pytest
 from grant_world import World
 from preemption import ALWAYS, Points, everywhere
 
+from hypervisor.abi import domctl, xen
 from hypervisor.abi import grant_table as abi
-from hypervisor.abi import xen
 
 HOST, DEVICE, RO = abi.GNTMAP_host_map, abi.GNTMAP_device_map, abi.GNTMAP_readonly
 HOLE = 0x400000
@@ -179,3 +179,28 @@ def test_a_fault_after_a_preemption():
     points.off()
     assert struct.unpack("<h", dom0.peek(end - size + 18, 2)) == (0,)
     assert dom0.table.maptrack.live() == [0]
+
+
+def test_a_mapper_that_dies():
+    """The domain's handles are given up frame by frame, and its destruction can be preempted in between."""
+
+    def work(at):
+        world, dom0, domu = a_pair()
+        grant_all(domu, dom0, 3)
+        ops = [{"flags": DEVICE, "ref": 8 + n % 3, "dom": dom0.domid} for n in range(300)]
+        for start in range(0, 300, 100):
+            domu.batch(abi.GNTTABOP_map_grant_ref, abi.gnttab_map_grant_ref, ops[start : start + 100])
+        assert domu.table.maptrack.frames == 2
+        points = Points(at)
+        points.on(world.hv)
+        layout = domctl.xen_domctl
+        fields = {"cmd": domctl.XEN_DOMCTL_destroydomain, "domain": domu.domid}
+        version = domctl.XEN_DOMCTL_INTERFACE_VERSION
+        rc, _ = dom0.call(xen.HYPERVISOR_domctl, layout=layout, interface_version=version, **fields)
+        points.off()
+        assert (rc, list(world.hv.domains), world.leaks()) == (0, [0], [])
+        return points.stops, state(world, dom0)
+
+    (undisturbed, expected), (disturbed, outcome) = work(None), work(ALWAYS)
+    assert (undisturbed, outcome) == (0, expected)
+    assert disturbed > 3
