@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from bare_guest import NoProgram
+
 from hypervisor.abi import errno, memory, xen
 from hypervisor.dom0_build import construct_dom0
 from hypervisor.domain import Domain
@@ -40,6 +42,7 @@ class Guest:
     def __init__(self, hv: Hypervisor, domid: int, *, pages: int = PAGES, vcpus: int = 1) -> None:
         self.hv = hv
         self.domain: Domain = hv.domain_ops.create(domid, max_vcpus=vcpus, is_privileged=domid == 0)
+        self.domain.image = NoProgram()
         for vcpu_id in range(vcpus):
             hv.domain_ops.add_vcpu(self.domain, vcpu_id)
         self.layout = construct_dom0(hv, self.domain, BARE_KERNEL, "", None, pages)
