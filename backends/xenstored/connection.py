@@ -88,10 +88,14 @@ class Connection:
             cause.messages += 1
 
     def push_event(self, payload: bytes, message: bytes, cause: Pending | None) -> None:
-        """Queue a watch event, unless the very same one is waiting already: it says nothing new."""
-        if payload in self._events:
-            return
-        self._events.add(payload)
+        """Queue a watch event, unless the very same one is waiting already: it says nothing new.
+
+        Events about domains (`@...`) are all kept.
+        """
+        if payload[:1] != b"@":
+            if payload in self._events:
+                return
+            self._events.add(payload)
         self._out.append((message, cause, payload))
         self.queued += len(message)
         if cause is not None:
@@ -118,7 +122,7 @@ class Connection:
             self._offset = 0
             out.popleft()
             if event is not None:
-                self._events.remove(event)
+                self._events.discard(event)
             if cause is not None:
                 cause.delivered()
         self.queued -= room - left

@@ -21,7 +21,7 @@ from backends.xenstored.connection import Connection
 from backends.xenstored.errors import EINVAL
 from backends.xenstored.fairness import Bucket, WriteLimit
 from backends.xenstored.quota import Quotas
-from backends.xenstored.server import Server
+from backends.xenstored.server import DomainState, Server
 from guest_kernel.errors import XenError
 from guest_kernel.kernel import Kernel
 from guest_kernel.threads import WaitQueue
@@ -284,21 +284,18 @@ class XenStored:
     def _check_domains(self) -> None:
         """Ask Xen for the state of the known domains and let the core draw its conclusions."""
         states = None if self._domain_infos is None else {info.domain: info.flags for info in self._domain_infos()}
-        for domain in self.server.domains:
-            domid = domain.domid
-            if not domid:
-                continue
+
+        def state_of(domid: int) -> DomainState | None:
             if states is None:
                 info = self._domain_info(domid)
                 flags = None if info is None else info.flags
             else:
                 flags = states.get(domid)
             if flags is None:
-                self.server.domain_changed(domid, shutdown=True, dying=True, gone=True)
-            elif flags & (XEN_DOMINF_dying | XEN_DOMINF_shutdown):
-                self.server.domain_changed(
-                    domid, shutdown=bool(flags & XEN_DOMINF_shutdown), dying=bool(flags & XEN_DOMINF_dying)
-                )
+                return None
+            return DomainState(bool(flags & XEN_DOMINF_shutdown), bool(flags & XEN_DOMINF_dying))
+
+        self.server.check_domains(state_of)
         self._flush()
 
     # ---- Transport: what the core asks for

@@ -64,6 +64,16 @@ class Domain:
         #: Requests not fully answered (reply and every event they caused delivered).
         self.outstanding = 0
 
+    @property
+    def memory_used(self) -> int:
+        """Bytes that count against its `memory` quota: nodes, watches, and messages that wait for it."""
+        return self.memory + (self.connection.queued if self.connection is not None else 0)
+
+    @property
+    def given_up(self) -> bool:
+        """It has broken the protocol: nobody listens to it."""
+        return self.connection is not None and self.connection.error != 0
+
     def __repr__(self) -> str:
         return f"<Domain {self.domid}, {'' if self.introduced else 'not '}introduced, {len(self.nodes)} nodes>"
 
@@ -72,7 +82,7 @@ class Domain:
 class Domains:
     """The known domains by id."""
 
-    __slots__ = ("by_id", "newest")
+    __slots__ = ("by_id", "changes", "newest")
 
     def __init__(self) -> None:
         dom0 = Domain(0, 0)
@@ -80,6 +90,8 @@ class Domains:
         self.by_id: dict[int, Domain] = {0: dom0}
         #: Generation at which the last domain became known.
         self.newest = 0
+        #: How often a domain became known or was forgotten.
+        self.changes = 0
 
     def get(self, domid: int) -> Domain | None:
         """Return a known domain."""
@@ -90,11 +102,14 @@ class Domains:
         assert domain.domid not in self.by_id, f"{domain} is known"
         self.by_id[domain.domid] = domain
         self.newest = domain.generation
+        self.changes += 1
 
     def current(self, perms: Permissions, generation: int) -> Permissions:
         """Return what a list, written at `generation`, means now: entries of earlier lives grant nothing."""
-        if generation >= self.newest:
-            return perms
+        return perms if generation >= self.newest else self.living(perms, generation)
+
+    def living(self, perms: Permissions, generation: int) -> Permissions:
+        """As `current`, also for a list whose domains may have been forgotten since."""
 
         def dead(domid: int) -> bool:
             domain = self.by_id.get(domid)
@@ -105,6 +120,7 @@ class Domains:
     def forget(self, domain: Domain) -> None:
         """Drop a domain whose nodes are gone; nobody can act on its behalf any more."""
         del self.by_id[domain.domid]
+        self.changes += 1
         for other in self.by_id.values():
             if other.target is domain:
                 other.target = None
@@ -112,6 +128,10 @@ class Domains:
     def owner(self, domid: int) -> Domain:
         """Return who pays for a node with this owner: a domain that is not known is stood in for by dom0."""
         return self.by_id.get(domid) or self.by_id[0]
+
+    def newest_first(self) -> Iterator[Domain]:
+        """All known domains, those that became known last first; the set may change meanwhile."""
+        return iter(list(self.by_id.values())[::-1])
 
     def __iter__(self) -> Iterator[Domain]:
         """All known domains by id; the set may change meanwhile."""

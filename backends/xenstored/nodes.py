@@ -65,19 +65,33 @@ def _nearest(view: View, path: bytes) -> Node:
 
 
 def check_size(
-    server: "Server", connection: Connection, view: View, value: bytes, children: bytes, perms: Permissions
+    server: "Server",
+    connection: Connection,
+    view: View,
+    path: bytes,
+    size: int,
+    owner: int,
+    more: dict[Domain, int] | None = None,
 ) -> None:
-    """Raise ENOSPC or ENOMEM if a guest may not make a node this large; a transaction is done for then."""
+    """Raise ENOSPC or ENOMEM if a guest may not make a node this large; a transaction is done for then.
+
+    `size`: as of `size_of`. `more`: what this request is about to make others pay; this node is added.
+    """
     if connection.privileged:
         return
     quotas = server.quotas
-    size = size_of(value, children, perms)
     if size >= quotas.node_size:
         view.refused()
         raise StoreError(ENOSPC)
-    if quotas.memory and connection.memory + size > quotas.memory:
+    payer, paid, key = view.bill(path, owner)
+    change = size + key - paid
+    if more is not None:
+        change += more.get(payer, 0)
+    if payer.domid and quotas.memory and payer.memory_used + change >= quotas.memory and not payer.given_up:
         view.refused()
         raise StoreError(ENOMEM)
+    if more is not None:
+        more[payer] = change
 
 
 def create(server: "Server", connection: Connection, view: View, path: bytes, value: bytes) -> None:
@@ -116,16 +130,19 @@ def _check_creation(
     have = len(connection.domain.nodes)
     written = 0
     children = b""
+    more: dict[Domain, int] = {}
     try:
         for number, name in enumerate(missing):
             # What a transaction makes is counted when it commits.
             if have + (number if view is server.store else 0) >= server.quotas.nodes:
                 raise StoreError(ENOSPC)
-            check_size(server, connection, view, value, children, perms)
+            check_size(server, connection, view, name, size_of(value, children, perms), perms.owner, more)
             value = b""
             children = name[name.rindex(b"/") + 1 :] + b"\0"
             written = number + 1
-        check_size(server, connection, view, base.value, base.children + children, base.perms)
+        above = parent_of(missing[-1])
+        size = size_of(base.value, base.children, base.perms) + len(children)
+        check_size(server, connection, view, above, size, base.perms.owner, more)
     except StoreError:
         for _ in range(written):
             server.store.take_generation()

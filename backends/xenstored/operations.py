@@ -27,11 +27,12 @@ from backends.xenstored.nodes import check_size, create, find, remove_tree, sear
 from backends.xenstored.numbers import leading_number
 from backends.xenstored.paths import WATCH_SPECIAL_MAX, home_of, is_valid
 from backends.xenstored.permissions import NOW, OWNER, READ, STALE, WRITE, Entry, Permissions, parse_entry
-from backends.xenstored.store import View
+from backends.xenstored.store import View, size_of
 from backends.xenstored.transactions import Transaction
 from backends.xenstored.tree import Node, parent_of
 from hypervisor.abi.io import xs_wire
 from hypervisor.abi.io.xs_wire import XENSTORE_PAYLOAD_MAX
+from hypervisor.abi.xen import DOMID_SELF
 
 if TYPE_CHECKING:
     from backends.xenstored.server import Server
@@ -46,8 +47,8 @@ def _one(payload: bytes) -> bytes | None:
 
 
 def _strings(payload: bytes, count: int) -> list[bytes]:
-    """Return exactly `count` strings, each with its NUL.  Raises EINVAL."""
-    if payload[-1:] != b"\0" or payload.count(b"\0") != count:
+    """Return exactly `count` strings, each with its NUL; what comes behind them is left out.  Raises EINVAL."""
+    if payload.count(b"\0") != count:
         raise StoreError(EINVAL)
     return payload.split(b"\0")[:-1]
 
@@ -100,7 +101,7 @@ def _write(server: "Server", connection: Connection, transaction: Transaction | 
         create(server, connection, view, path, value)
     else:
         if not connection.privileged:
-            check_size(server, connection, view, value, node.children, node.perms)
+            check_size(server, connection, view, path, size_of(value, node.children, node.perms), node.perms.owner)
         view.put(path, node, value, node.children, server.domains.current(node.perms, node.generation))
     server.changed(transaction, path, node, view.get(path) if node is None else node)
     if transaction is None and server.open_transactions:
@@ -159,7 +160,7 @@ def _set_perms(server: "Server", connection: Connection, transaction: Transactio
     path, node = find(server, connection, view, name, WRITE | OWNER)
     if not connection.privileged and perms.owner != node.perms.owner:
         raise StoreError(EPERM)  # XSA-352
-    check_size(server, connection, view, node.value, node.children, perms)
+    check_size(server, connection, view, path, size_of(node.value, node.children, perms), perms.owner)
     view.put(path, node, node.value, node.children, perms)
     server.changed(transaction, path, node, view.get(path))
     if transaction is None:
@@ -210,7 +211,7 @@ def _watch(server: "Server", connection: Connection, transaction: Transaction | 
     if not connection.privileged:
         if domain.watches > server.quotas.watches:
             raise StoreError(E2BIG)
-        if server.quotas.memory and connection.memory + len(payload) > server.quotas.memory:
+        if server.quotas.memory and connection.memory + len(path) + len(token) >= server.quotas.memory:
             raise StoreError(ENOMEM)
     watch = server.watches.add(connection, path, token, len(path) - len(name))
     connection.watches[path, token] = watch
@@ -271,7 +272,7 @@ def _transaction_end(
     server.open_transactions -= 1
     if word == b"T":
         server.disturb(connection)
-        transaction.commit(None if connection.privileged else server.quotas.nodes, server.fire)
+        transaction.commit(None if connection.privileged else server.quotas.nodes, server.know, server.fire)
     return _OK
 
 
@@ -343,14 +344,17 @@ def _get_domain_path(
     text = _one(payload)
     if text is None:
         raise StoreError(EINVAL)
-    return home_of(leading_number(text)) + b"\0"
+    return home_of(leading_number(text) & 0xFFFFFFFF) + b"\0"
 
 
 def _is_introduced(server: "Server", connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
     text = _one(payload)
     if text is None:
         raise StoreError(EINVAL)
-    domain = server.domains.get(leading_number(text))
+    domid = leading_number(text)
+    if domid == DOMID_SELF:
+        return b"T\0"
+    domain = server.domains.get(domid & 0xFFFFFFFF)
     return b"T\0" if domain is not None and domain.introduced else b"F\0"
 
 

@@ -9,11 +9,11 @@ emptied: a caller never has to look at all connections.
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol, final
+from typing import Final, NamedTuple, Protocol, final
 
 from backends.xenstored.connection import Connection, Pending
 from backends.xenstored.domains import LARGEST_DOMID, Domain, Domains
-from backends.xenstored.errors import EACCES, ENOENT, ENOSYS, StoreError
+from backends.xenstored.errors import EACCES, ENOENT, ENOMEM, ENOSYS, StoreError
 from backends.xenstored.nodes import remove_owned
 from backends.xenstored.operations import OPERATIONS
 from backends.xenstored.permissions import NOW, READ, only_owner
@@ -28,7 +28,16 @@ from hypervisor.abi.io.xs_wire import XENSTORE_ERROR_PROTO, XENSTORE_PAYLOAD_MAX
 
 INTRODUCE_DOMAIN: Final = b"@introduceDomain"
 RELEASE_DOMAIN: Final = b"@releaseDomain"
+SMALL_REPLY: Final = 16
+"""A reply up to this size is always made, whatever the memory quota says."""
 _HEADER_SIZE: Final = HEADER.size
+
+
+class DomainState(NamedTuple):
+    """What Xen says of a domain: its kernel has ended; it is being taken apart."""
+
+    shutdown: bool
+    dying: bool
 
 
 class Transport(Protocol):
@@ -132,7 +141,7 @@ class Server:
         quotas = self.quotas
         if quotas.outstanding and connection.domain.outstanding >= quotas.outstanding:
             return False
-        return not (connection.queued and quotas.memory and connection.memory > quotas.memory)
+        return not (quotas.memory and connection.memory >= quotas.memory)
 
     def receive(self, connection: Connection, data: bytes) -> None:
         """Take bytes that a client sent, cut anywhere, and answer every request that is complete.
@@ -183,6 +192,8 @@ class Server:
                     raise StoreError(ENOENT)
             reply = handler(self, connection, transaction, payload)
             answer = kind
+            if cause is not None and len(reply) > SMALL_REPLY:
+                self._check_reply(connection, len(reply))
         except StoreError as error:
             answer, reply = XS_ERROR, error.name
         connection.push(HEADER.pack(answer, req_id, tx_id, len(reply)) + reply, cause)
@@ -194,6 +205,12 @@ class Server:
             for action in actions:
                 action()
         self._cause = None
+
+    def _check_reply(self, connection: Connection, size: int) -> None:
+        """Raise ENOMEM if a guest may not have a reply of this size waiting; what it did is done all the same."""
+        limit = self.quotas.memory
+        if limit and connection.memory + _HEADER_SIZE + size >= limit:
+            raise StoreError(ENOMEM)
 
     def _trace(self, connection: Connection, kind: int, payload: bytes, answer: int, reply: bytes) -> None:
         assert self.trace is not None
@@ -245,15 +262,28 @@ class Server:
             domain.introduced = False
             self._fire_special(RELEASE_DOMAIN)
 
-    def domain_changed(self, domid: int, *, shutdown: bool, dying: bool, gone: bool = False) -> None:
-        """Take note of what Xen says of a domain (`gone`: it has no such domain any more)."""
-        domain = self.domains.get(domid)
-        if domain is None or not domid:
-            return
-        if gone or (dying and domain.introduced):
-            self.release(domain)
-        elif shutdown and domain.introduced and not domain.shutdown:
-            domain.shutdown = True
+    def check_domains(self, state_of: Callable[[int], DomainState | None]) -> None:
+        """Take note of what Xen says of all known domains; `state_of(domid)` is None for one that is gone.
+
+        Shutdowns are told once for all of them, at the end, and not at all if an end has been told after them.
+        """
+        tell = False
+        # As the daemon's list has them: who became known last comes first.
+        for domain in self.domains.newest_first():
+            if not domain.domid:
+                continue
+            state = state_of(domain.domid)
+            if not domain.introduced:
+                if state is None:
+                    self.release(domain)
+                continue
+            if state is not None and state.shutdown and not domain.shutdown:
+                domain.shutdown = True
+                tell = True
+            if state is None or state.dying:
+                self.release(domain)
+                tell = False
+        if tell:
             self._fire_special(RELEASE_DOMAIN)
 
     def know(self, domid: int) -> Domain | None:
@@ -275,7 +305,7 @@ class Server:
         connection = watch.connection
         if not connection.privileged:
             limit = self.quotas.memory
-            if limit and connection.memory + size > limit:
+            if limit and connection.memory + _HEADER_SIZE + size >= limit:
                 return  # XSA-326: it does not read; better it misses an event than that all run out of memory
         connection.push_event(payload, HEADER.pack(XS_WATCH_EVENT, 0, 0, size) + payload, self._cause)
         self.dirty[connection] = None

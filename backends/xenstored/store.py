@@ -6,7 +6,7 @@ makes all its checks before its first change: a failing one leaves nothing behin
 
 from typing import Protocol, final
 
-from backends.xenstored.domains import Domains
+from backends.xenstored.domains import Domain, Domains
 from backends.xenstored.permissions import Permissions, only_owner
 from backends.xenstored.quota import ENTRY_SIZE, NODE_HEADER
 from backends.xenstored.tree import Node, Tree
@@ -25,6 +25,10 @@ class View(Protocol):
 
     def remove(self, path: bytes, old: Node) -> None:
         """Take a node out, likewise."""
+        ...
+
+    def bill(self, path: bytes, owner: int) -> tuple[Domain, int, int]:
+        """Return who pays for a node with this owner, what it pays for `path` now, and what the path itself costs."""
         ...
 
     def refused(self) -> None:
@@ -58,6 +62,15 @@ class Store:
         generation = self.next_generation
         self.next_generation = generation + 1
         return generation
+
+    def bill(self, path: bytes, owner: int) -> tuple[Domain, int, int]:
+        """Return who pays for a node with this owner, what it pays for `path` now, and what the path itself costs."""
+        payer = self.domains.owner(owner)
+        node = self.get(path)
+        paid = 0
+        if node is not None and self.domains.owner(node.perms.owner) is payer:
+            paid = size_of(node.value, node.children, node.perms) + len(path)
+        return payer, paid, len(path)
 
     def put(self, path: bytes, old: Node | None, value: bytes, children: bytes, perms: Permissions) -> None:
         """Make a node, or a new version of `old`."""

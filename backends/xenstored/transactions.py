@@ -47,31 +47,59 @@ class Access:
 
 @final
 class Transaction:
-    """One open transaction: a `View` of the store."""
+    """One open transaction: a `View` of the store.
 
-    __slots__ = ("accessed", "charged", "domain", "failed", "limit", "store")
+    Its domain pays for each node that it has read or written, as if the node were a copy with the transaction's number
+    before its path.
+    """
+
+    __slots__ = ("accessed", "began", "changed", "charged", "created", "domain", "failed", "limit", "prefix", "store")
 
     def __init__(self, store: Store, domain: Domain, limit: int | None) -> None:
         """`domain` pays for what is written until the end; `limit`: how many nodes it may touch."""
         self.store = store
         self.domain = domain
         self.charged = 0
+        #: Domain id → how many nodes more it owns, for every domain whose nodes were made, removed or given away.
+        self.changed: dict[int, int] = {}
+        #: A node was made.
+        self.created = False
+        #: What domains there were at the start.
+        self.began = store.domains.changes
         self.limit = limit
         #: In order of first touch, which is the order of the events.
         self.accessed: dict[bytes, Access] = {}
         #: Something went wrong that cannot be undone: it must not commit.
         self.failed = False
         domain.transactions += 1
-        store.take_generation()
+        #: Bytes by which its copies' paths are longer.
+        self.prefix = len(f"{store.take_generation()}/")
 
-    def _access(self, path: bytes) -> Access:
+    def _access(self, path: bytes, writing: bool = False) -> Access:
         access = self.accessed.get(path)
         if access is None:
             if self.limit is not None and len(self.accessed) >= self.limit:
                 self.failed = True
                 raise StoreError(ENOSPC)
-            access = self.accessed[path] = Access(self.store.get(path))
+            node = self.store.get(path)
+            access = self.accessed[path] = Access(node)
+            if node is not None and not writing:
+                self._charge(self._cost(path, node))
         return access
+
+    def _cost(self, path: bytes, node: Node | None) -> int:
+        if node is None:
+            return 0
+        return size_of(node.value, node.children, node.perms) + len(path) + self.prefix
+
+    def _charge(self, size: int) -> None:
+        self.charged += size
+        self.domain.memory += size
+
+    def bill(self, path: bytes, owner: int) -> tuple[Domain, int, int]:
+        """Return who pays for a node, what it pays for `path` now, and what the path itself costs."""
+        access = self.accessed.get(path)
+        return self.domain, self._cost(path, access.node) if access is not None else 0, len(path) + self.prefix
 
     def get(self, path: bytes) -> Node | None:
         """Return a node as this transaction sees it."""
@@ -79,19 +107,35 @@ class Transaction:
 
     def put(self, path: bytes, old: Node | None, value: bytes, children: bytes, perms: Permissions) -> None:
         """Make a node, or a new version of it, for this transaction."""
-        access = self._access(path)
+        access = self.accessed.get(path)
+        paid = self._cost(path, access.node) if access is not None else 0
+        access = access or self._access(path, writing=True)
         access.node = Node(value, children, perms, self.store.take_generation())
         access.modified = True
-        size = size_of(value, children, perms) + len(path)
-        self.charged += size
-        self.domain.memory += size
+        self._charge(self._cost(path, access.node) - paid)
+        if old is None:
+            self.created = True
+            self._count(perms.owner, 1)
+        elif old.perms is not perms:
+            self._count(self._owner(old), -1)
+            self._count(perms.owner, 1)
 
     def remove(self, path: bytes, old: Node) -> None:
         """Take a node out for this transaction."""
         access = self._access(path)
         self.store.take_generation()
+        self._charge(-self._cost(path, access.node))
+        self._count(self._owner(old), -1)
         access.node = None
         access.modified = True
+
+    def _owner(self, node: Node) -> int:
+        domains = self.store.domains
+        perms = node.perms if domains.changes == self.began else domains.living(node.perms, node.generation)
+        return perms.owner
+
+    def _count(self, owner: int, more: int) -> None:
+        self.changed[owner] = self.changed.get(owner, 0) + more
 
     def refused(self) -> None:
         """Take note that a change was refused for its size: this transaction cannot commit any more."""
@@ -110,16 +154,16 @@ class Transaction:
         self.charged = 0
         self.domain.transactions -= 1
 
-    def commit(self, node_limit: int | None, fire: Fire) -> None:
-        """Make the changes, all or none, and tell the watches.
+    def commit(self, node_limit: int | None, know: Callable[[int], Domain | None], fire: Fire) -> None:
+        """Make the changes, all or none, and tell the watches.  `know(domid)`: the domain, if it exists.
 
-        Raises StoreError: EAGAIN (somebody changed what this one looked at), ENOSPC (a domain would own
-        `node_limit` nodes or more; None: no limit), ENOMEM (it failed before).
+        Raises StoreError: EAGAIN (somebody changed what this one looked at), ENOSPC (nodes were made, and a domain
+        would own `node_limit` or more; None: no limit), ENOMEM (it failed before, or a domain whose nodes it made,
+        removed or gave away is gone).
         """
         if self.failed:
             raise StoreError(ENOMEM)
-        if node_limit is not None:
-            self._check_owners(node_limit)
+        self._check_owners(node_limit if self.created else None, know)
         store = self.store
         for path, access in self.accessed.items():
             node = store.get(path)
@@ -130,7 +174,11 @@ class Transaction:
             if not access.modified or (before is None and node is None):
                 continue
             if node is not None:
-                store.put(path, before, node.value, node.children, node.perms)
+                perms = node.perms
+                if store.domains.changes != self.began:
+                    # Whom it gives a node to may be gone by now.
+                    perms = store.domains.living(perms, node.generation)
+                store.put(path, before, node.value, node.children, perms)
             elif before is not None:
                 generation = store.next_generation
                 store.remove(path, before)
@@ -138,18 +186,10 @@ class Transaction:
             if access.event:
                 fire(path, store.get(path), before, access.exact)
 
-    def _check_owners(self, node_limit: int) -> None:
-        change: dict[int, int] = {}
-        for access in self.accessed.values():
-            if access.node is access.before:
-                continue
-            if access.before is not None:
-                owner = access.before.perms.owner
-                change[owner] = change.get(owner, 0) - 1
-            if access.node is not None:
-                owner = access.node.perms.owner
-                change[owner] = change.get(owner, 0) + 1
-        for domid, more in change.items():
-            owner_domain = self.store.domains.get(domid)
-            if domid and more > 0 and owner_domain is not None and len(owner_domain.nodes) + more >= node_limit:
+    def _check_owners(self, node_limit: int | None, know: Callable[[int], Domain | None]) -> None:
+        for domid, more in self.changed.items():
+            owner = know(domid)
+            if owner is None:
+                raise StoreError(ENOMEM)
+            if domid and node_limit is not None and max(0, len(owner.nodes) + more) >= node_limit:
                 raise StoreError(ENOSPC)

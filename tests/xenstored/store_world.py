@@ -3,7 +3,7 @@
 from backends.xenstored.connection import Connection
 from backends.xenstored.control import inconsistencies
 from backends.xenstored.quota import Quotas
-from backends.xenstored.server import Server
+from backends.xenstored.server import DomainState, Server
 from guest_kernel.xenbus.wire import Message, encode, join, parse_all
 from hypervisor.abi.io import xs_wire as xs
 
@@ -136,7 +136,15 @@ class World:
 
     def die(self, domid: int) -> None:
         self.existing.discard(domid)
-        self.server.domain_changed(domid, shutdown=True, dying=True, gone=True)
+        self.tell()
+
+    def tell(self, **states: DomainState) -> None:
+        """Xen has something to say; `d5=…` is the state of domain 5."""
+
+        def state_of(domid: int) -> DomainState | None:
+            return states.get(f"d{domid}", DomainState(False, False)) if domid in self.existing else None
+
+        self.server.check_domains(state_of)
 
     def dump(self) -> dict[str, tuple[bytes, str, tuple[str, ...]]]:
         """The whole store: path → value, permissions, names."""

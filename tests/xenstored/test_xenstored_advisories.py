@@ -347,3 +347,19 @@ def test_a_client_that_goes_leaves_nothing(world: World) -> None:
     assert len(world.server.watches) == 0
     assert world.server.open_transactions == 0
     world.dom0.write("/a")
+
+
+def test_a_transaction_that_gives_a_node_to_a_domain_which_dies_before_its_end(world: World) -> None:
+    world.guest(1)
+    tx = world.dom0.start()
+    world.dom0.write("/given", "x", tx)
+    world.dom0.perms("/given", "n1", tx=tx)
+    world.server.release(world.server.domains.by_id[1])
+    assert world.dom0.end(tx) == "=OK"
+    world.check()
+    # The next domain 1 has nothing to do with it.
+    guest = world.guest(1, home=False)
+    assert world.dom0.ok(xs.XS_GET_PERMS, "/given") == b"n0\0"
+    assert guest.refused(xs.XS_READ, "/given") == "EACCES"
+    world.check()
+    world.dom0.rm("/given")

@@ -3,6 +3,7 @@
 import pytest
 from store_world import World
 
+from backends.xenstored.server import DomainState
 from guest_kernel.xenbus.wire import encode
 from hypervisor.abi.io import xs_wire as xs
 
@@ -780,13 +781,13 @@ class TestItem25EndsOfDomains:
         world.guest(1)
         world.dom0.watch("@releaseDomain", "r")
         for _ in range(2):
-            world.server.domain_changed(1, shutdown=True, dying=False)
+            world.tell(d1=DomainState(shutdown=True, dying=False))
         assert world.dom0.shown() == ["@releaseDomain|r"]
         assert world.dom0.ok(xs.XS_IS_DOMAIN_INTRODUCED, "1") == b"T\0"
         world.dom0.ok(xs.XS_RESUME, "1")
-        world.server.domain_changed(1, shutdown=True, dying=False)
+        world.tell(d1=DomainState(shutdown=True, dying=False))
         assert world.dom0.shown() == ["@releaseDomain|r"]
-        world.server.domain_changed(1, shutdown=True, dying=True)
+        world.tell(d1=DomainState(shutdown=True, dying=True))
         assert world.dom0.shown() == ["@releaseDomain|r"]
         assert world.dom0.ok(xs.XS_IS_DOMAIN_INTRODUCED, "1") == b"F\0"
         assert world.detached == [1]
@@ -795,7 +796,7 @@ class TestItem25EndsOfDomains:
         world.dom0.write("/a")
         world.dom0.perms("/a", "n7")
         world.dom0.watch("@releaseDomain", "r")
-        world.server.domain_changed(7, shutdown=True, dying=True)
+        world.tell(d7=DomainState(shutdown=True, dying=True))
         assert world.dom0.read("/a") == b""
         world.die(7)
         assert world.dom0.messages() == []
