@@ -248,6 +248,7 @@ class DomainOps:
         if domain.is_dying == DYING_DEAD and not hv.mm.holds_pages(domain):
             # First of all nobody finds it any more: freeing its last frames would call this again.
             del hv.domains[domain.domid]
+            hv.sched.retired += sum(vcpu.time_running for vcpu in domain.online_vcpus())
             hv.grants.free_domain(domain)
             hv.mm.free_domain(domain)
             domain.text.clear()

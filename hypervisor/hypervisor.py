@@ -20,6 +20,7 @@ from hypervisor.log import WARNING, XenLog
 from hypervisor.mm import MemoryManager
 from hypervisor.multicall import MulticallOps
 from hypervisor.options import XenOptions
+from hypervisor.other_calls import OtherCalls
 from hypervisor.physdev import PhysdevOps
 from hypervisor.platform_op import PlatformOps
 from hypervisor.preempt import Preemption
@@ -111,6 +112,7 @@ class Hypervisor:
             self.domctl,
             SysctlOps(self),
             MulticallOps(self),
+            OtherCalls(self),
         )
         for part in parts:
             for nr, handler in part.hypercalls.items():

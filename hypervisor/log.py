@@ -29,6 +29,8 @@ class XenLog:
         self.ring = bytearray()
         self.total = 0
         """How many bytes have ever gone into the ring."""
+        self._read_up_to = 0
+        """What comes before was read and cleared."""
         self._tokens = _BURST * _INTERVAL_NS
         self._last = 0
         self._suppressed = 0
@@ -39,6 +41,20 @@ class XenLog:
         for line in text.split("\n"):
             if level < always or (level < seldom and self._may_print()):
                 self._put(prefix, line)
+
+    def read(self, start: int | None, count: int) -> tuple[int, bytes]:
+        """Return up to `count` bytes of the ring and the place of the first, as its number among all bytes ever put in.
+
+        They begin at `start` if that is still there, else with the oldest that were not cleared.
+        """
+        oldest = max(self._read_up_to, self.total - len(self.ring))
+        first = oldest if start is None or not oldest < start <= self.total else start
+        at = first - (self.total - len(self.ring))
+        return first, bytes(self.ring[at : at + count])
+
+    def clear(self, until: int) -> None:
+        """Forget what comes before a place in the ring."""
+        self._read_up_to = until
 
     def _may_print(self) -> bool:
         """Take part in the rate limit: a bucket that holds ten messages and gets one every five seconds."""

@@ -54,6 +54,8 @@ class GuestTime:
 
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
+        self.wallclock = hv.clock.wallclock_base
+        """Nanoseconds since 1970 at power-on, as domains are told: dom0 may set it (XENPF_settime)."""
         self.hypercalls: dict[int, Callable[[VCpu, int, int, int, int, int], int]] = {HYPERCALL: self._set_timer_op}
 
     # -- time stamps ----------------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ class GuestTime:
         """Write the wall-clock time at power-on into shared_info (update_domain_wallclock_time)."""
         memory = self.hv.memory
         base = domain.shared_info_mfn << 12
-        nanoseconds = self.hv.clock.wallclock_base + domain.time_offset * 1_000_000_000
+        nanoseconds = self.wallclock + domain.time_offset * 1_000_000_000
         seconds, rest = divmod(nanoseconds, 1_000_000_000)
         version = memory.i[(base + WC_VERSION) >> 2]
         memory.i[(base + WC_VERSION) >> 2] = version + 1 & 0xFFFFFFFF

@@ -40,11 +40,13 @@ class Costs:
 class PCpu:
     """A physical CPU. `now` is its own time: it is busy, or has been, until then."""
 
-    __slots__ = ("cpu_id", "current", "last", "now")
+    __slots__ = ("busy", "cpu_id", "current", "last", "now")
 
     def __init__(self, cpu_id: int) -> None:
         self.cpu_id = cpu_id
         self.now = 0
+        self.busy = 0
+        """Nanoseconds that vCPUs ran on it: only kept where there are several pCPUs (`Scheduler.idle_time`)."""
         self.current: VCpu | None = None
         self.last: VCpu | None = None
 
@@ -64,6 +66,8 @@ class Scheduler:
         """The vCPU whose code executes right now."""
         self.hypercalls_before = 0
         """`running.hypercalls` when it was resumed: what it did since has not been charged yet."""
+        self.retired = 0
+        """Nanoseconds that the vCPUs of domains that are gone have run."""
         self._single = nr_pcpus == 1
         self.plain = self._single and not hv.clock.real and hv.trace is None
         """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
@@ -79,6 +83,17 @@ class Scheduler:
         if vcpu is None:
             return clock.now
         return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self.costs.hypercall + vcpu.spent
+
+    def idle_time(self, cpu_id: int) -> int:
+        """Return how many nanoseconds a pCPU has had nothing to do.
+
+        If it is the only one, it did what all vCPUs together did: nobody needs to keep count.
+        """
+        busy = self.pcpus[cpu_id].busy
+        if self._single:
+            domains = self.hv.domains.values()
+            busy = self.retired + sum(vcpu.time_running for domain in domains for vcpu in domain.online_vcpus())
+        return max(self.now() - busy, 0)
 
     # -- waking and sleeping --------------------------------------------------------------------------------------
 
@@ -328,6 +343,7 @@ class Scheduler:
             vcpu.ready_at = now
         since = vcpu.since
         vcpu.time_running += now - since
+        pcpu.busy += now - since
         vcpu.since = now
         trace = self.hv.trace
         if trace is not None:
@@ -386,6 +402,7 @@ class Scheduler:
         pcpu.current = None
         now, since = pcpu.now, vcpu.since
         vcpu.time_running += now - since
+        pcpu.busy += now - since
         vcpu.since = now
         if self.hv.trace is not None:
             fields = pcpu.cpu_id, now - since, vcpu.pause_flags
