@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hypervisor.abi import errno
+from hypervisor.abi import errno, xen
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import flush_all
 from hypervisor.mm.descriptors import DescriptorTables
@@ -22,6 +22,7 @@ from hypervisor.mm.mmu_update import MmuUpdate
 from hypervisor.mm.mmuext import MmuextOps
 from hypervisor.mm.page_types import PageTypes
 from hypervisor.mm.reservation import Claims, Reservations
+from hypervisor.mm.writable_tables import WritableTables
 from hypervisor.mm.xen_slots import XenSlots
 from hypervisor.preempt import Restart
 
@@ -51,7 +52,7 @@ class MemoryManager:
         self.hv = hv
         self.frames = FrameTable(hv.memory)
         self.slots = XenSlots(self.frames)
-        self.types = PageTypes(hv, self.frames, self.slots.fill)
+        self.types = PageTypes(hv, self.frames, self._fill_xen_slots)
         self.claims = Claims(self.frames)
         self.pinned: dict[int, dict[int, None]] = {}
         """Pinned page tables by domid, in the order of pinning."""
@@ -63,6 +64,7 @@ class MemoryManager:
         self.descriptors = DescriptorTables(self)
         self.mmu_update = MmuUpdate(self)
         self.mmuext = MmuextOps(self)
+        self.writable_tables = WritableTables(self)
         self.reservations = Reservations(self)
         self.memory_op = MemoryOps(self)
         self.frames.on_empty = self._on_empty
@@ -206,6 +208,8 @@ class MemoryManager:
         """
         if root != vcpu.kernel_cr3:
             self._take_root(root, vcpu.domain)
+            if not _is_strict(vcpu.domain):
+                self.slots.show_m2p(root)
             old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
             self.descriptors.drop_ldt(vcpu)
             vcpu.flush_tlb(None)
@@ -217,6 +221,8 @@ class MemoryManager:
         if root != vcpu.user_cr3:
             if root:
                 self._take_root(root, vcpu.domain)
+                if _is_strict(vcpu.domain):
+                    self.slots.hide_m2p(root)
             old, vcpu.user_cr3 = vcpu.user_cr3, root
             if old:
                 self.frames.let_go(old)
@@ -227,6 +233,11 @@ class MemoryManager:
             raise Restart
         if error:
             raise HypercallError(error)
+
+    def _fill_xen_slots(self, mfn: int) -> None:
+        """Fill Xen's slots of a new root. The M2P is there at once only if the guest tells its roots apart by that."""
+        domain = self.hv.domains.get(self.frames.owner(mfn))
+        self.slots.fill(mfn, with_m2p=domain is not None and _is_strict(domain))
 
     def put_page_from_l1e(self, entry: int) -> None:
         """Drop what an L1 entry held that was replaced."""
@@ -252,6 +263,14 @@ class MemoryManager:
             raise HypercallError(errno.EACCES)
         self.hv.memory.write(gmfn << 12, hypercall_page())
         self.frames.put_page_and_type(gmfn)
+
+
+def _is_strict(domain: Domain) -> bool:
+    """Whether the domain wants the M2P in the roots of its kernel only (VMASST_TYPE_m2p_strict).
+
+    Else every root has it that was once loaded for the kernel.
+    """
+    return bool(domain.vm_assist >> xen.VMASST_TYPE_m2p_strict & 1)
 
 
 def hypercall_page() -> bytes:

@@ -1,8 +1,8 @@
 """Xen's own part of every guest's address space: L4 slots 256 to 271 (arch-x86/xen-x86_64.h).
 
-Slot 256 leads to the M2P, which guests may read; slot 258 is the root itself, a linear page table for Xen's own use;
-slot 260 is the domain's own area (its descriptor tables, for a vCPU that executes machine code). The slots in which a
-real Xen has its code, its frame table and its direct map stay empty: here those are not in machine memory.
+Slot 256 leads to the M2P, which guest kernels may read; slot 258 is the root itself, a linear page table for Xen's own
+use; slot 260 is the domain's own area (its descriptor tables, for a vCPU that executes machine code). The slots in
+which a real Xen has its code, its frame table and its direct map stay empty: here those are not in machine memory.
 """
 
 from __future__ import annotations
@@ -85,15 +85,24 @@ class XenSlots:
             q[(l2 << 9) + index] = mfn << 12 | XEN_WRITES
         return tables
 
-    def fill(self, mfn: int) -> None:
+    def fill(self, mfn: int, *, with_m2p: bool) -> None:
         """Write Xen's slots into a root table that was just validated."""
         q = self._frames.memory.q
         base = mfn << 9
         first = base + FIRST_XEN_SLOT
         q[first : first + NR_SLOTS] = _EMPTY
-        q[base + M2P_SLOT] = self._m2p_l3 << 12 | GUEST_READS
+        if with_m2p:
+            self.show_m2p(mfn)
         q[base + LINEAR_SLOT] = mfn << 12 | XEN_WRITES
         q[base + PERDOMAIN_SLOT] = self._perdomain[self._frames.owner(mfn)] << 12 | XEN_WRITES
+
+    def show_m2p(self, mfn: int) -> None:
+        """Let a root lead to the M2P."""
+        self._frames.memory.q[(mfn << 9) + M2P_SLOT] = self._m2p_l3 << 12 | GUEST_READS
+
+    def hide_m2p(self, mfn: int) -> None:
+        """Let a root not lead to the M2P."""
+        self._frames.memory.q[(mfn << 9) + M2P_SLOT] = 0
 
 
 _EMPTY = memoryview(bytes(8 * NR_SLOTS)).cast("Q")

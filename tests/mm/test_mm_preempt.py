@@ -136,9 +136,6 @@ class TestMmuext:
     def test_roots(self) -> None:
         def work(guest: Guest) -> object:
             root, _ = a_tree(guest)
-            copy = guest.mfn(
-                guest.new_table(dict(enumerate(guest.hv.memory.q[guest.root << 9 : (guest.root << 9) + 256])))
-            )
             copied = struct.unpack("<512Q", guest.hv.memory.frame(guest.root).tobytes())
             words = {i: word for i, word in enumerate(copied) if word & P and not 256 <= i <= 271}
             copy = guest.mfn(guest.new_table(words))

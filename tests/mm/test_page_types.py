@@ -1,5 +1,7 @@
 """Page tables: what is accepted, what is stored, what is held."""
 
+import struct
+
 import pytest
 from mm_world import (
     EBUSY,
@@ -22,6 +24,7 @@ from mm_world import (
     World,
 )
 
+from hypervisor.abi import xen
 from hypervisor.mm.frame_table import (
     ERESTART,
     PARTIAL,
@@ -256,13 +259,35 @@ def test_pinned_root_shows_xens_slots(world: World, guest: Guest) -> None:
     assert guest.pin(4, mfn) == 0
     slots = world.hv.memory.q[(mfn << 9) + 256 : (mfn << 9) + 272].tolist()
     root = world.hv.memory.q[(guest.root << 9) + 256 : (guest.root << 9) + 272].tolist()
-    assert slots[0] & (P | RW | US) == P | US
+    # The M2P comes when the root is loaded for the kernel.
+    assert (slots[0], root[0] & (P | RW | US)) == (0, P | US)
     assert slots[2] == mfn << 12 | P | RW | A | D
-    slots[2] = root[2] = 0
-    assert slots == root
+    assert slots[1] == slots[15] == 0
+    assert (slots[1], *slots[3:]) == (root[1], *root[3:])
     for slot in (256, 258, 271):
         assert guest.set_entry((mfn << 12) + slot * 8, 0) == EINVAL
     assert guest.set_entry((mfn << 12) + 272 * 8, 0) == 0
+
+
+def test_the_m2p_is_in_roots_of_the_kernel(world: World, guest: Guest) -> None:
+    def slot(mfn: int) -> int:
+        return world.hv.memory.q[(mfn << 9) + 256]
+
+    copied = struct.unpack("<512Q", world.hv.memory.frame(guest.root).tobytes())
+    words = {i: word for i, word in enumerate(copied) if word & P and not 256 <= i <= 271}
+    kernel, user, both = (guest.mfn(guest.new_table(words)) for _ in range(3))
+    for mfn in (kernel, user, both):
+        assert guest.pin(4, mfn) == 0
+    assert guest.mmuext(xen.MMUEXT_NEW_BASEPTR, kernel) == guest.mmuext(xen.MMUEXT_NEW_USER_BASEPTR, user) == 0
+    assert (slot(kernel) != 0, slot(user)) == (True, 0)
+    assert guest.mmuext(xen.MMUEXT_NEW_USER_BASEPTR, kernel) == 0
+    assert slot(kernel)
+    # With the assist m2p_strict it is there from the start, and goes when the root becomes that of user mode.
+    assert guest.call(xen.HYPERVISOR_vm_assist, xen.VMASST_CMD_enable, xen.VMASST_TYPE_m2p_strict) == 0
+    assert guest.unpin(both) == guest.pin(4, both) == 0
+    assert slot(both)
+    assert guest.mmuext(xen.MMUEXT_NEW_USER_BASEPTR, both) == 0
+    assert slot(both) == 0
 
 
 def test_unpinned_root_in_use_stays_validated(world: World, guest: Guest) -> None:
