@@ -400,7 +400,8 @@ class Processor:
             result = -error.errno
         except Continuation as rest:
             again = True
-            nr = result = rest.nr
+            # RAX says which hypercall: mostly the same one.
+            nr = result = nr if rest.nr < 0 else rest.nr
             q[RDI], q[RSI], q[RDX], q[R10], q[R8] = (value & U64 for value in rest.replace(registers))
             q[RIP] -= SYSCALL_SIZE
         if self.hv.trace is not None and not again:
