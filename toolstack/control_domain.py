@@ -7,7 +7,7 @@ simulator) outside speaks to it over the host's serial line, one word a line: `s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -38,8 +38,6 @@ class ControlDomain:
     uuid: UUID
     plans: Sequence[DomainPlan]
     host: Host
-    console: Callable[[int, bytes], None]
-    """Takes what a guest printed: (domid, bytes)."""
 
     async def main(self) -> None:
         """Run the host's domains; returns when the last of them is gone."""
@@ -49,7 +47,7 @@ class ControlDomain:
         xenstored.start()
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
-        XenConsoled(kernel, self.console).start()
+        XenConsoled(kernel, kernel.hw.serial).start()
         keyboard = kernel.spawn(self._obey(lifecycle), "serial line")
         self.host.started(lifecycle, xenstored)
         await lifecycle.run(self.plans)

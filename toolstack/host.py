@@ -28,6 +28,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
+from hypervisor.machine.serial import SerialCard
 from hypervisor.sched.policy import Policy, parse_policy
 from hypervisor.sched.scheduler import NEVER
 from hypervisor.trace import TraceError, TraceWriter
@@ -37,6 +38,7 @@ from toolstack.control_domain import ControlDomain
 from toolstack.errors import UsageError
 from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
+from toolstack.outside import Outside
 from toolstack.preparation import SECTOR, UUID_SPACE, NicSpec, Preparation, prepare
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.vif_spec import generate_mac
@@ -60,9 +62,9 @@ STEPS = 500
 class Host:
     """One host, to be switched on once.
 
-    `consoles` shows what the domains print (None: nobody looks). `hang_limit` is after how many seconds of wall-clock
-    time a guest that does not yield is ended. `run` is to be awaited under trio; everything else may be called from
-    other trio tasks meanwhile.
+    `outside` is what its serial lines are connected to (default: nothing but the logs). `consoles` shows what the
+    domains print (None: nobody looks). `hang_limit` is after how many seconds of wall-clock time a guest that does not
+    yield is ended. `run` is to be awaited under trio; everything else may be called from other trio tasks meanwhile.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Host:
         trace_file: Path | None = None,
         consoles: ConsoleLog | None = None,
         dom0: DomainConfig | None = None,
+        outside: Outside | None = None,
         hang_limit: float = DEFAULT_LIMIT,
     ) -> None:
         self.memory_mib = memory_mib
@@ -87,6 +90,8 @@ class Host:
         self.nics = list(nics)
         self.trace_file = trace_file
         self.consoles = consoles or ConsoleLog(lambda line: None)
+        self.outside = outside or Outside()
+        self.outside.consoles = self.consoles
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
         self.policy: Policy = _policy(schedule)
@@ -122,6 +127,7 @@ class Host:
         """Switch the host on and run the domains until they have ended. Raises `UsageError`, InvariantError."""
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
+        self.outside.check()
         prepared = prepare(configs, self.nics, self.seed)
         self.is_on = True
         with self._stack:
@@ -129,15 +135,16 @@ class Host:
             self._stack.callback(gc.set_threshold, *gc.get_threshold())
             gc.set_threshold(*GC_THRESHOLDS)
             self._assemble(prepared)
+            self._stack.callback(self.card.unplug_all)
             self._stack.callback(self.hv.switch_off)
             with Watchdog(lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit):
-                await self._drain()
+                await self._live()
             self._token = None
             self._finish_dom0()
         self._check_trace()
-        for _, wire in prepared.wires:
-            if wire.failure:
-                raise UsageError(wire.failure)
+        for failure in (self.outside.failure, *(wire.failure for _, wire in prepared.wires)):
+            if failure:
+                raise UsageError(failure)
         return HostResult(
             domains=list(self.results.values()),
             virtual_ns=self.hv.clock.now,
@@ -153,19 +160,33 @@ class Host:
         """
         self.interrupts += 1
         if self._token is not None:
-            self._token.run_sync_soon(self._wake_up, idempotent=True)
+            self._token.run_sync_soon(self.wake, idempotent=True)
+
+    def wake(self) -> None:
+        """Have a sleeping host look at itself again: something outside has changed."""
+        self._wake.set()
 
     def _obey_interrupts(self) -> None:
         while self._obeyed < self.interrupts and self.lifecycle is not None:
             self._obeyed += 1
             self._type("shutdown\n" if self._obeyed == 1 else "destroy\n")
 
-    def _wake_up(self) -> None:
-        self._wake.set()
-
     def _type(self, text: str) -> None:
         """Type on the host's serial console."""
         self.hv.console_io.feed(text.encode())
+
+    async def _live(self) -> None:
+        """Run until dom0 has shut the host down, with those outside who listen to it and talk to it."""
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            self.outside.start(nursery, self)
+            try:
+                await self._drain()
+            except (Exception, KeyboardInterrupt) as error:
+                failure = error  # to be raised as it is, not as one of a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _drain(self) -> None:
         """Run the pCPUs until dom0 has shut the host down."""
@@ -193,11 +214,13 @@ class Host:
                 await trio.lowlevel.checkpoint()
             elif hv.clock.real:
                 await self._sleep_until(until)
+            elif self.outside.may_speak:
+                await self._sleep_until(NEVER)
             else:
                 self._idle()
 
     async def _sleep_until(self, until: int) -> None:
-        """In real time: wait for the next timer, or for something to become runnable from outside."""
+        """Wait for the next timer (in real time), or for something to become runnable from outside."""
         self._wake = trio.Event()
         self.hv.interrupt_idle = self._wake.set
         self.hv.sleeping = True
@@ -249,6 +272,8 @@ class Host:
             mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
             NetworkCard(machine, unit, wire, mac).now = hv.now
             nics[bridge] = unit
+        self.card = SerialCard(machine, self.outside.panel)
+        self.card.rouse = self.wake
         self._build_dom0(prepared, nics)
 
     def _memory(self, plans: Iterable[DomainPlan]) -> int:
@@ -311,17 +336,12 @@ class Host:
 
     def _control_domain(self, plans: Sequence[DomainPlan], uuid: UUID, kernel: Kernel) -> ControlDomain:
         self._note_kernel(0, kernel)
-        return ControlDomain(
-            kernel=kernel, config=self.dom0, uuid=uuid, plans=plans, host=self, console=self._show_guest
-        )
+        return ControlDomain(kernel=kernel, config=self.dom0, uuid=uuid, plans=plans, host=self)
 
     # -- consoles -------------------------------------------------------------------------------------------------
 
     def _show_host(self, data: bytes) -> None:
         self.consoles.feed_host(DOM0_NAME, data)
-
-    def _show_guest(self, domid: int, data: bytes) -> None:
-        self.consoles.feed(self._names.get(domid, f"d{domid}"), data)
 
     # -- what the simulator does for the toolstack (`lifecycle.Platform`) -----------------------------------------
 

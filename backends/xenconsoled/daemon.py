@@ -1,50 +1,97 @@
-"""xenconsoled as a thread of dom0.
+"""xenconsoled as threads of dom0.
 
-For each domain that xenstored introduces it reads `/local/domain/N/console/ring-ref` and `port`, maps the page, binds
-the event channel and passes on what the guest writes: `sink(domid, bytes)`, cut anywhere; lines are the sink's
-business.  `feed` is the other direction.
+For each domain that xenstored introduces it reads `/local/domain/N/console/ring-ref` and `port`, maps the page and
+binds the event channel. What the guest prints goes to two places: a log, which takes everything at once, and a
+terminal, which somebody may read or not. What is typed on the terminal goes to the guest. Both are lines of the
+machine's serial card, opened by the domain's name; a terminal that has a name of its own gets it into the node
+`console/tty`.
 
 A guest that signals without end is slowed down, as the C daemon does: after `ALLOWANCE` events within `PERIOD_NS` its
-port stays masked until the period is over.  Its ring fills, and the guest has to wait; nobody else does.
+port stays masked until the period is over.  Its ring fills, and the guest has to wait; nobody else does.  A terminal
+that is not read costs at most what `console/limit` says, and holds up neither the guest nor the log (`OutputBuffer`).
 
 A domain that has gone (its nodes are removed) has its ring emptied once more, then everything is given back.
 """
 
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from backends.reserved_page import ReservedPage
 from backends.xenconsoled.ring import ConsoleRing
+from backends.xenconsoled.terminal import OutputBuffer, parse_limit
 from guest_kernel.errors import XenError
+from guest_kernel.hw.serial import LOG, TERMINAL
 from guest_kernel.kernel import Kernel
 from guest_kernel.threads import WaitQueue
-from guest_kernel.xenbus.client import XenstoreError
+from guest_kernel.xenbus.client import Transaction, XenstoreError
 from hypervisor.abi import tracepoints
 from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 
 ALLOWANCE: Final = 30
 PERIOD_NS: Final = 200_000_000
-BACKLOG: Final = 4096
-"""Bytes of input that are kept for a guest whose ring is full."""
+ODD: Final = ("", "xenconsoled", None)
+"""What the node `console/type` may say for this daemon to serve it."""
 
-Sink = Callable[[int, bytes], None]
+
+class Line(Protocol):
+    """A line of the serial card (`guest_kernel.hw.serial.SerialLine`)."""
+
+    number: int
+    name: str
+    on_news: Callable[[], None]
+
+    def send(self, data: bytes, /) -> int:
+        """Send; return how many bytes were taken."""
+        ...
+
+    def receive(self, limit: int, /) -> bytes:
+        """Return at most `limit` bytes of input."""
+        ...
+
+    def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+class Lines(Protocol):
+    """The serial card (`guest_kernel.hw.serial.PhysicalSerial`)."""
+
+    def open(self, kind: int, name: str, /) -> Line | None:
+        """Open a line; None if nothing is plugged in there."""
+        ...
 
 
 @final
 class GuestConsole:
     """The console of one domain."""
 
-    __slots__ = ("backlog", "domid", "events", "page", "period_end", "port", "ring", "room", "throttled")
+    __slots__ = (
+        "domid",
+        "events",
+        "log",
+        "name",
+        "output",
+        "page",
+        "period_end",
+        "port",
+        "ring",
+        "signalled",
+        "terminal",
+        "throttled",
+    )
 
-    def __init__(self, domid: int, page: ReservedPage) -> None:
+    def __init__(self, domid: int, name: str, page: ReservedPage) -> None:
         self.domid = domid
+        self.name = name
         self.page = page
         self.ring = ConsoleRing(page.view)
         self.port = 0
-        #: Input that did not fit into the ring.
-        self.backlog = b""
-        #: Who waits for room in the backlog.
-        self.room = WaitQueue()
+        self.log: Line | None = None
+        self.terminal: Line | None = None
+        #: What the terminal has not taken yet.
+        self.output = OutputBuffer()
+        #: An event has come that nobody has looked at.
+        self.signalled = True
         #: Events in the current period, and when that is over.
         self.events = 0
         self.period_end = 0
@@ -53,14 +100,27 @@ class GuestConsole:
 
 @final
 class XenConsoled:
-    """The daemon.  `start` begins; `consoles` are those that are served, by domain."""
+    """The daemon.  `start` begins; `consoles` are those that are served, by domain.
 
-    def __init__(self, kernel: Kernel, sink: Sink, *, allowance: int = ALLOWANCE, period_ns: int = PERIOD_NS) -> None:
+    `discard` False (the C daemon's `--overflow-data=keep`): while a terminal has as much unread as its limit allows,
+    the guest is not read; it waits, and nothing is lost.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        lines: Lines,
+        *,
+        allowance: int = ALLOWANCE,
+        period_ns: int = PERIOD_NS,
+        discard: bool = True,
+    ) -> None:
         self.kernel = kernel
-        self.sink = sink
+        self.lines = lines
         self.consoles: dict[int, GuestConsole] = {}
         self._allowance = allowance
         self._period_ns = period_ns
+        self._discard = discard
         self._trace = kernel.cpu.trace
         self._ready: dict[GuestConsole, None] = {}
         self._wake = WaitQueue()
@@ -73,16 +133,28 @@ class XenConsoled:
         self.kernel.spawn(self._follow_domains(), "xenconsoled domains")
         self.kernel.spawn(self._release_throttled(), "xenconsoled throttle")
 
-    # ---- output
+    # ---- the thread that moves bytes
 
-    def _make_handler(self, console: GuestConsole) -> Callable[[], None]:
+    def _on_event(self, console: GuestConsole) -> Callable[[], None]:
+        """Return the handler of a guest's event channel."""
         ready, wake = self._ready, self._wake.wake
 
         def on_event() -> None:
+            console.signalled = True
             ready[console] = None
             wake()
 
         return on_event
+
+    def _on_news(self, console: GuestConsole) -> Callable[[], None]:
+        """Return the handler of news from a terminal: something typed, or room again."""
+        ready, wake = self._ready, self._wake.wake
+
+        def on_news() -> None:
+            ready[console] = None
+            wake()
+
+        return on_news
 
     async def _serve(self) -> None:
         ready = self._ready
@@ -91,9 +163,24 @@ class XenConsoled:
                 console = next(iter(ready))
                 del ready[console]
                 if self.consoles.get(console.domid) is console:
-                    self._count(console)
                     self._move(console)
             await self._wake.wait()
+
+    def _move(self, console: GuestConsole) -> None:
+        """Pass output and input on, as far as both sides let it; signal once."""
+        self._send(console)
+        if console.signalled and not console.throttled and (self._discard or not console.output.full):
+            console.signalled = False
+            data = console.ring.read()
+            if data:
+                self._emit(console, data)
+            self._count(console)
+        terminal = console.terminal
+        if terminal is not None:
+            room = console.ring.room
+            if room and (typed := terminal.receive(room)):
+                console.ring.write(typed)
+        self._signal(console)
 
     def _count(self, console: GuestConsole) -> None:
         """Count an event; a guest that has had its share is not listened to until the period is over."""
@@ -102,29 +189,26 @@ class XenConsoled:
             console.period_end = now + self._period_ns
             console.events = 0
         console.events += 1
-        if console.events > self._allowance and not console.throttled:
+        if console.events >= self._allowance:
             console.throttled = True
             self.kernel.events.mask(console.port)
             self._throttled[console] = None
             self._throttle.wake()
 
-    def _move(self, console: GuestConsole) -> None:
-        """Pass output on, put waiting input into the ring, signal once."""
-        ring = console.ring
-        data = ring.read()
-        if data:
-            self._emit(console, data)
-        if console.backlog:
-            taken = ring.write(console.backlog)
-            if taken:
-                console.backlog = console.backlog[taken:]
-                console.room.wake_all()
-        self._signal(console)
-
     def _emit(self, console: GuestConsole, data: bytes) -> None:
+        """Show what a guest has printed."""
         if self._trace is not None:
             self._trace(tracepoints.CONSOLE, console.domid, data)
-        self.sink(console.domid, data)
+        if console.log is not None:
+            console.log.send(data)
+        if console.terminal is not None:
+            console.output.append(data)
+            self._send(console)
+
+    def _send(self, console: GuestConsole) -> None:
+        """Send to the terminal what it has room for."""
+        if console.output.data and console.terminal is not None:
+            console.output.advance(console.terminal.send(bytes(console.output.data)))
 
     def _signal(self, console: GuestConsole) -> None:
         if console.ring.notify:
@@ -147,36 +231,10 @@ class XenConsoled:
                 del self._throttled[console]
                 console.throttled = False
                 if self.consoles.get(console.domid) is console:
-                    self._move(console)
                     self.kernel.events.unmask(console.port)
+                    self._ready[console] = None
+                    self._wake.wake()
             await self._throttle.wait()
-
-    # ---- input
-
-    def feed(self, domid: int, data: bytes) -> int:
-        """Type into a console; return how many bytes were taken (0 too if the domain has none).
-
-        What the ring has no room for is kept, up to BACKLOG bytes; the rest is for the caller to offer again.
-        """
-        console = self.consoles.get(domid)
-        if console is None:
-            return 0
-        taken = 0 if console.backlog else console.ring.write(data)
-        kept = data[taken : taken + BACKLOG - len(console.backlog)]
-        console.backlog += kept
-        self._signal(console)
-        return taken + len(kept)
-
-    async def feed_all(self, domid: int, data: bytes) -> bool:
-        """Type all of `data`, waiting while the guest does not read; False if the domain goes away meanwhile."""
-        while data:
-            console = self.consoles.get(domid)
-            if console is None:
-                return False
-            data = data[self.feed(domid, data) :]
-            if data:
-                await console.room.wait()
-        return True
 
     # ---- domains
 
@@ -214,24 +272,43 @@ class XenConsoled:
 
     async def _open(self, domid: int) -> None:
         """Serve a domain's console if it has one (its nodes may not be written yet, or it may be half gone)."""
-        home = f"/local/domain/{domid}/console"
-        ring_ref, port, kind = await self.kernel.xenbus.read_many([f"{home}/ring-ref", f"{home}/port", f"{home}/type"])
-        if not (ring_ref and ring_ref.isdecimal() and port and port.isdecimal() and kind in (None, "", "xenconsoled")):
+        home = f"/local/domain/{domid}"
+        paths = [
+            f"{home}/{key}" for key in ("console/ring-ref", "console/port", "console/type", "console/limit", "name")
+        ]
+        ring_ref, port, kind, limit, name = await self.kernel.xenbus.read_many(paths)
+        if not (ring_ref and ring_ref.isdecimal() and port and port.isdecimal() and kind in ODD):
             return
         kernel = self.kernel
         page = None
         try:
             page = ReservedPage(kernel, domid, GNTTAB_RESERVED_CONSOLE, int(ring_ref))
-            console = GuestConsole(domid, page)
-            console.port = kernel.events.bind_interdomain(domid, int(port), self._make_handler(console))
+            console = GuestConsole(domid, name or f"d{domid}", page)
+            console.port = kernel.events.bind_interdomain(domid, int(port), self._on_event(console))
         except XenError as error:
             kernel.console.printk(f"xenconsoled: no console for domain {domid}: {error}")
             if page is not None:
                 page.unmap()
             return
         self.consoles[domid] = console
+        console.log = self.lines.open(LOG, console.name)
+        console.terminal = self.lines.open(TERMINAL, console.name)
         self._ready[console] = None
         self._wake.wake()
+        if console.terminal is not None:
+            console.output.limit = parse_limit(limit)
+            console.terminal.on_news = self._on_news(console)
+            if console.terminal.name:
+                await self._publish(f"{home}/console", console.terminal.name)
+
+    async def _publish(self, directory: str, name: str) -> None:
+        """Write the terminal's name, if the directory is still there: a plain write would bring a part of it back."""
+
+        async def write(transaction: Transaction) -> None:
+            if await transaction.exists(directory):
+                await transaction.write(f"{directory}/tty", name)
+
+        await self.kernel.xenbus.transact(write)
 
     def _close(self, console: GuestConsole) -> None:
         """Pass on what is left, and give everything back."""
@@ -241,7 +318,9 @@ class XenConsoled:
         del self.consoles[console.domid]
         self._ready.pop(console, None)
         self._throttled.pop(console, None)
-        console.room.wake_all()
         self.kernel.events.unbind(console.port)
         del console.ring
         console.page.unmap()
+        for line in (console.log, console.terminal):
+            if line is not None:
+                line.close()

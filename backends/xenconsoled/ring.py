@@ -62,12 +62,15 @@ class ConsoleRing:
         self.notify = True
         return data
 
+    @property
+    def room(self) -> int:
+        """Bytes of input that the guest has room for; 0 if its index is nonsense."""
+        used = (self._in_prod - self._words[_IN_CONS]) & _U32
+        return IN_SIZE - used if used <= IN_SIZE else 0
+
     def write(self, data: bytes) -> int:
         """Put as much input as there is room for; return the number of bytes taken."""
-        used = (self._in_prod - self._words[_IN_CONS]) & _U32
-        if used > IN_SIZE:
-            return 0
-        count = min(IN_SIZE - used, len(data))
+        count = min(self.room, len(data))
         if not count:
             return 0
         at = self._in_prod & (IN_SIZE - 1)

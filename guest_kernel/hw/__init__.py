@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from guest_kernel.hw.disk import PhysicalDisk
 from guest_kernel.hw.errors import NoDeviceError
 from guest_kernel.hw.nic import PhysicalNic
+from guest_kernel.hw.serial import PhysicalSerial, SerialLine
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
-__all__ = ["Hardware", "NoDeviceError", "PhysicalDisk", "PhysicalNic"]
+__all__ = ["Hardware", "NoDeviceError", "PhysicalDisk", "PhysicalNic", "PhysicalSerial", "SerialLine"]
 
 
 class Hardware:
@@ -25,6 +26,7 @@ class Hardware:
         self._kernel = kernel
         self._disks: dict[int, PhysicalDisk] = {}
         self._nics: dict[int, PhysicalNic] = {}
+        self._serial: PhysicalSerial | None = None
 
     def disk(self, unit: int) -> PhysicalDisk:
         """Return the disk on controller `unit`. Raises NoDeviceError."""
@@ -37,6 +39,13 @@ class Hardware:
         if unit not in self._nics:
             self._nics[unit] = PhysicalNic(self._kernel, unit)
         return self._nics[unit]
+
+    @property
+    def serial(self) -> PhysicalSerial:
+        """The serial card. Raises NoDeviceError."""
+        if self._serial is None:
+            self._serial = PhysicalSerial(self._kernel)
+        return self._serial
 
     def release_disk(self, unit: int) -> None:
         """Let go of a disk that is being unplugged: its pages, its interrupt. Nothing may be under way."""
@@ -51,3 +60,6 @@ class Hardware:
         for nic in self._nics.values():
             nic.close()
         self._nics.clear()
+        if self._serial is not None:
+            self._serial.close()
+            self._serial = None

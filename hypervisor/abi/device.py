@@ -1,4 +1,4 @@
-"""Data sheets of the simulated machine's own devices: disk controllers and network cards.
+"""Data sheets of the simulated machine's own devices: disk controllers, network cards, the serial card.
 
 They are made for this machine (no real hardware is imitated): a handful of 32-bit I/O ports, queues in memory, one
 interrupt line each, DMA to machine addresses. Drivers are in `guest_kernel.hw`, the devices in `hypervisor.machine`.
@@ -10,6 +10,11 @@ line once for all of them.
 
 Network card, unit n (0 … 15): ports `NIC_PORTS(n)`, line `NIC_IRQ(n)`. Two queues of descriptors in memory, one to
 transmit and one of empty buffers; the device counts what it has used in registers.
+
+Serial card (one): ports from `SERIAL_PORT`, line `SERIAL_IRQ`. It has any number of lines, each opened by a name; what
+is plugged into a line (a terminal, a log, a person's tool) is the outside's business. Bytes go through one page that
+the driver names. The card raises its interrupt line when a line has news (input, room again, the other side has gone),
+and the driver asks `SERIAL_NEWS` for the lines until there is none.
 """
 
 from hypervisor.abi.layout import Layout
@@ -77,6 +82,29 @@ nic_descriptor = Layout("nic_descriptor", ("uint64_t", "maddr"), ("uint32_t", "l
 
 NIC_FLAG_MORE = 1
 """The frame goes on in the next descriptor (tx)."""
+
+SERIAL_PORT = 0xA000
+SERIAL_PORT_COUNT = 64
+SERIAL_IRQ = 48
+
+SERIAL_MAGIC = 0x52455350
+"""What the ID register reads ("PSER")."""
+
+SERIAL_ID, SERIAL_RESULT, SERIAL_NEWS = 0, 4, 8
+"""Registers to read: ID; outcome of the last command, a number or a negative errno; the next line with news, or all
+ones (reading it takes the line off the list)."""
+SERIAL_PAGE, SERIAL_LINE, SERIAL_OPEN, SERIAL_CLOSE, SERIAL_SEND, SERIAL_RECEIVE = 32, 36, 40, 44, 48, 52
+"""Registers to write: frame of the driver's page; the line that the next commands are about; and the commands:
+
+open a line of a kind (SERIAL_LOG, …) by the name in the page, NUL-terminated: the result is its number, and the page
+holds the name of the terminal behind it ("" if it has none); close the line; send so many bytes of the page: the result
+is how many were taken; receive at most so many bytes into the page: the result is how many there are."""
+
+SERIAL_LOG, SERIAL_TERMINAL, SERIAL_MANAGEMENT = 0, 1, 2
+"""Kinds of lines: one that only takes, and takes all; one with a person at the other end; the way in for tools that
+steer the host. The card answers ENODEV where nothing is plugged in, and ENFILE when there are `SERIAL_LINES` lines."""
+
+SERIAL_LINES = 65536
 
 
 def disk_port(unit: int) -> int:

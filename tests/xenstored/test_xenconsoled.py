@@ -1,6 +1,8 @@
 """Consoles: the ring alone, then the daemon with guests that flood, lie and die."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from fake_dom0 import FakeDom0, FakeGuest
@@ -8,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.xenconsoled import XenConsoled
-from backends.xenconsoled.daemon import ALLOWANCE, BACKLOG, PERIOD_NS
+from backends.xenconsoled.daemon import ALLOWANCE, PERIOD_NS
 from backends.xenconsoled.ring import IN_SIZE, OUT_SIZE, ConsoleRing
+from backends.xenconsoled.terminal import LIMIT, OutputBuffer, parse_limit
 from backends.xenstored.daemon import XenStored
+from guest_kernel.hw.serial import LOG, TERMINAL
 from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 from hypervisor.abi.io.console import xencons_interface
 
@@ -106,31 +110,90 @@ def test_what_the_guest_writes_into_the_daemons_indices_changes_nothing() -> Non
     assert guest.words[IN_PROD] == 5
 
 
+class FakeLine:
+    """A line of the serial card; `room` is how much a terminal takes before it is read (None: everything)."""
+
+    number = 0
+
+    def __init__(self, name: str, room: int | None = None) -> None:
+        self.name = name
+        self.room = room
+        self.sent = b""
+        self.typed = b""
+        self.open = True
+        self.on_news = lambda: None
+
+    def send(self, data: bytes) -> int:
+        assert self.open
+        taken = data if self.room is None else data[: self.room]
+        if self.room is not None:
+            self.room -= len(taken)
+        self.sent += taken
+        return len(taken)
+
+    def receive(self, limit: int) -> bytes:
+        data, self.typed = self.typed[:limit], self.typed[limit:]
+        return data
+
+    def close(self) -> None:
+        self.open = False
+
+
 class Consoles:
-    def __init__(self) -> None:
+    """The daemon, with the lines that it has opened by name."""
+
+    def __init__(self, *, terminals: bool = True, room: int | None = None, **options: Any) -> None:
+        self.terminals = terminals
+        self.room = room
+        self.log: dict[str, FakeLine] = {}
+        self.terminal: dict[str, FakeLine] = {}
         self.dom0 = FakeDom0()
-        self.shown: dict[int, bytes] = {}
         self.store = XenStored(self.dom0, self.dom0.info)  # type: ignore[arg-type]
-        self.daemon = XenConsoled(self.dom0, self.sink)  # type: ignore[arg-type]
+        self.daemon = XenConsoled(self.dom0, self, **options)  # type: ignore[arg-type]
         self.store.start()
         self.daemon.start()
         self.dom0.run()
 
-    def sink(self, domid: int, data: bytes) -> None:
-        self.shown[domid] = self.shown.get(domid, b"") + data
+    def open(self, kind: int, name: str) -> FakeLine | None:
+        if kind == LOG:
+            return self.log.setdefault(name, FakeLine(""))
+        assert kind == TERMINAL
+        return self.terminal.setdefault(name, FakeLine("/dev/pts/7", self.room)) if self.terminals else None
 
-    def boot(self, domid: int, *, granted: bool = True, early: bytes = b"", port: int = CONSOLE_PORT) -> Frontend:
+    @property
+    def shown(self) -> dict[int, bytes]:
+        return {int(name[1:]): line.sent for name, line in self.log.items() if line.sent}
+
+    def type(self, domid: int, data: bytes) -> None:
+        line = self.terminal[f"d{domid}"]
+        line.typed += data
+        line.on_news()
+        self.dom0.run()
+
+    def read(self, domid: int, count: int) -> None:
+        """Read so much from a terminal that is full."""
+        line = self.terminal[f"d{domid}"]
+        assert line.room is not None
+        line.room += count
+        line.on_news()
+        self.dom0.run()
+
+    def boot(
+        self, domid: int, *, granted: bool = True, early: bytes = b"", port: int = CONSOLE_PORT, limit: str = ""
+    ) -> Frontend:
         guest = self.dom0.guest(domid)
         guest.granted = granted
         front = Frontend(guest.page(GNTTAB_RESERVED_CONSOLE if granted else 2000))
         front.write(early)
-        self.dom0.do(self.announce(domid, port))
+        self.dom0.do(self.announce(domid, port, limit))
         return front
 
-    async def announce(self, domid: int, port: int) -> None:
+    async def announce(self, domid: int, port: int, limit: str) -> None:
         xenbus = self.dom0.xenbus
         home = f"/local/domain/{domid}"
         await xenbus.write_many({f"{home}/console/ring-ref": 2000, f"{home}/console/port": port})
+        if limit:
+            await xenbus.write(f"{home}/console/limit", limit)
         await xenbus.introduce(domid, 1000, STORE_PORT)
 
     def print(self, domid: int, front: Frontend, data: bytes) -> int:
@@ -148,7 +211,13 @@ class Consoles:
 
 @pytest.fixture
 def consoles() -> Iterator[Consoles]:
-    consoles = Consoles()
+    with serving(Consoles()) as consoles:
+        yield consoles
+
+
+@contextmanager
+def serving(consoles: Consoles) -> Iterator[Consoles]:
+    """Run the daemon; at the end everything has been given back."""
     yield consoles
     for domid in list(consoles.dom0.guests):
         consoles.destroy(domid)
@@ -173,7 +242,7 @@ def test_a_domain_without_a_console_is_left_alone(consoles: Consoles) -> None:
     consoles.dom0.do(consoles.dom0.xenbus.write("/local/domain/3", ""))
     consoles.dom0.do(consoles.dom0.xenbus.introduce(3, 1000, STORE_PORT))
     assert consoles.daemon.consoles == {}
-    assert consoles.daemon.feed(3, b"x") == 0
+    assert consoles.log == {}
 
 
 def test_a_console_that_cannot_be_opened_is_reported(consoles: Consoles) -> None:
@@ -185,41 +254,129 @@ def test_a_console_that_cannot_be_opened_is_reported(consoles: Consoles) -> None
 class TestInput:
     def test_goes_to_the_guest(self, consoles: Consoles) -> None:
         front = consoles.boot(1)
-        assert consoles.daemon.feed(1, b"typed\n") == 6
+        consoles.type(1, b"typed\n")
         assert front.read() == b"typed\n"
+        assert CONSOLE_PORT in consoles.dom0.guests[1].signals
 
-    def test_that_does_not_fit_follows_when_the_guest_reads(self, consoles: Consoles) -> None:
+    def test_of_any_length_follows_when_the_guest_reads(self, consoles: Consoles) -> None:
         front = consoles.boot(1)
         text = bytes(range(256)) * 40
-        taken = consoles.daemon.feed(1, text)
-        assert taken == IN_SIZE + BACKLOG
-        assert consoles.daemon.feed(1, b"more") == 0
+        consoles.type(1, text)
+        # What the guest has no room for stays where it was typed: nobody keeps it meanwhile.
+        assert consoles.terminal["d1"].typed == text[IN_SIZE:]
         got = b""
         while data := front.read():
             got += data
             consoles.dom0.guests[1].notify(CONSOLE_PORT)
-            consoles.dom0.run()
-        assert got == text[:taken]
-
-    def test_of_any_length_can_be_waited_for(self, consoles: Consoles) -> None:
-        front = consoles.boot(1)
-        text = b"0123456789" * 2000
-        thread = consoles.dom0.spawn(consoles.daemon.feed_all(1, text))
-        got = b""
-        for _ in range(40):
             consoles.dom0.pass_time(PERIOD_NS)
-            got += front.read()
-            consoles.dom0.guests[1].notify(CONSOLE_PORT)
         assert got == text
-        assert thread.result is True
 
-    def test_of_a_guest_that_dies_meanwhile_ends(self, consoles: Consoles) -> None:
+    def test_of_a_guest_whose_index_is_nonsense_is_not_taken(self, consoles: Consoles) -> None:
+        front = consoles.boot(1)
+        front.words[IN_CONS] = 5
+        consoles.type(1, b"typed")
+        assert consoles.terminal["d1"].typed == b"typed"
+
+
+class TestTerminal:
+    def test_its_name_is_in_the_store(self, consoles: Consoles) -> None:
         consoles.boot(1)
-        thread = consoles.dom0.spawn(consoles.daemon.feed_all(1, b"x" * 20000))
-        consoles.dom0.run()
-        assert not thread.done
+        assert consoles.dom0.do(consoles.dom0.xenbus.read("/local/domain/1/console/tty")) == "/dev/pts/7"
+
+    def test_gets_what_the_log_gets(self, consoles: Consoles) -> None:
+        front = consoles.boot(1, early=b"one ")
+        consoles.print(1, front, b"two")
+        assert consoles.terminal["d1"].sent == consoles.log["d1"].sent == b"one two"
+
+    def test_that_is_not_read_holds_up_neither_the_guest_nor_the_log(self) -> None:
+        with serving(Consoles(room=100)) as consoles:
+            front = consoles.boot(1)
+            text = b"".join(b"%08d" % number for number in range(5000))
+            print_all(consoles, front, text)
+            assert consoles.log["d1"].sent == text
+            assert consoles.terminal["d1"].sent == text[:100]
+            # All of it was kept, for it is less than the limit.
+            consoles.read(1, len(text))
+            assert consoles.terminal["d1"].sent == text
+
+    def test_keeps_how_it_began_and_how_it_ended(self) -> None:
+        with serving(Consoles(room=0)) as consoles:
+            front = consoles.boot(1, limit="1000")
+            text = b"".join(b"%08d" % number for number in range(1000))
+            print_all(consoles, front, text)
+            kept = consoles.daemon.consoles[1].output
+            assert len(kept.data) <= 1250
+            consoles.read(1, 10_000)
+            seen = consoles.terminal["d1"].sent
+            assert len(seen) + kept.lost == len(text)
+            assert seen[:500] == text[:500]
+            assert seen[-400:] == text[-400:]
+            assert consoles.log["d1"].sent == text
+
+    def test_may_hold_up_its_guest_instead(self) -> None:
+        with serving(Consoles(room=0, discard=False)) as consoles:
+            front, other = consoles.boot(1, limit="4000"), consoles.boot(2, limit="4000")
+            text = b"".join(b"%08d" % number for number in range(3000))
+            sent = print_all(consoles, front, text)
+            assert sent < len(text)
+            assert len(consoles.daemon.consoles[1].output.data) <= 4000 + OUT_SIZE
+            consoles.print(2, other, b"free\n")
+            assert consoles.log["d2"].sent == b"free\n"
+            for _ in range(100):
+                consoles.read(1, 2000)
+                sent += print_all(consoles, front, text[sent:])
+            consoles.read(1, 10_000)
+            assert consoles.terminal["d1"].sent == text
+
+    def test_there_may_be_none(self) -> None:
+        with serving(Consoles(terminals=False)) as consoles:
+            front = consoles.boot(1)
+            consoles.print(1, front, b"hello")
+            assert consoles.shown[1] == b"hello"
+            assert consoles.dom0.do(consoles.dom0.xenbus.read_or_none("/local/domain/1/console/tty")) is None
+
+    def test_goes_with_its_domain(self, consoles: Consoles) -> None:
+        front = consoles.boot(1)
+        front.write(b"bye")
         consoles.destroy(1)
-        assert thread.result is False
+        assert consoles.terminal["d1"].sent == b"bye"
+        assert not consoles.terminal["d1"].open
+        assert not consoles.log["d1"].open
+
+
+def print_all(consoles: Consoles, front: Frontend, text: bytes) -> int:
+    """Print as the daemon reads; return how much has gone out when it reads no more."""
+    sent = 0
+    while sent < len(text):
+        count = consoles.print(1, front, text[sent : sent + 1000])
+        sent += count
+        consoles.dom0.pass_time(PERIOD_NS // 10)
+        if not count:
+            break
+    return sent
+
+
+def test_an_output_buffer_forgets_the_middle() -> None:
+    buffer = OutputBuffer(100)
+    buffer.append(b"a" * 60)
+    buffer.append(b"b" * 65)
+    assert (len(buffer.data), buffer.lost) == (125, 0)
+    buffer.append(b"c")
+    assert (bytes(buffer.data), buffer.lost) == (b"a" * 50 + b"b" * 49 + b"c", 26)
+    buffer.advance(99)
+    assert buffer.data == b"c"
+    assert not buffer.full
+    endless = OutputBuffer(0)
+    endless.append(b"x" * 10_000_000)
+    assert (len(endless.data), endless.full) == (10_000_000, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [(None, LIMIT), ("1048576", 1 << 20), ("0x100", 256), ("0", 0), ("", 0), ("junk", 0), ("-5", 0), ("010", 10)],
+)
+def test_limits(text: str | None, limit: int) -> None:
+    assert parse_limit(text) == limit
 
 
 class TestAFlood:
@@ -244,6 +401,15 @@ class TestAFlood:
         front = consoles.boot(1)
         through = self.flood(consoles, front, 1, 10 * PERIOD_NS)
         assert 5 * ALLOWANCE * 100 <= through <= 12 * (ALLOWANCE * 100 + OUT_SIZE)
+
+    def test_is_heard_exactly_so_often(self, consoles: Consoles) -> None:
+        front = consoles.boot(1)
+        consoles.dom0.pass_time(PERIOD_NS)
+        for _ in range(ALLOWANCE + 5):
+            consoles.print(1, front, b"x")
+        assert len(consoles.shown[1]) == ALLOWANCE
+        consoles.dom0.pass_time(PERIOD_NS)
+        assert len(consoles.shown[1]) == ALLOWANCE + 5
 
     def test_does_not_keep_others_from_printing(self, consoles: Consoles) -> None:
         front, other = consoles.boot(1), consoles.boot(2)

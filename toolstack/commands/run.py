@@ -15,9 +15,11 @@ import trio
 from hypervisor.errors import InvariantError, ReplayError
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
-from toolstack.errors import UsageError
+from toolstack.errors import UsageError, did_you_mean
 from toolstack.host import Host
 from toolstack.output import StandardOutput
+from toolstack.outside import Outside
+from toolstack.person import ConsolePerson
 from toolstack.preparation import parse_nic
 from toolstack.report import HostResult, make_console, print_table
 from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_config
@@ -75,6 +77,21 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     type=click.Path(path_type=Path, dir_okay=False),
     help="Record every event of the host in FILE.",
 )
+@click.option(
+    "--console",
+    "console",
+    metavar="NAME",
+    help="Attach to the console of this guest: it is shown alone and as it is, and typed at. Ctrl-] leaves it.",
+)
+@click.option(
+    "--pty", "ptys", is_flag=True, help="Give each guest's console a pseudo-terminal (xenstore: console/tty)."
+)
+@click.option(
+    "--log-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write what each guest prints to DIR/guest-NAME.log, too.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
 def run(
     configs: tuple[Path, ...],
@@ -86,6 +103,9 @@ def run(
     schedule: str,
     nics: tuple[str, ...],
     trace_file: Path | None,
+    console: str | None,
+    ptys: bool,
+    log_dir: Path | None,
     quiet: bool,
 ) -> None:
     """Run a host with a domain for each GUEST.cfg until all of them have ended.
@@ -95,8 +115,10 @@ def run(
     configuration is wrong.
     """
     output = StandardOutput()
+    outside = Outside(log_dir=log_dir, ptys=ptys)
     try:
         guests = [load_config(path) for path in configs]
+        person = None if console is None else _person(console, guests, outside)
         host = Host(
             memory_mib=memory,
             pcpus=pcpus,
@@ -106,7 +128,8 @@ def run(
             nics=[parse_nic(text) for text in nics],
             trace_file=trace_file,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
-            consoles=None if quiet else _console_log(guests, output),
+            consoles=None if quiet else _console_log(guests, output, person),
+            outside=outside,
         )
         output.on_loss = host.interrupt
         with _interrupting(host):
@@ -121,9 +144,23 @@ def run(
     _finish(result, output)
 
 
-def _console_log(guests: Sequence[DomainConfig], output: StandardOutput) -> ConsoleLog:
+def _person(name: str, guests: Sequence[DomainConfig], outside: Outside) -> ConsolePerson:
+    """Attach whoever sits here to a guest's console. Raises `UsageError`."""
+    names = [guest.name for guest in guests]
+    if name not in names:
+        raise UsageError(f"--console {name!r}: there is no such guest{did_you_mean(name, names)}")
+    return ConsolePerson(name, outside)
+
+
+def _console_log(guests: Sequence[DomainConfig], output: StandardOutput, person: ConsolePerson | None) -> ConsoleLog:
+    """Return the live view of all consoles; it rests while a person looks at a single one."""
+
+    def write(line: str) -> None:
+        if person is None or not person.attached:
+            output.write(line)
+
     width = max(len(name) for name in (DOM0_NAME, XEN_TAG, *(guest.name for guest in guests)))
-    return ConsoleLog(output.write, width=min(width, 24), colour=output.is_terminal)
+    return ConsoleLog(write, width=min(width, 24), colour=output.is_terminal)
 
 
 @contextmanager
