@@ -73,10 +73,10 @@ class RealHost:
                 "test", f"guest{number}", Path(), memory=guest.mib, maxmem=guest.mib, cmdline=guest.cmdline
             )
             guest.domid = xc.create_domain(bytes([number + 1] * 16), max_vcpus=guest.vcpus)
-            xc.max_vcpus(guest.domid, guest.vcpus)
-            xc.max_mem(guest.domid, guest.mib << 10)
             image = make_image(config.name, guest.main)
             self.hv.domains[guest.domid].image = image
+            xc.max_vcpus(guest.domid, guest.vcpus)
+            xc.max_mem(guest.domid, guest.mib << 10)
             port = xc.alloc_unbound(guest.domid, 0)
             built = builder.build(guest.domid, python_kernel(image), config, store_port=0, console_port=port)
             consoles.append(self._open_console(kernel, guest, built.console_mfn, port))
