@@ -17,6 +17,8 @@ CHUNK = 127
 """Xen copies this many bytes of a guest's text at a time; what came before a fault is printed."""
 
 INT_MAX = 0x7FFFFFFF
+INPUT_SIZE = 128
+"""Bytes that Xen keeps of what is typed until the hardware domain reads them; what comes when it is full is lost."""
 
 
 class ConsoleIo:
@@ -56,7 +58,12 @@ class ConsoleIo:
                 self._input.popleft()
         return len(data)
 
+    @property
+    def room(self) -> int:
+        """How many more bytes can be typed before some are lost."""
+        return INPUT_SIZE - len(self._input)
+
     def feed(self, data: bytes) -> None:
         """Take typed bytes from the serial line and tell the hardware domain (VIRQ_CONSOLE)."""
-        self._input.extend(data)
+        self._input.extend(data[: self.room])
         self.hv.events.send_global_virq(xen.VIRQ_CONSOLE)

@@ -33,6 +33,7 @@ class Domain:
 
     __slots__ = (
         "active_ports",
+        "crash_reason",
         "debugger_attached",
         "domid",
         "emulation_flags",
@@ -93,6 +94,8 @@ class Domain:
         self.pause_count = 0
         self.shutdown_code = NO_SHUTDOWN
         self.shutting_down = False
+        self.crash_reason = ""
+        """What Xen crashed it for."""
         self.is_dying = DYING_NO
         self.teardown: Iterator[bool] | None = None
         """What is left to do of its destruction, step by step (`DomainOps.kill`)."""

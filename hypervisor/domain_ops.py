@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, sched, xen
 from hypervisor.abi.tracepoints import DOMAIN_CRASH, DOMAIN_CREATE, DOMAIN_DESTROY, DOMAIN_SHUTDOWN
+from hypervisor.crash_dump import show_crash
 from hypervisor.domain import DYING_DEAD, DYING_DYING, DYING_NO, NO_SHUTDOWN, Domain
 from hypervisor.errors import HypercallError
 from hypervisor.machine.firmware import io_frames
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
 
 INFO_SIZE = xen.vcpu_info.size
-HOW_DOM0_ENDED = {
-    sched.SHUTDOWN_reboot: "asks for a reboot",
-    sched.SHUTDOWN_crash: "crashed",
-    sched.SHUTDOWN_watchdog: "was ended by its watchdog",
-}
 UPCALL_MASK = xen.vcpu_info.offset("evtchn_upcall_mask")
 
 
@@ -162,8 +158,7 @@ class DomainOps:
         if hv.trace is not None:
             hv.trace(domain.domid, 0, DOMAIN_SHUTDOWN, domain.shutdown_code)
         if domain.domid == 0:
-            if domain.shutdown_code != sched.SHUTDOWN_poweroff:
-                hv.log(f"Hardware Dom0 {HOW_DOM0_ENDED.get(domain.shutdown_code, 'shut down')}: the host stops")
+            self._say_how_dom0_ended(domain.shutdown_code)
             hv.stopped = True
             hv.shutdown_reason = domain.shutdown_code
             return
@@ -172,12 +167,33 @@ class DomainOps:
         else:
             hv.events.send_global_virq(xen.VIRQ_DOM_EXC)
 
+    def _say_how_dom0_ended(self, reason: int) -> None:
+        """Print what Xen prints when the hardware domain is gone (hwdom_shutdown)."""
+        log, restart = self.hv.log, "rebooting machine in 5 seconds."
+        if self.hv.options.noreboot:
+            restart = "'noreboot' set - not rebooting."
+        if reason == sched.SHUTDOWN_poweroff:
+            log("Hardware Dom0 halted: halting machine")
+        elif reason == sched.SHUTDOWN_reboot:
+            log("Hardware Dom0 shutdown: rebooting machine")
+        elif reason == sched.SHUTDOWN_watchdog:
+            log("Hardware Dom0 shutdown: watchdog rebooting machine")
+        elif reason == sched.SHUTDOWN_soft_reset:
+            log("Hardware domain 0 did unsupported soft reset, rebooting.")
+        elif reason == sched.SHUTDOWN_crash:
+            log(f"Hardware Dom0 crashed: {restart}")
+        else:
+            log(f"Hardware Dom0 shutdown (unknown reason {reason}): {restart}")
+
     def crash(self, domain: Domain, why: str) -> None:
         """End a domain that did what no domain survives; `why` goes to the host's console and the trace."""
         hv = self.hv
         if hv.trace is not None:
             hv.trace(domain.domid, 0, DOMAIN_CRASH, why)
         hv.log(f"domain_crash called for d{domain.domid}: {why}")
+        if not domain.shutting_down:
+            domain.crash_reason = why
+            show_crash(hv, domain)
         self.shutdown(domain, sched.SHUTDOWN_crash)
 
     def kill(self, domain: Domain) -> None:

@@ -261,6 +261,10 @@ class VCpu(ABC):
     def debugreg_changed(self) -> None:  # noqa: B027 - there need not be a processor that wants to know
         """Take note of a new value in `context.debugreg`."""
 
+    def registers(self) -> Context | None:
+        """Return the registers as they are at this very moment; None if there are none to see (Python code)."""
+        return None
+
     @abstractmethod
     def callbacks_changed(self) -> None:
         """Take note that the guest has registered another entry point."""

@@ -31,6 +31,9 @@ CHANGESET = b""
 BUILD_ID = sha1(b"paravirt").digest()
 """20 bytes, as an ELF build id is; ours names this program."""
 
+MAX_COMMANDLINE = 1023
+DENIED = b"<denied>\0"
+
 PV_FEATURES = (
     1 << features.XENFEAT_mmu_pt_update_preserve_ad
     | 1 << features.XENFEAT_highmem_assist
@@ -123,8 +126,11 @@ class VersionOps:
         return 0
 
     def _commandline(self, vcpu: VCpu, arg: int) -> int:
-        text = self.commandline if vcpu.domain.is_privileged else b"<denied>"
-        copy_to_guest(vcpu, arg, text.ljust(1024, b"\0"))
+        if vcpu.domain.is_privileged:
+            copy_to_guest(vcpu, arg, self.commandline[:MAX_COMMANDLINE].ljust(MAX_COMMANDLINE + 1, b"\0"))
+        else:
+            # No more of the buffer is written than this.
+            copy_to_guest(vcpu, arg, DENIED)
         return 0
 
     def _build_id(self, vcpu: VCpu, arg: int) -> int:

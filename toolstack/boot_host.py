@@ -19,7 +19,7 @@ from hypervisor.boot_log import announce
 from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.errors import HypercallError
 from hypervisor.hypervisor import Hypervisor
-from hypervisor.kernel_image import ImageError, PvKernel, load_kernel
+from hypervisor.kernel_image import PvKernel
 from hypervisor.machine.machine import Machine
 from hypervisor.options import parse_options
 from hypervisor.trace import TraceWriter
@@ -28,16 +28,18 @@ from toolstack.errors import UsageError
 DEFAULT_XEN_CMDLINE = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all dom0_mem=64M dom0_max_vcpus=2"
 DEFAULT_HOST_MIB = 512
 DEFAULT_PCPUS = 1
-STEPS = 500
-"""Stretches of guest code between two looks at the world outside."""
+XEN_PAGES = 512
+"""Free pages that Xen keeps for itself: tables of its own, further domains' bookkeeping."""
+STEPS = 10
+"""Stretches of guest code between two looks at the world outside: each may take a tenth of a second."""
 
 
 @attrs.frozen(kw_only=True)
 class BootSpec:
-    """What is to be booted. Kernel and modules are the contents of files; their paths are for messages."""
+    """What is to be booted. Modules are the contents of files; the kernel's path is for messages."""
 
     kernel_path: Path
-    kernel: bytes = attrs.field(repr=False)
+    kernel: PvKernel
     modules: tuple[bytes, ...] = attrs.field(default=(), repr=False)
     cmdline: str = ""
     xen_cmdline: str = DEFAULT_XEN_CMDLINE
@@ -79,7 +81,6 @@ class BootHost:
         self._end = ""
         self._stack = ExitStack()
         self._trace: TraceWriter | None = None
-        self.kernel: PvKernel = _load(spec)
 
     async def run(self) -> BootResult:
         """Switch the machine on and run it to its end. Raises UsageError, InvariantError."""
@@ -105,8 +106,10 @@ class BootHost:
     async def _drain(self) -> None:
         hv = self.hv
         while not hv.stopped and not self._end:
-            if self._typed:
-                data, self._typed = bytes(self._typed), bytearray()
+            if self._typed and hv.console_io.room:
+                # A person who pastes a page is not to lose the end of it.
+                data = bytes(self._typed[: hv.console_io.room])
+                del self._typed[: len(data)]
                 hv.console_io.feed(data)
             until = hv.sched.drain(STEPS)
             if until == 0 or hv.stopped:
@@ -135,8 +138,8 @@ class BootHost:
             domain = hv.domain_ops.create(0, max_vcpus=vcpus, is_privileged=True)
             for vcpu_id in range(vcpus):
                 hv.domain_ops.add_vcpu(domain, vcpu_id)
-            pages = options.dom0_pages(hv.frames.free_frames)
-            construct_dom0(hv, domain, self.kernel, spec.cmdline, module, pages)
+            pages = options.dom0_pages(max(hv.frames.free_frames - XEN_PAGES, 0))
+            construct_dom0(hv, domain, spec.kernel, spec.cmdline, module, pages)
         except BuildError as error:
             raise UsageError(f"{spec.kernel_path}: {error}") from None
         except HypercallError:
@@ -154,10 +157,3 @@ class BootHost:
         about = {"pcpus": spec.pcpus, "time": "virtual", "schedule": "fifo", "preempts": False}
         self._trace = self._stack.enter_context(TraceWriter(file, seed=spec.seed, about=about))
         return self._trace
-
-
-def _load(spec: BootSpec) -> PvKernel:
-    try:
-        return load_kernel(spec.kernel)
-    except ImageError as error:
-        raise UsageError(f"the kernel {str(spec.kernel_path)!r} {error}") from None

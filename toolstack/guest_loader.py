@@ -21,7 +21,6 @@ from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
 from toolstack.errors import UsageError
 
-_ELF_MAGIC = b"\x7fELF"
 GUEST_MODULE = "paravirt_guest_"
 """What the names of the modules of guest files begin with."""
 _serial = itertools.count(1)
@@ -104,7 +103,7 @@ def _importable(directory: Path) -> Iterator[None]:
 
 
 def compile_guest(path: Path, class_name: str | None = None) -> GuestProgram:
-    """Read and compile a guest file. Raises `UsageError`: missing, unreadable, an ELF kernel, a syntax error."""
+    """Read and compile a guest file. Raises `UsageError`: missing, unreadable, a syntax error."""
     try:
         source = path.read_bytes()
     except FileNotFoundError:
@@ -113,8 +112,6 @@ def compile_guest(path: Path, class_name: str | None = None) -> GuestProgram:
         raise UsageError(f"the guest file {str(path)!r} is a directory") from None
     except OSError as error:
         raise UsageError(f"cannot read the guest file {str(path)!r}: {error.strerror}") from None
-    if source.startswith(_ELF_MAGIC):
-        raise UsageError(f"{path} is an ELF kernel; only guests written in Python can be run so far")
     try:
         code = compile(source, str(path), "exec", dont_inherit=True)
     except SyntaxError as error:

@@ -366,6 +366,11 @@ class Host:
         self.results[image.name].message = ""  # what was wrong with a former life is over
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
 
+    def load_machine_code(self, domid: int, name: str) -> None:
+        """Take note of a new domain whose processors execute what is in its memory."""
+        self._names[domid] = name
+        self.results[name].message = ""
+
     def _note_kernel(self, domid: int, kernel: Kernel) -> None:
         self.kernels[domid] = kernel
         self._net_backs += [driver for driver in kernel.drivers if isinstance(driver, NetBack)]
@@ -382,6 +387,9 @@ class Host:
         domain = self.hv.domains.get(live.domid)
         if domain is not None:
             result.usage.add(usage_of(domain))
+            if domain.crash_reason and live.is_machine_code and not result.message:
+                # The last line on its console need not say anything of that.
+                result.message = f"{live.name} crashed: {domain.crash_reason}"
         result.usage.add(self._traffic(live.domid))
         kernel = self.kernels.pop(live.domid, None)
         if reason == CRASH and kernel is not None and kernel.power.cause:
@@ -427,8 +435,11 @@ class Host:
 
     def _running_name(self) -> str | None:
         # Dom0 is not judged: building a very large domain takes it long, and what it runs is no user's code.
+        # Machine code cannot keep the processor: it loses it at the end of its time slice.
         vcpu = self.hv.sched.running
-        return None if vcpu is None or vcpu.domain.domid == 0 else self._name_of(vcpu.domain.domid)
+        if vcpu is None or vcpu.domain.domid == 0 or vcpu.domain.image is None:
+            return None
+        return self._name_of(vcpu.domain.domid)
 
     def _name_of(self, domid: int) -> str:
         return self._names.get(domid, f"d{domid}")

@@ -30,6 +30,7 @@ from hypervisor.abi.io.xenbus import (
 )
 from toolstack.builder import PvBuilder, python_kernel
 from toolstack.errors import ToolstackError
+from toolstack.machine_code import MachineCode
 from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, disk_nodes, domain_nodes, vif_nodes
 from toolstack.xc import DomainState, Xc
 from toolstack.xl_config import DomainConfig
@@ -68,7 +69,8 @@ class DomainPlan:
 
     config: DomainConfig
     uuid: UUID
-    make_image: Callable[[], PythonKernelImage]
+    kernel: MachineCode | Callable[[], PythonKernelImage]
+    """What runs in it: machine code, or what makes a fresh image of a kernel in Python."""
     disk_units: tuple[int, ...] = ()
     """Disk controllers of the machine, in the order of `config.disks`."""
     macs: tuple[str, ...] = ()
@@ -92,6 +94,11 @@ class LiveDomain:
     """Disk controllers of the machine that it drives."""
 
     @property
+    def is_machine_code(self) -> bool:
+        """Whether its kernel is not written in Python."""
+        return isinstance(self.plan.kernel, MachineCode)
+
+    @property
     def home(self) -> str:
         """Its xenstore directory."""
         return f"/local/domain/{self.domid}"
@@ -102,6 +109,10 @@ class Platform(Protocol):
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
         """Make a new domain's processors execute this image."""
+        ...
+
+    def load_machine_code(self, domid: int, name: str) -> None:
+        """Take note of a new domain whose processors execute what is in its memory."""
         ...
 
     def account(self, live: LiveDomain, reason: str) -> None:
@@ -238,6 +249,9 @@ class Lifecycle:
         )
         try:
             store, console = self._load(domid, plan)
+        except ToolstackError:
+            self.xc.destroy(domid)
+            raise
         except XenError as error:
             self.xc.destroy(domid)
             if error.errno == errno.ENOMEM:
@@ -257,15 +271,21 @@ class Lifecycle:
     def _load(self, domid: int, plan: DomainPlan) -> tuple[Connection, Connection]:
         """Give a new domain its vCPUs, memory and program; return its xenstore and console connections."""
         config, xc = plan.config, self.xc
-        image = plan.make_image()
-        self.platform.load(domid, image)
+        ramdisk = None
+        if isinstance(plan.kernel, MachineCode):
+            kernel, ramdisk = plan.kernel.kernel, plan.kernel.ramdisk
+            self.platform.load_machine_code(domid, config.name)
+        else:
+            image = plan.kernel()
+            kernel = python_kernel(image)
+            self.platform.load(domid, image)
         xc.max_vcpus(domid, config.maxvcpus)
         xc.set_address_size(domid, ADDRESS_BITS)
         xc.max_mem(domid, (config.maxmem << 10) + MAXMEM_SLACK_KIB)
         store_port = xc.alloc_unbound(domid, DOM0)
         console_port = xc.alloc_unbound(domid, DOM0)
         built = self.builder.build(
-            domid, python_kernel(image), config, store_port=store_port, console_port=console_port
+            domid, kernel, config, store_port=store_port, console_port=console_port, ramdisk=ramdisk
         )
         return Connection(built.store_mfn, store_port), Connection(built.console_mfn, console_port)
 

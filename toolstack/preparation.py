@@ -27,6 +27,7 @@ from toolstack.disk_spec import DiskSpec
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.lifecycle import DomainPlan
+from toolstack.machine_code import MachineCode, is_machine_code, read_file, read_kernel, require_emulator
 from toolstack.vif_spec import DEFAULT_BRIDGE, generate_mac
 from toolstack.xl_config import DomainConfig, check_together
 
@@ -93,7 +94,7 @@ def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int)
     _check_bridges(configs, bridges)
     _check_backends(configs)
     macs = _assign_macs(configs, seed)
-    programs = {id(config): _program(config) for config in configs}
+    kernels = {id(config): _kernel(config) for config in configs}
     prepared = Preparation([], [], bridges, [])
     try:
         units = _open_disks(configs, prepared.disks)
@@ -103,11 +104,12 @@ def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int)
         raise
     # Driver domains come first: the others need them.
     for config in sorted(configs, key=lambda config: not config.driver_domain):
+        kernel = kernels[id(config)]
         prepared.plans.append(
             DomainPlan(
                 config=config,
                 uuid=config.uuid or uuid5(UUID_SPACE, f"{seed}/{config.name}"),
-                make_image=partial(make_image, config, programs[id(config)], bridges),
+                kernel=kernel if isinstance(kernel, MachineCode) else partial(make_image, config, kernel, bridges),
                 disk_units=units[config.name],
                 macs=macs[config.name],
             )
@@ -122,12 +124,35 @@ def _refuse_unbuilt(config: DomainConfig) -> None:
     for key in ("cpu_weight", "cap"):
         if getattr(config, key) is not None:
             raise config.error(key, f"the scheduler here knows no weights and caps yet, so {key!r} is not supported")
-    if config.ramdisk is not None:
-        raise config.error("ramdisk", "a guest written in Python has no use for a ramdisk")
     for index, vif in enumerate(config.vifs):
         for key in ("rate", "mtu"):
             if getattr(vif, key) is not None:
                 raise config.error("vif", f"the network backend here has no {key!r} yet", index)
+
+
+def _kernel(config: DomainConfig) -> GuestProgram | MachineCode:
+    """Return what a domain is to run: a guest file, or a kernel of machine code."""
+    if config.kernel_class is None and is_machine_code(config.kernel):
+        return _machine_code(config)
+    if config.ramdisk is not None:
+        raise config.error("ramdisk", "a guest written in Python has no use for a ramdisk")
+    return _program(config)
+
+
+def _machine_code(config: DomainConfig) -> MachineCode:
+    """Read the kernel and the ramdisk."""
+    try:
+        require_emulator()
+        kernel = read_kernel(config.kernel)
+    except UsageError as error:
+        raise config.error("kernel", str(error)) from None
+    if config.driver_domain:
+        message = "the machine's disks and network cards are driven by kernels in Python only, so no driver_domain here"
+        raise config.error("driver_domain", message)
+    try:
+        return MachineCode(kernel, None if config.ramdisk is None else read_file(config.ramdisk, "ramdisk"))
+    except UsageError as error:
+        raise config.error("ramdisk", str(error)) from None
 
 
 def _program(config: DomainConfig) -> GuestProgram:

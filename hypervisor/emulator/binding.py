@@ -11,6 +11,7 @@ All else goes through Unicorn's public interface (unicorn.h).
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,9 @@ _Syscall = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _Interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _Invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+_serial = itertools.count(1)
 
 
 def is_installed() -> bool:
@@ -119,7 +123,9 @@ class Binding:
     def _find_state(self) -> None:
         """Find CPUX86State: its first field is the general registers, and a pointer in the engine leads near it."""
         const = self._const
-        values = [0x5EED000000000000 | index * 0x1234567 for index in range(16)]
+        # No two engines get the same: what is left in memory of one before must not be taken for this one's.
+        serial = next(_serial)
+        values = [0x5EED000000000000 ^ serial << 32 | index * 0x1234567 for index in range(16)]
         for name, value in zip(_NAMES, values, strict=True):
             self._uc.reg_write(getattr(const, f"UC_X86_REG_{name}"), value)
         self.state = self._search(struct.pack("<16Q", *values))

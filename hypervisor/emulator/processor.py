@@ -248,6 +248,11 @@ class Processor:
         else:
             context.gs_base_user = q[base_at(GS)]
 
+    def save(self, vcpu: EmulatedVCpu) -> None:
+        """Bring the registers of a vCPU up to date, in the midst of its run."""
+        if self.vcpu is vcpu:
+            self._store(vcpu)
+
     def unload(self, vcpu: EmulatedVCpu) -> None:
         """Forget a vCPU that is set up afresh or goes away."""
         if self._loaded is vcpu:

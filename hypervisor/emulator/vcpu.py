@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
-from hypervisor.vcpu import VCpu
+from hypervisor.vcpu import Context, VCpu
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -77,6 +77,12 @@ class EmulatedVCpu(VCpu):
         super().set_task_switched(is_set)
         if self.processor_of_host is not None:
             self.processor_of_host.set_cr0(self)
+
+    def registers(self) -> Context:
+        """Return the registers as they are at this very moment."""
+        if self.processor_of_host is not None:
+            self.processor_of_host.save(self)
+        return self.context
 
     def callbacks_changed(self) -> None:
         """Do nothing: entry points are looked up when they are entered."""

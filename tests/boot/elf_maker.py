@@ -83,9 +83,9 @@ def elf(
     return bytes(out)
 
 
-def kernel(*extra_notes: bytes, notes: Sequence[bytes] = NOTES) -> bytes:
+def kernel(*extra_notes: bytes, notes: Sequence[bytes] = NOTES, bss: int = 0x3000) -> bytes:
     """Return a kernel with one segment of text and some bss, and these notes in a PT_NOTE segment."""
-    text = Part(PT_LOAD, TEXT, paddr=0x100000, memory_size=len(TEXT) + 0x3000)
+    text = Part(PT_LOAD, TEXT, paddr=0x100000, memory_size=len(TEXT) + bss)
     return elf([text, Part(PT_NOTE, b"".join([*notes, *extra_notes]))])
 
 

@@ -437,7 +437,7 @@ def test_a_killed_guest_leaves_nothing(bench: Bench) -> None:
         (['kernel = "two.py"'], r'g\.cfg:4: .*two\.py defines several guests; name one, as in kernel = "two\.py:A"'),
         (['kernel = "two.py:C"'], r"g\.cfg:4: .*two\.py has no guest class 'C' \(there is A, B\)"),
         (['kernel = "fails.py"'], r"g\.cfg:4: .*fails\.py:2: the guest file cannot be loaded: ZeroDivisionError"),
-        (['kernel = "elf"'], r"g\.cfg:4: .*elf is an ELF kernel"),
+        (['kernel = "elf"'], r"g\.cfg:4: the kernel '.*elf' is cut short: 4 bytes"),
         (['cpus = "0-1"'], r"g\.cfg:4: vCPUs cannot be bound to CPUs here yet"),
         (["cap = 50"], r"g\.cfg:4: the scheduler here knows no weights"),
         (['vif = ["rate=1MB/s"]'], r"g\.cfg:4: the network backend here has no 'rate' yet"),

@@ -11,7 +11,6 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +23,7 @@ from hypervisor.errors import InvariantError
 from toolstack.boot_host import DEFAULT_HOST_MIB, DEFAULT_PCPUS, DEFAULT_XEN_CMDLINE, BootHost, BootResult, BootSpec
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
 from toolstack.errors import UsageError
+from toolstack.machine_code import read_file, read_kernel, require_emulator
 from toolstack.output import StandardOutput
 
 EXIT_CRASH = 3
@@ -37,7 +37,6 @@ _REASONS = {
 }
 _TIMED_OUT = "dom0 still runs after"
 _INTERRUPTED = "interrupted"
-_NEEDS_EMULATOR = "machine-code kernels need the CPU emulator: pip install 'paravirt[emulator]'"
 
 
 @click.command()
@@ -108,8 +107,8 @@ def boot(
     try:
         spec = BootSpec(
             kernel_path=kernel,
-            kernel=_read(kernel, "kernel"),
-            modules=tuple(_read(path, "module") for path in modules),
+            kernel=read_kernel(kernel),
+            modules=tuple(read_file(path, "module") for path in modules),
             cmdline=cmdline,
             xen_cmdline=_xen_cmdline(xen_cmdline, memory, vcpus),
             host_memory_mib=host_memory,
@@ -117,9 +116,7 @@ def boot(
             seed=seed,
             trace_file=trace_file,
         )
-        BootHost(spec, output.write_bytes)  # looks at the kernel
-        if find_spec("unicorn") is None:
-            raise UsageError(_NEEDS_EMULATOR)
+        require_emulator()
         result = trio.run(_run, spec, output, timeout)
     except UsageError as error:
         raise OneSentence(str(error)) from None
@@ -128,17 +125,6 @@ def boot(
         sys.exit(EXIT_INTERNAL)
     check_output(output)
     _finish(result)
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"the {what} {str(path)!r} does not exist") from None
-    except IsADirectoryError:
-        raise UsageError(f"the {what} {str(path)!r} is a directory") from None
-    except OSError as error:
-        raise UsageError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
 
 
 def _xen_cmdline(text: str, memory: int | None, vcpus: int | None) -> str:
@@ -168,6 +154,8 @@ async def _run(spec: BootSpec, output: StandardOutput, limit: float | None) -> B
             result = await _run_once(machine, deadline, limit, is_terminal)
             if not result.is_reboot:
                 return result
+            if limit is not None and trio.current_time() >= deadline:
+                return BootResult(-1, result.virtual_ns, f"{_TIMED_OUT} {limit:g} s")
 
 
 async def _run_once(machine: BootHost, deadline: float, limit: float | None, is_terminal: bool) -> BootResult:

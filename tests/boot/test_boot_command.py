@@ -1,0 +1,191 @@
+"""`paravirt boot`: a kernel of our own from its first instruction to its end, and what a person can get wrong."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from elf_maker import bzimage, kernel
+from mini_kernel import build
+
+from toolstack import machine_code
+from toolstack.cli import main
+
+RUN = (sys.executable, "-c", "from toolstack.cli import main; main()")
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel of mini_kernel.c, built."""
+    pytest.importorskip("unicorn", reason="machine code needs the extra 'emulator'")
+    return build(tmp_path_factory.mktemp("mini"))
+
+
+def boot(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["boot", *map(str, words)], catch_exceptions=False)
+
+
+def test_power_off(mini: Path, tmp_path: Path) -> None:
+    module = tmp_path / "module"
+    module.write_text("what a ramdisk says")
+    result = boot(mini, "--module", module, "--cmdline", "quiet")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("(XEN) Xen version 4.17.7 ")
+    assert lines[-4:] == [
+        "mini kernel: hello",
+        "what a ramdisk says",
+        "mini kernel: done",
+        "(XEN) Hardware Dom0 halted: halting machine",
+    ]
+
+
+def test_a_bzimage_boots_too(mini: Path, tmp_path: Path) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(bzimage(gzip.compress(mini.read_bytes())))
+    result = boot(image)
+    assert result.exit_code == 0
+    assert "mini kernel: done" in result.stdout
+
+
+def test_a_crash_shows_the_registers(mini: Path) -> None:
+    result = boot(mini, "--cmdline", "crash")
+    assert result.exit_code == 3
+    out = result.stdout
+    assert "(XEN) Domain 0 (vcpu#0) crashed on cpu#0:\n" in out
+    assert re.search(r"\(XEN\) RIP:    e033:\[<ffffffff80000[0-9a-f]{3}>\]\n", out)
+    assert re.search(r"\(XEN\) rax: 000000001234abcd   rbx: [0-9a-f]{16}   rcx: [0-9a-f]{16}\n", out)
+    assert re.search(r"\(XEN\) RFLAGS: [0-9a-f]{16}   EM: 1   CONTEXT: pv guest \(d0v0\)\n", out)
+    assert re.search(r"\(XEN\) Guest stack trace from rsp=ffffffff800[0-9a-f]{5}:\n\(XEN\)    [0-9a-f]{16} ", out)
+    assert out.endswith("(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.\n")
+    assert re.fullmatch(r"paravirt: dom0 crashed at 0\.\d{6} s of virtual time\n", result.stderr)
+
+
+def test_noreboot_is_said(mini: Path) -> None:
+    result = boot(mini, "--cmdline", "panic", "--xen-cmdline", "noreboot dom0_mem=16M")
+    assert result.exit_code == 3
+    assert result.stdout.endswith("(XEN) Hardware Dom0 crashed: 'noreboot' set - not rebooting.\n")
+
+
+def test_an_unknown_reason(mini: Path) -> None:
+    result = boot(mini, "--cmdline", "strange")
+    assert result.exit_code == 3
+    assert "(XEN) Hardware Dom0 shutdown (unknown reason 77): " in result.stdout
+    assert "dom0 shut down for the unknown reason 77" in result.stderr
+
+
+def test_a_reboot_starts_the_machine_again(mini: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    result = boot(mini, "--cmdline", "reboot", "--timeout", "0.5", "--host-memory", "64", "--trace", trace)
+    assert result.exit_code == 124
+    assert result.stdout.count("mini kernel: hello") > 1
+    assert "(XEN) Hardware Dom0 shutdown: rebooting machine\n(XEN) Xen version" in result.stdout
+    assert trace.exists()
+    assert trace.with_name("trace.2").exists()
+
+
+def test_a_timeout(mini: Path) -> None:
+    began = time.monotonic()
+    result = boot(mini, "--cmdline", "hang", "--timeout", "0.5")
+    assert result.exit_code == 124
+    assert result.stderr == "paravirt: dom0 still runs after 0.5 s\n"
+    assert time.monotonic() - began < 5
+
+
+def test_a_kernel_that_waits_for_ever(mini: Path) -> None:
+    result = boot(mini, "--cmdline", "idle")
+    assert result.exit_code == 3
+    assert result.stderr == "paravirt: everything in dom0 waits for something that cannot happen any more\n"
+
+
+def test_two_traces_are_the_same(mini: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert boot(mini, "--cmdline", "crash", "--trace", tmp_path / name).exit_code == 3
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_sizes_that_are_asked_for(mini: Path) -> None:
+    result = boot(mini, "--memory", "24", "--vcpus", "3", "--host-memory", "128", "--xen-cmdline", "dom0_mem=7M fun")
+    assert result.exit_code == 0
+    assert '(XEN) parameter "fun" unknown!\n' in result.stdout
+    assert "(XEN) Command line: fun dom0_mem=24M dom0_max_vcpus=3\n" in result.stdout
+    assert "(XEN) System RAM: 128MB (131072kB)\n" in result.stdout
+
+
+def test_keys_go_to_dom0(mini: Path) -> None:
+    """On a terminal a key counts at once, and is shown by dom0 alone."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen([*RUN, "boot", str(mini), "--cmdline", "echo"], stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+    try:
+        deadline = time.monotonic() + 30
+        while b"mini kernel: done" not in seen and time.monotonic() < deadline:
+            if select.select([master], [], [], 0.2)[0]:
+                seen += os.read(master, 4096)
+            if b"press a key" in seen and b"!" not in seen:
+                os.write(master, b"!")
+                time.sleep(0.1)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+    assert b"press a key\r\n!\r\nmini kernel: done" in seen
+
+
+def test_ctrl_c_cuts_the_power(mini: Path) -> None:
+    process = subprocess.Popen(
+        [*RUN, "boot", str(mini), "--cmdline", "hang"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "mini kernel: hello" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "paravirt: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "message"),
+    [
+        ({}, ["none"], "the kernel 'none' does not exist"),
+        ({"dir/x": b""}, ["dir"], "the kernel 'dir' is a directory"),
+        ({"k": b"#!/bin/sh\n"}, ["k"], "the kernel 'k' is neither an ELF kernel nor a bzImage"),
+        ({"k": kernel()[:80]}, ["k"], "the kernel 'k' is cut short"),
+        ({"k": kernel()}, ["k", "--module", "m"], "the module 'm' does not exist"),
+        ({"k": kernel(bss=32 << 20)}, ["k", "--host-memory", "16"], "k: dom0 cannot be built: the domain has"),
+        ({"k": kernel()}, ["k", "--memory", "1"], "k: dom0 cannot be built: the domain has 256 pages"),
+        ({"k": kernel()}, ["k", "--cmdline", "x" * 1024], "k: dom0's command line has 1024 bytes"),
+        ({"k": kernel()}, ["k", "--trace", "no/where"], "cannot write the trace 'no/where'"),
+    ],
+)
+def test_mistakes(
+    files: dict[str, bytes], words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, contents in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(contents)
+    result = boot(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"paravirt: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_the_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_code, "find_spec", lambda name: None)
+    (tmp_path / "k").write_bytes(kernel())
+    result = boot(tmp_path / "k")
+    assert result.exit_code == 2
+    assert result.stderr == "paravirt: machine-code kernels need the CPU emulator: pip install 'paravirt[emulator]'\n"
