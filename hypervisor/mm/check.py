@@ -134,6 +134,7 @@ def check(hv: Hypervisor) -> None:
             raise InvariantError(f"frame {mfn:#x} is in use, but belongs to nobody who is there")
     if {mfn: uses for mfn, uses in recount.linear.items() if uses} != frames.linear:
         raise InvariantError(f"linear page tables: {frames.linear} are counted, {dict(recount.linear)} are in use")
+    _check_partial(frames, owned)
     _check_free(hv, len(owned))
     _check_tlbs(hv)
 
@@ -168,6 +169,16 @@ def _compare(frames: FrameTable, mfn: int, references: int, held: dict[int, int]
         raise InvariantError(f"frame {mfn:#x} counts {type_count} uses as type {kind}, in use are {held}")
 
 
+def _check_partial(frames: FrameTable, owned: list[int]) -> None:
+    """The tables that hold themselves are known, and what a hypercall leaves behind is among them."""
+    partial = {mfn for mfn in owned if frames.flags[mfn] & OWN_PARTIAL}
+    if partial != set(frames.partial):
+        raise InvariantError(f"frames {sorted(partial)} hold themselves, {sorted(frames.partial)} are known to")
+    for mfn in partial:
+        if not frames.flags[mfn] & PARTIAL or frames.type_count[mfn] != 1:
+            raise InvariantError(f"frame {mfn:#x} holds itself and is in use besides, or complete")
+
+
 def _check_free(hv: Hypervisor, owned: int) -> None:
     """Every frame is a domain's, Xen's, the machine's or free, and a free one has no history."""
     frames = hv.frames
@@ -177,9 +188,16 @@ def _check_free(hv: Hypervisor, owned: int) -> None:
         )
     for start, length in frames.heap.blocks():
         end = start + length
-        for name, array in (("owner", frames.owner_tag), ("count", frames.count), ("type count", frames.type_count)):
+        for name, array in (
+            ("owner", frames.owner_tag),
+            ("count", frames.count),
+            ("type count", frames.type_count),
+            ("flag", frames.flags),
+        ):
             if any(array[start:end].tobytes()):
                 raise InvariantError(f"a frame in {start:#x}-{end:#x} is free and has a {name}")
+        if frames.m2p[start:end].tobytes().strip(b"\xff"):
+            raise InvariantError(f"a frame in {start:#x}-{end:#x} is free and a page by the M2P")
 
 
 def _check_tlbs(hv: Hypervisor) -> None:

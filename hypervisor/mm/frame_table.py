@@ -73,6 +73,7 @@ _ONES = memoryview(array("I", [1]) * _RUN)
 _ZEROS = memoryview(array("I", bytes(4 * _RUN)))
 _ALL_ALLOCATED = memoryview(bytes([ALLOCATED]) * _RUN)
 _SINGLES_IN_A_STEP = 64
+_M2P_PIECE = 1 << 20
 _DISCARD = 8  # from so many frames on, giving memory back beats writing zeros
 
 
@@ -173,7 +174,13 @@ class FrameTable:
             raise ValueError(f"a host needs more than {first_free * 4} KiB of memory, not {frames * 4} KiB")
         base = self.m2p_mfn * 512
         self.m2p = memory.q[base : base + frames]
-        """Machine-to-physical table: 64-bit pfn by mfn, in machine memory; guests see it at MACH2PHYS_VIRT_START."""
+        """Machine-to-physical table: 64-bit pfn by mfn, in machine memory; guests see it at MACH2PHYS_VIRT_START.
+
+        A frame that nobody has used yet is no page of anybody either.
+        """
+        for start in range(0, frames * 8, _M2P_PIECE):
+            end = min(start + _M2P_PIECE, frames * 8)
+            memory.b[(self.m2p_mfn << 12) + start : (self.m2p_mfn << 12) + end] = b"\xff" * (end - start)
         self.owner_tag[:IO_FRAMES] = memoryview(array("H", [DOMID_IO + 1]) * IO_FRAMES)
         self._take_for_xen(self.m2p_mfn, self.m2p_frames)
         self.heap.add(IO_FRAMES, self.m2p_mfn - IO_FRAMES)
@@ -281,6 +288,7 @@ class FrameTable:
             raise InvariantError(f"frame {mfn:#x} is not Xen's to share")
         self.xen_frames -= 1
         self.owner_tag[mfn] = domain.domid + 1
+        self.m2p[mfn] = INVALID_M2P_ENTRY
         self.type[mfn] = PGT_none if readonly else PGT_writable_page
         self.type_count[mfn] = 1
         self.flags[mfn] = ALLOCATED | XEN_HEAP | VALIDATED

@@ -547,3 +547,11 @@ def test_acquire_resource(world: World, guest: Guest) -> None:
     assert 1 in world.hv.domains
     assert dom0.make_writable(pfn) == 0
     assert 1 not in world.hv.domains
+
+
+def test_a_new_frame_is_no_page_yet(world: World, guest: Guest) -> None:
+    # Neither a frame that was never used nor one of Xen's has a place in the guest's memory.
+    guest.domain.max_pages += 1
+    rc, mfns = guest.reservation(INCREASE, [0])
+    assert (rc, world.hv.frames.m2p[mfns[0]]) == (1, INVALID_M2P_ENTRY)
+    assert world.hv.frames.m2p[guest.domain.shared_info_mfn] == INVALID_M2P_ENTRY
