@@ -40,6 +40,7 @@ STEMS = {
     "domctl": "xen_domctl_",
     "event_channel": "evtchn_",
     "grant_table": "gnttab_",
+    "kexec": "xen_kexec_",
     "memory": "xen_",
     "physdev": "physdev_",
     "platform": "xenpf_",
@@ -47,10 +48,18 @@ STEMS = {
     "sysctl": "xen_sysctl_",
     "vcpu": "vcpu_",
     "version": "xen_",
+    "xen_mca": "xen_mc_",
 }
 """Module → what the names of its argument structures begin with, where the operation's end in a word of its own."""
 
 ARGUMENTS = {
+    "KEXEC_CMD_kexec": "xen_kexec_exec",
+    "KEXEC_CMD_kexec_get_range": "xen_kexec_range",
+    "KEXEC_CMD_kexec_load": "xen_kexec_load",
+    "KEXEC_CMD_kexec_load_v1": "xen_kexec_load_v1",
+    "KEXEC_CMD_kexec_status": "xen_kexec_status",
+    "KEXEC_CMD_kexec_unload": "xen_kexec_unload",
+    "KEXEC_CMD_kexec_unload_v1": "xen_kexec_load_v1",
     "PHYSDEVOP_apic_read": "physdev_apic",
     "PHYSDEVOP_apic_write": "physdev_apic",
     "PHYSDEVOP_alloc_irq_vector": "physdev_irq",

@@ -29,7 +29,19 @@ generate = load()
 PAGES = generate.pages()
 OPERATIONS = [
     *("event_channel", "grant_table", "memory", "sched", "vcpu", "version", "callback", "physdev", "platform"),
-    *("domctl", "sysctl", "nmi", "argo", "hypfs", "pmu", "xen.MMU_NAMES", "xen.MMUEXT_NAMES"),
+    *(
+        "domctl",
+        "sysctl",
+        "nmi",
+        "argo",
+        "hypfs",
+        "pmu",
+        "flask_op",
+        "kexec",
+        "xen_mca",
+        "xen.MMU_NAMES",
+        "xen.MMUEXT_NAMES",
+    ),
 ]
 
 

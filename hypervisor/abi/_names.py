@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from hypervisor.abi.layout import Layout
+from hypervisor.abi.layout import Layout, Union
 
 
 def names(namespace: Mapping[str, object], pattern: str, first: str = "") -> dict[int, str]:
@@ -34,3 +34,17 @@ def const_ring_size(sring: Layout, page_size: int = 4096) -> int:
     """
     room = (page_size - sring.offset("ring")) // sring.member("ring[0]").size
     return 1 << (room.bit_length() - 1)
+
+
+def ring_types(name: str, request: Layout, response: Layout) -> tuple[Union, Layout]:
+    """Return what `DEFINE_RING_TYPES(name, request, response)` of io/ring.h makes: a slot, and the shared page."""
+    entry = Union(f"{name}_sring_entry", (request, "req"), (response, "rsp"))
+    private = Union(
+        "pvt",
+        (Layout("netif", ("uint8_t", "smartpoll_active")), "netif"),
+        (Layout("tapif_user", ("uint8_t", "msg")), "tapif_user"),
+        ("uint8_t", "pvt_pad", 4),
+    )
+    indices = (("RING_IDX", index) for index in ("req_prod", "req_event", "rsp_prod", "rsp_event"))
+    shared = Layout(f"{name}_sring", *indices, (private, "pvt"), ("uint8_t", "__pad", 44), (entry, "ring", 1))
+    return entry, shared

@@ -22,14 +22,17 @@ INCLUDE = next((Path(f, "xen") for f in _FOLDERS if Path(f, "xen", "xen.h").exis
 HEADERS: dict[str, tuple[str, ...]] = {
     "argo": ("argo.h",),
     "callback": ("callback.h",),
+    "cpufeatureset": ("arch-x86/cpufeatureset.h",),
     "cpuid": ("arch-x86/cpuid.h",),
     "domctl": ("domctl.h",),
     "elfnote": ("elfnote.h",),
     "errno": ("errno.h",),
     "event_channel": ("event_channel.h",),
     "features": ("features.h",),
+    "flask_op": ("xsm/flask_op.h",),
     "grant_table": ("grant_table.h",),
     "hypfs": ("hypfs.h",),
+    "kexec": ("kexec.h",),
     "memory": ("memory.h",),
     "nmi": ("nmi.h",),
     "physdev": ("physdev.h",),
@@ -41,15 +44,26 @@ HEADERS: dict[str, tuple[str, ...]] = {
     "trace": ("trace.h",),
     "vcpu": ("vcpu.h",),
     "version": ("version.h",),
+    "vm_event": ("vm_event.h",),
     "xen": ("xen-compat.h", "xen.h", "arch-x86/xen.h", "arch-x86/xen-x86_64.h"),
+    "xen_mca": ("arch-x86/xen-mca.h",),
     "xenoprof": ("xenoprof.h",),
     "io.blkif": ("io/blkif.h",),
+    "io.cameraif": ("io/cameraif.h",),
     "io.console": ("io/console.h",),
+    "io.displif": ("io/displif.h",),
     "io.fbif": ("io/fbif.h",),
+    "io.fsif": ("io/fsif.h",),
     "io.kbdif": ("io/kbdif.h",),
     "io.libxenvchan": ("io/libxenvchan.h",),
     "io.netif": ("io/netif.h",),
+    "io.pciif": ("io/pciif.h",),
     "io.protocols": ("io/protocols.h",),
+    "io.pvcalls": ("io/pvcalls.h",),
+    "io.sndif": ("io/sndif.h",),
+    "io.tpmif": ("io/tpmif.h",),
+    "io.usbif": ("io/usbif.h",),
+    "io.vscsiif": ("io/vscsiif.h",),
     "io.xen_9pfs": ("io/9pfs.h",),
     "io.xenbus": ("io/xenbus.h",),
     "io.xs_wire": ("io/xs_wire.h",),
@@ -80,7 +94,7 @@ def load(name: str) -> ModuleType:
 
 def public(name: str) -> dict[str, object]:
     """Return what a module defines: everything in it but Python's own names, modules and imports of machinery."""
-    machinery = {"Layout", "Union", "names", "const_ring_size"}
+    machinery = {"Layout", "Union", "names", "const_ring_size", "ring_types"}
     return {
         key: value
         for key, value in vars(load(name)).items()
@@ -91,7 +105,17 @@ def public(name: str) -> dict[str, object]:
 
 
 def constants(name: str) -> dict[str, int | str]:
-    return {key: value for key, value in public(name).items() if isinstance(value, int | str)}
+    """Return a module's constants; of the features of processors those that the installed header knows.
+
+    Updates of Xen 4.17 have added features, as processors with new flaws came out: an older header has fewer of them.
+    """
+    found = {key: value for key, value in public(name).items() if isinstance(value, int | str)}
+    if name == "cpufeatureset" and (INCLUDE / "xen.h").exists():
+        text = (INCLUDE / "arch-x86" / "cpufeatureset.h").read_text()
+        known = {f"XEN_X86_FEATURE_{feature}" for feature in re.findall(r"XEN_CPUFEATURE\((\w+),", text)}
+        found = {key: value for key, value in found.items() if key in known}
+        assert len(found) > 200, "this is no list of features"
+    return found
 
 
 def layouts(name: str) -> dict[str, Layout | Union]:
