@@ -79,18 +79,16 @@ class Service:
         transport: NoXen | None = None,
     ) -> None:
         self.path = path
-        self.quotas = quotas or Quotas()
         self.trace_file = trace_file
-        self.transport = transport or NoXen()
+        self.server = Server(transport or NoXen(), quotas)
 
     async def run(self, started: trio.Event | None = None) -> None:
         """Serve. Raises `UsageError` if the socket or the trace cannot be had."""
         with ExitStack() as stack:
-            trace = self._open_trace(stack)
-            server = Server(self.transport, self.quotas, trace=trace)
+            self.server.trace = self._open_trace(stack)
             listener = address.listen(self.path)
             stack.callback(address.remove, self.path, address.identity(self.path))
-            sockets = SocketServer(server, listener)
+            sockets = SocketServer(self.server, listener)
             stack.callback(sockets.close)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with trio.open_nursery() as nursery:
