@@ -145,8 +145,9 @@ class Transaction:
     def note_event(self, path: bytes, exact: bool) -> None:
         """Remember that watches are to be told of a change when it becomes one."""
         access = self._access(path)
+        # Who was to be told because of an earlier change still is.
+        access.exact = exact and (access.exact or not access.event)
         access.event = True
-        access.exact = exact
 
     def end(self) -> None:
         """Give back what the open transaction took, committed or not."""

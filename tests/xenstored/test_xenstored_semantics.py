@@ -137,6 +137,15 @@ class TestItem07ATransactionFiresWhenItCommits:
             "=OK",
         ]
 
+    def test_directories_above_are_told_if_any_of_the_changes_was_theirs_too(self, world: World) -> None:
+        world.dom0.write("/t/a/b")
+        world.dom0.watch("/t/a", "w")
+        tx = world.dom0.start()
+        world.dom0.write("/t/a/b", "1", tx)
+        # By itself the end of a node below what is removed concerns only watches on that node.
+        world.dom0.rm("/t/a", tx=tx)
+        assert world.dom0.exchange(xs.XS_TRANSACTION_END, "T", tx=tx) == ["/t/a/b|w", "/t/a|w", "=OK"]
+
     def test_and_not_at_all_when_dropped(self, world: World) -> None:
         world.dom0.watch("/t", "w")
         tx = world.dom0.start()
@@ -498,6 +507,11 @@ class TestItem18Nuls:
         for kind in (xs.XS_WATCH, xs.XS_UNWATCH, xs.XS_DIRECTORY_PART, xs.XS_INTRODUCE, xs.XS_SET_TARGET):
             assert world.dom0.answer(kind, payload).payload == b"EINVAL\0"
 
+    def test_what_comes_behind_the_last_of_two_is_left_out(self, world: World) -> None:
+        assert world.dom0.exchange(xs.XS_WATCH, "/tool", "t", value=b"rest") == ["=OK", "/tool|t"]
+        assert world.dom0.answer(xs.XS_DIRECTORY_PART, b"/tool\x000\0rest").payload.endswith(b"\0xenstored\0\0")
+        assert world.dom0.answer(xs.XS_UNWATCH, b"/tool\0t\0rest").payload == b"OK\0"
+
     def test_write_needs_one_after_the_path(self, world: World) -> None:
         assert world.dom0.answer(xs.XS_WRITE, b"/a").payload == b"EINVAL\0"
         assert world.dom0.answer(xs.XS_WRITE, b"/a\0").payload == b"OK\0"
@@ -792,6 +806,22 @@ class TestItem25EndsOfDomains:
         assert world.dom0.ok(xs.XS_IS_DOMAIN_INTRODUCED, "1") == b"F\0"
         assert world.detached == [1]
 
+    def test_shutdowns_are_told_together_and_ends_before_them(self, world: World) -> None:
+        for domid in (1, 2, 3):
+            world.guest(domid, home=False)
+        world.dom0.watch("@releaseDomain", "r")
+        # The domains that became known last come first: 3 and 2 have shut down, then 1 is found dead.
+        world.existing.discard(1)
+        world.tell(d2=DomainState(True, False), d3=DomainState(True, False))
+        assert world.dom0.shown() == ["@releaseDomain|r"]
+        world.guest(4, home=False)
+        world.tell(d2=DomainState(True, False), d3=DomainState(True, False), d4=DomainState(True, False))
+        assert world.dom0.shown() == ["@releaseDomain|r"]
+        world.existing.discard(4)
+        world.dom0.ok(xs.XS_RESUME, "2")
+        world.tell(d2=DomainState(True, False), d3=DomainState(True, False))
+        assert world.dom0.shown() == ["@releaseDomain|r"] * 2
+
     def test_a_domain_that_was_never_introduced_leaves_without_a_word(self, world: World) -> None:
         world.dom0.write("/a")
         world.dom0.perms("/a", "n7")
@@ -834,6 +864,56 @@ class TestItem25EndsOfDomains:
         assert world.dom0.refused(kind, "3") == "ENOENT"
 
 
+class TestMemoryOfADomain:
+    """What counts against the `memory` quota, and whose it is (`quota DOMID`)."""
+
+    def memory(self, world: World, domid: int) -> int:
+        row = world.dom0.ok(xs.XS_CONTROL, "quota", str(domid)).decode().splitlines()[5]
+        return int(row.split(":")[1])
+
+    def test_nodes_are_their_owners(self, world: World) -> None:
+        guest = world.guest(1)
+        before = self.memory(world, 1)
+        guest.write("x", b"12345")
+        home = len("x\0")
+        assert self.memory(world, 1) - before == 24 + 8 + 5 + len("/local/domain/1/x") + home
+        world.dom0.perms("/local/domain/1/x", "n2")
+        assert self.memory(world, 1) - before == home
+
+    def test_a_transaction_has_a_copy_of_what_it_has_read(self, world: World) -> None:
+        guest = world.guest(1)
+        guest.write("x", b"12345")
+        before = self.memory(world, 1)
+        tx = guest.start()
+        guest.read("x", tx)
+        number = len(str(world.server.store.next_generation - 1) + "/")
+        assert self.memory(world, 1) - before == 24 + 8 + 5 + number + len("/local/domain/1/x")
+        guest.write("x", b"1234567", tx)
+        assert self.memory(world, 1) - before == 24 + 8 + 7 + number + len("/local/domain/1/x")
+        guest.end(tx, "F")
+        assert self.memory(world, 1) == before
+
+    def test_at_the_limit_a_domain_is_not_listened_to(self, world: World) -> None:
+        guest = world.guest(1)
+        world.server.quotas.memory = self.memory(world, 1) + 1
+        guest.send(xs.XS_READ, "x")
+        assert guest.shown() == ["=ENOENT"]
+        world.server.quotas.memory -= 1
+        guest.send(xs.XS_READ, "x")
+        assert guest.shown() == []
+        world.server.quotas.memory += 1
+        guest.raw(b"")
+        assert guest.shown() == ["=ENOENT"]
+
+    def test_the_limit_itself_is_too_much(self, world: World) -> None:
+        guest = world.guest(1)
+        guest.write("x", b"1")
+        size = self.memory(world, 1)
+        world.server.quotas.memory = size + 10
+        assert guest.refused(xs.XS_WRITE, "x", value=b"12345678901") == "ENOMEM"
+        assert guest.exchange(xs.XS_WRITE, "x", value=b"1234567890") == ["=OK"]
+
+
 class TestOnlyDom0:
     @pytest.mark.parametrize(
         "kind",
@@ -859,6 +939,11 @@ class TestOnlyDom0:
 
 
 class TestControl:
+    def test_numbers_are_unsigned(self, world: World) -> None:
+        assert world.dom0.ok(xs.XS_GET_DOMAIN_PATH, "-1") == b"/local/domain/4294967295\0"
+        # DOMID_SELF
+        assert world.dom0.ok(xs.XS_IS_DOMAIN_INTRODUCED, "32752") == b"T\0"
+
     def test_shows_quotas(self, world: World) -> None:
         lines = world.dom0.ok(xs.XS_CONTROL, "quota").decode().split("\n")
         assert lines[0] == "Quota settings:"
@@ -896,6 +981,12 @@ class TestControl:
 
 class TestEqualEvents:
     """An event that is waiting already is not queued again: it would say nothing new."""
+
+    def test_but_those_about_domains_are(self, world: World) -> None:
+        world.dom0.watch("@introduceDomain", "i")
+        world.guest(1, home=False)
+        world.guest(2, home=False)
+        assert world.dom0.shown() == ["@introduceDomain|i"] * 2
 
     def test_of_one_change(self, world: World) -> None:
         world.dom0.watch("/", "t")
