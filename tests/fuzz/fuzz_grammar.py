@@ -36,35 +36,75 @@ BOUNDARIES = (
 PTE_FLAGS = (0x67, 0x67, 0x65, 0x27, 0x63, 0x7, 0x5, 0x1, 0, 0x10067, 0xE7, 0x1E7, 0x77, 0x867, 1 << 63 | 0x67, 1 << 52)
 RESERVED_DOMIDS = (xen.DOMID_IO, xen.DOMID_XEN, xen.DOMID_COW, xen.DOMID_INVALID, xen.DOMID_FIRST_RESERVED, 0x8000)
 MISPOINTED = 0.04
-DOMCTLS = {
-    domctl.XEN_DOMCTL_pausedomain: "",
-    domctl.XEN_DOMCTL_unpausedomain: "",
-    domctl.XEN_DOMCTL_resumedomain: "",
-    domctl.XEN_DOMCTL_getdomaininfo: "getdomaininfo",
-    domctl.XEN_DOMCTL_max_mem: "max_mem",
-    domctl.XEN_DOMCTL_max_vcpus: "max_vcpus",
-    domctl.XEN_DOMCTL_setvcpucontext: "vcpucontext",
-    domctl.XEN_DOMCTL_getvcpucontext: "vcpucontext",
-    domctl.XEN_DOMCTL_getvcpuinfo: "getvcpuinfo",
-    domctl.XEN_DOMCTL_setdomainhandle: "setdomainhandle",
-    domctl.XEN_DOMCTL_irq_permission: "irq_permission",
-    domctl.XEN_DOMCTL_ioport_permission: "ioport_permission",
-    domctl.XEN_DOMCTL_settimeoffset: "settimeoffset",
-    domctl.XEN_DOMCTL_set_address_size: "address_size",
-    domctl.XEN_DOMCTL_get_address_size: "address_size",
-    domctl.XEN_DOMCTL_hypercall_init: "hypercall_init",
-    domctl.XEN_DOMCTL_set_target: "set_target",
-    domctl.XEN_DOMCTL_getpageframeinfo3: "getpageframeinfo3",
-    domctl.XEN_DOMCTL_createdomain: "createdomain",
-    domctl.XEN_DOMCTL_destroydomain: "",
+DOMCTL_MEMBERS = {
+    "setvcpuaffinity": "vcpuaffinity",
+    "getvcpuaffinity": "vcpuaffinity",
+    "setnodeaffinity": "nodeaffinity",
+    "getnodeaffinity": "nodeaffinity",
+    "setvcpucontext": "vcpucontext",
+    "getvcpucontext": "vcpucontext",
+    "set_address_size": "address_size",
+    "get_address_size": "address_size",
+    "gettscinfo": "tsc_info",
+    "settscinfo": "tsc_info",
+    "psr_alloc": "psr_alloc",
+    "setvcpuextstate": "vcpuextstate",
+    "getvcpuextstate": "vcpuextstate",
+    "set_ext_vcpucontext": "ext_vcpucontext",
+    "get_ext_vcpucontext": "ext_vcpucontext",
+    "get_vcpu_msrs": "vcpu_msrs",
+    "set_vcpu_msrs": "vcpu_msrs",
+    "setvnumainfo": "vnuma",
 }
-"""Operations by the member of the union that they take; more of them in `_domctl`, with garbage."""
-SYSCTLS = {
-    sysctl.XEN_SYSCTL_physinfo: "physinfo",
-    sysctl.XEN_SYSCTL_getdomaininfolist: "getdomaininfolist",
-    sysctl.XEN_SYSCTL_sched_id: "sched_id",
-    sysctl.XEN_SYSCTL_cputopoinfo: "cputopoinfo",
+"""The members of the union that are not named after their operation."""
+SYSCTL_MEMBERS = {
+    "get_cpu_levelling_caps": "cpu_levelling_caps",
+    "get_cpu_featureset": "cpu_featureset",
+    "get_cpu_policy": "cpu_policy",
+    "page_offline_op": "page_offline",
+    "livepatch_op": "livepatch",
 }
+PLATFORM_MEMBERS = {
+    "get_cpuinfo": "pcpu_info",
+    "get_cpu_version": "pcpu_version",
+    "cpu_online": "cpu_ol",
+    "cpu_offline": "cpu_ol",
+    "set_processor_pminfo": "set_pminfo",
+    "microcode_update": "microcode",
+    "cpu_hotadd": "cpu_add",
+    "mem_hotadd": "mem_add",
+    "get_symbol": "symdata",
+}
+OTHER_OPS = (
+    (xen.HYPERVISOR_hvm_op, 26),
+    (xen.HYPERVISOR_kexec_op, 8),
+    (xen.HYPERVISOR_dm_op, 4),
+    (xen.HYPERVISOR_hypfs_op, 4),
+    (xen.HYPERVISOR_xenpmu_op, 9),
+    (xen.HYPERVISOR_xenoprof_op, 19),
+    (xen.HYPERVISOR_arch_0, 9),
+    (xen.HYPERVISOR_arch_1, 9),
+    (xen.HYPERVISOR_nmi_op, 3),
+)
+"""Hypercalls behind which there is little, with how many operations they have."""
+
+
+def operations(layout: Layout, numbers: dict[int, str], prefix: str, members: dict[str, str]) -> dict[int, str]:
+    """Return the operations of a control hypercall by number, each with the member of the union that it takes or ""."""
+    union = layout.by_name["u"].type
+    assert isinstance(union, Union)
+    found = {}
+    for number, name in numbers.items():
+        word = name.removeprefix(prefix)
+        member = members.get(word, word)
+        field = union.by_name.get(member)
+        found[number] = member if field is not None and isinstance(field.type, Layout) else ""
+    return found
+
+
+DOMCTLS = operations(domctl.xen_domctl, domctl.NAMES, "XEN_DOMCTL_", DOMCTL_MEMBERS)
+SYSCTLS = operations(sysctl.xen_sysctl, sysctl.NAMES, "XEN_SYSCTL_", SYSCTL_MEMBERS)
+PLATFORM_OPS = operations(platform.xen_platform_op, platform.NAMES, "XENPF_", PLATFORM_MEMBERS)
 EVENT_OPS = (
     (ev.EVTCHNOP_bind_interdomain, ev.evtchn_bind_interdomain),
     (ev.EVTCHNOP_bind_virq, ev.evtchn_bind_virq),
@@ -200,7 +240,10 @@ class Speaker:
             (2, "console", self._console),
             (2, "callback", self._callback),
             (6 if guest.domain.is_privileged else 1, "domctl", self._domctl),
-            (1, "sysctl", self._sysctl),
+            (2 if guest.domain.is_privileged else 1, "sysctl", self._sysctl),
+            (1, "platform_op", self._platform),
+            (2, "other", self._other),
+            (2, "trap", self._trap),
             (3, "anything", self._anything),
         )
         self._weights = [weight for weight, _, _ in self._productions]
@@ -417,6 +460,14 @@ class Speaker:
             "max_memkb": lambda: random.choice((0, 400, 800, 4000, U64)),
             "pad": lambda: 0 if self.chance(0.95) else self.number(),
             "ctxt": self.context,
+            "array": self.frame_list,
+            "bitmap": self.frame_list,
+            "nr_bits": lambda: random.choice((0, 1, 7, 8, 64, 65, U32)),
+            "sched_id": lambda: 6 if self.chance(0.8) else self.number(),
+            "cpupool_id": lambda: random.randrange(2),
+            "tsc_mode": lambda: random.randrange(4),
+            "first_mfn": lambda: random.choice((0, 255, 0xF0000, 0xFEC00, 0xFEE00, 1 << 34, U64)),
+            "nr_mfns": lambda: random.choice((0, 1, 2, 256, U64)),
         }
 
     def structure(self, layout: Layout | Union, **fixed: Any) -> bytes:
@@ -694,21 +745,19 @@ class Speaker:
     def _domctl(self) -> tuple[int, ...]:
         cmd = self.random.choice(tuple(DOMCTLS)) if self.chance(0.95) else self.random.randrange(100)
         target = self.random.choice((1, 2, 3, 4, 5, 6)) if self.chance(0.9) else self.domid()
-        union = domctl.xen_domctl.by_name["u"].type
-        assert isinstance(union, Union)
-        member = DOMCTLS.get(cmd, "")
         if cmd == domctl.XEN_DOMCTL_destroydomain and self.chance(0.95) and target < 3:
             target = self.random.choice(NEW_DOMIDS)
         if cmd == domctl.XEN_DOMCTL_createdomain:
             value = self._creation(target)
             target = self.random.choice(NEW_DOMIDS)
-        elif member and isinstance(union.by_name[member].type, Layout):
-            value = self.structure(union.by_name[member].type)  # type: ignore[arg-type]
         else:
-            value = self.random.randbytes(16)
+            value = self._union(domctl.xen_domctl, DOMCTLS.get(cmd, ""))
         version_ = domctl.XEN_DOMCTL_INTERFACE_VERSION if self.chance(0.99) else self.number() & U32
         head = struct.pack("<IIH6x", cmd, version_, target & 0xFFFF)
-        return (xen.HYPERVISOR_domctl, self.put((head + value).ljust(domctl.xen_domctl.size, b"\0")))
+        return (
+            xen.HYPERVISOR_domctl,
+            self.put((head + value)[: domctl.xen_domctl.size].ljust(domctl.xen_domctl.size, b"\0")),
+        )
 
     def _creation(self, target: int) -> bytes:
         """The configuration of a new domain."""
@@ -723,14 +772,60 @@ class Speaker:
             grant_opts=choice((1, 2, 2, 2, 0, 3, 16)),
         )
 
-    def _sysctl(self) -> tuple[int, ...]:
-        cmd = self.random.choice(tuple(SYSCTLS)) if self.chance(0.8) else self.random.randrange(40)
-        union = sysctl.xen_sysctl.by_name["u"].type
+    def _union(self, layout: Layout, member: str) -> bytes:
+        """Fill the member of a control hypercall's union."""
+        union = layout.by_name["u"].type
         assert isinstance(union, Union)
-        member = union.by_name.get(SYSCTLS.get(cmd, ""))
-        value = self.structure(member.type) if member is not None else self.random.randbytes(32)  # type: ignore[arg-type]
-        version_ = sysctl.XEN_SYSCTL_INTERFACE_VERSION if self.chance(0.98) else self.number() & U32
-        return (xen.HYPERVISOR_sysctl, self.put((struct.pack("<II", cmd, version_) + value)[: sysctl.xen_sysctl.size]))
+        field = union.by_name.get(member)
+        if field is None or not isinstance(field.type, Layout):
+            return self.random.randbytes(32)
+        return self.structure(field.type)
+
+    def _host_op(self, layout: Layout, version_: int, ops: dict[int, str]) -> int:
+        """The address of a sysctl or platform_op."""
+        cmd = self.random.choice(tuple(ops)) if self.chance(0.9) else self.random.randrange(70)
+        head = struct.pack("<II", cmd, version_ if self.chance(0.98) else self.number() & U32)
+        data = head + self._union(layout, ops.get(cmd, ""))
+        return self.put(data[: layout.size].ljust(layout.size, b"\0"))
+
+    def _sysctl(self) -> tuple[int, ...]:
+        where = self._host_op(sysctl.xen_sysctl, sysctl.XEN_SYSCTL_INTERFACE_VERSION, SYSCTLS)
+        return (xen.HYPERVISOR_sysctl, where)
+
+    def _platform(self) -> tuple[int, ...]:
+        where = self._host_op(platform.xen_platform_op, platform.XENPF_INTERFACE_VERSION, PLATFORM_OPS)
+        return (xen.HYPERVISOR_platform_op, where)
+
+    def _other(self) -> tuple[int, ...]:
+        """A hypercall behind which there is little, with some structure or other."""
+        number, count = self.random.choice(OTHER_OPS)
+        data = struct.pack("<HHIQQQ", self.domid() & 0xFFFF, 0, self.random.randrange(40), *(self.number() & U64,) * 3)
+        where = self.put(data) if self.chance(0.7) else self.pointer()
+        if number in (xen.HYPERVISOR_dm_op, xen.HYPERVISOR_hypfs_op):
+            return (number, self.random.randrange(count), self.random.randrange(4), where, self.number())
+        if number in (xen.HYPERVISOR_arch_0, xen.HYPERVISOR_arch_1):
+            return (number, where)
+        return (number, self.random.randrange(count), where)
+
+    def _trap(self) -> tuple[int, ...]:
+        """What a kernel says of its exceptions, segments and debug registers."""
+        random = self.random
+        kind = random.randrange(6)
+        if kind == 0:
+            entries = b"".join(
+                struct.pack("<BBHxxxxQ", random.randrange(256), random.randrange(8), 0xE030, self.number() & U64)
+                for _ in range(random.randrange(4))
+            )
+            return (xen.HYPERVISOR_set_trap_table, self.put(entries + bytes(16)) if self.chance(0.9) else 0)
+        if kind == 1:
+            return (xen.HYPERVISOR_stack_switch, self.number(), self.va())
+        if kind == 2:
+            return (xen.HYPERVISOR_set_segment_base, random.randrange(5), self.number())
+        if kind == 3:
+            return (xen.HYPERVISOR_set_debugreg, random.randrange(9), self.number())
+        if kind == 4:
+            return (xen.HYPERVISOR_get_debugreg, random.randrange(9))
+        return (xen.HYPERVISOR_fpu_taskswitch, random.randrange(3))
 
     def _anything(self) -> tuple[int, ...]:
         """Any number of a hypercall, with anything in its registers."""

@@ -15,7 +15,7 @@ from hypervisor.abi import xen
 from hypervisor.abi.cpu import PageFault
 from hypervisor.errors import InvariantError
 from hypervisor.trace import Emit, TraceWriter
-from hypervisor.vcpu import VPF_DOWN, VPF_PAUSED
+from hypervisor.vcpu import VPF_DOWN, VPF_PAUSED, VCpu
 
 ROUND = 600
 """Calls on one host: later on, guests have ruined most of what they had."""
@@ -24,6 +24,10 @@ REMEMBERED = 20
 RUN_EVERY = 25
 MAX_STEPS = 20
 TRACED = 0.2
+PREEMPTED = 0.4
+"""How many hosts give long hypercalls up at random points."""
+INTERRUPTING = 0.3
+"""How often somebody else makes a call meanwhile."""
 RUNNING = 0.3
 """How many domains run on their vCPUs from the start; the others make their calls while they stand still."""
 
@@ -44,12 +48,15 @@ class Round:
         for guest in self.world.guests:
             if self.random.random() < RUNNING:
                 guest.start()
-        self.recent: deque[str] = deque(maxlen=REMEMBERED)
+        self.recent: deque[list[str]] = deque(maxlen=REMEMBERED)
+        """The last calls: words, and the result as soon as there is one."""
         self.results: Counter[tuple[int, int]] = Counter()
         """How often (hypercall number, 0 for success or the errno)."""
         self.calls = 0
         self.escaped: Exception | None = None
         """What a hypercall raised that a running vCPU made."""
+        if self.random.random() < PREEMPTED:
+            self._preempt()
 
     def run(self, calls: int) -> int:
         """Make calls until there are enough, or nobody is left; returns how many it were. Raises FuzzFailure."""
@@ -73,8 +80,25 @@ class Round:
             return TraceWriter(BytesIO(), seed=0).emit
         return None
 
+    def _preempt(self) -> None:
+        """Have long hypercalls stop at random points, and at some of those let another domain say something."""
+        preempt, random = self.world.hv.preempt, self.random
+
+        def forced() -> bool:
+            return random.random() < 0.5
+
+        def between(_vcpu: VCpu) -> None:
+            if random.random() < INTERRUPTING:
+                preempt.between = None
+                try:
+                    self._step()
+                finally:
+                    preempt.between = between
+
+        preempt.forced, preempt.between = forced, between
+
     def _story(self, error: Exception) -> str:
-        lines = "\n  ".join(self.recent)
+        lines = "\n  ".join(map("".join, self.recent))
         where = "".join(traceback.format_tb(error.__traceback__)[-3:]).rstrip()
         head = f"round {self.seed}, call {self.calls}: {type(error).__name__}: {error}"
         return f"{head}\n{where}\nthe last calls were\n  {lines}"
@@ -116,9 +140,10 @@ class Round:
                 break
         self.calls += 1
         number, *registers = call.registers
-        self.recent.append(f"d{guest.domid}v{vcpu_id} {call.words} {number}({', '.join(map(hex, registers))})")
+        said = [f"d{guest.domid}v{vcpu_id} {call.words} {number}({', '.join(map(hex, registers))})"]
+        self.recent.append(said)
         result = guest.hypercall(number, *registers, vcpu=vcpu_id)
-        self.recent[-1] += f" = {result}"
+        said.append(f" = {result}")
         self._judge(guest, call, result)
 
     def _judge(self, guest: Attacker, call: Call, result: int) -> None:
