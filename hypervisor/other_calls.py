@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hypervisor.abi import domctl, errno, hypfs, xen, xenoprof
+from hypervisor.abi import domctl, errno, hypfs, kexec, xen, xen_mca, xenoprof
 from hypervisor.abi.layout import Layout
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 
@@ -45,23 +45,21 @@ xen_hvm_xentrace = Layout(
     "xen_hvm_xentrace", ("uint16_t", "event"), ("uint16_t", "extra_bytes"), ("uint8_t", "extra", 28)
 )
 
-# HYPERVISOR_kexec_op (kexec.h).
-KEXEC_CMD_kexec, KEXEC_CMD_kexec_load_v1, KEXEC_CMD_kexec_unload_v1, KEXEC_CMD_kexec_get_range = range(4)
-KEXEC_CMD_kexec_load, KEXEC_CMD_kexec_unload, KEXEC_CMD_kexec_status = range(4, 7)
-KEXEC_TYPES = (0, 1)
-KEXEC_RANGE_MA_CRASH, KEXEC_RANGE_MA_VMCOREINFO = 0, 6
-KEXEC_RANGES = range(KEXEC_RANGE_MA_VMCOREINFO + 1)
-LOAD_V1_SIZE, LOAD_SIZE, UNLOAD_SIZE = 160, 24, 1
-"""Of struct xen_kexec_load_v1, xen_kexec_load, and xen_kexec_unload and _status."""
-xen_kexec_range = Layout(
-    "xen_kexec_range", ("int32_t", "range"), ("int32_t", "nr"), ("uint64_t", "size"), ("uint64_t", "start")
-)
+KEXEC_TYPES = (kexec.KEXEC_TYPE_DEFAULT, kexec.KEXEC_TYPE_CRASH)
+KEXEC_RANGES = range(kexec.KEXEC_RANGE_MA_VMCOREINFO + 1)
+KEXEC_ARGUMENTS = {
+    kexec.KEXEC_CMD_kexec: kexec.xen_kexec_exec,
+    kexec.KEXEC_CMD_kexec_load_v1: kexec.xen_kexec_load_v1,
+    kexec.KEXEC_CMD_kexec_unload_v1: kexec.xen_kexec_load_v1,
+    kexec.KEXEC_CMD_kexec_load: kexec.xen_kexec_load,
+    kexec.KEXEC_CMD_kexec_unload: kexec.xen_kexec_unload,
+    kexec.KEXEC_CMD_kexec_status: kexec.xen_kexec_status,
+}
+"""What operations about an image read; each names the image by its type."""
 
-# HYPERVISOR_dm_op (hvm/dm_op.h), HYPERVISOR_mca (arch-x86/xen-mca.h).
+# HYPERVISOR_dm_op (hvm/dm_op.h).
 DM_OP_BUFFERS = 2
 DM_OP_BUF_SIZE = 16
-XEN_MC_SIZE = 152
-XEN_MCA_INTERFACE_VERSION = 0x01ECC003
 
 XENOPROF_UNPRIVILEGED = frozenset(
     {
@@ -144,28 +142,26 @@ class OtherCalls:
         if not vcpu.domain.is_privileged:
             return -errno.EPERM
         op &= U64
-        if op == KEXEC_CMD_kexec_get_range:
+        if op == kexec.KEXEC_CMD_kexec_get_range:
             return self._kexec_range(vcpu, arg)
-        if op in (KEXEC_CMD_kexec_load, KEXEC_CMD_kexec_load_v1):
-            copy_from_guest(vcpu, arg, LOAD_SIZE if op == KEXEC_CMD_kexec_load else LOAD_V1_SIZE)
+        layout = KEXEC_ARGUMENTS.get(op)
+        if layout is None:
+            return 0
+        named = layout.unpack(copy_from_guest(vcpu, arg, layout.size)).type
+        if op in (kexec.KEXEC_CMD_kexec_load, kexec.KEXEC_CMD_kexec_load_v1):
             return -errno.ENOSYS
-        if op == KEXEC_CMD_kexec:
-            known = int.from_bytes(copy_from_guest(vcpu, arg, 4), "little") in KEXEC_TYPES
-            return -errno.ENOENT if known else -errno.EINVAL
-        if op in (KEXEC_CMD_kexec_unload, KEXEC_CMD_kexec_unload_v1, KEXEC_CMD_kexec_status):
-            old = op == KEXEC_CMD_kexec_unload_v1
-            raw = copy_from_guest(vcpu, arg, LOAD_V1_SIZE if old else UNLOAD_SIZE)
-            return 0 if int.from_bytes(raw[:4], "little") in KEXEC_TYPES else -errno.EINVAL
-        return 0
+        if named not in KEXEC_TYPES:
+            return -errno.EINVAL
+        return -errno.ENOENT if op == kexec.KEXEC_CMD_kexec else 0
 
     @staticmethod
     def _kexec_range(vcpu: VCpu, arg: int) -> int:
         """No memory was set aside for a crash kernel; where Xen itself is and its notes is not told."""
-        op = xen_kexec_range.unpack(copy_from_guest(vcpu, arg, xen_kexec_range.size))
-        if op.range != KEXEC_RANGE_MA_CRASH:
+        op = kexec.xen_kexec_range.unpack(copy_from_guest(vcpu, arg, kexec.xen_kexec_range.size))
+        if op.range != kexec.KEXEC_RANGE_MA_CRASH:
             return -errno.ENOSYS if op.range in KEXEC_RANGES else -errno.EINVAL
         op.start = op.size = 0
-        copy_to_guest(vcpu, arg, xen_kexec_range.pack(op))
+        copy_to_guest(vcpu, arg, kexec.xen_kexec_range.pack(op))
         return 0
 
     # -- the rest ---------------------------------------------------------------------------------------------------
@@ -218,8 +214,10 @@ class OtherCalls:
         """Machine checks: this machine has none."""
         if not vcpu.domain.is_privileged:
             return -errno.EPERM
-        raw = copy_from_guest(vcpu, arg, XEN_MC_SIZE)
-        return -errno.ENOSYS if int.from_bytes(raw[4:8], "little") == XEN_MCA_INTERFACE_VERSION else -errno.EACCES
+        raw = copy_from_guest(vcpu, arg, xen_mca.xen_mc.size)
+        return (
+            -errno.ENOSYS if int.from_bytes(raw[4:8], "little") == xen_mca.XEN_MCA_INTERFACE_VERSION else -errno.EACCES
+        )
 
     def _paging_domctl_cont(self, vcpu: VCpu, arg: int, _a2: int, _a3: int, _a4: int, _a5: int) -> int:
         """Go on with an XEN_DOMCTL_shadow_op, of which there is none that could have been interrupted."""
