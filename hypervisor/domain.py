@@ -108,7 +108,7 @@ class Domain:
         self.vm_assist = 0
         self.time_offset = 0
 
-        self.max_evtchn_port = 4095
+        self.max_evtchn_port = 0x7FFF_FFFF
         self.ports: list[Channel] = []
         self.active_ports = 0
         self.port_hint = 1

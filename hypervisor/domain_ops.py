@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
 
 INFO_SIZE = xen.vcpu_info.size
+INT_MAX = 0x7FFF_FFFF
+"""As many event channels as the ABI has room for: what dom0 may have."""
 UPCALL_MASK = xen.vcpu_info.offset("evtchn_upcall_mask")
 
 
@@ -38,7 +40,7 @@ class DomainOps:
         *,
         max_vcpus: int,
         is_privileged: bool = False,
-        max_evtchn_port: int = 4095,
+        max_evtchn_port: int = INT_MAX,
         max_grant_frames: int = -1,
         max_maptrack_frames: int = -1,
         max_grant_version: int = 2,

@@ -21,6 +21,8 @@ COMPAT_HYPERCALL = xen.__HYPERVISOR_sched_op_compat
 MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
 MAX_POLL_PORTS = 128
 NR_WATCHDOGS = 2
+TIMER_SLOP_NS = 50_000
+"""How near two moments are for Xen's timers (docs/misc/xen-command-line.pandoc, timer_slop)."""
 HARDWARE_DOMAIN = 0
 
 
@@ -156,7 +158,9 @@ class SchedOps:
                 self.hv.log(f"Watchdog timer fired for domain {domain.domid}")
                 self.hv.domain_ops.shutdown(domain, sched.SHUTDOWN_watchdog)
 
-        domain.watchdogs[index] = self.hv.timers.add(self.hv.now() + seconds * 1_000_000_000, bite)
+        # One that is to bite at once does so when its pCPU's timer has fired, and meanwhile the guest goes on.
+        delay = max(seconds * 1_000_000_000, TIMER_SLOP_NS)
+        domain.watchdogs[index] = self.hv.timers.add(self.hv.now() + delay, bite)
 
     def _pin_override(self, vcpu: VCpu, arg: int) -> int:
         """Refuse to pin a vCPU: pCPUs are all alike here. Errors come as from a Xen that can."""

@@ -35,6 +35,8 @@ class Costs:
     hypercall: int = 200
     run: int = 300
     switch: int = 700
+    idle_yield: int = 50_000
+    """A yield while nobody else has work to do: who yields in a loop waits for time to pass."""
 
 
 class PCpu:
@@ -68,6 +70,8 @@ class Scheduler:
         """`running.hypercalls` when it was resumed: what it did since has not been charged yet."""
         self.retired = 0
         """Nanoseconds that the vCPUs of domains that are gone have run."""
+        self._yielded: dict[VCpu, int] = {}
+        """Who yielded last when. Who is on the run queue since that time is there because of it."""
         self._single = nr_pcpus == 1
         self.plain = self._single and not hv.clock.real and hv.trace is None
         """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
@@ -163,6 +167,7 @@ class Scheduler:
             self.end_poll(vcpu)
         if vcpu.queued:
             self._dequeue(vcpu)
+        self._yielded.pop(vcpu, None)
         for pcpu in self.pcpus:
             if pcpu.current is vcpu:
                 pcpu.current = None
@@ -324,6 +329,8 @@ class Scheduler:
         flags = vcpu.pause_flags
         if compute:
             now = self._compute(vcpu, now, compute)
+        if vcpu.yielding and not flags and not vcpu.compute_left:
+            now = self._yield(vcpu, now)
         pcpu.now = now
         if flags:
             pcpu.current = None
@@ -350,6 +357,18 @@ class Scheduler:
             trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, pcpu.cpu_id, now - since, flags)
         if vcpu in self.runstate_areas:
             self.runstate_areas[vcpu](vcpu, now)
+
+    def _yield(self, vcpu: VCpu, now: int) -> int:
+        """A vCPU gives way at `now`; returns when its turn is over.
+
+        If all who wait for a processor have yielded too, nothing will happen but that time passes: some does, until the
+        next timer if that is soon. In real time it does so by itself.
+        """
+        yielded = self._yielded
+        if not self.hv.clock.real and all(yielded.get(other) == other.ready_at for other in self.run_queue):
+            now = min(now + self.costs.idle_yield, max(now, self.hv.machine.timers.next_deadline))
+        yielded[vcpu] = now
+        return now
 
     def _next_start(self, pcpu: PCpu) -> int:
         if pcpu.current is not None:

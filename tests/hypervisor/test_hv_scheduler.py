@@ -154,6 +154,52 @@ class TestLoop:
         world.run()
         assert turns == [0, 1, 0, 1, 0, 1]
 
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_yielding_while_nobody_works_lets_time_pass(self, world, count):
+        """Kernels wait like this for a moment in the future: it should not take thousands of turns."""
+        turns = [0] * count
+        guests = [world.guest() for _ in range(count)]
+
+        def program(cpu):
+            while cpu.rdtsc() < 20 * MS:
+                turns[cpu._vcpu.domain.domid] += 1
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_yield, 0)
+                yield 0
+            cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+            yield 0
+
+        for guest in guests:
+            guest.runs(program)
+        fired = []
+        world.hv.timers.add(7 * MS + 11, lambda: fired.append(world.hv.clock.now))
+        world.run()
+        assert all(20 * MS // 50_000 // count - 20 < number < 450 for number in turns)
+        assert fired == [7 * MS + 11], "timers come at their time all the same"
+
+    def test_yielding_to_somebody_with_work_takes_no_time(self, world):
+        turns = 0
+        waiting, working = world.guest(), world.guest()
+
+        def waits(cpu):
+            nonlocal turns
+            while working.vcpus[0].time_running < 2 * MS:
+                turns += 1
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_yield, 0)
+                yield 0
+            working.hv.domain_ops.shutdown(working.domain, 0)
+            cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+            yield 0
+
+        def works(cpu):
+            while True:
+                yield 1 * MS
+
+        waiting.runs(waits)
+        working.runs(works)
+        world.run()
+        assert turns < 5
+        assert waiting.vcpus[0].time_running < MS
+
     def test_waking_oneself_while_going_to_sleep(self, world):
         """The event comes between the block and the end of the stretch: the vCPU must be neither lost nor doubled."""
         guest = world.guest(vcpus=1)
