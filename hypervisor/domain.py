@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hypervisor.abi import xen
 from hypervisor.abi.cpu import Image
 from hypervisor.rangeset import Ranges
 from hypervisor.sched.params import SchedulingParams
@@ -56,6 +57,7 @@ class Domain:
         "next_evtchn",
         "page_list",
         "pause_count",
+        "pci_address",
         "pirqs",
         "pollers",
         "port_hint",
@@ -128,6 +130,8 @@ class Domain:
         self.ioports: Ranges = []
         self.iomem: Ranges = []
         """Frames that are no memory of the host, which the domain may map: registers of devices."""
+        self.pci_address = 0
+        """What was last written to I/O port 0xcf8."""
         self.irqs: set[int] = set()
         self.pirqs: dict[int, Channel | None] = {}
         """Physical interrupts that are mapped, with the port that each is bound to."""
@@ -150,6 +154,11 @@ class Domain:
     def may_use_iomem(self, mfn: int) -> bool:
         """Whether the domain may map a frame behind which there is no memory (iomem_access_permitted)."""
         return any(mfn in frames for frames in self.iomem)
+
+    @property
+    def kernel_ring(self) -> int:
+        """As what ring the kernel counts when its I/O privilege is looked at."""
+        return 0 if self.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1 else 1
 
     def may_use_port(self, port: int) -> bool:
         """Whether the domain may execute `in` and `out` on an I/O port."""

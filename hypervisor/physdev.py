@@ -65,7 +65,10 @@ class PhysdevOps:
 
     def _set_iobitmap(self, vcpu: VCpu, arg: int) -> int:
         op = physdev.physdev_set_iobitmap.unpack_from(copy_from_guest(vcpu, arg, physdev.physdev_set_iobitmap.size))
-        return 0 if op.nr_ports <= IOBITMAP_PORTS else -errno.EINVAL
+        if op.nr_ports > IOBITMAP_PORTS:
+            return -errno.EINVAL
+        vcpu.context.iobitmap, vcpu.context.iobitmap_ports = op.bitmap, op.nr_ports
+        return 0
 
     def _map_pirq(self, vcpu: VCpu, arg: int) -> int:
         """Map an interrupt line that the domain may use; the PIRQ has the line's number."""

@@ -66,6 +66,8 @@ class Context:
         "gs_base_kernel",
         "gs_base_user",
         "in_kernel",
+        "iobitmap",
+        "iobitmap_ports",
         "iopl",
         "kernel_sp",
         "kernel_ss",
@@ -89,6 +91,8 @@ class Context:
         self.in_kernel = True
         """Whether the guest is in kernel mode: both modes run in ring 3, on page tables of their own."""
         self.iopl = 0
+        self.iobitmap = self.iobitmap_ports = 0
+        """Address of the bitmap of I/O ports that the kernel permits to its user code (0: permitted), and its size."""
         self.cr0, self.cr2, self.cr4 = CR0_START, 0, CR4_START
         self.kernel_ss = self.kernel_sp = 0
         self.event_callback = self.failsafe_callback = self.syscall_callback = 0

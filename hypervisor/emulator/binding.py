@@ -41,6 +41,7 @@ HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
 HF_CS64 = 1 << 15
 
+_RAISE = "raise_exception_err_x86_64"
 NO_EXCEPTION = 0xFFFFFFFF
 
 
@@ -208,6 +209,13 @@ class Binding:
         """The address of uc_emu_stop."""
         return self._address_of("uc_emu_stop")
 
+    @property
+    def raise_function(self) -> int:
+        """The address of QEMU's raise_exception_err(state, vector, error code), which does not return."""
+        if not hasattr(self._lib, _RAISE):
+            raise self._unknown("its CPU cannot be made to take an exception")
+        return self._address_of(_RAISE)
+
     def error(self, code: int) -> str:
         """Return Unicorn's words for an error code."""
         return str(self._unicorn.UcError(code))
@@ -287,15 +295,31 @@ class Binding:
 
         self._hook(self._unicorn.UC_HOOK_INSN_INVALID, _Invalid(called), None)
 
-    def hook_instruction(self, name: str, function: Callable[[], None]) -> None:
-        """Carry an instruction (CPUID, RDTSC, RDTSCP) out by a function."""
+    def hook_cpuid(self, function: Callable[[], None]) -> None:
+        """Carry CPUID out by a function."""
 
         def called(_engine: int, _data: int) -> int:
             function()
             return 1
 
-        instruction = getattr(self._const, f"UC_X86_INS_{name}")
-        self._hook(self._unicorn.UC_HOOK_INSN, _Instruction(called), None, instruction)
+        self._hook(self._unicorn.UC_HOOK_INSN, _Instruction(called), None, self._const.UC_X86_INS_CPUID)
+
+    def hook_ports(self, port_in: int, port_out: int, data: int) -> None:
+        """Carry out IN by `port_in(engine, port, width, data)`, OUT by `port_out(engine, port, width, value, data)`.
+
+        They are addresses of machine code (0: none), which does not return.
+        """
+        for function, instruction in ((port_in, self._const.UC_X86_INS_IN), (port_out, self._const.UC_X86_INS_OUT)):
+            if function:
+                self._hook(self._unicorn.UC_HOOK_INSN, ctypes.c_void_p(function), data, instruction)
+
+    def hook_tsc(self, rdtsc: int, rdtscp: int, data: int) -> None:
+        """Carry RDTSC and RDTSCP out by machine code: `function(engine, data)`, which returns 1."""
+        for function, instruction in (
+            (rdtsc, self._const.UC_X86_INS_RDTSC),
+            (rdtscp, self._const.UC_X86_INS_RDTSCP),
+        ):
+            self._hook(self._unicorn.UC_HOOK_INSN, ctypes.c_void_p(function), data, instruction)
 
     def hook_blocks(self, function: int, data: int) -> None:
         """Call machine code before each block: `function(engine, address, size, data)`."""

@@ -7,7 +7,7 @@ Xen, so privileged instructions arrive as #GP.
 Whatever a guest does that concerns Xen (a hypercall, an exception, a privileged instruction) arrives in a hook, in the
 midst of the engine's run, and is answered there: stopping and starting again would cost twenty times as much. A hook
 changes registers, and the engine goes on with those. The engine is stopped when the vCPU gives up the processor, when a
-timer or the end of its time slice has come (`block_hook`), or when translated code has to be dropped.
+timer or the end of its time slice has come (`native_hooks`), or when translated code has to be dropped.
 
 Time: the TSC ticks once a nanosecond, and an instruction takes one tick (more exactly: four bytes of code do).
 """
@@ -25,6 +25,7 @@ from hypervisor.emulator.binding import (
     DS,
     ES,
     FS,
+    GDT,
     GS,
     HF_CPL_MASK,
     HFLAGS,
@@ -32,6 +33,7 @@ from hypervisor.emulator.binding import (
     R10,
     R11,
     RAX,
+    RBX,
     RCX,
     RDI,
     RDX,
@@ -39,17 +41,19 @@ from hypervisor.emulator.binding import (
     RSI,
     RSP,
     SS,
+    TR,
     Binding,
     base_at,
     selector_at,
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
-from hypervisor.emulator.block_hook import COUNT, DEADLINE, SPACE, BlockHook
+from hypervisor.emulator.cpuid import QUESTIONS, Leaf
+from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, NativeHooks
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.traps import ERROR_IDT, GP, PF, UD, Traps, swap_gs
 from hypervisor.errors import HypercallError, InvariantError
-from hypervisor.guest_access import walk_from
+from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
 from hypervisor.preempt import Continuation
 from hypervisor.sched.scheduler import TIME_SLICE_NS
@@ -59,17 +63,24 @@ if TYPE_CHECKING:
     from hypervisor.emulator.vcpu import EmulatedVCpu
     from hypervisor.hypervisor import Hypervisor
 
+U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 EFER = 0xD01
 """SYSCALL, long mode (enabled and active), no-execute."""
 CR4 = 0x6A0
 """PAE, global pages, SSE; what a guest reads is another matter."""
 FIRST_COUNT = 1 << 40
+INTERRUPT_NS = 2_000
+"""How long the guest goes on, at least, until a timer that has come due interrupts it."""
 RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
+HYPERCALLS_OF_A_WAIT = 4
+"""A guest that waits may make a few other hypercalls to see whether it still has to."""
+MIN_YIELD_NS, MAX_YIELD_NS = 1_000, 100_000
 MAX_SPACES = 4095
 SYSCALL_SIZE = 2
-NO_FPU = b""
+RDPMC = b"\x0f\x33"
+CPUID_HLT, CPUID_SIZE, IRETQ = b"\x0f\xa2\xf4", 2, b"\x48\xcf"
 
 
 class Processor:
@@ -82,12 +93,11 @@ class Processor:
         self._code = bytearray(hv.memory.frames)
         """1 for each frame from which code has been translated."""
         self.cpu = cpu = Binding(memory, hv.memory.frames << 12)
-        self.block = BlockHook(cpu.stop_function, self._unknown_block)
-        self._words = self.block.words
+        self.native = NativeHooks(cpu.state, cpu.stop_function, cpu.raise_function, self._unknown_block, RDTSC_NS)
+        self._words = self.native.words
         self._words[COUNT] = FIRST_COUNT
         self.segments = Segments(hv, cpu)
         self.traps = Traps(self)
-        self.privileged = Privileged(self)
         self.vcpu: EmulatedVCpu | None = None
         """The vCPU whose registers the CPU holds, while it runs."""
         self._loaded: EmulatedVCpu | None = None
@@ -100,20 +110,21 @@ class Processor:
         self._failure: BaseException | None = None
         self._cost = hv.sched.costs.hypercall
         self._timers = hv.machine.timers
-        self._enter_ring_3()
+        self._power_on()
+        self.privileged = Privileged(self, self._native_cpuid)
         self._fresh_fpu = cpu.save_fpu()
         cpu.hook_syscall(self._guard(self._syscall))
         cpu.hook_exceptions(self._exception)
         cpu.hook_invalid(self._guard(self._invalid))
-        cpu.hook_instruction("RDTSC", self._guard(self._rdtsc))
-        cpu.hook_instruction("RDTSCP", self._guard(self._rdtscp))
-        cpu.hook_instruction("CPUID", self._guard(self.privileged.cpuid))
-        cpu.hook_blocks(self.block.function, self.block.address)
+        cpu.hook_tsc(self.native.rdtsc, self.native.rdtscp, self.native.address)
+        cpu.hook_ports(self.native.port_in, self.native.port_out, self.native.address)
+        cpu.hook_cpuid(self._guard(self.privileged.cpuid))
+        cpu.hook_blocks(self.native.block, self.native.address)
 
     # -- making it ----------------------------------------------------------------------------------------------------
 
-    def _enter_ring_3(self) -> None:
-        """Leave ring 0 for good, by an iretq on a page of Xen's own."""
+    def _power_on(self) -> None:
+        """Ask the CPU what it is, then leave ring 0 for good by an iretq; both on a page of Xen's own."""
         hv, cpu = self.hv, self.cpu
         frames = [hv.frames.alloc_xen() for _ in range(5)]
         if min(frames) < 0:
@@ -126,22 +137,49 @@ class Processor:
         # The page is mapped at 0, and at 0x1000 the GDT, whose reserved entries begin with number 7168.
         q[(tables[3] << 9) + 1] = gdt << 12 | PRESENT | RW | ACCESSED | DIRTY
         base = page << 12
-        hv.memory.b[base] = 0xF4
-        hv.memory.b[base + 16 : base + 18] = b"\x48\xcf"
+        hv.memory.b[base : base + 3] = CPUID_HLT
+        hv.memory.b[base + 16 : base + 18] = IRETQ
         struct.pack_into("<5Q", hv.memory.b, base + 0x800, 0x20, 0xE033, 0x2, 0x700, 0xE02B)
         cpu.set_cr3(tables[0] << 12)
         cpu.set_efer(EFER)
         cpu.set_control(CR0_START, CR4)
-        cpu.q[base_at(8)] = 0x1000 - 7168 * 8 & U64
-        cpu.i[selector_at(8) + 4] = 0xFFFF
+        cpu.q[base_at(GDT)] = 0x1000 - 7168 * 8 & U64
+        cpu.i[selector_at(GDT) + 4] = 0xFFFF
+        self._native_cpuid: dict[tuple[int, int], Leaf] = {
+            question: self._ask_cpuid(*question) for question in QUESTIONS
+        }
         cpu.q[RSP] = 0x800
         cpu.q[RIP] = 16
         cpu.run(0x20)
         if cpu.i[HFLAGS] & HF_CPL_MASK != 3:
             raise InvariantError("the emulated processor did not reach ring 3")
-        cpu.i[selector_at(7)] = TSS_SELECTOR
+        # A task segment too small for a bitmap of I/O ports: every IN and OUT becomes a #GP.
+        cpu.i[selector_at(TR)] = TSS_SELECTOR
+        cpu.i[selector_at(TR) + 4] = 0
         for frame in frames:
             hv.frames.free_xen(frame)
+
+    def _ask_cpuid(self, leaf: int, subleaf: int) -> Leaf:
+        """Execute a CPUID in ring 0."""
+        q = self.cpu.q
+        q[RAX], q[RCX], q[RIP] = leaf, subleaf, 0
+        self.cpu.run(CPUID_SIZE)
+        return q[RAX] & U32, q[RBX] & U32, q[RCX] & U32, q[RDX] & U32
+
+    def read(self, vcpu: EmulatedVCpu, va: int, size: int) -> bytes:
+        """Read memory as the running code sees it, in kernel or in user mode. Raises HypercallError(EFAULT)."""
+        if vcpu.context.in_kernel:
+            return copy_from_guest(vcpu, va, size)
+        data = b""
+        while size:
+            base = walk_from(self.hv.memory, vcpu.user_cr3, va)
+            if base < 0:
+                raise HypercallError(errno.EFAULT)
+            length = min(size, 4096 - (va & 0xFFF))
+            start = base + (va & 0xFFF)
+            data += self.hv.memory.b[start : start + length].tobytes()
+            va, size = va + length, size - length
+        return data
 
     def _guard(self, function: Callable[[], None]) -> Callable[[], None]:
         """Keep an error of ours from getting lost in the engine: stop, and raise it when the engine has stopped."""
@@ -162,6 +200,7 @@ class Processor:
         vcpu.spent = 0
         words, cpu, hv = self._words, self.cpu, self.hv
         self._began = words[COUNT]
+        words[BASE] = hv.now() - self._began & U64
         self._load(vcpu)
         self.vcpu = vcpu
         self._limit = max(vcpu.since + TIME_SLICE_NS, hv.now() + 1)
@@ -205,7 +244,7 @@ class Processor:
     def _set_deadline(self) -> None:
         """Let the CPU be stopped at the next timer or at the end of the time slice."""
         left = min(self._limit, self._timers.next_deadline) - self.hv.now()
-        self._words[DEADLINE] = self._words[COUNT] + max(left, 1)
+        self._words[DEADLINE] = self._words[COUNT] + max(left, INTERRUPT_NS)
 
     def _load(self, vcpu: EmulatedVCpu) -> None:
         """Put a vCPU's registers into the CPU."""
@@ -279,7 +318,7 @@ class Processor:
         if number is None:
             if len(self._spaces) >= MAX_SPACES:
                 self._spaces.clear()
-                self.block.drop_all()
+                self.native.drop_all()
             number = self._spaces[root] = len(self._spaces) + 1
         return number
 
@@ -288,9 +327,9 @@ class Processor:
     def forget_page(self, va: int | None) -> None:
         """Take note that a page of some address space, or of all, may have another frame behind it now."""
         if va is None:
-            self.block.drop_all()
+            self.native.drop_all()
         else:
-            self.block.drop(va >> 12)
+            self.native.drop(va >> 12)
 
     def _unknown_block(self, address: int, size: int) -> None:
         """Look at a block of code in a page that was not executed before, or whose frame has been written to."""
@@ -309,7 +348,7 @@ class Processor:
                 self._code[mfn] = 1
                 if written[mfn] == 1:
                     written[mfn] = 2
-                self.block.enter(page, self._marks + mfn)
+                self.native.enter(page, self._marks + mfn)
         except BaseException as error:
             self._failure = error
             self.cpu.stop()
@@ -396,7 +435,9 @@ class Processor:
         nr = q[RAX]
         registers = q[RDI], q[RSI], q[RDX], q[R10], q[R8]
         vcpu.hypercalls += 1
-        self._words[DEADLINE] -= self._cost
+        words = self._words
+        words[DEADLINE] -= self._cost
+        words[BASE] = words[BASE] + self._cost & U64
         table = self.hv.table
         again = False
         try:
@@ -421,6 +462,8 @@ class Processor:
     def _leave(self, vcpu: EmulatedVCpu, size: int = 0) -> None:
         """End an entry to Xen: deliver an event, load what has changed, or stop. RIP is `size` short of its value."""
         words, timers = self._words, self._timers
+        if vcpu.yielding:
+            self._wait_a_while(vcpu)
         if vcpu.pause_flags or vcpu.yielding or self.hv.stopped:
             self.cpu.stop()
             return
@@ -434,7 +477,22 @@ class Processor:
         self._sync(vcpu)
         if timers.next_deadline < self._limit:
             left = timers.next_deadline - self.hv.now()
-            words[DEADLINE] = min(words[DEADLINE], words[COUNT] + max(left, 0))
+            words[DEADLINE] = min(words[DEADLINE], words[COUNT] + max(left, INTERRUPT_NS))
+
+    def _wait_a_while(self, vcpu: EmulatedVCpu) -> None:
+        """Let time pass for a guest that yields: it waits for something, and the longer it has, the more time passes.
+
+        Otherwise a guest that waits for a second in a loop of yields would make half a million of them. Whatever may
+        end its wait happens no later for that: time passes up to the next timer only.
+        """
+        words = self._words
+        if vcpu.hypercalls - vcpu.yielded_at <= HYPERCALLS_OF_A_WAIT:
+            vcpu.yield_ns = min(2 * vcpu.yield_ns, MAX_YIELD_NS)
+        else:
+            vcpu.yield_ns = MIN_YIELD_NS
+        vcpu.yielded_at = vcpu.hypercalls
+        left = self._timers.next_deadline - self.hv.now()
+        words[COUNT] += max(min(vcpu.yield_ns, left), 0)
 
     def _exception(self, vector: int) -> None:
         try:
@@ -480,18 +538,10 @@ class Processor:
         vcpu, cpu = self._entered(), self.cpu
         cpu.i[cpu.old_exception] = 0xFFFFFFFF
         if not self.privileged.forced_emulation(vcpu):
-            self.traps.inject(vcpu, UD)
+            # The emulator has no performance counters to read; a processor does not let a guest read them.
+            vector = GP if self.read(vcpu, cpu.q[RIP], 2) == RDPMC else UD
+            self.traps.inject(vcpu, vector)
         self._leave(vcpu)
-
-    def _rdtsc(self) -> None:
-        self._words[COUNT] += RDTSC_NS
-        self._entered()
-        now, q = self.hv.now(), self.cpu.q
-        q[RAX], q[RDX] = now & 0xFFFFFFFF, now >> 32
-
-    def _rdtscp(self) -> None:
-        self._rdtsc()
-        self.cpu.q[RCX] = 0
 
 
 IRET = 23

@@ -126,9 +126,13 @@ class Traps:
         error &= ~4
         if not vcpu.context.in_kernel:
             error |= 4
+        self.set_cr2(vcpu, address)
+        return self.inject(vcpu, PF, error)
+
+    def set_cr2(self, vcpu: EmulatedVCpu, address: int) -> None:
+        """Set CR2, and its copy in vcpu_info."""
         vcpu.context.cr2 = address
         self._memory.q[vcpu.info + CR2_IN_INFO >> 3] = address
-        return self.inject(vcpu, PF, error)
 
     def system_call(self, vcpu: EmulatedVCpu, rip: int, flags: int) -> bool:
         """Pass a SYSCALL of user code on to the guest kernel."""

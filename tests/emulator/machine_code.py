@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -175,11 +176,11 @@ class Machinery:
 
 
 def boot(source: str, **options: Any) -> str:
-    """Run a kernel that powers the host off; returns what it has printed."""
+    """Run a kernel that powers the host off; returns what it has printed, without Xen's own lines."""
     machinery = Machinery(source, **options)
     text = machinery.run()
     assert machinery.hv.shutdown_reason == sched.SHUTDOWN_poweroff, text
-    return text
+    return re.sub(r"\(XEN\).*\n", "", text)
 
 
 def crash(source: str, **options: Any) -> str:

@@ -1,0 +1,195 @@
+"""Hooks that cannot be Python: the start of a block of code, the reading of the TSC, port access.
+
+A guest executes twenty million blocks a second, and one that waits reads the TSC a million times. And IN and OUT, which
+Unicorn lets anybody execute, have to become a #GP, which must leap over whatever has called the hook. So these hooks
+are machine code, put together here by hand, which needs no compiler.
+
+The block hook is also the one place where a guest is stopped to let time pass: stopped elsewhere, by another thread or
+a signal, Unicorn's CPU goes wrong. It does two things:
+
+- It adds the block's instructions to `COUNT` (four bytes each, on average; the true number is not to be had so cheaply)
+  and stops the CPU once the count has reached `DEADLINE`.
+- It looks the pages of the block up in a table of the pages from which code has been executed. Each entry leads to the
+  mark in `Memory.written` of the frame behind the page: 1 says that somebody wrote to the frame, behind the CPU's back.
+  Then, or when the page is not in the table, it calls `MISS`.
+
+The TSC is `COUNT + BASE`; reading it takes `TSC_COST`.
+
+On another processor than x86-64 functions in Python do the same, slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+from collections.abc import Callable
+
+COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE = range(9)
+"""Words of the hooks' data. `SPACE` tells one address space from another in the tags of the table; `STATE` is the
+address of the CPU's registers."""
+TABLE = 16
+"""The table begins at this word: per entry its tag (page number xor SPACE, never 0) and the address of the mark."""
+ENTRIES = 4096
+NEVER = (1 << 64) - 1
+WRITTEN = 1
+
+Listing = tuple[tuple[str, str], ...]
+"""Machine code in hexadecimal, and the same for an assembler (Intel syntax)."""
+
+BLOCK: Listing = (
+    # rdi = engine, rsi = address of the block, edx = its size, rcx = our data
+    ("89d2", "mov edx, edx"),
+    ("488d4203", "lea rax, [rdx+3]"),
+    ("48c1e802", "shr rax, 2"),
+    ("480301", "add rax, [rcx]            # COUNT"),
+    ("488901", "mov [rcx], rax"),
+    ("483b4108", "cmp rax, [rcx+8]          # DEADLINE"),
+    ("734a", "jae stop"),
+    ("4889f0", "mov rax, rsi"),
+    ("48c1e80c", "shr rax, 12               # the first page"),
+    ("4c8d4416ff", "lea r8, [rsi+rdx-1]"),
+    ("49c1e80c", "shr r8, 12                # the last page"),
+    ("4189c1", "next: mov r9d, eax"),
+    ("4181e1ff0f0000", "and r9d, 0xfff"),
+    ("41c1e104", "shl r9d, 4"),
+    ("4989c2", "mov r10, rax"),
+    ("4c335110", "xor r10, [rcx+16]         # SPACE"),
+    ("4e3b940980000000", "cmp r10, [rcx+r9+128]      # the entry's tag"),
+    ("7518", "jne miss"),
+    ("4e8b940988000000", "mov r10, [rcx+r9+136]      # the address of the mark"),
+    ("41803a01", "cmp byte ptr [r10], 1     # WRITTEN"),
+    ("740a", "je miss"),
+    ("4c39c0", "cmp rax, r8"),
+    ("488d4001", "lea rax, [rax+1]"),
+    ("72ca", "jb next"),
+    ("c3", "ret"),
+    ("ff6120", "miss: jmp [rcx+32]"),
+    ("48c74108ffffffff", "stop: mov qword ptr [rcx+8], -1"),
+    ("ff6118", "jmp [rcx+24]              # uc_emu_stop(engine)"),
+)
+READ_TSC: Listing = (
+    # rdi = engine, rsi = our data; returns 1: the instruction is done
+    ("488b06", "mov rax, [rsi]            # COUNT"),
+    ("48034638", "add rax, [rsi+56]         # TSC_COST"),
+    ("488906", "mov [rsi], rax"),
+    ("48034628", "add rax, [rsi+40]         # BASE"),
+    ("488b5630", "mov rdx, [rsi+48]         # STATE, which begins with rax, rcx, rdx"),
+    ("89c1", "mov ecx, eax"),
+    ("48890a", "mov [rdx], rcx"),
+    ("48c1e820", "shr rax, 32"),
+    ("48894210", "mov [rdx+16], rax"),
+    ("b801000000", "mov eax, 1"),
+    ("c3", "ret"),
+)
+CLEAR_TSC_AUX: Listing = (
+    # The beginning of RDTSCP's hook: rcx is the processor's number, which Xen does not tell.
+    ("488b5630", "mov rdx, [rsi+48]"),
+    ("48c7420800000000", "mov qword ptr [rdx+8], 0"),
+)
+PORT_IO: Listing = (
+    # IN: rdi = engine, esi = port, edx = width, rcx = our data. Does not return: the instruction takes a #GP.
+    ("488b7930", "mov rdi, [rcx+48]         # STATE"),
+    ("be0d000000", "mov esi, 13"),
+    ("31d2", "xor edx, edx"),
+    ("ff6140", "jmp [rcx+64]              # RAISE(state, vector, error code)"),
+)
+OUT_PREFIX: Listing = (
+    # The beginning of OUT's hook: rcx = value, r8 = our data.
+    ("4c89c1", "mov rcx, r8"),
+)
+
+
+def code(listing: Listing) -> bytes:
+    """Return the machine code of a listing."""
+    return bytes.fromhex("".join(bytes_ for bytes_, _ in listing))
+
+
+RDTSCP_AT = 0x80
+RDTSC_AT = RDTSCP_AT + len(code(CLEAR_TSC_AUX))
+OUT_AT = 0xC0
+IN_AT = OUT_AT + len(code(OUT_PREFIX))
+_Block = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+_Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+Miss = Callable[[int, int], None]
+"""Called with the address and the size of a block whose page is unknown, or whose frame was written to."""
+
+
+class NativeHooks:
+    """The hooks: addresses of functions, 0 for none; and their data at `address`, seen as `words`."""
+
+    def __init__(self, state: int, stop: int, raise_exception: int, miss: Miss, tsc_cost: int) -> None:
+        """`state` is the address of the CPU's registers, `stop` that of uc_emu_stop; `miss` must not raise.
+
+        `raise_exception` is the address of the function that lets the CPU take an exception in place of an instruction.
+        """
+        self._storage = (ctypes.c_uint64 * (TABLE + 2 * ENTRIES))()
+        self.address = ctypes.addressof(self._storage)
+        self.words = memoryview(self._storage).cast("B").cast("Q")
+        self._miss = _Block(lambda _engine, address, size, _data: miss(address, size))
+        self._stop = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(stop)
+        self.words[DEADLINE] = NEVER
+        self.words[STOP] = stop
+        self.words[MISS] = _address(self._miss)
+        self.words[STATE] = state
+        self.words[TSC_COST] = tsc_cost
+        self.words[RAISE] = raise_exception
+        self._registers = memoryview((ctypes.c_uint64 * 3).from_address(state)).cast("B").cast("Q")
+        if platform.machine() in ("x86_64", "AMD64") and ctypes.sizeof(ctypes.c_void_p) == 8:
+            self._executable = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+            before_out = code(BLOCK).ljust(RDTSCP_AT) + code(CLEAR_TSC_AUX) + code(READ_TSC)
+            self._executable.write(before_out.ljust(OUT_AT) + code(OUT_PREFIX) + code(PORT_IO))
+            self.block = ctypes.addressof(ctypes.c_char.from_buffer(self._executable))
+            self.rdtsc, self.rdtscp = self.block + RDTSC_AT, self.block + RDTSCP_AT
+            self.port_in, self.port_out = self.block + IN_AT, self.block + OUT_AT
+        else:
+            self._in_python = (
+                _Block(lambda engine, address, size, _data: self.run_block(engine, address, size)),
+                _Instruction(lambda _engine, _data: self.read_tsc(clear_aux=False)),
+                _Instruction(lambda _engine, _data: self.read_tsc(clear_aux=True)),
+            )
+            self.block, self.rdtsc, self.rdtscp = (_address(function) for function in self._in_python)
+            # A function in Python cannot raise the exception: there, ports read as ones for everybody.
+            self.port_in = self.port_out = 0
+
+    def read_tsc(self, *, clear_aux: bool) -> int:
+        """Do what the machine code of RDTSC does, or (`clear_aux`) that of RDTSCP."""
+        words, registers = self.words, self._registers
+        words[COUNT] += words[TSC_COST]
+        now = words[COUNT] + words[BASE] & NEVER
+        registers[0], registers[2] = now & 0xFFFFFFFF, now >> 32
+        if clear_aux:
+            registers[1] = 0
+        return 1
+
+    def run_block(self, engine: int, address: int, size: int) -> None:
+        """Do what the machine code of the block hook does."""
+        words = self.words
+        words[COUNT] = count = words[COUNT] + (size + 3 >> 2)
+        if count >= words[DEADLINE]:
+            words[DEADLINE] = NEVER
+            self._stop(engine)
+            return
+        for page in range(address >> 12, (address + size - 1 >> 12) + 1):
+            entry = TABLE + 2 * (page % ENTRIES)
+            if words[entry] != page ^ words[SPACE] or ctypes.c_uint8.from_address(words[entry + 1]).value == WRITTEN:
+                self._miss(engine, address, size, None)
+                return
+
+    def enter(self, page: int, mark: int) -> None:
+        """Put a page of the present address space into the table, with the address of its frame's mark."""
+        entry = TABLE + 2 * (page % ENTRIES)
+        self.words[entry] = page ^ self.words[SPACE]
+        self.words[entry + 1] = mark
+
+    def drop(self, page: int) -> None:
+        """Take a page out of the table, of whichever address space."""
+        self.words[TABLE + 2 * (page % ENTRIES)] = 0
+
+    def drop_all(self) -> None:
+        """Empty the table."""
+        ctypes.memset(self.address + 8 * TABLE, 0, 16 * ENTRIES)
+
+
+def _address(function: object) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
