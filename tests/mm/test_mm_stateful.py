@@ -10,6 +10,7 @@ from mm_world import EXTRA_PFN, PCD, PSE, RW, US, Guest, P, World
 
 from hypervisor.abi import memory, xen
 from hypervisor.mm.frame_table import ERESTART
+from hypervisor.preempt import Restart
 
 PAGES = 192
 PLAY = list(range(40, 56))
@@ -166,9 +167,9 @@ class Hostile(RuleBasedStateMachine):
             return left[0] < 0
 
         if frames.get_page(mfn, guest.domain):
-            types.preempt = preempt
+            usual, types.preempt = types.preempt, preempt
             error = frames.take_type(mfn, level)
-            types.preempt = None
+            types.preempt = usual
             self.world.hv.mm.holders.append(lambda: [(mfn, 0 if error else level)])
             self.world.check()
             self.world.hv.mm.holders.pop()
@@ -177,12 +178,52 @@ class Hostile(RuleBasedStateMachine):
                     pass
             frames.put_page(mfn)
 
-    @rule(who=WHO)
-    def die_and_come_back(self, who: int) -> None:
+    @rule(pattern=st.sampled_from([0, 0, 1, 0b01, 0b110, 0b0010]))
+    def preempt(self, pattern: int) -> None:
+        """From now on hypercalls are preempted at some of their points, or (0) at none."""
+        preempt = self.world.hv.preempt
+        asked = itertools.count()
+        length = max(pattern.bit_length(), 1)
+        preempt.forced = (lambda: bool(pattern >> next(asked) % length & 1)) if pattern else None
+        preempt.between = lambda _: self.world.check()
+
+    @rule(who=WHO, table=PAGE, at=PAGE, slot=SLOT, owner=WHO, pfn=PAGE, flags=FLAGS, size=st.sampled_from([1, 4, 8]))
+    def store_into_table(
+        self, who: int, table: int, at: int, slot: int, owner: int, pfn: int, flags: int, size: int
+    ) -> None:
+        """What a store of the guest's into a page table does that it has mapped read-only."""
+        guest = self.guests[who]
+        guest.map(at, guest.mfn(table), P)
+        tables, va = self.world.hv.mm.writable_tables, guest.va(at) + slot * 8
+        if tables.covers(guest.vcpu, va):
+            tables.store(guest.vcpu, va, va, size, self.frame(owner, pfn) << 12 | flags)
+
+    @rule(who=WHO, on=st.booleans())
+    def assist(self, who: int, on: bool) -> None:
+        cmd = xen.VMASST_CMD_enable if on else xen.VMASST_CMD_disable
+        for kind in (xen.VMASST_TYPE_writable_pagetables, xen.VMASST_TYPE_m2p_strict):
+            self.guests[who].call(xen.HYPERVISOR_vm_assist, cmd, kind)
+
+    @rule(who=WHO, pfn=PAGE)
+    def die_and_come_back(self, who: int, pfn: int) -> None:
+        """Its destruction may be preempted; meanwhile the controller takes a page of it away, and lets another go."""
         self.step += 1
-        self.world.kill(self.guests[who])
+        dom0 = self.world.dom0
+        domid = self.guests[who].domain.domid
+        while True:
+            try:
+                self.world.kill(self.guests[who])
+                break
+            except Restart:
+                self.world.check()
+                dom0.reservation(memory.XENMEM_decrease_reservation, [self.guests[who].mfn(pfn)], domid=domid)
+                dom0.set_entry(dom0.entry_at(pfn), 0)
+                self.world.check()
         self.world.check()
+        preempt = self.world.hv.preempt
+        preempt.forced, forced = None, preempt.forced
         self.guests[who] = Guest(self.world.hv, 2 + self.step, pages=PAGES)
+        preempt.forced = forced
 
     @invariant()
     def every_count_is_right(self) -> None:
@@ -191,6 +232,7 @@ class Hostile(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
+            self.world.hv.preempt.forced = None
             for pfn in PLAY:
                 assert self.world.dom0.make_writable(pfn) == 0
             self.world.close()
