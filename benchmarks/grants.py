@@ -16,6 +16,7 @@ from itertools import pairwise
 
 from hypervisor.abi import grant_table as abi
 from hypervisor.abi import xen
+from hypervisor.abi.cpu import Cpu, Run
 from hypervisor.grant_table.check import check_grants
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.machine.machine import Machine
@@ -28,6 +29,20 @@ GRANT_TABLE_OP = xen.__HYPERVISOR_grant_table_op
 RW = 0x67
 
 
+class Program:
+    """What makes the user a domain in Python; it is never run."""
+
+    name = "benchmark"
+    virt_base = virt_entry = 0
+
+    def boot(self, cpu: Cpu, start_info: int) -> Run:
+        """Refuse: hypercalls are made from outside."""
+        raise AssertionError("this domain has no program")
+
+    def unload(self) -> None:
+        """There is no code."""
+
+
 class Bench:
     """A privileged domain that uses grants of an ordinary one."""
 
@@ -36,6 +51,7 @@ class Bench:
         self.user = hv.domain_ops.create(0, max_vcpus=1, is_privileged=True)
         self.granter = hv.domain_ops.create(1, max_vcpus=1)
         frames, q = hv.frames, hv.memory.q
+        self.user.image = Program()
         vcpu = hv.domain_ops.add_vcpu(self.user, 0)
         tables = [frames.alloc(self.user) for _ in range(5)]
         for upper, lower in pairwise(tables[:4]):

@@ -74,12 +74,21 @@ class TestBetween:
         assert two.domu.copy((SRC, 0, 0), (two.domu.pages[3], SELF, 0), 10, S) == 0
         assert two.domu.peek(two.domu.va(3), 10) == b"from above"
 
-    def test_within_one_page(self, two):
-        """One entry as both ends; overlapping bytes arrive as they were."""
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_within_one_page(self, two, plain):
+        """One entry as both ends: Xen copies upwards, by eight bytes and then one by one, whatever it writes over."""
         domu = two.domu
-        domu.poke(domu.va(1), b"0123456789")
-        assert two.dom0.copy((DST, 1, 0), (DST, 1, 2), 8, S | D) == 0
-        assert (domu.peek(domu.va(1), 10), domu.flags(DST)) == (b"0101234567", 1)
+        two.hv.grants.copying.plain = plain
+        for source, dest, length, outcome in (
+            (0, 2, 8, b"0101234567ABCDEFGHIJKLMN"),
+            (0, 4, 19, b"0123012345674567CDEFCDEN"),
+            (0, 1, 3, b"0000456789ABCDEFGHIJKLMN"),
+            (0, 9, 15, b"012345678012345678012345"),
+            (4, 0, 20, b"456789ABCDEFGHIJKLMNKLMN"),
+        ):
+            domu.poke(domu.va(1), b"0123456789ABCDEFGHIJKLMN")
+            assert two.dom0.copy((DST, 1, source), (DST, 1, dest), length, S | D) == 0
+            assert (domu.peek(domu.va(1), 24), domu.flags(DST)) == (outcome, 1)
 
     def test_two_domains_through_a_third(self, two):
         third = two.world.guest()
