@@ -11,6 +11,7 @@ from hypervisor.domctl.info import InfoOps
 from hypervisor.domctl.lifecycle import LifecycleOps
 from hypervisor.domctl.operation import Operation, check_privilege
 from hypervisor.domctl.scheduling import SchedulingOps
+from hypervisor.domctl.vcpu_state import VcpuStateOps
 from hypervisor.domctl.vcpus import VcpuControlOps
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
@@ -34,7 +35,7 @@ class DomctlOps:
         self.record = info.record
         """Returns a domain's xen_domctl_getdomaininfo."""
         self._operations: dict[int, Operation] = {}
-        for part in (self._lifecycle, info, AccessOps(hv), SchedulingOps(hv), VcpuControlOps(hv)):
+        for part in (self._lifecycle, info, AccessOps(hv), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps(hv)):
             self._operations |= part.operations
         self.hypercalls = {HYPERCALL: self._domctl}
 

@@ -304,6 +304,84 @@ class TestVcpus:
         assert rc_of(pair.dom0, abi.XEN_DOMCTL_gettscinfo, 0) == EINVAL
 
 
+class TestRestOfTheState:
+    def test_entries_of_32_bit_user_code(self, pair):
+        context = pair.domu.vcpus[1].context
+        get, put = abi.XEN_DOMCTL_get_ext_vcpucontext, abi.XEN_DOMCTL_set_ext_vcpucontext
+        wanted = {"vcpu": 1, "size": 32, "sysenter_callback_eip": 0x1000, "syscall32_callback_eip": 0x2000}
+        wanted["syscall32_disables_events"] = 1
+        assert rc_of(pair.dom0, put, 1, ext_vcpucontext=wanted) == 0
+        assert (context.sysenter_callback, context.syscall32_callback) == (0x1000, 0x2000)
+        told = domctl(pair.dom0, get, 1, ext_vcpucontext={"vcpu": 1})[1].u.ext_vcpucontext
+        assert (told.size, told.sysenter_callback_eip, told.syscall32_callback_eip) == (64, 0x1000, 0x2000)
+        assert (told.sysenter_disables_events, told.syscall32_disables_events) == (0, 1)
+        for bad in ({"size": 31}, {"sysenter_callback_eip": 1 << 47}, {"syscall32_callback_eip": 1 << 63}):
+            assert rc_of(pair.dom0, put, 1, ext_vcpucontext={**wanted, **bad}) == EINVAL
+        assert rc_of(pair.dom0, put, 1, ext_vcpucontext={**wanted, "vcpu": 2}) == ESRCH
+        assert rc_of(pair.dom0, put, 0, ext_vcpucontext={**wanted, "vcpu": 0}) == ESRCH
+        assert rc_of(pair.dom0, get, 0, ext_vcpucontext={"vcpu": 0}) == ESRCH
+
+    def test_xsave(self, pair):
+        dom0 = pair.dom0
+        get, put = abi.XEN_DOMCTL_getvcpuextstate, abi.XEN_DOMCTL_setvcpuextstate
+
+        def state(cmd, **fields):
+            rc, op = domctl(dom0, cmd, 1, vcpuextstate=fields)
+            return rc or (op.u.vcpuextstate.xfeature_mask, op.u.vcpuextstate.size)
+
+        at = dom0.va(0)
+        dom0.poke(at, bytes(range(16)))
+        assert state(get) == state(get, buffer=at) == (0, 16)
+        assert dom0.peek(at, 2) == b"\0\1"
+        assert [state(get, buffer=at, size=size) for size in (15, 100)] == [EINVAL, (0, 16)]
+        assert dom0.peek(at, 16) == bytes(16)
+        assert state(get, buffer=NOWHERE, size=16) == EFAULT
+        assert [state(put, buffer=at, size=size) for size in (15, 16, 17)] == [EINVAL, (0, 16), EINVAL]
+        dom0.poke(at + 8, b"\1")
+        assert [state(put, buffer=place, size=16) for place in (at, NOWHERE)] == [EINVAL, EFAULT]
+        assert [state(get, vcpu=2), state(put, vcpu=2)] == [ESRCH, ESRCH]
+
+    def test_msrs(self, pair):
+        def msrs(cmd, **fields):
+            rc, op = domctl(pair.dom0, cmd, 1, vcpu_msrs=fields)
+            return rc or op.u.vcpu_msrs.msr_count
+
+        get, put = abi.XEN_DOMCTL_get_vcpu_msrs, abi.XEN_DOMCTL_set_vcpu_msrs
+        assert (msrs(get), msrs(get, msrs=NOWHERE, msr_count=5)) == (7, 0)
+        assert [msrs(put, msrs=NOWHERE, msr_count=count) for count in (0, 1, 8)] == [0, EFAULT, EINVAL]
+        assert msrs(put, msrs=pair.dom0.va(0), msr_count=1) == EINVAL
+        assert rc_of(pair.dom0, get, 0, vcpu_msrs={"vcpu": 0}) == EINVAL
+
+    def test_a_debugger_pauses_one_vcpu(self, pair):
+        pause, unpause = abi.XEN_DOMCTL_gdbsx_pausevcpu, abi.XEN_DOMCTL_gdbsx_unpausevcpu
+        ran = []
+
+        def program(_cpu):
+            while len(ran) < 1000:
+                ran.append(pair.hv.now())
+                yield MS
+
+        def one(cmd, vcpu=0):
+            return rc_of(pair.dom0, cmd, 1, gdbsx_pauseunp_vcpu={"vcpu": vcpu})
+
+        pair.domu.runs(program)
+        pair.world.run(until=3 * MS)
+        assert (one(pause), one(unpause)) == (EBUSY, EBUSY)
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_pausedomain, 1) == 0
+        assert (one(pause), one(pause), one(pause, 2), one(unpause), one(unpause, 1)) == (0, 0, EINVAL, 0, EINVAL)
+        told = domctl(pair.dom0, abi.XEN_DOMCTL_gdbsx_domstatus, 1)[1].u.gdbsx_domstatus
+        assert (told.paused, told.vcpu_id) == (1, 0xFFFFFFFF)
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_unpausedomain, 1) == 0
+        before = len(ran)
+        pair.world.run(until=10 * MS)
+        assert len(ran) == before
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_pausedomain, 1) == 0
+        assert one(unpause) == 0
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_unpausedomain, 1) == 0
+        pair.world.run(until=20 * MS)
+        assert len(ran) > before
+
+
 class TestEvents:
     def test_a_virq_of_the_hosts_for_another_domain(self, pair):
         """XEN_DOMCTL_set_virq_handler: what xenstored's domain needs to learn of domains' ends."""
