@@ -51,6 +51,7 @@ from hypervisor.emulator.cpuid import QUESTIONS, Leaf
 from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, NativeHooks
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
+from hypervisor.emulator.table_stores import TableStores
 from hypervisor.emulator.traps import ERROR_IDT, GP, PF, UD, Traps, swap_gs
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
@@ -79,6 +80,9 @@ HYPERCALLS_OF_A_WAIT = 4
 MIN_YIELD_NS, MAX_YIELD_NS = 1_000, 100_000
 MAX_SPACES = 4095
 SYSCALL_SIZE = 2
+STORE_TO_READ_ONLY = 3
+"""The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
+NOT_USER = 0x1B
 RDPMC = b"\x0f\x33"
 CPUID_HLT, CPUID_SIZE, IRETQ = b"\x0f\xa2\xf4", 2, b"\x48\xcf"
 
@@ -112,6 +116,7 @@ class Processor:
         self._timers = hv.machine.timers
         self._power_on()
         self.privileged = Privileged(self, self._native_cpuid)
+        self.stores = TableStores(self)
         self._fresh_fpu = cpu.save_fpu()
         cpu.hook_syscall(self._guard(self._syscall))
         cpu.hook_exceptions(self._exception)
@@ -532,6 +537,8 @@ class Processor:
             if self.segments.map_ldt(vcpu, offset):
                 return
             address = vcpu.context.ldt_base + offset
+        if vcpu.context.in_kernel and error & NOT_USER == STORE_TO_READ_ONLY and self.stores.emulate(vcpu, address):
+            return
         self.traps.inject_page_fault(vcpu, error, address)
 
     def _invalid(self) -> None:

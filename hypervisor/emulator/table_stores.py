@@ -1,0 +1,298 @@
+"""Stores of a guest kernel into its own L1 page tables: decoding the instruction that Xen carries out in its place.
+
+Such a store faults, as page tables are mapped read-only. What may be stored is the memory management's business
+(`mm.writable_tables`); here is what the instruction would store, and what else it does to registers and flags. The
+usual instructions that change an integer in memory are there (`OPERATIONS`, cmpxchg, stos and movs); others leave the
+guest with its page fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hypervisor.emulator.binding import FS, GS, RAX, RCX, RDI, RIP, RSI, base_at
+from hypervisor.errors import DeviceError, HypercallError
+from hypervisor.guest_access import copy_from_guest
+
+if TYPE_CHECKING:
+    from hypervisor.emulator.processor import Processor
+    from hypervisor.emulator.vcpu import EmulatedVCpu
+
+U64 = 0xFFFF_FFFF_FFFF_FFFF
+LONGEST = 15
+"""Bytes of the longest instruction."""
+CF, PF, AF, ZF, SF, DF, OF = 0x001, 0x004, 0x010, 0x040, 0x080, 0x400, 0x800
+STATUS = CF | PF | AF | ZF | SF | OF
+
+Result = tuple[int, int | None]
+"""(what is to be stored, the status flags afterwards or None if they stay)."""
+Operation = Callable[[int, int, int, int], Result]
+"""`operation(what is there, the other operand, its bits, the flags before)`."""
+
+
+def _of_result(result: int, bits: int) -> int:
+    """Return the flags that any result has: zero, sign, parity."""
+    flags = 0 if result else ZF
+    if result >> bits - 1 & 1:
+        flags |= SF
+    return flags if (result & 0xFF).bit_count() & 1 else flags | PF
+
+
+def _sum(old: int, other: int, bits: int, carry: int) -> Result:
+    total = old + other + carry
+    result = total & (1 << bits) - 1
+    flags = _of_result(result, bits) | (old ^ other ^ result) & AF
+    if total != result:
+        flags |= CF
+    if (old ^ result) & (other ^ result) & 1 << bits - 1:
+        flags |= OF
+    return result, flags
+
+
+def _difference(old: int, other: int, bits: int, borrow: int) -> Result:
+    total = old - other - borrow
+    result = total & (1 << bits) - 1
+    flags = _of_result(result, bits) | (old ^ other ^ result) & AF
+    if total < 0:
+        flags |= CF
+    if (old ^ other) & (old ^ result) & 1 << bits - 1:
+        flags |= OF
+    return result, flags
+
+
+def _keeping_carry(result: Result, flags: int) -> Result:
+    stored, status = result
+    assert status is not None
+    return stored, status & ~CF | flags & CF
+
+
+def _logic(result: int, bits: int) -> Result:
+    return result, _of_result(result, bits)
+
+
+def _with_carry(result: int, carry: int, flags: int) -> Result:
+    return result, flags & STATUS & ~CF | carry & CF
+
+
+OPERATIONS: dict[str, Operation] = {
+    "mov": lambda _old, other, _bits, _flags: (other, None),
+    "movnti": lambda _old, other, _bits, _flags: (other, None),
+    "xchg": lambda _old, other, _bits, _flags: (other, None),
+    "add": lambda old, other, bits, _flags: _sum(old, other, bits, 0),
+    "xadd": lambda old, other, bits, _flags: _sum(old, other, bits, 0),
+    "adc": lambda old, other, bits, flags: _sum(old, other, bits, flags & CF),
+    "inc": lambda old, _other, bits, flags: _keeping_carry(_sum(old, 1, bits, 0), flags),
+    "sub": lambda old, other, bits, _flags: _difference(old, other, bits, 0),
+    "sbb": lambda old, other, bits, flags: _difference(old, other, bits, flags & CF),
+    "dec": lambda old, _other, bits, flags: _keeping_carry(_difference(old, 1, bits, 0), flags),
+    "neg": lambda old, _other, bits, _flags: _difference(0, old, bits, 0),
+    "not": lambda old, _other, bits, _flags: (old ^ (1 << bits) - 1, None),
+    "and": lambda old, other, bits, _flags: _logic(old & other, bits),
+    "or": lambda old, other, bits, _flags: _logic(old | other, bits),
+    "xor": lambda old, other, bits, _flags: _logic(old ^ other, bits),
+    "bts": lambda old, bit, _bits, flags: _with_carry(old | 1 << bit, old >> bit, flags),
+    "btr": lambda old, bit, _bits, flags: _with_carry(old & ~(1 << bit), old >> bit, flags),
+    "btc": lambda old, bit, _bits, flags: _with_carry(old ^ 1 << bit, old >> bit, flags),
+}
+"""What instructions store, by name; the other operand of the last three is a bit's number."""
+BIT_OPERATIONS = frozenset(("bts", "btr", "btc"))
+RETURN_OLD = frozenset(("xchg", "xadd"))
+"""Those that leave what was there in their other operand."""
+STRING_OPERATIONS = frozenset(f"{name}{size}" for name in ("stos", "movs") for size in "bwdq")
+
+
+def _registers() -> dict[str, tuple[int, int, int]]:
+    """Name the general registers and their parts: (number, size in bytes, shift)."""
+    named: dict[str, tuple[int, int, int]] = {}
+    for number, name in enumerate(("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")):
+        named |= {f"r{name}": (number, 8, 0), f"e{name}": (number, 4, 0), name: (number, 2, 0)}
+        low = f"{name[0]}l" if name[1] == "x" else f"{name}l"
+        named[low] = (number, 1, 0)
+        if name[1] == "x":
+            named[f"{name[0]}h"] = (number, 1, 8)
+    for number in range(8, 16):
+        for suffix, size in (("", 8), ("d", 4), ("w", 2), ("b", 1)):
+            named[f"r{number}{suffix}"] = (number, size, 0)
+    return named
+
+
+REGISTERS = _registers()
+
+
+class TableStores:
+    """Carries out the instruction at which the vCPU that the processor holds has faulted."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._hv = processor.hv
+        self._cpu = processor.cpu
+        self._tables = processor.hv.mm.writable_tables
+        self._decoder: Any = None
+        self._memory_operand = self._register_operand = 0
+
+    def emulate(self, vcpu: EmulatedVCpu, address: int) -> bool:
+        """Do what the instruction does that has faulted at an address; False if it is to be a page fault."""
+        if not self._tables.covers(vcpu, address):
+            return False
+        instruction = self._decode(vcpu)
+        if instruction is None or not instruction.operands:
+            return False
+        name = instruction.mnemonic.split()[-1]
+        if name in STRING_OPERATIONS:
+            return self._string(vcpu, address, instruction, name)
+        if name == "cmpxchg":
+            return self._compare_exchange(vcpu, address, instruction)
+        operation = OPERATIONS.get(name)
+        return operation is not None and self._change(vcpu, address, instruction, name, operation)
+
+    def _decode(self, vcpu: EmulatedVCpu) -> Any:
+        """Return the instruction at RIP, or None if it cannot be read or is none.
+
+        Raises DeviceError, with a sentence, if there is no decoder.
+        """
+        if self._decoder is None:
+            # Only now: most guests never do this.
+            try:
+                import capstone
+            except ImportError:
+                raise DeviceError(
+                    "a machine-code guest writes to its page tables, which needs the decoder of instructions "
+                    "that is missing here: pip install 'paravirt[emulator]'"
+                ) from None
+
+            self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+            self._decoder.detail = True
+            self._memory_operand, self._register_operand = capstone.x86.X86_OP_MEM, capstone.x86.X86_OP_REG
+        rip = self._cpu.q[RIP]
+        code = b""
+        try:
+            code = copy_from_guest(vcpu, rip, min(LONGEST, 4096 - (rip & 0xFFF)))
+            if len(code) < LONGEST:
+                code += copy_from_guest(vcpu, rip + len(code), LONGEST - len(code))
+        except HypercallError:
+            # It may end before the page that is not there.
+            pass
+        return next(self._decoder.disasm(code, rip, 1), None)
+
+    # -- instructions -------------------------------------------------------------------------------------------------
+
+    def _change(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any, name: str, operation: Operation) -> bool:
+        """Something is done to what is in memory; the other operand, if there is one, is a register or a number."""
+        operands = list(instruction.operands)
+        if name == "xchg" and operands[0].type != self._memory_operand:
+            operands.reverse()
+        target = operands[0]
+        if target.type != self._memory_operand:
+            return False
+        at, size, bits = self._address(instruction, target), target.size, target.size * 8
+        other = self._value(instruction, operands[1]) if len(operands) > 1 else 0
+        if name in BIT_OPERATIONS:
+            if operands[1].type == self._register_operand:
+                # The bit may lie far away from where the operand points to.
+                signed = other - (other >> bits - 1 << bits)
+                at = at + (signed // bits) * size & U64
+            other %= bits
+        old = self._load(vcpu, faulted, at, size)
+        if old is None:
+            return False
+        flags = self._cpu.flags()
+        new, status = operation(old, other & (1 << bits) - 1, bits, flags)
+        if not self._tables.store(vcpu, faulted, at, size, new):
+            return False
+        if name in RETURN_OLD:
+            self._set_register(instruction.reg_name(operands[1].reg), old)
+        if status is not None:
+            self._cpu.set_flags(flags & ~STATUS | status)
+        self._cpu.q[RIP] += instruction.size
+        return True
+
+    def _compare_exchange(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any) -> bool:
+        target, source = instruction.operands
+        size, bits = target.size, target.size * 8
+        at, accumulator = self._address(instruction, target), self._cpu.q[RAX] & (1 << bits) - 1
+        new = self._value(instruction, source)
+        found = self._tables.compare_and_store(vcpu, faulted, at, size, accumulator, new)
+        if found is None:
+            return False
+        _, status = _difference(accumulator, found, bits, 0)
+        assert status is not None
+        self._cpu.set_flags(self._cpu.flags() & ~STATUS | status)
+        if found != accumulator:
+            self._set_register({1: "al", 2: "ax", 4: "eax", 8: "rax"}[size], found)
+        self._cpu.q[RIP] += instruction.size
+        return True
+
+    def _string(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any, name: str) -> bool:
+        """One step of a string instruction; a repeated one faults again for the next."""
+        q = self._cpu.q
+        size = {"b": 1, "w": 2, "d": 4, "q": 8}[name[-1]]
+        repeated = instruction.prefix[0] in (0xF2, 0xF3)
+        if instruction.addr_size != 8:
+            return False
+        if name.startswith("stos"):
+            value = q[RAX]
+        else:
+            try:
+                value = int.from_bytes(copy_from_guest(vcpu, q[RSI], size), "little")
+            except HypercallError:
+                return False
+        if not self._tables.store(vcpu, faulted, q[RDI], size, value):
+            return False
+        step = -size if self._cpu.flags() & DF else size
+        q[RDI] = q[RDI] + step & U64
+        if name.startswith("movs"):
+            q[RSI] = q[RSI] + step & U64
+        if repeated:
+            q[RCX] = q[RCX] - 1 & U64
+        if not repeated or not q[RCX]:
+            q[RIP] += instruction.size
+        return True
+
+    # -- operands -----------------------------------------------------------------------------------------------------
+
+    def _address(self, instruction: Any, operand: Any) -> int:
+        """Return the address of an operand in memory."""
+        memory = operand.mem
+        address: int = memory.disp
+        if memory.base:
+            name = instruction.reg_name(memory.base)
+            address += self._cpu.q[RIP] + instruction.size if name in ("rip", "eip") else self._register(name)
+        if memory.index:
+            name = instruction.reg_name(memory.index)
+            if name not in ("riz", "eiz"):
+                address += self._register(name) * memory.scale
+        if instruction.addr_size == 4:
+            address &= 0xFFFF_FFFF
+        segment = instruction.reg_name(memory.segment) if memory.segment else ""
+        if segment in ("fs", "gs"):
+            address += self._cpu.q[base_at(FS if segment == "fs" else GS)]
+        return address & U64
+
+    def _value(self, instruction: Any, operand: Any) -> int:
+        if operand.type == self._register_operand:
+            return self._register(instruction.reg_name(operand.reg))
+        value: int = operand.imm
+        return value & U64
+
+    def _load(self, vcpu: EmulatedVCpu, faulted: int, at: int, size: int) -> int | None:
+        """Read what is in the table, if the address lies in the page that has faulted."""
+        if (at ^ faulted) & ~0xFFF or (at & 0xFFF) + size > 4096:
+            return None
+        try:
+            return int.from_bytes(copy_from_guest(vcpu, at, size), "little")
+        except HypercallError:
+            return None
+
+    def _register(self, name: str) -> int:
+        number, size, shift = REGISTERS[name]
+        return self._cpu.q[number] >> shift & (1 << size * 8) - 1
+
+    def _set_register(self, name: str, value: int) -> None:
+        """Set a register or a part of one; 32 bits clear the upper half."""
+        number, size, shift = REGISTERS[name]
+        q = self._cpu.q
+        if size >= 4:
+            q[number] = value
+        else:
+            mask = (1 << size * 8) - 1 << shift
+            q[number] = q[number] & ~mask | value << shift & mask
