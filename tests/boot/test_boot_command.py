@@ -86,12 +86,18 @@ def test_an_unknown_reason(mini: Path) -> None:
 
 def test_a_reboot_starts_the_machine_again(mini: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    result = boot(mini, "--cmdline", "reboot", "--timeout", "0.5", "--host-memory", "64", "--trace", trace)
+    result = boot(mini, "--reboot", "--cmdline", "reboot", "--timeout", "0.5", "--host-memory", "64", "--trace", trace)
     assert result.exit_code == 124
     assert result.stdout.count("mini kernel: hello") > 1
     assert "(XEN) Hardware Dom0 shutdown: rebooting machine\n(XEN) Xen version" in result.stdout
     assert trace.exists()
     assert trace.with_name("trace.2").exists()
+
+
+def test_a_reboot_is_the_end_if_nobody_wants_another(mini: Path) -> None:
+    result = boot(mini, "--cmdline", "reboot")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.endswith("(XEN) Hardware Dom0 shutdown: rebooting machine\n")
 
 
 def test_a_timeout(mini: Path) -> None:

@@ -82,6 +82,9 @@ _INTERRUPTED = "interrupted"
     help="Record every event of the host in FILE.",
 )
 @click.option(
+    "--reboot", is_flag=True, help="Start the machine again when dom0 reboots it; without this that is the end."
+)
+@click.option(
     "--timeout", metavar="S", type=click.FloatRange(0, min_open=True), help="Cut the power after so many seconds."
 )
 def boot(
@@ -95,13 +98,14 @@ def boot(
     xen_cmdline: str,
     seed: int,
     trace_file: Path | None,
+    reboot: bool,
     timeout: float | None,
 ) -> None:
     """Boot KERNEL, a 64-bit PV kernel (an ELF file or a bzImage), as dom0 of a host.
 
     The host's serial line is shown: what Xen and dom0 print. If standard input is a terminal, what is typed goes to
-    dom0. A reboot starts the machine again. Exits with 0 when dom0 powers the host off, with 3 when it crashes, with 2
-    if something on the command line is wrong, with 124 after --timeout.
+    dom0. Exits with 0 when dom0 powers the host off or reboots it, with 3 when it crashes, with 2 if something on the
+    command line is wrong, with 124 after --timeout.
     """
     output = StandardOutput()
     try:
@@ -117,7 +121,7 @@ def boot(
             trace_file=trace_file,
         )
         require_emulator()
-        result = trio.run(_run, spec, output, timeout)
+        result = trio.run(_run, spec, output, timeout, reboot)
     except UsageError as error:
         raise OneSentence(str(error)) from None
     except InvariantError as error:
@@ -139,8 +143,8 @@ def _xen_cmdline(text: str, memory: int | None, vcpus: int | None) -> str:
     return " ".join(words)
 
 
-async def _run(spec: BootSpec, output: StandardOutput, limit: float | None) -> BootResult:
-    """Boot, and boot again after a reboot, until the machine stays off."""
+async def _run(spec: BootSpec, output: StandardOutput, limit: float | None, reboot: bool) -> BootResult:
+    """Boot; if that is wanted, boot again after a reboot, until the machine stays off."""
     deadline = trio.current_time() + limit if limit is not None else math.inf
     lives = 0
     with _terminal() as is_terminal:
@@ -152,7 +156,7 @@ async def _run(spec: BootSpec, output: StandardOutput, limit: float | None) -> B
             machine = BootHost(attrs.evolve(spec, trace_file=trace), output.write_bytes, types=is_terminal)
             output.on_loss = partial(machine.end, "nobody reads the console any more")
             result = await _run_once(machine, deadline, limit, is_terminal)
-            if not result.is_reboot:
+            if not result.is_reboot or not reboot:
                 return result
             if limit is not None and trio.current_time() >= deadline:
                 return BootResult(-1, result.virtual_ns, f"{_TIMED_OUT} {limit:g} s")
@@ -227,7 +231,7 @@ def _finish(result: BootResult) -> None:
         if result.why == _INTERRUPTED:
             sys.exit(EXIT_INTERRUPTED)
         sys.exit(EXIT_TIMEOUT if result.why.startswith(_TIMED_OUT) else EXIT_CRASH)
-    if result.shutdown_reason == sched.SHUTDOWN_poweroff:
+    if result.is_reboot or result.shutdown_reason == sched.SHUTDOWN_poweroff:
         sys.exit(0)
     how = _REASONS.get(result.shutdown_reason, f"shut down for the unknown reason {result.shutdown_reason}")
     click.echo(f"paravirt: dom0 {how} at {result.virtual_ns / 1e9:.6f} s of virtual time", err=True)
