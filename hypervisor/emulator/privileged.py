@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import attrs
-
 from hypervisor.abi import errno
 from hypervisor.callback import is_canonical
 from hypervisor.emulator import msr
 from hypervisor.emulator.binding import FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, base_at
 from hypervisor.emulator.cpuid import CpuidPolicy, Leaf
+from hypervisor.emulator.instruction import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, Instruction, decode
 from hypervisor.emulator.port_io import PortIo
 from hypervisor.emulator.traps import DIRECTION, GP, UD
 from hypervisor.errors import HypercallError
@@ -29,53 +28,10 @@ if TYPE_CHECKING:
 
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
-LONGEST = 15
 FORCED_PREFIX, CPUID_CODE = bytes.fromhex("0f0b78656e"), bytes.fromhex("0fa2")
 """ud2; "xen" before a CPUID: how a PV kernel asks Xen, and not the processor (XEN_EMULATE_PREFIX)."""
-PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
-OPERAND_SIZE, ADDRESS_SIZE, LOCK, REPEAT = 0x66, 0x67, 0xF0, frozenset(b"\xf2\xf3")
 SEGMENT_BASES = {0x64: FS, 0x65: GS}
 XCR0_X87 = 1
-
-
-@attrs.frozen
-class Instruction:
-    """One decoded instruction. `opcode` is 0x0fXX for two-byte opcodes; `rest` is what follows, with `size` in all."""
-
-    opcode: int
-    prefixes: frozenset[int]
-    rex: int
-    rest: bytes
-    size: int
-    """Bytes up to and including the opcode."""
-
-    @property
-    def register(self) -> tuple[int, int]:
-        """Return the two register numbers of a ModRM byte: (the special one, the general one)."""
-        modrm = self.rest[0]
-        return modrm >> 3 & 7 | (self.rex & 4) << 1, modrm & 7 | (self.rex & 1) << 3
-
-
-def decode(code: bytes) -> Instruction | None:
-    """Split an instruction of 64-bit code into its parts; None if it is cut off."""
-    prefixes = set()
-    at = rex = 0
-    while at < len(code) and code[at] in PREFIXES:
-        prefixes.add(code[at])
-        at += 1
-    if at < len(code) and code[at] & 0xF0 == 0x40:
-        rex = code[at]
-        at += 1
-    if at >= len(code):
-        return None
-    opcode = code[at]
-    at += 1
-    if opcode == 0x0F:
-        if at >= len(code):
-            return None
-        opcode = 0x0F00 | code[at]
-        at += 1
-    return Instruction(opcode, frozenset(prefixes), rex, code[at:], at)
 
 
 Handler = Callable[["EmulatedVCpu", Instruction], int]
@@ -114,7 +70,7 @@ class Privileged:
     def emulate(self, vcpu: EmulatedVCpu) -> bool:
         """Carry the present instruction out; False if it is to be a #GP."""
         q = self._cpu.q
-        instruction = decode(self._fetch(vcpu, q[RIP]))
+        instruction = decode(self._processor.fetch(vcpu))
         if instruction is None or LOCK in instruction.prefixes:
             return False
         handler = (self._kernel if vcpu.context.in_kernel else self._anywhere).get(instruction.opcode)
@@ -124,15 +80,6 @@ class Privileged:
         if size > 0:
             q[RIP] = q[RIP] + size & U64
         return size != 0
-
-    def _fetch(self, vcpu: EmulatedVCpu, rip: int) -> bytes:
-        """Return the bytes at an instruction pointer, as many as are mapped."""
-        for size in (LONGEST, 4096 - (rip & 0xFFF)):
-            try:
-                return self._processor.read(vcpu, rip, min(size, LONGEST))
-            except HypercallError:
-                continue
-        return b""
 
     # -- ports ------------------------------------------------------------------------------------------------------
 
@@ -334,7 +281,7 @@ class Privileged:
     def forced_emulation(self, vcpu: EmulatedVCpu) -> bool:
         """Answer a CPUID with Xen's prefix; False if the instruction is another."""
         q = self._cpu.q
-        code = self._fetch(vcpu, q[RIP])
+        code = self._processor.fetch(vcpu)
         if code[:7] != FORCED_PREFIX + CPUID_CODE:
             return False
         self.cpuid()

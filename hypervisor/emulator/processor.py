@@ -48,6 +48,7 @@ from hypervisor.emulator.binding import (
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.cpuid import QUESTIONS, Leaf
+from hypervisor.emulator.instruction import LONGEST
 from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, NativeHooks
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
@@ -77,7 +78,7 @@ RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
 HYPERCALLS_OF_A_WAIT = 4
 """A guest that waits may make a few other hypercalls to see whether it still has to."""
-MIN_YIELD_NS, MAX_YIELD_NS = 1_000, 100_000
+MIN_YIELD_NS, MAX_YIELD_NS = 1_000, 200_000
 MAX_SPACES = 4095
 SYSCALL_SIZE = 2
 STORE_TO_READ_ONLY = 3
@@ -185,6 +186,17 @@ class Processor:
             data += self.hv.memory.b[start : start + length].tobytes()
             va, size = va + length, size - length
         return data
+
+    def fetch(self, vcpu: EmulatedVCpu) -> bytes:
+        """Return the bytes at the instruction pointer, as many of the longest instruction as are mapped."""
+        rip = self.cpu.q[RIP]
+        left = 4096 - (rip & 0xFFF)
+        for size in (LONGEST, left) if left < LONGEST else (LONGEST,):
+            try:
+                return self.read(vcpu, rip, size)
+            except HypercallError:
+                continue
+        return b""
 
     def _guard(self, function: Callable[[], None]) -> Callable[[], None]:
         """Keep an error of ours from getting lost in the engine: stop, and raise it when the engine has stopped."""
@@ -546,7 +558,7 @@ class Processor:
         cpu.i[cpu.old_exception] = 0xFFFFFFFF
         if not self.privileged.forced_emulation(vcpu):
             # The emulator has no performance counters to read; a processor does not let a guest read them.
-            vector = GP if self.read(vcpu, cpu.q[RIP], 2) == RDPMC else UD
+            vector = GP if self.fetch(vcpu)[:2] == RDPMC else UD
             self.traps.inject(vcpu, vector)
         self._leave(vcpu)
 
