@@ -15,6 +15,7 @@ import attrs
 
 from backends.xenconsoled import XenConsoled
 from backends.xenstored.daemon import XenStored
+from guest_kernel.hw.serial import STORE
 from guest_kernel.kernel import Kernel
 from toolstack.lifecycle import DomainPlan, Lifecycle, Platform, put
 from toolstack.nodes import dom0_nodes
@@ -45,6 +46,8 @@ class ControlDomain:
         lifecycle = Lifecycle(kernel, self.host)
         xenstored = XenStored(kernel, lifecycle.xc.domain_state, domain_infos=lifecycle.xc.domain_states)
         xenstored.start()
+        if (clients := kernel.hw.serial.open(STORE, "xenstored")) is not None:
+            xenstored.listen(clients)
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
         XenConsoled(kernel, kernel.hw.serial).start()

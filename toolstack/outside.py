@@ -211,6 +211,8 @@ class Outside:
         self.by_hand: set[str] = set()
         """Guests whose terminal is not a pseudo-terminal in any case: a person of this process attaches to it."""
         self.management: Plug | None = None
+        self.store: Plug | None = None
+        """Clients of xenstored."""
         self.failure = ""
         """What has gone wrong out there, in one sentence."""
         self.listeners = 0
@@ -238,6 +240,8 @@ class Outside:
             return LogPlug(self, name, self._log_file(name))
         if kind == sheet.SERIAL_TERMINAL:
             return self._terminal(name)
+        if kind == sheet.SERIAL_STORE:
+            return self.store
         return self.management if kind == sheet.SERIAL_MANAGEMENT else None
 
     def _terminal(self, name: str) -> Plug | None:

@@ -20,6 +20,7 @@ from backends.reserved_page import ReservedPage
 from backends.xenstored.connection import Connection
 from backends.xenstored.errors import EINVAL
 from backends.xenstored.fairness import Bucket, WriteLimit
+from backends.xenstored.line import Line, LineClients
 from backends.xenstored.quota import Quotas
 from backends.xenstored.server import DomainState, Server
 from guest_kernel.errors import XenError
@@ -104,6 +105,16 @@ class XenStored:
         #: Clients that have written too much, and until when they are not listened to.
         self._slowed: dict[RingClient, int] = {}
         self._slow = WaitQueue()
+        #: Clients from outside of the host.
+        self._line: LineClients | None = None
+
+    def listen(self, line: Line) -> None:
+        """Serve the clients on a serial line too."""
+
+        def wake() -> None:
+            self._wake.wake()
+
+        self._line = LineClients(self.server, line, wake)
 
     def start(self) -> None:
         """Connect dom0's own client, listen for ends of domains, start the threads."""
@@ -141,20 +152,27 @@ class XenStored:
         ready = self._ready
         while True:
             turns = TURNS
-            while ready or self._domains_changed:
+            while ready or self._domains_changed or self._has_news():
                 if self._domains_changed:
                     self._domains_changed = False
                     self._check_domains()
                     continue
-                client = next(iter(ready))
-                del ready[client]
-                self._serve_client(client)
+                if self._line is not None and self._line.has_news:
+                    self._line.serve()
+                    self._flush()
+                if ready:
+                    client = next(iter(ready))
+                    del ready[client]
+                    self._serve_client(client)
                 turns -= 1
                 if not turns:
                     # Let the rest of dom0 have its turn, and new events come in.
                     turns = TURNS
                     await self.kernel.yield_()
             await self._wake.wait()
+
+    def _has_news(self) -> bool:
+        return self._line is not None and self._line.has_news
 
     def _serve_client(self, client: RingClient) -> None:
         """Take what is in one ring, answer it, and let everybody who got something have it."""
@@ -204,6 +222,8 @@ class XenStored:
             client = self.clients.get(connection)
             if client is not None:
                 self._deliver(client)
+            elif self._line is not None:
+                self._line.deliver(connection)
         if self._held:
             for client in list(self._held):
                 if client.connection.error:
@@ -313,25 +333,23 @@ class XenStored:
             page = ReservedPage(kernel, domid, GNTTAB_RESERVED_XENSTORE, mfn)
             client = RingClient(connection, ServerRing(page.view), kernel.monotonic_ns())
             client.page = page
+            # What the guest has written before it was introduced is lost, as with the C daemon.
+            client.ring.empty()
+            client.ring.notify = False
             self._add(client, domid, port)
         except XenError:
             if page is not None:
                 page.unmap()
             return EINVAL
         client.ring.advertise(self._features)
-        # The guest may have written requests before anybody listened.
-        self._ready[client] = None
-        self._wake.wake()
         self._signal(client)
         return None
 
     def rebind(self, connection: Connection, port: int) -> None:
         """Empty the ring and bind another port."""
         client = self.clients[connection]
-        client.ring.reset()
+        client.ring.empty()
         client.ring.notify = False
-        if client.failed:
-            client.ring.fail(connection.error)
         events = self.kernel.events
         events.unbind(client.port)
         client.port = events.bind_interdomain(connection.id, port, self._make_handler(client))

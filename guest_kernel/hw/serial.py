@@ -14,7 +14,7 @@ from hypervisor.abi.cpu import GeneralProtectionFault
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
-LOG, TERMINAL, MANAGEMENT = sheet.SERIAL_LOG, sheet.SERIAL_TERMINAL, sheet.SERIAL_MANAGEMENT
+LOG, TERMINAL, MANAGEMENT, STORE = sheet.SERIAL_LOG, sheet.SERIAL_TERMINAL, sheet.SERIAL_MANAGEMENT, sheet.SERIAL_STORE
 
 _BASE = sheet.SERIAL_PORT
 _NONE = 0xFFFFFFFF
@@ -68,7 +68,7 @@ class PhysicalSerial:
         self._port = request_irq(kernel, sheet.SERIAL_IRQ, self._interrupt)
 
     def open(self, kind: int, name: str) -> SerialLine | None:
-        """Open a line of a kind (LOG, TERMINAL, MANAGEMENT) by name; None if nothing is plugged in there."""
+        """Open a line of a kind (LOG, TERMINAL, MANAGEMENT, STORE) by name; None if nothing is plugged in there."""
         view = self._page.view
         text = name.encode()[:255] + b"\0"
         view[: len(text)] = text

@@ -193,11 +193,16 @@ class ServerRing(_RingEnd):
         """The guest wants the connection reset; answer with `reset`."""
         return self.words[CONNECTION] != XENSTORE_CONNECTED
 
-    def reset(self) -> None:
-        """Empty both queues, clear the error and complete the guest's reconnect."""
+    def empty(self) -> None:
+        """Empty both queues and complete a reconnect of the guest, as INTRODUCE does; an error stays."""
         words = self.words
-        for index in (REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD, ERROR):
+        for index in (REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD):
             words[index] = 0
         self.attach()
         words[CONNECTION] = XENSTORE_CONNECTED
         self.notify = True
+
+    def reset(self) -> None:
+        """As `empty`, and clear the error."""
+        self.words[ERROR] = 0
+        self.empty()

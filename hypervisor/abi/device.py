@@ -100,9 +100,10 @@ open a line of a kind (SERIAL_LOG, …) by the name in the page, NUL-terminated:
 holds the name of the terminal behind it ("" if it has none); close the line; send so many bytes of the page: the result
 is how many were taken; receive at most so many bytes into the page: the result is how many there are."""
 
-SERIAL_LOG, SERIAL_TERMINAL, SERIAL_MANAGEMENT = 0, 1, 2
+SERIAL_LOG, SERIAL_TERMINAL, SERIAL_MANAGEMENT, SERIAL_STORE = 0, 1, 2, 3
 """Kinds of lines: one that only takes, and takes all; one with a person at the other end; the way in for tools that
-steer the host. The card answers ENODEV where nothing is plugged in, and ENFILE when there are `SERIAL_LINES` lines."""
+steer the host; the clients of xenstored, all on one line (see `backends.xenstored.line`). The card answers ENODEV
+where nothing is plugged in, and ENFILE when there are `SERIAL_LINES` lines."""
 
 SERIAL_LINES = 65536
 

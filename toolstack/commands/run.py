@@ -22,6 +22,7 @@ from toolstack.outside import Outside
 from toolstack.person import ConsolePerson
 from toolstack.preparation import parse_nic
 from toolstack.report import HostResult, make_console, print_table
+from toolstack.xenstore.plug import serving_store
 from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_config
 
 
@@ -92,6 +93,14 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     type=click.Path(path_type=Path),
     help="Write what each guest prints to DIR/guest-NAME.log, too.",
 )
+@click.option(
+    "--xenstore-socket",
+    "store_path",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Let Xen's xenstore tools and other clients use the host's store, as dom0, on a Unix socket. A host on which "
+    "nothing can happen by itself waits for them.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
 def run(
     configs: tuple[Path, ...],
@@ -106,6 +115,7 @@ def run(
     console: str | None,
     ptys: bool,
     log_dir: Path | None,
+    store_path: Path | None,
     quiet: bool,
 ) -> None:
     """Run a host with a domain for each GUEST.cfg until all of them have ended.
@@ -132,7 +142,7 @@ def run(
             outside=outside,
         )
         output.on_loss = host.interrupt
-        with _interrupting(host):
+        with _interrupting(host), serving_store(outside, store_path):
             result = trio.run(host.run, guests)
     except (UsageError, ReplayError) as error:
         raise OneSentence(str(error)) from None

@@ -1,6 +1,6 @@
 """Clients of the store on a Unix socket.
 
-    client ──send──▶ recv(64 KiB) ──▶ feed ──▶ Server ──▶ Connection ──▶ one send
+    client ──send──▶ recv(64 KiB) ──▶ Store.receive ──▶ Endpoint ──▶ one send
 
 One epoll object watches the listener and all clients, so a wake-up serves everybody who is ready, and whoever drives
 this (`fileno`, `poll`) waits for one file descriptor, whatever the number of clients. A client gets its whole backlog
@@ -16,12 +16,8 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, final
-
-from backends.xenstored.connection import Connection
-from backends.xenstored.server import Server
+from typing import Any, Final, Protocol, TypeVar, final
 
 READ_SIZE: Final = 1 << 16
 SEND_SIZE: Final = 1 << 18
@@ -35,13 +31,52 @@ _OUT: Final = select.EPOLLOUT
 _TABLE_FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+class Endpoint(Protocol):
+    """A client as the store sees it, `backends.xenstored.connection.Connection` for one."""
+
+    queued: int
+    """Bytes that wait for the client."""
+    error: int
+    """Not 0: hang up."""
+
+    def take(self, room: int) -> bytes:
+        """Return up to so many of the waiting bytes, which are then the caller's to deliver."""
+        ...
+
+    def parting(self) -> bytes:
+        """Return what a client that is hung up on still gets."""
+        ...
+
+
+E = TypeVar("E")
+
+
+class Store(Protocol[E]):
+    """What sockets need of a store."""
+
+    dirty: dict[E, None]
+    """Who has got something since this was emptied."""
+
+    def connect(self, label: str) -> E:
+        """Return a new client that is dom0."""
+        ...
+
+    def receive(self, connection: E, data: bytes) -> None:
+        """Take bytes that a client sent."""
+        ...
+
+    def disconnect(self, connection: E) -> None:
+        """Forget a client."""
+        ...
+
+
 @final
 class SocketClient:
-    """One client: its socket, and what that would not take."""
+    """One client: its socket, its end of the store, and what the socket would not take."""
 
     __slots__ = ("connection", "events", "pending", "socket")
 
-    def __init__(self, sock: socket.socket, connection: Connection) -> None:
+    def __init__(self, sock: socket.socket, connection: Any) -> None:
         self.socket = sock
         self.connection = connection
         #: What epoll is asked for.
@@ -50,22 +85,19 @@ class SocketClient:
         self.pending = b""
 
 
-Feed = Callable[[Connection, bytes], None]
-"""feed(connection, bytes): what a client sent; no bytes at all: it is gone."""
-
-
 @final
 class SocketServer:
-    """The sockets of one store."""
+    """The sockets of one store.
 
-    def __init__(self, server: Server, listener: socket.socket | None, feed: Feed | None = None) -> None:
-        """`feed` takes what clients send, and need not answer at once; without it `server` is asked here and now."""
-        self.server = server
+    `store` answers at once (`backends.xenstored.server.Server`) or later, and then has `flush` called.
+    """
+
+    def __init__(self, store: Store[Any], listener: socket.socket | None) -> None:
+        self.store = store
         self.listener = listener
         self.clients: dict[int, SocketClient] = {}
-        self.by_connection: dict[Connection, SocketClient] = {}
-        self.feed = feed
-        self._receive = server.receive if feed is None else feed
+        self.by_connection: dict[Any, SocketClient] = {}
+        self._receive = store.receive
         self._number = 0
         self._listening = False
         self._epoll = select.epoll()
@@ -106,19 +138,18 @@ class SocketServer:
             self.drop(client)
             return
         self._receive(client.connection, data)
-        if self.feed is None:
-            self.flush()
+        self.flush()
 
     # ---- answers
 
     def flush(self) -> None:
-        """Send what the connections named in `server.dirty` have got; those that are no socket's are left out."""
-        dirty = self.server.dirty
+        """Send what the connections named in `store.dirty` have got; those that are no socket's are left out."""
+        dirty = self.store.dirty
         while dirty:
             connection, _ = dirty.popitem()
             self.deliver(connection)
 
-    def deliver(self, connection: Connection) -> None:
+    def deliver(self, connection: Endpoint) -> None:
         """Send what one connection has got, if it is a socket's."""
         client = self.by_connection.get(connection)
         if client is None:
@@ -131,14 +162,8 @@ class SocketServer:
             self.drop(client)
 
     def _hang_up(self, client: SocketClient) -> None:
-        """Drop a client that broke the protocol, with what the C daemon would have sent until then.
-
-        That takes one request and sends one message a turn, the first message in the turn after; it hangs up as soon as
-        it reads the bad header. So of the answers to a batch of requests before it the last is always lost.
-        """
-        connection = client.connection
-        if not client.pending:
-            client.pending = connection.take_messages(connection.replies - 1)
+        """Drop a client that broke the protocol."""
+        client.pending = client.pending or client.connection.parting()
         if client.pending:
             with suppress(OSError):
                 client.socket.send(client.pending)
@@ -199,9 +224,9 @@ class SocketServer:
             return
         sock.setblocking(False)
         self._number += 1
-        self.adopt(sock, self.server.connect(f"socket {self._number}"))
+        self.adopt(sock, self.store.connect(f"socket {self._number}"))
 
-    def adopt(self, sock: socket.socket, connection: Connection, pending: bytes = b"") -> SocketClient:
+    def adopt(self, sock: socket.socket, connection: Endpoint, pending: bytes = b"") -> SocketClient:
         """Serve a connected socket from now on."""
         client = SocketClient(sock, connection)
         client.pending = pending
@@ -221,10 +246,7 @@ class SocketServer:
         del self.clients[number]
         del self.by_connection[client.connection]
         client.socket.close()
-        if self.feed is None:
-            self.server.disconnect(client.connection)
-        else:
-            self.feed(client.connection, b"")
+        self.store.disconnect(client.connection)
         self._listen()
 
     def close(self) -> None:
