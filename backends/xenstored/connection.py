@@ -52,6 +52,7 @@ class Connection:
         "queued",
         "relative",
         "transactions",
+        "unseen",
         "watches",
     )
 
@@ -65,6 +66,8 @@ class Connection:
         self.input = b""
         #: XENSTORE_ERROR_*: not 0 once the client has broken the protocol; nothing it sends counts any more.
         self.error = 0
+        #: Bytes behind the header that broke the protocol, at which nobody has looked.
+        self.unseen = 0
         self.watches: dict[tuple[bytes, bytes], Watch] = {}
         self.transactions: dict[int, Transaction] = {}
         self.next_transaction = 1

@@ -27,6 +27,7 @@ from guest_kernel.errors import XenError
 from guest_kernel.kernel import Kernel
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.ring import RingError, ServerRing
+from guest_kernel.xenbus.wire import message_size
 from hypervisor.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_shutdown
 from hypervisor.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from hypervisor.abi.io.xs_wire import (
@@ -198,12 +199,23 @@ class XenStored:
         server, connection = self.server, client.connection
         if connection.input and server.may_read(connection):
             server.receive(connection, b"")
-        # What could not be looked at yet comes first: no more than a ring of it is ever kept.
         if server.may_read(connection):
             try:
-                server.receive(connection, client.ring.read())
+                data = client.ring.read()
             except RingError:
                 server.fail(connection, XENSTORE_ERROR_RINGIDX)
+            else:
+                if not self._can_answer(client):
+                    # The C daemon notices this when it has the answer to the first request.
+                    first = message_size(data)
+                    client.ring.unread(len(data) - first)
+                    data = data[:first]
+                server.receive(connection, data)
+                if connection.input and not server.may_read(connection):
+                    # It has enough outstanding. The rest stays in its ring, where it finds no room for more.
+                    rest = min(len(data), len(connection.input))
+                    client.ring.unread(rest)
+                    connection.input = connection.input[: len(connection.input) - rest]
         disturbances = connection.domain.disturbances
         if disturbances != client.disturbances and not connection.privileged:
             now = self.kernel.monotonic_ns()
@@ -212,6 +224,13 @@ class XenStored:
             if wait:
                 self._slowed[client] = now + wait
                 self._slow.wake()
+
+    def _can_answer(self, client: RingClient) -> bool:
+        """Tell whether the indices of the replies can be."""
+        try:
+            return client.ring.room >= 0
+        except RingError:
+            return False
 
     def _flush(self) -> None:
         """Move queued messages into rings and signal; clients that this frees go back to the ready queue."""
@@ -247,6 +266,8 @@ class XenStored:
         if connection.error and not client.failed:
             # The answers to what it had sent before it broke the protocol are in the ring, if they fit.
             connection.drop_output()
+            if connection.unseen:
+                ring.unread(connection.unseen)
             self._clogged.pop(client, None)
             client.failed = True
             ring.fail(connection.error)

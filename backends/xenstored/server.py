@@ -159,10 +159,11 @@ class Server:
             if bound and not self.may_read(connection):
                 break
             kind, req_id, tx_id, length = unpack(buffer, at)
+            start = at + _HEADER_SIZE
             if length > XENSTORE_PAYLOAD_MAX:
                 self.fail(connection, XENSTORE_ERROR_PROTO)
+                connection.unseen = size - start
                 return
-            start = at + _HEADER_SIZE
             end = start + length
             if end > size:
                 break

@@ -5,9 +5,10 @@
     byte 2048  req_cons  req_prod                      byte 2072  error: the server has given this ring up, and why
     byte 2056  rsp_cons  rsp_prod
 
-The indices grow without bound and wrap at 2**32; byte x of a stream is at x mod 1024.  Each end believes its own two
-indices, which it keeps privately, and reads the other end's once per call: a difference above 1024 means that the
-other end is broken (or hostile), and the ring says so before a byte is touched.
+The indices grow without bound and wrap at 2**32; byte x of a stream is at x mod 1024.  All are read once per call: a
+difference above 1024 means that the other end is broken (or hostile), and the ring says so before a byte is touched.
+A guest keeps its own two indices privately; the server takes all four from the page, as the C daemon does, so a guest
+that moves the server's is heard and answered where it says.  It can only confuse itself.
 
 Indices are stored by item assignment to a 'I' view, one 32-bit store each.  `struct.pack_into` stores byte by byte,
 and the other end sees half an index.
@@ -175,6 +176,26 @@ class ServerRing(_RingEnd):
     """The server's end: reads `req`, writes `rsp`."""
 
     __slots__ = ()
+
+    @property
+    def room(self) -> int:
+        """As of any end, by the indices in the page."""
+        self._prod = self.words[RSP_PROD]
+        return super().room
+
+    def write(self, data: bytes | bytearray | memoryview, start: int = 0) -> int:
+        """As of any end, by the indices in the page."""
+        self._prod = self.words[RSP_PROD]
+        return super().write(data, start)
+
+    def read(self) -> bytes:
+        """As of any end, by the indices in the page."""
+        self._cons = self.words[REQ_CONS]
+        return super().read()
+
+    def unread(self, count: int) -> None:
+        """Put the last `count` bytes of what was read back: nobody has looked at them."""
+        self._cons = self.words[REQ_CONS] = (self._cons - count) & _U32
 
     def __init__(self, page: memoryview) -> None:
         super().__init__(page, _RSP, _REQ, (RSP_CONS, RSP_PROD, REQ_CONS, REQ_PROD))

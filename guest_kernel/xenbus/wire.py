@@ -39,6 +39,14 @@ def encode(kind: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
     return HEADER.pack(kind, req_id, tx_id, size) + payload
 
 
+def message_size(data: bytes) -> int:
+    """Return how many bytes of `data` belong to its first message; all of them if that is not complete."""
+    if len(data) < HEADER_SIZE:
+        return len(data)
+    length: int = HEADER.unpack_from(data)[3]
+    return min(len(data), HEADER_SIZE + length)
+
+
 def to_bytes(value: object) -> bytes:
     """Return the bytes that stand for `value` in a node: bytes as they are, booleans as 0 and 1, the rest as text.
 

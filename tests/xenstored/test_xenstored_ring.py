@@ -175,9 +175,9 @@ def test_xsa_38_all_pairs_of_request_indices(start: int) -> None:
         domid = INDICES.index(offset) + 1
         fake = host.dom0.guest(domid)
         words = fake.page(GNTTAB_RESERVED_XENSTORE).cast("I")
-        words[REQ_CONS] = words[REQ_PROD] = start
         guest = Guest(host, domid)
         host.dom0.do(host._introduce(domid))
+        words[REQ_CONS] = start
         words[REQ_PROD] = (start + offset) & 0xFFFFFFFF
         fake.notify(PORT)
         host.dom0.run()
@@ -187,7 +187,11 @@ def test_xsa_38_all_pairs_of_request_indices(start: int) -> None:
         else:
             assert words[ERROR] == xs.XENSTORE_ERROR_RINGIDX
             assert words[REQ_CONS] == start
-            assert not guest.works()
+            guest.page[:16] = guest.page[16:32] = bytes(16)
+            words[REQ_PROD] = (start + 16) & 0xFFFFFFFF
+            fake.notify(PORT)
+            host.dom0.run()
+            assert (words[REQ_CONS], words[RSP_PROD]) == (start, 0)
         assert host.introduced(domid)
     host.finish()
 
@@ -212,16 +216,18 @@ def test_hostile_reply_indices(host: Host, offset: int) -> None:
     assert host.introduced(1)
 
 
-def test_the_daemons_own_indices_are_not_the_guests_to_set(host: Host) -> None:
+def test_a_guest_that_moves_the_daemons_indices_is_served_where_it_says(host: Host) -> None:
     guest = host.boot(1)
-    guest.words[REQ_CONS] = 77
-    guest.words[RSP_PROD] = 99
-    guest.page[0:20] = encode(xs.XS_GET_DOMAIN_PATH, 1, 0, b"5\0\0\0")
-    guest.words[REQ_PROD] = 20
+    request = encode(xs.XS_GET_DOMAIN_PATH, 1, 0, b"5\0")
+    guest.page[77 : 77 + len(request)] = request
+    guest.words[REQ_CONS], guest.words[REQ_PROD] = 1024 + 77, 1024 + 77 + len(request)
+    guest.words[RSP_CONS] = guest.words[RSP_PROD] = 99
     guest.fake.notify(PORT)
     host.dom0.run()
-    assert guest.words[REQ_CONS] == 20
-    assert guest.words[RSP_PROD] < 99
+    assert guest.words[REQ_CONS] == guest.words[REQ_PROD]
+    reply = encode(xs.XS_GET_DOMAIN_PATH, 1, 0, b"/local/domain/5\0")
+    assert guest.page[1024 + 99 : 1024 + 99 + len(reply)] == reply
+    assert guest.words[RSP_PROD] == 99 + len(reply)
     assert guest.words[ERROR] == 0
 
 
