@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypervisor.grant_table import GrantTable
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.machine.timers import Timer
+    from hypervisor.pirq import Pirq
     from hypervisor.vcpu import VCpu
 
 NO_SHUTDOWN = -1
@@ -34,8 +35,10 @@ class Domain:
 
     __slots__ = (
         "active_ports",
+        "auto_unmask",
         "crash_reason",
         "debugger_attached",
+        "denied_irqs",
         "domid",
         "emulation_flags",
         "events_sent",
@@ -58,6 +61,7 @@ class Domain:
         "page_list",
         "pause_count",
         "pci_address",
+        "pirq_eoi_frame",
         "pirqs",
         "pollers",
         "port_hint",
@@ -133,8 +137,15 @@ class Domain:
         self.pci_address = 0
         """What was last written to I/O port 0xcf8."""
         self.irqs: set[int] = set()
-        self.pirqs: dict[int, Channel | None] = {}
-        """Physical interrupts that are mapped, with the port that each is bound to."""
+        """Interrupt lines that the domain may use."""
+        self.denied_irqs: set[int] = set()
+        """Those that have been taken from dom0, which may use all others."""
+        self.pirqs: dict[int, Pirq] = {}
+        """The domain's numbers for lines (`hypervisor.pirq`)."""
+        self.pirq_eoi_frame = 0
+        """PHYSDEVOP_pirq_eoi_gmfn: the frame with a bit for each PIRQ that wants an end of interrupt; 0 = none."""
+        self.auto_unmask = False
+        """PHYSDEVOP_pirq_eoi_gmfn_v1: the end of an interrupt unmasks its port."""
         self.scheduling = SchedulingParams()
         self.debugger_attached = False
         self.suspend_evtchn = 0

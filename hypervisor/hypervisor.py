@@ -22,6 +22,7 @@ from hypervisor.multicall import MulticallOps
 from hypervisor.options import XenOptions
 from hypervisor.other_calls import OtherCalls
 from hypervisor.physdev import PhysdevOps
+from hypervisor.pirq import Pirqs
 from hypervisor.platform_op import PlatformOps
 from hypervisor.preempt import Preemption
 from hypervisor.python_vcpu import PythonVCpu
@@ -86,6 +87,7 @@ class Hypervisor:
         self.now = self.sched.now
         self.xen_log = XenLog(lambda data: self.console(data), self.now, self.options)
         self.preempt = Preemption(self)
+        self.pirqs = Pirqs(self)
         self.events = EventChannelOps(self)
         self.time = GuestTime(self)
         self.mm = MemoryManager(self)

@@ -335,6 +335,7 @@ class Lifecycle:
             self.live[domid].disk_units.add(unit)
             port = machine_device.disk_port(unit)
             self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=True)
+            self.xc.map_pirq(domid, machine_device.disk_irq(unit))
             self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=True)
 
     async def _announce(self, live: LiveDomain, store: Connection, console: Connection) -> None:

@@ -16,7 +16,7 @@ import attrs
 from guest_kernel.errors import XenError
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import PAGE_SIZE, ForeignMapping, Page
-from hypervisor.abi import domctl, errno, memory, sysctl, xen
+from hypervisor.abi import domctl, errno, memory, physdev, sysctl, xen
 from hypervisor.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
 from hypervisor.abi.grant_table import GTF_permit_access, grant_entry_v1
 from hypervisor.abi.layout import Layout, Value
@@ -220,6 +220,19 @@ class Xc:
         """Let a domain use an interrupt line, or not any more."""
         self.domctl(
             domctl.XEN_DOMCTL_irq_permission, domid, domctl.xen_domctl_irq_permission, pirq=irq, allow_access=int(allow)
+        )
+
+    def map_pirq(self, domid: int, line: int) -> None:
+        """Map an interrupt line to the PIRQ of the same number of a domain. Raises XenError."""
+        self.kernel.hypercalls.operate(
+            xen.HYPERVISOR_physdev_op,
+            physdev.PHYSDEVOP_map_pirq,
+            physdev.physdev_map_pirq,
+            "PHYSDEVOP_map_pirq",
+            domid=domid,
+            type=physdev.MAP_PIRQ_TYPE_GSI,
+            index=line,
+            pirq=line,
         )
 
     # -- memory ---------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ class PhysicalDisk:
     def close(self) -> None:
         """Give back the interrupt and the memory."""
         self._outl(self._base + sheet.DISK_RESET, 0)
-        free_irq(self._kernel, self._port, self._line)
+        free_irq(self._kernel, self._port)
         for page in (self._commands, self._completions, *self._tables):
             self._kernel.mm.free_page(page)
         self._tables, self._addresses, self._packed, self._free, self._done = [], [], [], [], []

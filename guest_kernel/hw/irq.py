@@ -13,28 +13,24 @@ if TYPE_CHECKING:
 
 
 def request_irq(kernel: Kernel, line: int, handler: Callable[[], None]) -> int:
-    """Route an interrupt line of the machine to `handler`; returns the event channel port. Raises XenError."""
-    mapped = kernel.hypercalls.operate(
-        HYPERVISOR_physdev_op,
-        physdev.PHYSDEVOP_map_pirq,
-        physdev.physdev_map_pirq,
-        "PHYSDEVOP_map_pirq",
-        domid=DOMID_SELF,
-        type=physdev.MAP_PIRQ_TYPE_GSI,
-        index=line,
-        pirq=line,
-    )
-    return kernel.events.bind_pirq(mapped.pirq, handler)
+    """Route an interrupt line of the machine to `handler`; returns the event channel port. Raises XenError.
+
+    The hardware domain maps the line to a PIRQ of the same number. For a driver domain the toolstack has done that.
+    """
+    if kernel.is_initial_domain:
+        kernel.hypercalls.operate(
+            HYPERVISOR_physdev_op,
+            physdev.PHYSDEVOP_map_pirq,
+            physdev.physdev_map_pirq,
+            "PHYSDEVOP_map_pirq",
+            domid=DOMID_SELF,
+            type=physdev.MAP_PIRQ_TYPE_GSI,
+            index=line,
+            pirq=line,
+        )
+    return kernel.events.bind_pirq(line, handler)
 
 
-def free_irq(kernel: Kernel, port: int, line: int) -> None:
-    """Undo `request_irq`."""
+def free_irq(kernel: Kernel, port: int) -> None:
+    """Undo `request_irq`. The line stays mapped: Xen takes the right to use it with the mapping, for good."""
     kernel.events.unbind(port)
-    kernel.hypercalls.operate(
-        HYPERVISOR_physdev_op,
-        physdev.PHYSDEVOP_unmap_pirq,
-        physdev.physdev_unmap_pirq,
-        "PHYSDEVOP_unmap_pirq",
-        domid=DOMID_SELF,
-        pirq=line,
-    )

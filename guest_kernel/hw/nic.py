@@ -103,7 +103,7 @@ class PhysicalNic:
         """Give back the interrupt and the memory."""
         self._outl(self._base + sheet.NIC_TX_RING, 0)
         self._outl(self._base + sheet.NIC_RX_RING, 0)
-        free_irq(self._kernel, self._port, self._line)
+        free_irq(self._kernel, self._port)
         pages = (self._tx_ring, self._rx_ring, *self._rx_pages, *self._spare, *self._tx_pages.values())
         for page in pages:
             self._kernel.mm.free_page(page)

@@ -121,5 +121,5 @@ class PhysicalSerial:
         for number in list(self.lines):
             self.close_line(number)
         self._outl(_BASE + sheet.SERIAL_PAGE, _NONE)
-        free_irq(self._kernel, self._port, sheet.SERIAL_IRQ)
+        free_irq(self._kernel, self._port)
         self._kernel.mm.free_page(self._page)

@@ -53,12 +53,9 @@ class AccessOps:
             raise HypercallError(errno.EINVAL)
         check_privilege(vcpu)
         if value.allow_access:
-            target.irqs.add(line)
-            if not target.is_privileged:
-                self.hv.iommu.assign(line, target)
+            self.hv.pirqs.permit(target, line)
         else:
-            target.irqs.discard(line)
-            self.hv.iommu.release(line, target)
+            self.hv.pirqs.deny(target, line)
 
     def _iomem_permission(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         first, last = value.first_mfn, value.first_mfn + value.nr_mfns - 1 & U64

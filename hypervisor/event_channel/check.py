@@ -135,5 +135,7 @@ def _check_maps(domain: Domain) -> None:
             if port:
                 channel = domain.ports[port]
                 _expect(channel.state == VIRQ and channel.number == virq, f"VIRQ {virq} of {vcpu} is not {channel}")
-    for pirq, bound in domain.pirqs.items():
-        _expect(bound is None or (bound.state == PIRQ and bound.number == pirq), f"PIRQ {pirq} is not {bound}")
+    for number, pirq in domain.pirqs.items():
+        bound = pirq.channel
+        alike = bound is None or (bound.state == PIRQ and bound.number == number and bound.domain is domain)
+        _expect(pirq.number == number and alike, f"PIRQ {number} of {domain} is not {bound}")

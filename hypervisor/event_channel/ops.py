@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
 from hypervisor.abi import event_channel as abi
-from hypervisor.abi.tracepoints import IRQ, TIMER
+from hypervisor.abi.tracepoints import TIMER
 from hypervisor.errors import HypercallError
 from hypervisor.event_channel import fifo, port_table
 from hypervisor.event_channel.channel import (
@@ -23,7 +23,6 @@ from hypervisor.event_channel.channel import (
 from hypervisor.event_channel.port_table import allocate, lookup, unallocate
 from hypervisor.event_channel.two_level import TwoLevel
 from hypervisor.guest_access import copy_from_guest, copy_to_guest, read_u32
-from hypervisor.machine.interrupts import NR_IRQS
 from hypervisor.preempt import Continuation
 from hypervisor.vcpu import NR_VIRQS
 
@@ -156,6 +155,7 @@ class EventChannelOps:
         for channel in domain.ports:
             if channel.state != FREE:
                 self.close_channel(channel)
+        self.hv.pirqs.destroy_domain(domain)
         self._leave_fifo(domain)
 
     @staticmethod
@@ -243,37 +243,24 @@ class EventChannelOps:
 
     def _bind_pirq(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_bind_pirq.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_pirq.size))
-        domain = vcpu.domain
-        if op.pirq >= NR_IRQS:
+        domain, pirqs = vcpu.domain, self.hv.pirqs
+        if op.pirq >= pirqs.nr_pirqs(domain):
             raise HypercallError(errno.EINVAL)
-        if op.pirq not in domain.pirqs:
+        if not pirqs.may_bind(domain, op.pirq):
             raise HypercallError(errno.EPERM)
-        if domain.pirqs[op.pirq] is not None:
+        if domain.pirqs[op.pirq].channel is not None:
             raise HypercallError(errno.EEXIST)
         channel = allocate(domain)
         channel.state = PIRQ
         channel.number = op.pirq
-        domain.pirqs[op.pirq] = channel
         try:
-            self.hv.machine.interrupts.connect(op.pirq, self._pirq_handler(channel))
-        except ValueError:
-            # Another domain listens to this line already: it was not bound as shareable.
-            domain.pirqs[op.pirq] = None
+            pirqs.bind(channel, op.pirq, share=bool(op.flags & abi.BIND_PIRQ__WILL_SHARE))
+        except HypercallError:
             unallocate(channel)
-            raise HypercallError(errno.EBUSY) from None
+            raise
         op.port = channel.port
         copy_to_guest(vcpu, arg, abi.evtchn_bind_pirq.pack(op))
         return 0
-
-    def _pirq_handler(self, channel: Channel) -> Callable[[], None]:
-        trace = self.hv.trace
-
-        def line_raised() -> None:
-            if trace is not None:
-                trace(channel.domain.domid, channel.vcpu.vcpu_id, IRQ, channel.number, channel.port)
-            channel.domain.set_pending(channel)
-
-        return line_raised
 
     def _close(self, vcpu: VCpu, arg: int) -> int:
         op = abi.evtchn_close.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_close.size))
@@ -295,10 +282,8 @@ class EventChannelOps:
             for vcpu in channel.domain.online_vcpus():
                 if vcpu.virq_to_port[channel.number] == channel.port:
                     vcpu.virq_to_port[channel.number] = 0
-        elif channel.state == PIRQ and channel.domain.pirqs.get(channel.number) is channel:
-            # (After PHYSDEVOP_unmap_pirq it is not: the line may be somebody else's already.)
-            self.hv.machine.interrupts.disconnect(channel.number)
-            channel.domain.pirqs[channel.number] = None
+        elif channel.state == PIRQ:
+            self.hv.pirqs.unbind(channel)
         if not channel.consumer:
             channel.domain.port_ops.clear_pending(channel)
         unallocate(channel)

@@ -77,6 +77,7 @@ class DiskController:
         if not 0 <= unit < sheet.DISK_UNITS:
             raise DeviceError(f"the machine has room for {sheet.DISK_UNITS} disks, not for disk {unit}")
         self.machine = machine
+        machine.interrupts.plug_in(sheet.disk_irq(unit))
         self.unit = unit
         self.backing = backing
         self.latency_ns = latency_ns

@@ -3,16 +3,24 @@
 from collections.abc import Callable
 
 NR_IRQS = 4096
+NR_LINES = 24
+"""The pins of a PC's I/O APIC: what a machine without further devices has."""
 
 
 class Interrupts:
     """Numbered lines, edge triggered. A line that is raised while nobody listens stays pending until somebody does."""
 
-    __slots__ = ("_handlers", "_pending")
+    __slots__ = ("_handlers", "_pending", "nr_lines")
 
     def __init__(self) -> None:
+        self.nr_lines = NR_LINES
+        """Devices are on lines below this one."""
         self._handlers: dict[int, Callable[[], None]] = {}
         self._pending: set[int] = set()
+
+    def plug_in(self, irq: int) -> None:
+        """Make room for a device on a line."""
+        self.nr_lines = max(self.nr_lines, irq + 1)
 
     def connect(self, irq: int, handler: Callable[[], None]) -> None:
         """Route a line to `handler`. Raises ValueError for a line that does not exist or is taken."""

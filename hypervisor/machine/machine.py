@@ -2,6 +2,7 @@
 
 from hypervisor.machine.clock import Clock
 from hypervisor.machine.interrupts import Interrupts
+from hypervisor.machine.io_apic import IoApic
 from hypervisor.machine.memory import PAGE_SHIFT, Memory
 from hypervisor.machine.ports import Ports
 from hypervisor.machine.timers import Timers
@@ -14,7 +15,7 @@ class Machine:
     line, and do their DMA on `memory`.
     """
 
-    __slots__ = ("clock", "interrupts", "memory", "nr_pcpus", "ports", "timers")
+    __slots__ = ("clock", "interrupts", "io_apic", "memory", "nr_pcpus", "ports", "timers")
 
     def __init__(self, *, memory_mib: int, pcpus: int = 1, real_time: bool = False) -> None:
         if pcpus < 1:
@@ -23,5 +24,6 @@ class Machine:
         self.clock = Clock(real=real_time)
         self.timers = Timers()
         self.interrupts = Interrupts()
+        self.io_apic = IoApic()
         self.ports = Ports()
         self.nr_pcpus = pcpus

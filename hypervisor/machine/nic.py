@@ -90,6 +90,7 @@ class NetworkCard:
         if not 0 <= unit < sheet.NIC_UNITS:
             raise DeviceError(f"the machine has room for {sheet.NIC_UNITS} network cards, not for card {unit}")
         self.machine = machine
+        machine.interrupts.plug_in(sheet.nic_irq(unit))
         self.unit = unit
         self.wire = wire
         self.mac = mac

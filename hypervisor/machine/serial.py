@@ -48,6 +48,7 @@ class SerialCard:
 
     def __init__(self, machine: Machine, panel: Panel) -> None:
         self.machine = machine
+        machine.interrupts.plug_in(sheet.SERIAL_IRQ)
         self.panel = panel
         self.rouse: Callable[[], None] = lambda: None
         """Called after an interrupt: news come from outside of the pCPU loop, which may be asleep."""

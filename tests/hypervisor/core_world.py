@@ -8,7 +8,7 @@ from typing import Any
 import bare_guest
 
 from hypervisor.abi import event_channel as ev
-from hypervisor.abi import sched, xen
+from hypervisor.abi import physdev, sched, xen
 from hypervisor.abi import vcpu as vcpu_abi
 from hypervisor.abi.cpu import Cpu
 from hypervisor.abi.layout import Layout
@@ -16,6 +16,7 @@ from hypervisor.machine.timers import Timers
 from hypervisor.vcpu import VPF_DOWN, VCpu
 
 EVTCHN_OP = xen.HYPERVISOR_event_channel_op
+PHYSDEV_OP = xen.HYPERVISOR_physdev_op
 SCHED_OP = xen.HYPERVISOR_sched_op
 VCPU_OP = xen.HYPERVISOR_vcpu_op
 SELF = xen.DOMID_SELF
@@ -76,8 +77,8 @@ class Guest(bare_guest.Guest):
         rc, op = self.event(ev.EVTCHNOP_bind_ipi, ev.evtchn_bind_ipi, vcpu=vcpu)
         return op.port if rc == 0 else rc
 
-    def pirq(self, pirq: int) -> int:
-        rc, op = self.event(ev.EVTCHNOP_bind_pirq, ev.evtchn_bind_pirq, pirq=pirq)
+    def pirq(self, pirq: int, flags: int = 0) -> int:
+        rc, op = self.event(ev.EVTCHNOP_bind_pirq, ev.evtchn_bind_pirq, pirq=pirq, flags=flags)
         return op.port if rc == 0 else rc
 
     def send(self, port: int) -> int:
@@ -99,6 +100,21 @@ class Guest(bare_guest.Guest):
         """EVTCHNOP_status; returns the structure, or a negative errno."""
         rc, op = self.event(ev.EVTCHNOP_status, ev.evtchn_status, dom=dom, port=port, status=0x55)
         return op if rc == 0 else rc
+
+    # -- physdev_op ---------------------------------------------------------------------------------------------------
+
+    def physdev(self, op: int, layout: Layout, **fields: Any) -> tuple[int, Any]:
+        return self.call(PHYSDEV_OP, op, layout=layout, **fields)
+
+    def map_pirq(self, line: int, pirq: int = -1, domid: int = SELF) -> int:
+        """PHYSDEVOP_map_pirq of an interrupt line; returns the PIRQ, or a negative errno."""
+        fields = {"domid": domid, "type": physdev.MAP_PIRQ_TYPE_GSI, "index": line, "pirq": pirq}
+        rc, op = self.physdev(physdev.PHYSDEVOP_map_pirq, physdev.physdev_map_pirq, **fields)
+        return op.pirq if rc == 0 else rc
+
+    def unmap_pirq(self, pirq: int, domid: int = SELF) -> int:
+        layout = physdev.physdev_unmap_pirq
+        return self.physdev(physdev.PHYSDEVOP_unmap_pirq, layout, domid=domid, pirq=pirq)[0]
 
     # -- what is in shared memory -------------------------------------------------------------------------------------
 

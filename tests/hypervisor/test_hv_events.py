@@ -446,39 +446,6 @@ class TestIpi:
         assert pair.domu.bind(SELF, pair.domu.ipi()) == EINVAL
 
 
-class TestPirq:
-    def test_wants_it_mapped(self, pair):
-        assert pair.dom0.pirq(5) == EPERM
-        assert pair.dom0.pirq(5000) == EINVAL
-
-    def test_is_raised_by_the_line(self, pair):
-        pair.dom0.domain.pirqs[5] = None
-        port = pair.dom0.pirq(5)
-        status = pair.dom0.status(port)
-        assert (status.status, status.u.pirq) == (3, 5)
-        pair.hv.machine.interrupts.raise_line(5)
-        assert pair.dom0.acknowledge() == [port]
-        assert pair.dom0.pirq(5) == EEXIST
-        assert pair.dom0.close(port) == 0
-        assert pair.dom0.pirq(5) == port
-
-    def test_one_listener_per_line(self, pair):
-        pair.dom0.domain.pirqs[5] = pair.domu.domain.pirqs[5] = None
-        assert pair.dom0.pirq(5) > 0
-        assert pair.domu.pirq(5) == EBUSY
-        assert pair.domu.alloc() == 1
-
-    def test_an_unmapped_one_does_not_take_the_line_from_its_new_owner(self, pair):
-        pair.dom0.domain.pirqs[5] = pair.domu.domain.pirqs[5] = None
-        old = pair.dom0.pirq(5)
-        pair.dom0.domain.pirqs.pop(5)
-        pair.hv.machine.interrupts.disconnect(5)
-        new = pair.domu.pirq(5)
-        assert pair.dom0.close(old) == 0
-        pair.hv.machine.interrupts.raise_line(5)
-        assert pair.domu.acknowledge() == [new]
-
-
 class TestStatus:
     def test_free_and_port_0(self, pair):
         assert [pair.domu.status(port).status for port in (0, 7)] == [0, 0]

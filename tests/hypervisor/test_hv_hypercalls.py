@@ -1,11 +1,11 @@
-"""The smaller hypercalls and what all of them share: multicall, callbacks, version, console, physdev, privilege."""
+"""The smaller hypercalls and what all of them share: multicall, callbacks, version, console, privilege."""
 
 from __future__ import annotations
 
 import pytest
 from core_world import KERNEL, SELF
 
-from hypervisor.abi import callback, domctl, errno, physdev, platform, sysctl, xen
+from hypervisor.abi import callback, domctl, errno, platform, sysctl, xen
 from hypervisor.abi import version as ver
 from hypervisor.version import BUILD_ID
 
@@ -250,68 +250,6 @@ class TestConsole:
     @pytest.mark.parametrize("cmd", [2, 0xFFFFFFFF])
     def test_unknown(self, pair, cmd):
         assert pair.dom0.hypercall(CONSOLE, cmd, 1, NOWHERE) == ENOSYS
-
-
-class TestPhysdev:
-    OP = xen.HYPERVISOR_physdev_op
-
-    def op(self, guest, cmd, layout, **fields):
-        return guest.call(self.OP, cmd, layout=layout, **fields)
-
-    def map(self, guest, line, domid=SELF, pirq=-1):
-        fields = {"domid": domid, "type": physdev.MAP_PIRQ_TYPE_GSI, "index": line, "pirq": pirq}
-        rc, op = self.op(guest, physdev.PHYSDEVOP_map_pirq, physdev.physdev_map_pirq, **fields)
-        return op.pirq if rc == 0 else rc
-
-    def unmap(self, guest, pirq, domid=SELF):
-        layout = physdev.physdev_unmap_pirq
-        return self.op(guest, physdev.PHYSDEVOP_unmap_pirq, layout, domid=domid, pirq=pirq)[0]
-
-    def test_a_line_becomes_a_port(self, pair):
-        assert self.map(pair.dom0, 9) == 9
-        port = pair.dom0.pirq(9)
-        pair.hv.machine.interrupts.raise_line(9)
-        assert pair.dom0.acknowledge() == [port]
-        assert self.op(pair.dom0, physdev.PHYSDEVOP_eoi, physdev.physdev_eoi, irq=9)[0] == 0
-        assert self.unmap(pair.dom0, 9) == 0
-        pair.hv.machine.interrupts.raise_line(9)
-        assert not pair.dom0.pending(port)
-        assert pair.dom0.status(port).status == 3  # the port stays, and is dead
-        assert pair.dom0.close(port) == 0
-
-    def test_a_driver_domain_wants_permission(self, pair):
-        assert self.map(pair.domu, 9) == EPERM
-        pair.domu.domain.irqs.add(9)
-        assert self.map(pair.domu, 9) == 9
-
-    def test_dom0_for_another_domain(self, pair):
-        pair.domu.domain.irqs.add(9)
-        assert self.map(pair.dom0, 9, domid=1) == 9
-        assert 9 in pair.domu.domain.pirqs
-        assert self.map(pair.domu, 9, domid=0) == EPERM
-        assert self.map(pair.dom0, 9, domid=77) == ESRCH
-
-    def test_numbers(self, pair):
-        assert self.map(pair.dom0, 5000) == EINVAL
-        assert self.map(pair.dom0, 9, pirq=8) == EINVAL
-        assert self.unmap(pair.dom0, 9) == EINVAL
-        assert self.op(pair.dom0, physdev.PHYSDEVOP_eoi, physdev.physdev_eoi, irq=9)[0] == EINVAL
-        query = physdev.physdev_irq_status_query
-        assert self.op(pair.domu, physdev.PHYSDEVOP_irq_status_query, query, irq=0xFFFF)[0] == EINVAL
-
-    @pytest.mark.parametrize(("iopl", "rc"), [(0, 0), (3, 0), (4, EINVAL)])
-    def test_iopl(self, pair, iopl, rc):
-        assert self.op(pair.domu, physdev.PHYSDEVOP_set_iopl, physdev.physdev_set_iopl, iopl=iopl)[0] == rc
-        assert pair.domu.hypercall(self.OP, physdev.PHYSDEVOP_set_iopl, NOWHERE) == EFAULT
-
-    @pytest.mark.parametrize(("ports", "rc"), [(0, 0), (65536, 0), (65537, EINVAL)])
-    def test_iobitmap(self, pair, ports, rc):
-        layout = physdev.physdev_set_iobitmap
-        assert self.op(pair.domu, physdev.PHYSDEVOP_set_iobitmap, layout, nr_ports=ports)[0] == rc
-
-    @pytest.mark.parametrize("cmd", [1, 33, 0xFFFFFFFF])
-    def test_unknown(self, pair, cmd):
-        assert pair.domu.hypercall(self.OP, cmd, NOWHERE) == ENOSYS
 
 
 CONTROL = [
