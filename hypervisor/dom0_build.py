@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
 
-PAGE_SIZE = 4096
+PAGE_SIZE, PAGE_SHIFT = 4096, 12
 _MAGIC = b"xen-3.0-x86_64"
 _POWER_MANAGEMENT = 3 << 8
 """In SIF_PM_MASK: Xen wants to hear from dom0 about the processors' C and P states."""
@@ -57,11 +57,22 @@ def construct_dom0(
     if layout.module is not None and module:
         _write(hv, p2m, layout.module.pfn * PAGE_SIZE, module)
     _write(hv, p2m, layout.p2m.pfn * PAGE_SIZE, p2m.tobytes())
-    for pfn, entries in pv_layout.build_tables(layout, p2m):
+    for pfn, entries in pv_layout.build_tables(layout, p2m, _written(kernel, layout)):
         hv.memory.write(p2m[pfn] << 12, entries.tobytes())
     hv.memory.write(p2m[layout.start_info] << 12, _start_info(domain, kernel, layout, command_line, module))
     _start(hv, domain, kernel, layout, p2m[layout.tables.pfn])
     return layout
+
+
+def _written(kernel: PvKernel, layout: pv_layout.PvLayout) -> list[pv_layout.Area]:
+    """Return what Xen fills while it runs on dom0's page tables: all that it loads, but for the module."""
+    areas = [layout.p2m, pv_layout.Area(layout.start_info, 1)]
+    for segment in kernel.segments:
+        first = segment.address - kernel.virt_base >> PAGE_SHIFT
+        areas.append(pv_layout.Area(first, pv_layout.pages_of(segment.end - kernel.virt_base) - first))
+    if kernel.hypercall_page is not None:
+        areas.append(pv_layout.Area(kernel.hypercall_page - kernel.virt_base >> PAGE_SHIFT, 1))
+    return areas
 
 
 def _command_line(cmdline: str) -> bytes:
@@ -140,6 +151,8 @@ def _start_info(
         nr_pages=layout.nr_pages,
         shared_info=domain.shared_info_mfn << 12,
         flags=flags,
+        # What there is for a screen stands behind start_info: nothing, so it stays zero.
+        console={"dom0": {"info_off": xen.start_info.size, "info_size": xen.dom0_vga_console_info.size}},
         pt_base=layout.va(layout.tables.pfn),
         nr_pt_frames=layout.tables.pages,
         mfn_list=layout.p2m_address,
@@ -156,6 +169,7 @@ def _start(hv: Hypervisor, domain: Domain, kernel: PvKernel, layout: pv_layout.P
     vcpu = domain.vcpu(0)
     if vcpu is None:
         raise InvariantError("dom0 is to be started without vCPU 0")
+    hv.time.update_wallclock(domain)
     hv.mm.load_root(vcpu, root)
     error = hv.mm.pin(root, domain, PGT_l4_page_table)
     if error:

@@ -85,13 +85,12 @@ class DomainOps:
                 raise HypercallError(errno.ENOMEM)
 
     def _init_shared_info(self, domain: Domain) -> None:
-        """Upcalls start out masked on every vCPU, and the wall clock is set."""
+        """Upcalls start out masked on every vCPU. (The wall clock is set when vCPU 0 gets its registers.)"""
         memory = self.hv.memory
         base = domain.shared_info_mfn << 12
         for vcpu_id in range(xen.XEN_LEGACY_MAX_VCPUS):
             memory.b[base + vcpu_id * INFO_SIZE + UPCALL_MASK] = 1
         memory.mark(domain.shared_info_mfn)
-        self.hv.time.update_wallclock(domain)
 
     def add_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
         """Make one vCPU, down."""

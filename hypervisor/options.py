@@ -31,7 +31,7 @@ _DIVISOR, _MOST_RESERVED = 16, 128 << 20 >> 12
 
 _OTHERS = frozenset(
     """acpi acpi_apic_instance acpi_pstate_strict acpi_skip_timer_override acpi_sleep allow_unsafe altp2m apic
-    apic_verbosity apicv arat argo asid async-show-all ats availmem badpage bootscrub bootscrub_chunk cet clocksource
+    apic_verbosity apicv arat argo asid async-show-all ats availmem badpage bootscrub bootscrub_chunk cet
     cmci-threshold cmos-rtc-probe com1 com2 conring_size console console_timestamps console_to_ring conswitch
     core_parking cpu_type cpufreq cpuid cpuid_mask_cpu cpuid_mask_ecx cpuid_mask_edx cpuid_mask_ext_ecx
     cpuid_mask_ext_edx cpuid_mask_l7s0_eax cpuid_mask_l7s0_ebx cpuid_mask_thermal_ecx cpuid_mask_xsave_eax cpuidle
@@ -79,6 +79,8 @@ class XenOptions:
     """Messages below the first threshold are always shown, those below the second not too often."""
     guest_loglvl: tuple[int, int] = (LOG_NONE, LOG_WARNING)
     noreboot: bool = False
+    clocksource: str = ""
+    """What Xen keeps its time by; empty: it chooses."""
     dom0_mem: MemorySize | None = None
     dom0_mem_min: MemorySize | None = None
     dom0_mem_max: MemorySize | None = None
@@ -142,6 +144,10 @@ def _switch(value: str) -> bool:
 
 def _set_noreboot(options: XenOptions, value: str) -> None:
     options.noreboot = _switch(value)
+
+
+def _set_clocksource(options: XenOptions, value: str) -> None:
+    options.clocksource = value
 
 
 def _levels(value: str) -> tuple[int, int]:
@@ -209,6 +215,7 @@ def _set_dom0_max_vcpus(options: XenOptions, value: str) -> None:
 
 _PARSERS: dict[str, Callable[[XenOptions, str], None]] = {
     "noreboot": _set_noreboot,
+    "clocksource": _set_clocksource,
     "loglvl": _set_loglvl,
     "guest_loglvl": _set_guest_loglvl,
     "dom0_mem": _set_dom0_mem,

@@ -54,6 +54,8 @@ class GuestTime:
 
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
+        # Xen says so only if it was told to keep its own time by the TSC.
+        self._flags = XEN_PVCLOCK_TSC_STABLE_BIT if hv.options.clocksource == "tsc" else 0
         self.wallclock = hv.clock.wallclock_base
         """Nanoseconds since 1970 at power-on, as domains are told: dom0 may set it (XENPF_settime)."""
         self.hypercalls: dict[int, Callable[[VCpu, int, int, int, int, int], int]] = {HYPERCALL: self._set_timer_op}
@@ -98,7 +100,7 @@ class GuestTime:
         memory.q[(info + SYSTEM_TIME) >> 3] = stamp
         memory.i[(info + MUL) >> 2] = TSC_TO_SYSTEM_MUL
         memory.b[info + SHIFT] = TSC_SHIFT
-        memory.b[info + FLAGS] = XEN_PVCLOCK_TSC_STABLE_BIT
+        memory.b[info + FLAGS] = self._flags
         memory.i[(info + VERSION) >> 2] = version + 2 & 0xFFFFFFFF
         memory.mark(info >> 12)
         if vcpu.time_area:

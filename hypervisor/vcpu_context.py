@@ -74,6 +74,8 @@ def load_context(vcpu: VCpu, raw: bytes) -> None:
     state.fs_base = word("fs_base")
     state.gs_base_kernel, state.gs_base_user = word("gs_base_kernel"), word("gs_base_user")
     vcpu.callbacks_changed()
+    if vcpu.vcpu_id == 0:
+        vcpu.hv.time.update_wallclock(vcpu.domain)
     vcpu.initialised = True
     if not flags & xen.VGCF_online:
         vcpu.hv.sched.stop(vcpu, VPF_DOWN)

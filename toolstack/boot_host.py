@@ -28,6 +28,8 @@ from toolstack.errors import UsageError
 DEFAULT_XEN_CMDLINE = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all dom0_mem=64M dom0_max_vcpus=2"
 DEFAULT_HOST_MIB = 512
 DEFAULT_PCPUS = 1
+XEN_BOOT_NS = 2_000_000_000
+"""How long Xen takes to start: that much time has passed when dom0 begins."""
 XEN_PAGES = 512
 """Free pages that Xen keeps for itself: tables of its own, further domains' bookkeeping."""
 STEPS = 10
@@ -126,6 +128,7 @@ class BootHost:
         spec = self.spec
         options = parse_options(spec.xen_cmdline)
         machine = Machine(memory_mib=spec.host_memory_mib, pcpus=spec.pcpus)
+        machine.clock.now = XEN_BOOT_NS
         trace = self._open_trace()
         hv = Hypervisor(machine, trace=None if trace is None else trace.emit, console=self._show, options=options)
         self.hv = hv

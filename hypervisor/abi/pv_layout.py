@@ -29,7 +29,7 @@ PAGE_SHIFT = 12
 ENTRIES = 512
 
 PRESENT, RW, USER, ACCESSED, DIRTY = 0x1, 0x2, 0x4, 0x20, 0x40
-L1_PROT = PRESENT | RW | ACCESSED | DIRTY
+L1_PROT = PRESENT | RW | ACCESSED
 TABLE_PROT = PRESENT | RW | USER | ACCESSED | DIRTY
 
 MAPPING_ALIGN = 4 << 20
@@ -216,16 +216,20 @@ def _count_p2m_tables(virt_base: int, virt_end: int, p2m_base: int, size: int) -
     return count
 
 
-def build_tables(layout: PvLayout, p2m: Sequence[int]) -> list[tuple[int, "array[int]"]]:
+def build_tables(layout: PvLayout, p2m: Sequence[int], written: Sequence[Area] = ()) -> list[tuple[int, "array[int]"]]:
     """Return the contents of the page tables as (pfn, 512 entries), L4 first.
 
     `p2m` gives the mfn of each page, at least of the mapped ones and the tables themselves. Page tables are mapped
-    read-only, all else writable.
+    read-only, all else writable. `written`: pages that their builder has filled through these very tables, so that the
+    processor has marked them dirty.
     """
     mfns = p2m[: layout.mapped_pages]
     leaves = array("Q", [mfn << PAGE_SHIFT | L1_PROT for mfn in mfns])
     for pfn in range(layout.tables.pfn, layout.tables.end):
         leaves[pfn] &= ~RW
+    for area in written:
+        for pfn in range(area.pfn, min(area.end, len(leaves))):
+            leaves[pfn] |= DIRTY
     l4, l3, l2, l1 = layout.tables_by_level
     built: list[tuple[int, array[int]]] = []
     pfn = layout.tables.pfn

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hypervisor.errors import InvariantError
 from hypervisor.mm.frame_table import M2P_ALIGN, FrameTable
-from hypervisor.mm.pte import ACCESSED, DIRTY, ENTRIES, FIRST_XEN_SLOT, PRESENT, PSE, RW, USER
+from hypervisor.mm.pte import ACCESSED, DIRTY, ENTRIES, FIRST_XEN_SLOT, NX, PRESENT, PSE, RW, USER
 
 M2P_SLOT = FIRST_XEN_SLOT
 LINEAR_SLOT = FIRST_XEN_SLOT + 2
@@ -18,8 +18,9 @@ PERDOMAIN_START = 0xFFFF820000000000
 """PERDOMAIN_VIRT_START: where slot 260 begins."""
 NR_SLOTS = 16
 
-GUEST_READS = PRESENT | USER | ACCESSED
-XEN_WRITES = PRESENT | RW | ACCESSED | DIRTY
+GUEST_READS = PRESENT | USER | ACCESSED | NX
+XEN_WRITES = PRESENT | RW | ACCESSED | DIRTY | NX
+"""(__PAGE_HYPERVISOR_RO with the user bit, and __PAGE_HYPERVISOR_RW.) No code is ever executed there."""
 
 
 class XenSlots:

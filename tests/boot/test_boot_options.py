@@ -75,6 +75,11 @@ def test_words_that_are_known(word: str) -> None:
     assert parse_options(word).complaints == []
 
 
+def test_clocksource() -> None:
+    assert parse_options("clocksource=tsc").clocksource == "tsc"
+    assert parse_options("").clocksource == ""
+
+
 def test_noreboot() -> None:
     assert parse_options("noreboot").noreboot
     assert not parse_options("noreboot no-noreboot").noreboot

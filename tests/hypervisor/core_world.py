@@ -235,6 +235,8 @@ class Guest(bare_guest.Guest):
             self.domain.text[CALLBACK] = handler
             vcpu.context.event_callback = CALLBACK
         vcpu.initialised = True
+        if vcpu.vcpu_id == 0:
+            vcpu.hv.time.update_wallclock(vcpu.domain)
 
     def alloc_table(self) -> int:
         """One more frame of zeroes, mapped nowhere, fit for a descriptor table."""

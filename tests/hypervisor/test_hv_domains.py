@@ -364,6 +364,7 @@ class TestSettings:
         assert line(5000, 1) == EINVAL
 
     def test_time_offset(self, pair):
+        pair.domu.runs(lambda cpu: iter([0]))
         memory, base = pair.hv.memory, pair.domu.domain.shared_info_mfn << 12
         seconds = (base + xen.shared_info.offset("wc_sec")) >> 2
         before = memory.i[seconds]
