@@ -163,9 +163,11 @@ class SchedOps:
         domain.watchdogs[index] = self.hv.timers.add(self.hv.now() + delay, bite)
 
     def _pin_override(self, vcpu: VCpu, arg: int) -> int:
-        """Refuse to pin a vCPU: pCPUs are all alike here. Errors come as from a Xen that can."""
+        """Pin the caller to a pCPU for a while, or (a negative number) not any more: for firmware that wants that."""
         if vcpu.domain.domid != HARDWARE_DOMAIN:
             return -errno.EPERM
         op = sched.sched_pin_override.unpack_from(copy_from_guest(vcpu, arg, sched.sched_pin_override.size))
-        # A negative number undoes an override, and there is none.
-        return -errno.ENOSYS if 0 <= op.pcpu < len(self.hv.sched.pcpus) else -errno.EINVAL
+        if op.pcpu < 0:
+            return 0 if self.hv.sched.end_override(vcpu) else -errno.EINVAL
+        self.hv.sched.override(vcpu, op.pcpu)
+        return 0

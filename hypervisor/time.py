@@ -139,7 +139,9 @@ class GuestTime:
             return
         vcpu.next_service = 0
         self.hv.sched.runstate_areas[vcpu] = self.switched_out
-        _try_copy(caller, area, self.runstate(vcpu))
+        # Of the caller itself as it was when it got its processor, as Xen does.
+        running = runstate_fields(vcpu, vcpu_abi.RUNSTATE_running, vcpu.since)
+        _try_copy(caller, area, running if vcpu is caller else self.runstate(vcpu))
 
     def switched_out(self, vcpu: VCpu, now: int) -> None:
         """Say in the guest's area that a vCPU does not run any more."""
@@ -250,12 +252,12 @@ class GuestTime:
 def runstate_fields(vcpu: VCpu, state: int, now: int) -> bytes:
     """Return a vcpu_runstate_info for a vCPU that is in `state` at `now`.
 
-    The vCPU keeps how long it has run and waited for a processor; the rest of its age it was blocked (or offline).
+    The vCPU keeps how long it has run, waited for a processor and been offline; the rest of its age it was blocked.
     """
     since = vcpu.ready_at if state == vcpu_abi.RUNSTATE_runnable else vcpu.since
     since = min(since, now)
-    known = vcpu.time_running + vcpu.time_runnable
-    times = [vcpu.time_running, vcpu.time_runnable, max(since - vcpu.created - known, 0), 0]
+    known = vcpu.time_running + vcpu.time_runnable + vcpu.time_offline
+    times = [vcpu.time_running, vcpu.time_runnable, max(since - vcpu.created - known, 0), vcpu.time_offline]
     times[state] += now - since
     return vcpu_abi.vcpu_runstate_info.pack(state=state, state_entry_time=since, time=tuple(times))
 

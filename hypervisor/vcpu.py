@@ -144,6 +144,7 @@ class VCpu(ABC):
         "singleshot_timer",
         "spent",
         "time_area",
+        "time_offline",
         "time_runnable",
         "time_running",
         "tlb_r",
@@ -187,8 +188,8 @@ class VCpu(ABC):
         self.ready_at = hv.clock.now
         self.since = hv.clock.now
         self.created = hv.clock.now
-        self.time_running = self.time_runnable = 0
-        """Nanoseconds spent running, and waiting for a processor. In the rest of its life it was blocked."""
+        self.time_running = self.time_runnable = self.time_offline = 0
+        """Nanoseconds spent running, waiting for a processor, and paused or down. Otherwise it was blocked."""
         self.poll_ports: tuple[int, ...] | None = None
         """The ports that SCHEDOP_poll waits for; None when not polling."""
         self.poll_timer: Timer | None = None

@@ -20,6 +20,10 @@ HYPERCALL = xen.__HYPERVISOR_vcpu_op
 MIN_PERIOD_NS = 1_000_000
 MAX_PERIOD_NS = (1 << 62) - 1
 NMI_VECTOR = 2
+HARDWARE_DOMAIN = 0
+NO_APIC = 0xFFFF_FFFF
+"""The number of a processor that the machine does not have."""
+UPCALL_MASK = xen.vcpu_info.offset("evtchn_upcall_mask")
 SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 INFO_SIZE = xen.vcpu_info.size
 
@@ -118,9 +122,13 @@ class VcpuOps:
             return -errno.EINVAL
         return -errno.ENOSYS if NMI_VECTOR in target.context.trap_table else 0
 
-    def _get_physid(self, _vcpu: VCpu, _target: VCpu, _arg: int) -> int:
-        """Refuse the number of the processor beneath: only a pinned vCPU of dom0 has one, and none is pinned."""
-        return -errno.EINVAL
+    def _get_physid(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
+        """Tell the APIC and ACPI numbers of the processor with the vCPU's number, to dom0 if the vCPU is pinned."""
+        if target.domain.domid != HARDWARE_DOMAIN or self.hv.sched.pinned_to(target) < 0:
+            return -errno.EINVAL
+        number = target.vcpu_id if target.vcpu_id < len(self.hv.sched.pcpus) else NO_APIC
+        copy_to_guest(vcpu, arg, abi.vcpu_get_physid.pack(phys_id=number | number << 32))
+        return 0
 
     def _set_periodic_timer(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
         op = abi.vcpu_set_periodic_timer.unpack_from(copy_from_guest(vcpu, arg, abi.vcpu_set_periodic_timer.size))
@@ -158,7 +166,11 @@ class VcpuOps:
         mfn = self.hv.mm.get_writable_frame(target.domain, op.mfn)
         memory = self.hv.memory
         new = (mfn << 12) + op.offset
-        memory.write(new, bytes(memory.b[target.info : target.info + INFO_SIZE]))
+        # (What all vCPUs without a vcpu_info share is not worth copying.)
+        fresh = self.hv.domain_ops.has_dummy_info(target)
+        memory.write(new, bytes(INFO_SIZE) if fresh else bytes(memory.b[target.info : target.info + INFO_SIZE]))
+        if fresh:
+            memory.b[new + UPCALL_MASK] = 1
         target.place_info(new)
         target.info_registered = True
         # Nothing may be lost in the move: the guest looks at every port once.

@@ -77,10 +77,14 @@ class SchedulingOps:
         nr_pcpus = len(self.hv.sched.pcpus)
         online = (1 << nr_pcpus) - 1
         before = params.hard.get(vcpu_id, ALL_CPUS)
+        affine = target.vcpu(vcpu_id)
+        if affine is not None and value.flags & abi.XEN_VCPUAFFINITY_FORCE:
+            self.hv.sched.end_override(affine)
         if value.flags & HARD:
             hard = read_bitmap(vcpu, value.cpumap_hard, nr_pcpus)
             if not hard & online:
                 raise HypercallError(errno.EINVAL)
+            self._obey(target, vcpu_id, hard)
             params.hard[vcpu_id] = hard
             write_bitmap(vcpu, value.cpumap_hard, hard & online, nr_pcpus)
         if value.flags & SOFT:
@@ -88,11 +92,18 @@ class SchedulingOps:
                 soft = read_bitmap(vcpu, value.cpumap_soft, nr_pcpus)
             except HypercallError:
                 if value.flags & HARD:
+                    self._obey(target, vcpu_id, before)
                     params.hard[vcpu_id] = before
                 raise
             params.soft[vcpu_id] = soft
             effective = soft & online & params.hard.get(vcpu_id, ALL_CPUS)
             write_bitmap(vcpu, value.cpumap_soft, effective, nr_pcpus)
+
+    def _obey(self, target: Domain, vcpu_id: int, hard: int) -> None:
+        """Let the scheduler know on which pCPUs a vCPU may run. Raises HypercallError(EBUSY): it is pinned."""
+        affine = target.vcpu(vcpu_id)
+        assert affine is not None
+        self.hv.sched.set_affinity(affine, hard)
 
     def _getvcpuaffinity(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         vcpu_id = self._affine(target, value)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from hypervisor.abi import errno
 from hypervisor.abi.tracepoints import DESCHEDULE, SCHEDULE, WAKE
+from hypervisor.errors import HypercallError
 from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ class Scheduler:
         """Nanoseconds that the vCPUs of domains that are gone have run."""
         self._yielded: dict[VCpu, int] = {}
         """Who yielded last when. Who is on the run queue since that time is there because of it."""
+        self.allowed: dict[VCpu, int] = {}
+        """On which pCPUs a vCPU may run, a bit each; those that are not here may run on all (hard affinity)."""
+        self.overridden: dict[VCpu, int] = {}
+        """What `allowed` said of the vCPUs that SCHEDOP_pin_override has pinned."""
         self._single = nr_pcpus == 1
         self.plain = self._single and not hv.clock.real and hv.trace is None
         """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
@@ -105,8 +111,13 @@ class Scheduler:
         """End the vCPU's wait for an event; put it on the run queue unless something else stops it."""
         if vcpu.poll_ports is not None:
             self.end_poll(vcpu)
+        blocked = vcpu.pause_flags & VPF_BLOCKED
         vcpu.pause_flags = flags = vcpu.pause_flags & ~(VPF_BLOCKED | VPF_POLLING)
-        if not flags and not vcpu.queued:
+        if flags:
+            if blocked and not self.is_on_cpu(vcpu):
+                # It is not blocked any more, but offline.
+                vcpu.since = max(self.now(), vcpu.since)
+        elif not vcpu.queued:
             self.enqueue(vcpu)
 
     def enqueue(self, vcpu: VCpu) -> None:
@@ -125,6 +136,9 @@ class Scheduler:
         """Clear one reason (`VPF_*`) why a vCPU does not run; queue it if that was the last."""
         vcpu.pause_flags &= ~flag
         if not vcpu.pause_flags and not vcpu.queued and not self.is_on_cpu(vcpu):
+            now = max(self.now(), vcpu.since)
+            vcpu.time_offline += now - vcpu.since
+            vcpu.since = now
             self.enqueue(vcpu)
 
     def is_on_cpu(self, vcpu: VCpu) -> bool:
@@ -167,7 +181,8 @@ class Scheduler:
             self.end_poll(vcpu)
         if vcpu.queued:
             self._dequeue(vcpu)
-        self._yielded.pop(vcpu, None)
+        for notes in (self._yielded, self.allowed, self.overridden):
+            notes.pop(vcpu, None)
         for pcpu in self.pcpus:
             if pcpu.current is vcpu:
                 pcpu.current = None
@@ -207,7 +222,7 @@ class Scheduler:
             now = pcpu.now
             if vcpu is None:
                 if queue:
-                    ready = queue[0].ready_at
+                    ready = queue[0].ready_at if not self.allowed else self._next_ready(pcpu)
                     if ready > now:
                         now = ready
                 elif self._fire_timer(NEVER):
@@ -226,7 +241,7 @@ class Scheduler:
                 clock.now = now
             # Which vCPU?
             if vcpu is None:
-                vcpu = queue.popleft() if in_order else self._choose(now)
+                vcpu = queue.popleft() if in_order and not self.allowed else self._choose(now, pcpu)
                 vcpu.queued = False
                 vcpu.time_runnable += now - vcpu.ready_at
                 vcpu.since = now
@@ -337,7 +352,7 @@ class Scheduler:
             if vcpu.queued:
                 # An event woke it while it went to sleep, and it went to sleep again.
                 self._dequeue(vcpu)
-        elif not vcpu.yielding and now < vcpu.since + TIME_SLICE_NS and not self.policy.preempts and not vcpu.queued:
+        elif self._stays(vcpu, pcpu, now):
             pcpu.current = vcpu
             return
         else:
@@ -358,6 +373,12 @@ class Scheduler:
         if vcpu in self.runstate_areas:
             self.runstate_areas[vcpu](vcpu, now)
 
+    def _stays(self, vcpu: VCpu, pcpu: PCpu, now: int) -> bool:
+        """Whether a vCPU that can go on goes on where it is."""
+        if vcpu.yielding or now >= vcpu.since + TIME_SLICE_NS or self.policy.preempts or vcpu.queued:
+            return False
+        return not self.allowed or self._may_run(vcpu, pcpu)
+
     def _yield(self, vcpu: VCpu, now: int) -> int:
         """A vCPU gives way at `now`; returns when its turn is over.
 
@@ -374,10 +395,61 @@ class Scheduler:
         if pcpu.current is not None:
             return pcpu.now
         queue = self.run_queue
-        if not queue:
+        if self.allowed:
+            ready = self._next_ready(pcpu)
+        elif queue:
+            ready = queue[0].ready_at
+        else:
             return NEVER
-        ready = queue[0].ready_at
         return ready if ready > pcpu.now else pcpu.now
+
+    def _next_ready(self, pcpu: PCpu) -> int:
+        """When somebody is ready who may run on the pCPU."""
+        return min((vcpu.ready_at for vcpu in self.run_queue if self._may_run(vcpu, pcpu)), default=NEVER)
+
+    def _may_run(self, vcpu: VCpu, pcpu: PCpu) -> bool:
+        return bool(self.allowed.get(vcpu, -1) >> pcpu.cpu_id & 1)
+
+    # -- affinity -------------------------------------------------------------------------------------------------
+
+    def set_affinity(self, vcpu: VCpu, pcpus: int) -> None:
+        """Let a vCPU run on these pCPUs only, a bit each. It leaves another one after the stretch that it is at.
+
+        Raises HypercallError(EBUSY) while it is pinned by `override`.
+        """
+        if vcpu in self.overridden:
+            raise HypercallError(errno.EBUSY)
+        self._allow(vcpu, pcpus)
+
+    def _allow(self, vcpu: VCpu, pcpus: int) -> None:
+        everywhere = (1 << len(self.pcpus)) - 1
+        if pcpus & everywhere == everywhere:
+            self.allowed.pop(vcpu, None)
+        else:
+            self.allowed[vcpu] = pcpus
+
+    def override(self, vcpu: VCpu, pcpu: int) -> None:
+        """Pin a vCPU to a pCPU for a while. Raises HypercallError: EINVAL for a missing pCPU, EBUSY if it is pinned."""
+        if vcpu in self.overridden:
+            raise HypercallError(errno.EBUSY)
+        if pcpu >= len(self.pcpus):
+            raise HypercallError(errno.EINVAL)
+        self.overridden[vcpu] = self.allowed.get(vcpu, -1)
+        self._allow(vcpu, 1 << pcpu)
+
+    def end_override(self, vcpu: VCpu) -> bool:
+        """Let a vCPU run where it could before `override`; False if it was not pinned."""
+        if vcpu not in self.overridden:
+            return False
+        self._allow(vcpu, self.overridden.pop(vcpu))
+        return True
+
+    def pinned_to(self, vcpu: VCpu) -> int:
+        """Return the one pCPU that a vCPU has been restricted to, or -1."""
+        if vcpu not in self.allowed and vcpu not in self.overridden:
+            return -1
+        mask = self.allowed.get(vcpu, -1) & (1 << len(self.pcpus)) - 1
+        return mask.bit_length() - 1 if mask and not mask & (mask - 1) else -1
 
     def _fire_timer(self, until: int) -> bool:
         """Fire the next timer that is due by `until`; False if there is none, or it lies in the (real) future."""
@@ -402,8 +474,8 @@ class Scheduler:
         function()
         return True
 
-    def _choose(self, now: int) -> VCpu:
-        """Take the vCPU that the policy wants from the queue, of those that may run at `now`."""
+    def _choose(self, now: int, pcpu: PCpu) -> VCpu:
+        """Take the vCPU that the policy wants from the queue, of those that may run on the pCPU at `now`."""
         queue = self.run_queue
         if self._single:
             index = self.policy.choose(queue)
@@ -411,7 +483,7 @@ class Scheduler:
             del queue[index]
             return vcpu
         # pCPUs have times of their own: who was woken by one that is ahead cannot run on one that is behind.
-        ready = [vcpu for vcpu in queue if vcpu.ready_at <= now]
+        ready = [vcpu for vcpu in queue if vcpu.ready_at <= now and self._may_run(vcpu, pcpu)]
         vcpu = ready[self.policy.choose(ready)]
         queue.remove(vcpu)
         return vcpu

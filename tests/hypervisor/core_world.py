@@ -250,13 +250,14 @@ class Guest(bare_guest.Guest):
     def block(self, vcpu: int = 0) -> int:
         return self.hypercall(SCHED_OP, sched.SCHEDOP_block, 0, vcpu=vcpu)
 
-    def poll(self, ports: Iterable[int] = (), timeout: int = 0, *, at: int | None = None) -> int:
+    def poll(self, ports: Iterable[int] = (), timeout: int = 0, *, at: int | None = None, on: int = 0) -> int:
         """SCHEDOP_poll; the ports are put on a page of their own, or assumed at address `at`."""
         ports = list(ports)
         where = self.spare if at is None else at
         if at is None:
             self.poke(where, b"".join(port.to_bytes(4, "little") for port in ports))
-        return self.sched(sched.SCHEDOP_poll, sched.sched_poll, ports=where, nr_ports=len(ports), timeout=timeout)
+        fields = {"ports": where, "nr_ports": len(ports), "timeout": timeout}
+        return self.sched(sched.SCHEDOP_poll, sched.sched_poll, on=on, **fields)
 
     def shutdown(self, reason: int) -> int:
         return self.sched(sched.SCHEDOP_shutdown, sched.sched_shutdown, reason=reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_world import MS, PENDING, SCHED_OP, SELF
+from core_world import MS, PENDING, SCHED_OP, SELF, World
 
 from hypervisor.abi import errno, sched, xen
 from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN
@@ -302,7 +302,42 @@ class TestOthers:
         assert pair.dom0.hypercall(SCHED_OP, op, NOWHERE) == EFAULT
         assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=99) == EINVAL
         assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=-1) == EINVAL
-        assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=0) == ENOSYS
+        assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=0) == 0
+        assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=0) == -errno.EBUSY
+        assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=-5) == 0
+        assert pair.dom0.sched(op, sched.sched_pin_override, pcpu=-1) == EINVAL
+
+    @pytest.mark.parametrize("pcpu", [0, 1, 2])
+    def test_a_pinned_vcpu_stays_where_it_is(self, pcpu):
+        world = World(pcpus=3)
+        dom0 = world.guest(vcpus=2)
+        others = [world.guest() for _ in range(4)]
+        seen: list[set[int]] = [set(), set()]
+
+        def works(cpu):
+            while True:
+                seen[0].add(cpu._vcpu.processor)
+                yield MS
+
+        def pinned(cpu):
+            assert dom0.sched(sched.SCHEDOP_pin_override, sched.sched_pin_override, pcpu=pcpu, on=1) == 0
+            yield 0
+            for _ in range(100):
+                seen[1].add(cpu._vcpu.processor)
+                dom0.poll([], timeout=world.hv.now() + MS, on=1)
+                yield 0
+            assert dom0.sched(sched.SCHEDOP_pin_override, sched.sched_pin_override, pcpu=-1, on=1) == 0
+            for guest in others:
+                world.hv.domain_ops.kill(guest.domain)
+            dom0.shutdown(0)
+            yield 0
+
+        for guest in others:
+            guest.runs(works)
+        dom0.runs(works, pinned)
+        world.run(steps=100_000)
+        assert seen == [{0, 1, 2}, {pcpu}]
+        world.check()
 
     def test_blocking_a_vcpu_does_not_take_it_down(self, guest):
         guest.block()

@@ -322,6 +322,30 @@ class TestRunstate:
         assert 30 * MS <= info.time[abi.RUNSTATE_running] <= 33 * MS
         assert info.time[abi.RUNSTATE_blocked] >= 60 * MS
 
+    def test_being_paused_is_neither_blocked_nor_waiting(self, pair, guest):
+        """Kernels take the time that they were runnable or offline for stolen."""
+        ops = pair.hv.domain_ops
+
+        def program(cpu):
+            while True:
+                guest.poll([], timeout=pair.hv.now() + 1 * MS)
+                yield 0
+
+        guest.runs(program)
+        pair.world.run(until=10 * MS)
+        before = self.get(guest).time[abi.RUNSTATE_offline]
+        ops.pause(guest.domain)
+        pair.world.run(until=50 * MS)
+        info = self.get(guest)
+        assert info.state == abi.RUNSTATE_offline
+        ops.unpause(guest.domain)
+        pair.world.run(until=60 * MS)
+        info = self.get(guest)
+        # (The poll that it slept in went on to its end first.)
+        assert 38 * MS <= info.time[abi.RUNSTATE_offline] - before <= 40 * MS
+        assert info.time[abi.RUNSTATE_blocked] >= 18 * MS
+        assert sum(info.time) == pair.hv.clock.now
+
     def test_states(self, pair, guest):
         states = []
 
@@ -414,3 +438,6 @@ class TestNmi:
 
     def test_physical_ids_are_for_pinned_vcpus(self, pair):
         assert pair.dom0.vcpu_op(abi.VCPUOP_get_physid, 0) == EINVAL
+        assert pair.dom0.sched(sched.SCHEDOP_pin_override, sched.sched_pin_override, pcpu=0) == 0
+        rc, answer = pair.dom0.call(VCPU_OP, abi.VCPUOP_get_physid, 0, layout=abi.vcpu_get_physid)
+        assert (rc, answer.phys_id) == (0, 0)
