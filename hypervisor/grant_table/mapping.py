@@ -60,7 +60,7 @@ class MapOps:
         preempt = self._hv.preempt
         alone = self.plain or preempt.imminent()
         while count:
-            here = 1 if alone else min(count, (4096 - (va & 0xFFF)) // SIZE)
+            here = min(1 if alone else count, (4096 - (va & 0xFFF)) // SIZE)
             done = 0
             if here and not va & 7 and not self.plain:
                 done = self._try_run(vcpu, va, here)

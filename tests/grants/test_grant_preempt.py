@@ -204,3 +204,28 @@ def test_a_mapper_that_dies():
     (undisturbed, expected), (disturbed, outcome) = work(None), work(ALWAYS)
     assert (undisturbed, outcome) == (0, expected)
     assert disturbed > 3
+
+
+@pytest.mark.parametrize("at", [4096 - 16, 4096 - 20, 4096 - 3])
+@pytest.mark.parametrize("cmd", [0, 1, 5, 7])
+def test_arguments_across_two_pages(cmd, at):
+    """An operation that begins on one page and ends on the next is done apart, also when each is done by itself."""
+    layouts = {
+        0: abi.gnttab_map_grant_ref,
+        1: abi.gnttab_unmap_grant_ref,
+        5: abi.gnttab_copy,
+        7: abi.gnttab_unmap_and_replace,
+    }
+    for preempted in (False, True):
+        world, dom0, _domu = a_pair()
+        # Behind the first page's frame lies another than the second page's.
+        dom0.set_pte(dom0.va(0), dom0.pages[7] << 12 | 0x67)
+        untouched = bytes(world.hv.memory.b[dom0.pages[7] + 1 << 12 : dom0.pages[7] + 2 << 12])
+        points = Points(ALWAYS if preempted else None)
+        points.on(world.hv)
+        ops = dom0.batch(cmd, layouts[cmd], [{"status": 0x55}] * 3, at=dom0.va(0) + at)
+        points.off()
+        assert [op.status for op in ops] != [0x55] * 3
+        assert all(op.status <= 0 for op in ops)
+        assert bytes(world.hv.memory.b[dom0.pages[7] + 1 << 12 : dom0.pages[7] + 2 << 12]) == untouched
+        world.check()
