@@ -61,7 +61,9 @@ def load_context(vcpu: VCpu, raw: bytes) -> None:
     root = cr3_to_mfn(word(_CR3))
     if not root or not (flags & xen.VGCF_in_kernel or word(_USER_CR3)):
         raise HypercallError(errno.EINVAL)
-    _load_tables(vcpu, raw, word("ldt_base"), word("ldt_ents"), word("gdt_ents"), root)
+    if vcpu.vcpu_id == 0 and not vcpu.initialised:
+        vcpu.hv.mm.set_vm_assist(vcpu.domain, word("vm_assist"))
+    _load_tables(vcpu, raw, word("ldt_base"), word("ldt_ents"), word("gdt_ents"), root, cr3_to_mfn(word(_USER_CR3)))
     state = vcpu.context
     state.rip, state.rsp = registers.rip, registers.rsp
     state.rsi, state.rdi = registers.rsi, registers.rdi
@@ -85,16 +87,24 @@ def load_context(vcpu: VCpu, raw: bytes) -> None:
             vcpu.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, VCPU_UP)
 
 
-def _load_tables(vcpu: VCpu, raw: bytes, ldt_base: int, ldt_ents: int, gdt_ents: int, root: int) -> None:
-    """Take over the descriptor tables and the page tables: all of them or, with an error, none."""
-    descriptors = vcpu.hv.mm.descriptors
+def _load_tables(
+    vcpu: VCpu, raw: bytes, ldt_base: int, ldt_ents: int, gdt_ents: int, root: int, user_root: int
+) -> None:
+    """Take over the descriptor tables and the page tables. With an error no descriptor table is left.
+
+    A kernel's root that was taken stays when that of user mode is refused, or its check interrupted (Restart).
+    """
+    mm = vcpu.hv.mm
+    descriptors = mm.descriptors
     if ldt_ents > MAX_LDT_ENTRIES or ldt_base & 0xFFF or gdt_ents > FIRST_RESERVED_GDT_ENTRY:
         raise HypercallError(errno.EINVAL)
     if gdt_ents:
         at = _LAYOUT.offset("gdt_frames")
         descriptors.set_gdt(vcpu, list(memoryview(raw)[at : at + 128].cast("Q")), gdt_ents)
     try:
-        vcpu.hv.mm.load_root(vcpu, root)
+        mm.load_root(vcpu, root)
+        if user_root:
+            mm.load_user_root(vcpu, user_root)
         descriptors.set_ldt(vcpu, ldt_base, ldt_ents)
     except (HypercallError, Continuation):
         descriptors.set_gdt(vcpu, [], 0)

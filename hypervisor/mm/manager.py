@@ -234,6 +234,17 @@ class MemoryManager:
         if error:
             raise HypercallError(error)
 
+    def set_vm_assist(self, domain: Domain, bits: int) -> None:
+        """Set all assists of a domain, as it gets its first vCPU's context.
+
+        The roots that were checked before m2p_strict was asked for still lack the M2P.
+        """
+        was_strict, domain.vm_assist = _is_strict(domain), bits
+        if _is_strict(domain) and not was_strict:
+            for mfn in self.frames.pages(self.frames.page_list(domain)):
+                if self.frames.type[mfn] == PGT_l4_page_table and self.frames.type_count[mfn]:
+                    self.slots.show_m2p(mfn)
+
     def _fill_xen_slots(self, mfn: int) -> None:
         """Fill Xen's slots of a new root. The M2P is there at once only if the guest tells its roots apart by that."""
         domain = self.hv.domains.get(self.frames.owner(mfn))

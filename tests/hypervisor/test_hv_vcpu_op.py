@@ -441,3 +441,35 @@ class TestNmi:
         assert pair.dom0.sched(sched.SCHEDOP_pin_override, sched.sched_pin_override, pcpu=0) == 0
         rc, answer = pair.dom0.call(VCPU_OP, abi.VCPUOP_get_physid, 0, layout=abi.vcpu_get_physid)
         assert (rc, answer.phys_id) == (0, 0)
+
+
+class TestRoots:
+    def root(self, guest):
+        """A copy of the guest's root table."""
+        mfn = guest.hv.frames.alloc(guest.domain)
+        guest.hv.memory.q[(mfn << 9) : (mfn << 9) + 256] = guest.hv.memory.q[(guest.l4 << 9) : (guest.l4 << 9) + 256]
+        return mfn
+
+    def test_that_of_user_mode_is_taken_too(self, pair):
+        guest = pair.domu
+        user = self.root(guest)
+        assert initialise(guest, ctrlreg=(0, user << 12, 0, guest.l4 << 12, 0, 0, 0, 0)) == 0
+        assert (guest.vcpus[1].kernel_cr3, guest.vcpus[1].user_cr3) == (guest.l4, user)
+        assert guest.hv.frames.type_count[user] == 1
+
+    def test_that_of_user_mode_must_be_one(self, pair):
+        guest = pair.domu
+        assert initialise(guest, ctrlreg=(0, guest.pages[3] << 12, 0, guest.l4 << 12, 0, 0, 0, 0)) == EINVAL
+        assert (guest.vcpus[1].user_cr3, guest.vcpus[1].initialised) == (0, False)
+
+    def test_the_first_vcpu_brings_the_assists(self, pair):
+        guest = pair.domu
+        assists = 1 << xen.VMASST_TYPE_m2p_strict | 1 << xen.VMASST_TYPE_writable_pagetables
+        assert initialise(guest, vm_assist=assists) == 0
+        assert guest.domain.vm_assist == 0
+        root = self.root(guest)
+        assert guest.hv.mm.pin(root, guest.domain, 4) == 0
+        assert guest.hv.memory.q[(root << 9) + 256] == 0
+        assert initialise(guest, vcpu=0, vm_assist=assists) == 0
+        assert guest.domain.vm_assist == assists
+        assert guest.hv.memory.q[(root << 9) + 256]
