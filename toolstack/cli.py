@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from toolstack.commands import control
 from toolstack.commands.boot import boot
 from toolstack.commands.run import run
 from toolstack.commands.trace import trace
@@ -31,9 +32,11 @@ def main() -> None:
         paravirt run examples/hello/hello.cfg
         paravirt run examples/first-host/*.cfg --trace host.trace
         paravirt trace host.trace
+        paravirt run --control host.sock guest.cfg &
+        paravirt list --control host.sock
         paravirt boot vmlinuz --module initrd.img --cmdline console=hvc0
     """
 
 
-for _command in (run, boot, trace, xenstore, xenstored):
+for _command in (run, boot, trace, xenstore, xenstored, *control.COMMANDS):
     main.add_command(_command)

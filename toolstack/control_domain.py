@@ -2,7 +2,7 @@
 
 What init scripts, xenstored, xenconsoled and `xl create` do on a real host happens here in order. A person (or the
 simulator) outside speaks to it over the host's serial line, one word a line: `shutdown` asks all guests to shut down,
-`destroy` does not ask.
+`destroy` does not ask. Everything else is asked for over a line of the serial card (`toolstack.control`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from backends.xenconsoled import XenConsoled
 from backends.xenstored.daemon import XenStored
 from guest_kernel.hw.serial import STORE
 from guest_kernel.kernel import Kernel
-from toolstack.lifecycle import DomainPlan, Lifecycle, Platform, put
+from toolstack.control.server import ControlServer
+from toolstack.control.verbs import Toolstack
+from toolstack.devices import put
+from toolstack.hotplug import Hotplug
+from toolstack.lifecycle import DomainPlan, Lifecycle, Platform
 from toolstack.nodes import dom0_nodes
 from toolstack.xl_config import DomainConfig
 
@@ -50,10 +54,13 @@ class ControlDomain:
             xenstored.listen(clients)
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
-        XenConsoled(kernel, kernel.hw.serial).start()
+        consoled = XenConsoled(kernel, kernel.hw.serial)
+        consoled.start()
         keyboard = kernel.spawn(self._obey(lifecycle), "serial line")
+        control = ControlServer(kernel, Toolstack(kernel, lifecycle, Hotplug(lifecycle), consoled.terminal_of))
         self.host.started(lifecycle, xenstored)
         await lifecycle.run(self.plans)
+        control.stop()
         keyboard.cancel()
 
     async def _obey(self, lifecycle: Lifecycle) -> None:

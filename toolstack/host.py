@@ -25,6 +25,7 @@ from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.machine.backing import Backing
 from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
@@ -35,13 +36,24 @@ from hypervisor.trace import TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
-from toolstack.errors import UsageError
+from toolstack.disk_spec import DiskSpec
+from toolstack.errors import ToolstackError, UsageError
 from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.outside import Outside
-from toolstack.preparation import SECTOR, UUID_SPACE, NicSpec, Preparation, prepare
+from toolstack.preparation import (
+    MAX_DISKS,
+    SECTOR,
+    UUID_SPACE,
+    ImageError,
+    NicSpec,
+    Preparation,
+    forget_image,
+    open_image,
+    prepare,
+)
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
-from toolstack.vif_spec import generate_mac
+from toolstack.vif_spec import VifSpec, generate_mac
 from toolstack.watchdog import DEFAULT_LIMIT, GuestHangError, Watchdog
 from toolstack.xl_config import DOM0_NAME, DomainConfig, default_dom0_config
 
@@ -114,8 +126,9 @@ class Host:
         self._token: trio.lowlevel.TrioToken | None = None
         self._accounted: set[int] = set()
         self._names = {0: DOM0_NAME}
-        self._disks: list[DiskController] = []
-        self._units: dict[str, tuple[int, ...]] = {}
+        self._disks: dict[int, DiskController] = {}
+        """The disk controllers that are plugged in, by unit, and whose they are."""
+        self._disk_owners: dict[int, tuple[str, DiskSpec]] = {}
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
@@ -184,6 +197,7 @@ class Host:
                 await self._drain()
             except (Exception, KeyboardInterrupt) as error:
                 failure = error  # to be raised as it is, not as one of a group
+            await self.outside.finish()
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -252,6 +266,7 @@ class Host:
     # -- assembly -------------------------------------------------------------------------------------------------
 
     def _assemble(self, prepared: Preparation) -> None:
+        self._prepared = prepared
         machine = Machine(memory_mib=self._memory(prepared.plans), pcpus=self.pcpus, real_time=self.real_time)
         trace = self._open_trace()
         self.hv = hv = Hypervisor(
@@ -263,11 +278,9 @@ class Host:
         if trace is not None:
             trace.now = hv.now
         nics: dict[str, int] = {}
-        for unit, backing in enumerate(prepared.disks):
-            disk = DiskController(machine, unit, backing, iommu=hv.iommu.context)
-            disk.now = hv.now
-            self._disks.append(disk)
-        self._units = {plan.config.name: plan.disk_units for plan in prepared.plans}
+        for plan in prepared.plans:
+            for unit, spec in zip(plan.disk_units, plan.config.disks, strict=True):
+                self._plug(unit, prepared.disks[unit], plan.config.name, spec)
         for unit, (bridge, wire) in enumerate(prepared.wires):
             mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
             NetworkCard(machine, unit, wire, mac).now = hv.now
@@ -402,14 +415,64 @@ class Host:
         result.reason = result.reason or NOT_STARTED
         result.message = message
 
+    def plug_disk(self, owner: str, disk: DiskSpec) -> int:
+        """See `Platform.plug_disk`."""
+        unit = next((unit for unit in range(MAX_DISKS) if unit not in self._disks), None)
+        if unit is None:
+            raise ToolstackError(f"the machine has room for {MAX_DISKS} disks")
+        try:
+            backing = open_image(owner, disk, self._prepared.users)
+        except ImageError as error:
+            raise ToolstackError(str(error)) from None
+        self._prepared.disks.append(backing)
+        self._plug(unit, backing, owner, disk)
+        return unit
+
+    def _plug(self, unit: int, backing: Backing, owner: str, disk: DiskSpec) -> None:
+        controller = DiskController(self.hv.machine, unit, backing, iommu=self.hv.iommu.context)
+        controller.now = self.hv.now
+        self._disks[unit] = controller
+        self._disk_owners[unit] = owner, disk
+
+    def unplug_disk(self, unit: int) -> None:
+        """See `Platform.unplug_disk`."""
+        self._account_disk(unit)
+        owner, disk = self._disk_owners.pop(unit)
+        forget_image(owner, disk, self._prepared.users)
+        controller = self._disks.pop(unit)
+        self._prepared.disks.remove(controller.backing)
+        controller.unplug()
+
+    def _account_disk(self, unit: int) -> None:
+        """Add what a disk has moved to the account of its domain."""
+        disk = self._disks[unit]
+        nbytes = disk.read_bytes + disk.written_bytes
+        self.results[self._disk_owners[unit][0]].usage.add(Usage(blocks=nbytes // SECTOR, block_bytes=nbytes))
+
+    def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
+        """See `Platform.plug_vif`."""
+        if vif.bridge not in self._prepared.bridges:
+            has = ", ".join(self._prepared.bridges)
+            raise ToolstackError(f"this host has no bridge {vif.bridge!r}; there is {has}")
+        if vif.rate is not None or vif.mtu is not None:
+            raise ToolstackError("the network backend here has no 'rate' and no 'mtu' yet")
+        macs = self._prepared.macs
+        if vif.mac in macs:
+            raise ToolstackError(f"the MAC address {vif.mac} is already taken")
+        mac = vif.mac or generate_mac(self.seed, owner, devid, macs)
+        macs.add(mac)
+        return mac
+
+    def unplug_vif(self, mac: str) -> None:
+        """See `Platform.unplug_vif`."""
+        self._prepared.macs.discard(mac)
+
     def _finish_dom0(self) -> None:
         result = self.results[DOM0_NAME]
         result.reason = REASONS.get(self.hv.shutdown_reason, ABORTED)
         result.usage.add(usage_of(self.hv.domains[0]))
-        for name, units in self._units.items():
-            disks = [self._disks[unit] for unit in units]
-            nbytes = sum(disk.read_bytes + disk.written_bytes for disk in disks)
-            self.results[name].usage.add(Usage(blocks=nbytes // SECTOR, block_bytes=nbytes))
+        for unit in self._disks:
+            self._account_disk(unit)
         # dom0 ended before these did: it crashed.
         for live in self.lifecycle.live.values() if self.lifecycle is not None else ():
             if not live.over:

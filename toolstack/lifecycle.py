@@ -18,26 +18,21 @@ from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.threads import Lock, Thread, WaitQueue
 from guest_kernel.xenbus import wire
-from guest_kernel.xenbus.client import Operations, Reply, Transaction, gather
+from guest_kernel.xenbus.client import gather
 from hypervisor.abi import device as machine_device
 from hypervisor.abi import domctl, errno, sched
 from hypervisor.abi.io import xs_wire as xs
-from hypervisor.abi.io.xenbus import (
-    XenbusStateClosed,
-    XenbusStateClosing,
-    XenbusStateInitialising,
-    XenbusStateInitWait,
-)
 from toolstack.builder import PvBuilder, python_kernel
+from toolstack.devices import Devices, put
+from toolstack.disk_spec import DiskSpec
 from toolstack.errors import ToolstackError
 from toolstack.machine_code import MachineCode
-from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, disk_nodes, domain_nodes, vif_nodes
+from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, console_backend, disk_nodes, domain_nodes, vif_nodes
+from toolstack.vif_spec import VifSpec
 from toolstack.xc import DomainState, Xc
 from toolstack.xl_config import DomainConfig
 
 SECOND = 1_000_000_000
-BACKEND_TIMEOUT_NS = 10 * SECOND
-"""How long a backend may take to take a new device, or to close an old one, as in libxl."""
 SHUTDOWN_TIMEOUT_NS = 30 * SECOND
 """How long a guest may take to shut down when it is asked to; then it is destroyed."""
 FORGET_ATTEMPTS, FORGET_PAUSE_NS = 100, 1_000_000
@@ -46,8 +41,6 @@ MAX_QUICK_RESTARTS = 5
 """A domain that so many times in a row ended within `QUICK_LIFE_NS` is not restarted again: that might never end."""
 MAXMEM_SLACK_KIB = 1024
 ADDRESS_BITS = 64
-
-CLOSED = int(XenbusStateClosed)
 
 REASONS = {
     sched.SHUTDOWN_poweroff: "poweroff",
@@ -88,6 +81,8 @@ class LiveDomain:
     started_ns: int
     over: bool = False
     """It has ended, and nobody is to ask anything of it any more."""
+    preserved: bool = False
+    """It is kept though it has ended, for somebody to look at."""
     condemned: bool = False
     """It is to be destroyed, whether it has ended or not."""
     disk_units: set[int] = attrs.field(factory=set)
@@ -123,6 +118,25 @@ class Platform(Protocol):
         """A domain could not be started; the message is one sentence."""
         ...
 
+    def plug_disk(self, owner: str, disk: DiskSpec) -> int:
+        """Put a disk controller with this image into the machine, for a domain of this name; return its unit.
+
+        Raises ToolstackError.
+        """
+        ...
+
+    def unplug_disk(self, unit: int) -> None:
+        """Take a disk controller out of the machine. Nobody drives it any more."""
+        ...
+
+    def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
+        """Return the address of a new interface of a domain. Raises ToolstackError if there is no such bridge."""
+        ...
+
+    def unplug_vif(self, mac: str) -> None:
+        """An address is free again."""
+        ...
+
 
 class Lifecycle:
     """All unprivileged domains of the host."""
@@ -133,8 +147,11 @@ class Lifecycle:
         self.xc = Xc(kernel)
         self.builder = PvBuilder(self.xc)
         self.live: dict[int, LiveDomain] = {}
+        self.devices = Devices(kernel, self.live.__contains__)
         self.stopping = False
         self._waiting: dict[int, WaitQueue] = {}
+        self._life_over = WaitQueue()
+        """Whoever waits for some domain to end or go."""
         self._creating = Lock()
 
     # -- the whole ------------------------------------------------------------------------------------------------
@@ -197,6 +214,7 @@ class Lifecycle:
                 )
             self.platform.account(live, reason)
             if action == "preserve":
+                live.preserved = True
                 return
             plan = live.plan
             if action == "rename-restart" and restart:
@@ -295,13 +313,14 @@ class Lifecycle:
         named = [("disk", index, disk.backend) for index, disk in enumerate(config.disks)]
         named += [("vif", index, vif.backend) for index, vif in enumerate(config.vifs)]
         for key, index, backend in named:
-            domid = self._domid_of(backend)
+            domid = self.domid_of(backend)
             if domid is None:
                 raise ToolstackError(str(config.error(key, f"the backend domain {backend!r} does not run", index)))
             found[backend] = domid
         return found
 
-    def _domid_of(self, name: str) -> int | None:
+    def domid_of(self, name: str) -> int | None:
+        """Return the number of a running domain by its name or number; None if there is none."""
         if name in ("0", "Domain-0"):
             return DOM0
         for domid, live in self.live.items():
@@ -329,14 +348,17 @@ class Lifecycle:
         """
         disks = [device for device in live.devices if device.kind == "vbd"]
         for device, unit in zip(disks, live.plan.disk_units, strict=True):
-            domid = device.backend_domid
-            if domid == DOM0 or unit in self.live[domid].disk_units:
-                continue
-            self.live[domid].disk_units.add(unit)
-            port = machine_device.disk_port(unit)
-            self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=True)
-            self.xc.map_pirq(domid, machine_device.disk_irq(unit))
-            self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=True)
+            self.assign_disk(device.backend_domid, unit)
+
+    def assign_disk(self, domid: int, unit: int) -> None:
+        """Give a driver domain a disk controller, unless it has it."""
+        if domid == DOM0 or unit in self.live[domid].disk_units:
+            return
+        self.live[domid].disk_units.add(unit)
+        port = machine_device.disk_port(unit)
+        self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=True)
+        self.xc.map_pirq(domid, machine_device.disk_irq(unit))
+        self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=True)
 
     async def _announce(self, live: LiveDomain, store: Connection, console: Connection) -> None:
         """Write all nodes in one transaction, and introduce the domain to xenstored."""
@@ -358,23 +380,7 @@ class Lifecycle:
     async def _backends_ready(self, live: LiveDomain) -> None:
         """Wait until the backends have taken the new devices. Raises ToolstackError."""
         for device in live.devices:
-            state = await self._wait_state(device, lambda state: state not in (None, str(int(XenbusStateInitialising))))
-            if state != str(int(XenbusStateInitWait)):
-                error = await self.kernel.xenbus.read_or_none(
-                    f"/local/domain/{device.backend_domid}/error/backend/{device.kind}/{live.domid}/{device.devid}/error"
-                )
-                raise ToolstackError(
-                    f"{live.plan.config.source}: {live.name}: the backend of {device.kind} {device.devid} "
-                    f"{f'failed: {error}' if error else 'did not take the device'}"
-                )
-
-    async def _wait_state(self, device: DeviceNodes, condition: Callable[[str | None], bool]) -> str | None:
-        """Wait for a backend's state, at most BACKEND_TIMEOUT_NS; return the last one seen."""
-        path = f"{device.backend}/state"
-        try:
-            return await self.kernel.wait_for(self.kernel.xenbus.wait_until(path, condition), BACKEND_TIMEOUT_NS)
-        except TimeoutError:
-            return await self.kernel.xenbus.read_or_none(path)
+            await self.devices.ready(device, f"{live.plan.config.source}: {live.name}")
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -403,6 +409,7 @@ class Lifecycle:
             if reason is not None:
                 self._waiting.pop(live.domid, None)
                 live.over = True
+                self._life_over.wake_all()
                 return reason
             await queue.wait()
 
@@ -411,35 +418,22 @@ class Lifecycle:
         live.over = True
         if self.xc.domain_state(live.domid) is not None:
             self.xc.pause(live.domid)
-        await self._remove_devices(live)
+        await self.devices.remove_all(live.devices)
         xenbus = self.kernel.xenbus
-        removed = (f"/vm/{live.plan.uuid}", live.home, f"/libxl/{live.domid}")
+        console = console_backend(live.domid).rpartition("/")[0]
+        removed = (f"/vm/{live.plan.uuid}", live.home, f"/libxl/{live.domid}", console)
         await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in removed])
         if self.xc.domain_state(live.domid) is not None:
             self.xc.destroy(live.domid)
         self.live.pop(live.domid, None)
-
-    async def _remove_devices(self, live: LiveDomain) -> None:
-        """Ask the backends to close, wait for them (some do not answer), remove the nodes of both ends."""
-        xenbus = self.kernel.xenbus
-        await xenbus.transact(lambda t: _ask_to_close(t, live.devices))
-        for device in live.devices:
-            await self._wait_state(device, lambda state: state in (None, str(CLOSED)))
-        removed: dict[str, None] = {}
-        for device in live.devices:
-            home = f"/local/domain/{device.backend_domid}"
-            # Nodes for a driver domain that died meanwhile have made its home anew: nobody else is left to remove it.
-            dead = device.backend_domid != DOM0 and device.backend_domid not in self.live
-            removed[home if dead else f"{home}/backend/{device.kind}/{live.domid}"] = None
-        found = await xenbus.read_many(list(removed))
-        present = [path for path, value in zip(removed, found, strict=True) if value is not None]
-        await gather([xenbus.submit(xs.XS_RM, wire.join(path), path) for path in present])
+        self._life_over.wake_all()
 
     async def _preserve_as(self, live: LiveDomain, name: str) -> None:
         """Keep an ended domain under another name and UUID, to be looked at: its successor gets the old ones."""
         uuid = uuid5(live.plan.uuid, name)
         old = f"/vm/{live.plan.uuid}"
         live.name = name
+        live.preserved = True
         live.plan = attrs.evolve(live.plan, uuid=uuid)
         self.xc.set_handle(live.domid, uuid.bytes)
         renamed = [Node(f"{live.home}/name", name), Node(f"{live.home}/vm", f"/vm/{uuid}")]
@@ -475,6 +469,24 @@ class Lifecycle:
         """Write the guest's control/shutdown node."""
         await self.kernel.xenbus.write(f"{live.home}/control/shutdown", request)
 
+    async def ended(self, live: LiveDomain) -> None:
+        """Wait until a domain's life is over: shut down, crashed or destroyed."""
+        while not live.over:
+            await self._life_over.wait()
+
+    async def condemn(self, live: LiveDomain) -> None:
+        """Destroy a domain, whether it runs or has been preserved; returns when that is done."""
+        if live.over:
+            if live.preserved:
+                await self.destroy(live)
+        else:
+            live.condemned = True
+            queue = self._waiting.get(live.domid)
+            if queue is not None:
+                queue.wake_all()
+        while live.domid in self.live:
+            await self._life_over.wait()
+
     def destroy_all(self, which: Iterable[LiveDomain] | None = None) -> None:
         """End guests at once, without asking: their supervisors take them apart."""
         self.stopping = True
@@ -494,33 +506,3 @@ def _end_reason(state: DomainState | None) -> str | None:
         code = flags >> domctl.XEN_DOMINF_shutdownshift & domctl.XEN_DOMINF_shutdownmask
         return REASONS.get(code, f"shutdown reason {code}")
     return DESTROYED if flags & domctl.XEN_DOMINF_dying else None
-
-
-async def _ask_to_close(transaction: Transaction, devices: Iterable[DeviceNodes]) -> None:
-    """Set online to 0 and the state to Closing in the backends that are still there and not Closed; drop the frontends.
-
-    A frontend whose domain is over will not answer, and its backend takes the missing node for its end.
-    """
-    for device in devices:
-        state = await transaction.read_or_none(f"{device.backend}/state")
-        if state is not None:
-            await transaction.write(f"{device.backend}/online", "0")
-            if state != str(CLOSED):
-                await transaction.write(f"{device.backend}/state", str(int(XenbusStateClosing)))
-        if await transaction.exists(device.frontend):
-            await transaction.rm(device.frontend)
-
-
-async def put(kernel: Kernel, nodes: Sequence[Node]) -> None:
-    """Write nodes in one transaction, pipelined; again if somebody else changed what it touched."""
-    await kernel.xenbus.transact(lambda transaction: _put(transaction, nodes))
-
-
-async def _put(operations: Operations, nodes: Sequence[Node]) -> None:
-    replies: list[Reply] = []
-    for node in nodes:
-        path = node.path
-        replies.append(operations.submit(xs.XS_WRITE, wire.join(path) + wire.to_bytes(node.value), path))
-        if node.permissions is not None:
-            replies.append(operations.submit(xs.XS_SET_PERMS, wire.join(path, *node.permissions), path))
-    await gather(replies)

@@ -65,17 +65,15 @@ class DeviceNodes:
             "state": state,
             **dict(self.frontend_values),
         }
-        back = {
-            "frontend": self.frontend,
-            "frontend-id": self.domid,
-            "online": 1,
-            "state": state,
-            **dict(self.backend_values),
-        }
+        back = {"frontend-id": self.domid, "online": 1, "state": state, **dict(self.backend_values)}
         yield Node(self.private)
         yield Node(f"{self.private}/frontend", self.frontend)
         yield Node(f"{self.private}/backend", self.backend)
+        # A copy that can be trusted: the backend's directory may be a driver domain's.
+        for key, value in back.items():
+            yield Node(f"{self.private}/{key}", value)
         yield Node(self.backend, "", (f"n{self.backend_domid}", f"r{self.domid}"))
+        yield Node(f"{self.backend}/frontend", self.frontend)
         for key, value in back.items():
             yield Node(f"{self.backend}/{key}", value)
         yield Node(self.frontend, "", (f"n{self.domid}", f"r{self.backend_domid}"))
@@ -159,8 +157,10 @@ def domain_nodes(
         Node(f"{home}/domid", domid),
         Node(f"{home}/memory/static-max", config.maxmem << 10),
         Node(f"{home}/memory/target", config.memory << 10),
-        Node(f"{home}/memory/videomem", 0),
+        Node(f"{home}/memory/videoram", 0),
         Node(f"{home}/device"),
+        Node(f"{home}/device/suspend"),
+        Node(f"{home}/device/suspend/event-channel", "", own),
         Node(f"{home}/control"),
         Node(f"{home}/control/shutdown", "", own),
         Node(f"{home}/control/feature-poweroff", "", own),
@@ -182,7 +182,7 @@ def domain_nodes(
         yield Node(f"{home}/libxl", "", own)
     for vcpu_id in range(config.maxvcpus):
         yield Node(f"{home}/cpu/{vcpu_id}/availability", "online" if vcpu_id < config.vcpus else "offline")
-    yield from _console_nodes(home, console)
+    yield from _console_nodes(domid, console)
     yield from (
         Node(f"{vm}/uuid", uuid),
         Node(f"{vm}/name", config.name),
@@ -195,13 +195,34 @@ def domain_nodes(
     )
 
 
-def _console_nodes(home: str, console: Connection) -> Iterator[Node]:
-    yield Node(f"{home}/console/backend-id", DOM0)
-    yield Node(f"{home}/console/type", "xenconsoled")
-    yield Node(f"{home}/console/output", "pty")
-    yield Node(f"{home}/console/limit", CONSOLE_LIMIT)
-    yield Node(f"{home}/console/ring-ref", console.mfn)
-    yield Node(f"{home}/console/port", console.port)
+def _console_nodes(domid: int, console: Connection) -> Iterator[Node]:
+    """Yield the nodes of the first console: no xenbus device, though it looks like one (libxl__device_console_add).
+
+    The guest may not write to it: what xenconsoled and people trust stands there (XSA-57).
+    """
+    home, backend = f"/local/domain/{domid}/console", console_backend(domid)
+    yield Node(backend, "", (f"n{DOM0}", f"r{domid}"))
+    yield from (
+        Node(f"{backend}/frontend", home),
+        Node(f"{backend}/frontend-id", domid),
+        Node(f"{backend}/online", 1),
+        Node(f"{backend}/state", int(XenbusStateInitialising)),
+        Node(f"{backend}/protocol", "vt100"),
+        Node(home),
+        Node(f"{home}/backend", backend),
+        Node(f"{home}/backend-id", DOM0, (f"n{domid}", f"r{DOM0}")),
+        Node(f"{home}/limit", CONSOLE_LIMIT),
+        Node(f"{home}/type", "xenconsoled"),
+        Node(f"{home}/output", "pty"),
+        Node(f"{home}/tty"),
+        Node(f"{home}/port", console.port),
+        Node(f"{home}/ring-ref", console.mfn),
+    )
+
+
+def console_backend(domid: int) -> str:
+    """Return the directory that the first console of a domain has in dom0."""
+    return f"/local/domain/{DOM0}/backend/console/{domid}/0"
 
 
 def dom0_nodes(name: str, uuid: UUID, memory_mib: int, vcpus: int) -> Iterator[Node]:

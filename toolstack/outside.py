@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import tty
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 BUFFER = 4096
 """Bytes that a line holds in each direction, as a pseudo-terminal does."""
+
+PATIENCE = 1.0
+"""Seconds that a host that has ended gives to those outside who still have something to write."""
 
 Attached = Callable[[bytes], None]
 
@@ -219,6 +222,7 @@ class Outside:
         """How many of those outside may still say something."""
         self.opened: trio.Event = trio.Event()
         """Set, and made anew, when a terminal is opened."""
+        self._busy = 0
         self.tasks: list[Callable[[Host], Awaitable[None]]] = []
         """What runs outside for as long as the host does, besides the terminals."""
         self._nursery: trio.Nursery | None = None
@@ -233,6 +237,21 @@ class Outside:
     def may_speak(self) -> bool:
         """Whether something may come from outside without the host's doing."""
         return self.listeners > 0 or (self.ptys and bool(self.terminals))
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Something outside is under way that is to be finished even when the host has ended."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
+    async def finish(self) -> None:
+        """Wait until nothing is under way outside, for a second at most: a client may have stopped reading."""
+        with trio.move_on_after(PATIENCE):
+            while self._busy:  # noqa: ASYNC110 - the host is off; a thousandth of a second is soon enough
+                await trio.sleep(0.001)
 
     def panel(self, kind: int, name: str) -> Plug | None:
         """See `hypervisor.machine.serial.Panel`."""

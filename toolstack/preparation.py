@@ -68,6 +68,9 @@ def parse_nic(text: str) -> NicSpec:
     raise UsageError(f"--nic {text!r}: a network card is plugged into pcap:FILE or none, not {wire!r}")
 
 
+ImageKey = tuple[int, int]
+
+
 @attrs.define
 class Preparation:
     """What a run needs: the domains in the order of their creation, and the machine's devices by unit."""
@@ -76,6 +79,10 @@ class Preparation:
     disks: list[Backing]
     bridges: list[str]
     wires: list[tuple[str, Wire]]
+    users: dict[ImageKey, dict[str, DiskSpec]] = attrs.field(factory=dict)
+    """Who uses which image: name and disk of each, by device and inode."""
+    macs: set[str] = attrs.field(factory=set)
+    """Addresses of interfaces that are taken."""
 
     def close(self) -> None:
         """Let go of image files and captures; for runs that never got to plug them in."""
@@ -97,7 +104,8 @@ def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int)
     kernels = {id(config): _kernel(config) for config in configs}
     prepared = Preparation([], [], bridges, [])
     try:
-        units = _open_disks(configs, prepared.disks)
+        units = _open_disks(configs, prepared)
+        prepared.macs |= {mac for assigned in macs.values() for mac in assigned}
         prepared.wires += [(nic.bridge, nic.open()) for nic in nics]
     except UsageError:
         prepared.close()
@@ -221,43 +229,56 @@ def _assign_macs(configs: Sequence[DomainConfig], seed: int) -> dict[str, tuple[
     return found
 
 
-def _open_disks(configs: Sequence[DomainConfig], opened: list[Backing]) -> Mapping[str, tuple[int, ...]]:
-    """Open every disk's image; return the units by domain. What was opened is in `opened`, also on failure."""
-    users: dict[tuple[int, int], tuple[DomainConfig, DiskSpec]] = {}
+def _open_disks(configs: Sequence[DomainConfig], prepared: Preparation) -> Mapping[str, tuple[int, ...]]:
+    """Open every disk's image; return the units by domain. What was opened is in `prepared`, also on failure."""
     units: dict[str, tuple[int, ...]] = {}
     for config in configs:
         mine = []
         for index, disk in enumerate(config.disks):
-            problem = _disk_problem(config, disk, users) or (
-                f"the machine has room for {MAX_DISKS} disks" if len(opened) == MAX_DISKS else None
-            )
-            if problem is not None:
-                raise config.error("disk", problem, index)
+            if len(prepared.disks) == MAX_DISKS:
+                raise config.error("disk", f"the machine has room for {MAX_DISKS} disks", index)
             try:
-                opened.append(RawFile(Path(disk.target), readonly=not disk.writable))
-            except DeviceError as error:
+                prepared.disks.append(open_image(config.name, disk, prepared.users))
+            except ImageError as error:
                 raise config.error("disk", str(error), index) from None
-            mine.append(len(opened) - 1)
+            mine.append(len(prepared.disks) - 1)
         units[config.name] = tuple(mine)
     return units
 
 
-def _disk_problem(
-    config: DomainConfig, disk: DiskSpec, users: dict[tuple[int, int], tuple[DomainConfig, DiskSpec]]
-) -> str | None:
-    """Return what is wrong with a disk's image, in one sentence; note its user."""
+class ImageError(Exception):
+    """A disk's image cannot be used; the text is one sentence."""
+
+
+def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
+    """Open the image of a domain's disk and note its user. Raises ImageError."""
     path = Path(disk.target)
     if path.is_dir():
-        return f"the disk image {disk.target!r} is a directory"
+        raise ImageError(f"the disk image {disk.target!r} is a directory")
     if not path.exists():
-        return f"the disk image {disk.target!r} does not exist"
+        raise ImageError(f"the disk image {disk.target!r} does not exist")
     status = path.stat()
     if path.is_file() and (not status.st_size or status.st_size % SECTOR):
-        return (
+        raise ImageError(
             f"the disk image {disk.target!r} is too short: {status.st_size} bytes, and a disk has whole sectors "
             f"of {SECTOR} (truncate -s 16M makes one of 16 MiB)"
         )
-    other = users.setdefault((status.st_dev, status.st_ino), (config, disk))
-    if other[1] is not disk and (disk.writable or other[1].writable):
-        return f"the disk image {disk.target!r} is used by {other[0].name!r} already, and one of the two writes to it"
-    return None
+    others = users.setdefault((status.st_dev, status.st_ino), {})
+    for other, used in others.items():
+        if disk.writable or used.writable:
+            name = other.partition("/")[0]
+            raise ImageError(
+                f"the disk image {disk.target!r} is used by {name!r} already, and one of the two writes to it"
+            )
+    try:
+        backing = RawFile(path, readonly=not disk.writable)
+    except DeviceError as error:
+        raise ImageError(str(error)) from None
+    others[f"{owner}/{disk.vdev}"] = disk
+    return backing
+
+
+def forget_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> None:
+    """Note that a domain's disk has gone: its image may be used by others."""
+    for others in users.values():
+        others.pop(f"{owner}/{disk.vdev}", None)

@@ -29,7 +29,9 @@ from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 
 ALLOWANCE: Final = 30
 PERIOD_NS: Final = 200_000_000
-ODD: Final = ("", "xenconsoled", None)
+CHUNK: Final = 4096
+"""Bytes that are offered to a terminal at a time."""
+SERVED: Final = ("", "xenconsoled", None)
 """What the node `console/type` may say for this daemon to serve it."""
 
 
@@ -68,6 +70,7 @@ class GuestConsole:
     __slots__ = (
         "domid",
         "events",
+        "full",
         "log",
         "name",
         "output",
@@ -90,6 +93,8 @@ class GuestConsole:
         self.terminal: Line | None = None
         #: What the terminal has not taken yet.
         self.output = OutputBuffer()
+        #: The terminal has not taken all that it was sent.
+        self.full = False
         #: An event has come that nobody has looked at.
         self.signalled = True
         #: Events in the current period, and when that is over.
@@ -133,6 +138,11 @@ class XenConsoled:
         self.kernel.spawn(self._follow_domains(), "xenconsoled domains")
         self.kernel.spawn(self._release_throttled(), "xenconsoled throttle")
 
+    def terminal_of(self, domid: int) -> int | None:
+        """Return the line of a domain's terminal; None if it has none."""
+        console = self.consoles.get(domid)
+        return None if console is None or console.terminal is None else console.terminal.number
+
     # ---- the thread that moves bytes
 
     def _on_event(self, console: GuestConsole) -> Callable[[], None]:
@@ -151,6 +161,7 @@ class XenConsoled:
         ready, wake = self._ready, self._wake.wake
 
         def on_news() -> None:
+            console.full = False
             ready[console] = None
             wake()
 
@@ -206,9 +217,13 @@ class XenConsoled:
             self._send(console)
 
     def _send(self, console: GuestConsole) -> None:
-        """Send to the terminal what it has room for."""
-        if console.output.data and console.terminal is not None:
-            console.output.advance(console.terminal.send(bytes(console.output.data)))
+        """Send to the terminal what it has room for; once it is full, not before it has news."""
+        output, terminal = console.output, console.terminal
+        while output.data and terminal is not None and not console.full:
+            part = bytes(output.data[:CHUNK])
+            taken = terminal.send(part)
+            output.advance(taken)
+            console.full = taken < len(part)
 
     def _signal(self, console: GuestConsole) -> None:
         if console.ring.notify:
@@ -277,7 +292,7 @@ class XenConsoled:
             f"{home}/{key}" for key in ("console/ring-ref", "console/port", "console/type", "console/limit", "name")
         ]
         ring_ref, port, kind, limit, name = await self.kernel.xenbus.read_many(paths)
-        if not (ring_ref and ring_ref.isdecimal() and port and port.isdecimal() and kind in ODD):
+        if not (ring_ref and ring_ref.isdecimal() and port and port.isdecimal() and kind in SERVED):
             return
         kernel = self.kernel
         page = None

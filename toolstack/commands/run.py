@@ -15,6 +15,7 @@ import trio
 from hypervisor.errors import InvariantError, ReplayError
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
+from toolstack.control.endpoint import ControlEndpoint
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.host import Host
 from toolstack.output import StandardOutput
@@ -101,6 +102,13 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     help="Let Xen's xenstore tools and other clients use the host's store, as dom0, on a Unix socket. A host on which "
     "nothing can happen by itself waits for them.",
 )
+@click.option(
+    "--control",
+    "control",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Listen at this Unix socket for `paravirt list`, `console`, `block-attach`, …",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
 def run(
     configs: tuple[Path, ...],
@@ -116,6 +124,7 @@ def run(
     ptys: bool,
     log_dir: Path | None,
     store_path: Path | None,
+    control: Path | None,
     quiet: bool,
 ) -> None:
     """Run a host with a domain for each GUEST.cfg until all of them have ended.
@@ -142,7 +151,7 @@ def run(
             outside=outside,
         )
         output.on_loss = host.interrupt
-        with _interrupting(host), serving_store(outside, store_path):
+        with _interrupting(host), serving_store(outside, store_path), _listening(control, outside):
             result = trio.run(host.run, guests)
     except (UsageError, ReplayError) as error:
         raise OneSentence(str(error)) from None
@@ -171,6 +180,20 @@ def _console_log(guests: Sequence[DomainConfig], output: StandardOutput, person:
 
     width = max(len(name) for name in (DOM0_NAME, XEN_TAG, *(guest.name for guest in guests)))
     return ConsoleLog(write, width=min(width, 24), colour=output.is_terminal)
+
+
+@contextmanager
+def _listening(control: Path | None, outside: Outside) -> Iterator[None]:
+    """Listen at the control socket. Raises `UsageError`."""
+    if control is None:
+        yield
+        return
+    endpoint = ControlEndpoint(control, outside)
+    endpoint.open()
+    try:
+        yield
+    finally:
+        endpoint.close()
 
 
 @contextmanager

@@ -1,0 +1,157 @@
+"""Disks and network interfaces that come and go while their guest runs (`xl block-attach`, `xl network-detach`, …).
+
+What is attached belongs to the domain from then on: it is there again when the domain is restarted, as in libxl, which
+writes it into the configuration that it keeps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+
+from guest_kernel.hw import NoDeviceError
+from toolstack.devices import Force
+from toolstack.disk_spec import DiskSpec, vdev_number
+from toolstack.errors import SpecError, ToolstackError
+from toolstack.nodes import DOM0, DeviceNodes, disk_nodes, vif_nodes
+from toolstack.vif_spec import VifSpec
+
+if TYPE_CHECKING:
+    from toolstack.lifecycle import Lifecycle, LiveDomain
+
+T = TypeVar("T")
+
+
+class Hotplug:
+    """Plugs and unplugs on behalf of people. Everything raises ToolstackError with one sentence."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    # -- disks ----------------------------------------------------------------------------------------------------
+
+    async def attach_disk(self, live: LiveDomain, disk: DiskSpec) -> DeviceNodes:
+        """Give a running domain another disk; returns when its backend has it."""
+        self._refuse_double(live, "vbd", disk.devid, f"disk {disk.vdev!r}")
+        backend = self._backend(disk.backend)
+        platform = self._lifecycle.platform
+        unit = platform.plug_disk(live.plan.config.name, disk)
+        device = disk_nodes(live.domid, backend, disk, unit)
+        try:
+            self._lifecycle.assign_disk(backend, unit)
+            await self._lifecycle.devices.add(device, live.name)
+        except ToolstackError:
+            self._pull(device, unit)
+            raise
+        config = attrs.evolve(live.plan.config, disks=(*live.plan.config.disks, disk))
+        live.plan = attrs.evolve(live.plan, config=config, disk_units=(*live.plan.disk_units, unit))
+        live.devices = (*live.devices, device)
+        return device
+
+    async def detach_disk(self, live: LiveDomain, vdev: str, *, force: bool = False) -> None:
+        """Take a disk away, by name or number. Not forced, the guest may keep one that it uses."""
+        device = self._find(live, "vbd", _disk_number(vdev), f"disk {vdev!r}")
+        await self._lifecycle.devices.remove(device, live.name, Force.ON if force else Force.OFF)
+        self._forget(live, device)
+        plan = live.plan
+        index = [disk.devid for disk in plan.config.disks].index(device.devid)
+        unit = plan.disk_units[index]
+        config = attrs.evolve(plan.config, disks=_without(plan.config.disks, index))
+        live.plan = attrs.evolve(plan, config=config, disk_units=_without(plan.disk_units, index))
+        self._pull(device, unit)
+
+    def _pull(self, device: DeviceNodes, unit: int) -> None:
+        """Take a disk's controller out of the machine, if it is dom0's: a driver domain keeps what it was given."""
+        if device.backend_domid == DOM0:
+            try:
+                self._lifecycle.kernel.hw.release_disk(unit)
+            except NoDeviceError as error:
+                raise ToolstackError(str(error)) from None
+            self._lifecycle.platform.unplug_disk(unit)
+
+    # -- network interfaces ---------------------------------------------------------------------------------------
+
+    async def attach_vif(self, live: LiveDomain, vif: VifSpec) -> DeviceNodes:
+        """Give a running domain another network interface; returns when its backend has it."""
+        numbers = [device.devid for device in live.devices if device.kind == "vif"]
+        devid = max(numbers, default=-1) + 1 if vif.devid is None else vif.devid
+        self._refuse_double(live, "vif", devid, f"network interface {devid}")
+        mac = self._lifecycle.platform.plug_vif(live.plan.config.name, devid, vif)
+        try:
+            device = vif_nodes(live.domid, self._backend(vif.backend), vif, devid, mac)
+            await self._lifecycle.devices.add(device, live.name)
+        except ToolstackError:
+            self._lifecycle.platform.unplug_vif(mac)
+            raise
+        config = attrs.evolve(live.plan.config, vifs=(*_numbered(live), attrs.evolve(vif, devid=devid, mac=mac)))
+        live.plan = attrs.evolve(live.plan, config=config, macs=(*live.plan.macs, mac))
+        live.devices = (*live.devices, device)
+        return device
+
+    async def detach_vif(self, live: LiveDomain, which: str) -> None:
+        """Take a network interface away, by number or MAC address; by force if the guest does not answer in time."""
+        device = self._find(live, "vif", self._vif_number(live, which), f"network interface {which!r}")
+        await self._lifecycle.devices.remove(device, live.name, Force.AUTO)
+        vifs = _numbered(live)
+        index = [vif.devid for vif in vifs].index(device.devid)
+        self._forget(live, device)
+        plan = live.plan
+        config = attrs.evolve(plan.config, vifs=_without(vifs, index))
+        live.plan = attrs.evolve(plan, config=config, macs=_without(plan.macs, index))
+        self._lifecycle.platform.unplug_vif(plan.macs[index])
+
+    @staticmethod
+    def _vif_number(live: LiveDomain, which: str) -> int | None:
+        if which.isascii() and which.isdigit():
+            return int(which)
+        for device in live.devices:
+            if device.kind == "vif" and dict(device.frontend_values)["mac"] == which.lower():
+                return device.devid
+        return None
+
+    # -- both -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _refuse_double(live: LiveDomain, kind: str, devid: int, what: str) -> None:
+        if any((device.kind, device.devid) == (kind, devid) for device in live.devices):
+            raise ToolstackError(f"{live.name} has a {what} already")
+
+    @staticmethod
+    def _find(live: LiveDomain, kind: str, devid: int | None, what: str) -> DeviceNodes:
+        for device in live.devices:
+            if (device.kind, device.devid) == (kind, devid):
+                return device
+        raise ToolstackError(f"{live.name} has no {what}")
+
+    @staticmethod
+    def _forget(live: LiveDomain, device: DeviceNodes) -> None:
+        live.devices = tuple(other for other in live.devices if other != device)
+
+    def _backend(self, name: str) -> int:
+        domid = self._lifecycle.domid_of(name)
+        if domid is None:
+            raise ToolstackError(f"the backend domain {name!r} does not run")
+        if domid != DOM0 and not self._lifecycle.live[domid].plan.config.driver_domain:
+            raise ToolstackError(f"the backend domain {name!r} is no driver domain (driver_domain = 1)")
+        return domid
+
+
+def _disk_number(vdev: str) -> int | None:
+    if vdev.isascii() and vdev.isdigit():
+        return int(vdev)
+    try:
+        return vdev_number(vdev)
+    except SpecError as error:
+        raise ToolstackError(str(error)) from None
+
+
+def _numbered(live: LiveDomain) -> tuple[VifSpec, ...]:
+    """Return a domain's interfaces with the numbers that they have: those must not change when one of them goes."""
+    numbers = [device.devid for device in live.devices if device.kind == "vif"]
+    vifs = live.plan.config.vifs
+    return tuple(attrs.evolve(vif, devid=devid) for vif, devid in zip(vifs, numbers, strict=True))
+
+
+def _without(items: tuple[T, ...], index: int) -> tuple[T, ...]:
+    return items[:index] + items[index + 1 :]
