@@ -23,13 +23,15 @@ REFS = range(7, 12)
 SELF = xen.DOMID_SELF
 
 domains = st.sampled_from([0, 1])
-domids = st.sampled_from([0, 1, 0, 1, SELF, 7])
-refs = st.sampled_from([*REFS, 255, 511, 512, 0xFFFFFFFF])
-pages = st.integers(0, 5)
+domids = st.sampled_from([0, 1, 0, 1, 0, 1, 0, 1, SELF, 7])
+refs = st.sampled_from([*REFS, *REFS, *REFS, 255, 512, 0xFFFFFFFF])
+pages = st.sampled_from([0, 1, 2, 0, 1, 2, 3, 4, 5])
 places = st.integers(0, HOLES - 1)
-flags = st.integers(0, 0x1FF)
-map_flags = st.sampled_from([1, 2, 3, 5, 6, 7, 2 | 8, 2 | 0x70000, 2 | 16, 0, 4])
+flags = st.sampled_from([1, 1, 1, 1, 5, 0x101, 2, 2, 3, 0, 0x19, 0x1FF])
+map_flags = st.sampled_from([1, 2, 3, 5, 6, 7, 2 | 8, 2 | 0x70000, 2 | 16, 2, 3, 0])
 counts = st.integers(1, 4)
+aims = st.sampled_from([True, True, True, False])
+"""Whether to name an entry of the other domain that may well be good."""
 
 
 class TwoHostile(RuleBasedStateMachine):
@@ -45,6 +47,8 @@ class TwoHostile(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 1 << 16), often=st.sampled_from([0.0, 0.3, 1.0]))
     def preempt(self, seed, often):
         """Long operations are given up at random points."""
+        for d in (0, 1):
+            self.write_good_entries(d, abi.GTF_permit_access, d)
         self.random.seed(seed)
         self.world.hv.preempt.forced = lambda: self.random.random() < often
 
@@ -60,6 +64,9 @@ class TwoHostile(RuleBasedStateMachine):
     # -- what the owner of a table writes -----------------------------------------------------------------------------
 
     @rule(d=domains, ref=refs, kind=flags, to=domids, page=pages, part=st.sampled_from([0, 8, 4095]), size=counts)
+    def write_any_entry(self, d, ref, kind, to, page, part, size):
+        self.write_entry(d, ref, kind, to, page, part, size)
+
     def write_entry(self, d, ref, kind, to, page, part, size):
         table = self.guests[d].table
         if ref >= table.nr_entries:
@@ -73,6 +80,12 @@ class TwoHostile(RuleBasedStateMachine):
             entry = struct.pack("<HHHHQ", kind, to, part, size * 1000, mfn)
         at = table.slot[ref] << 3
         self.world.hv.memory.b[at : at + len(entry)] = entry
+
+    @rule(d=domains, kind=st.sampled_from([1, 1, 5, abi.GTF_accept_transfer]), page=st.integers(0, 2))
+    def write_good_entries(self, d, kind, page):
+        """Grant a page to the other domain, or ask it for one, through every entry at once."""
+        for ref in REFS:
+            self.write_entry(d, ref, kind, 1 - d, page, 0, 4)
 
     @rule(d=domains, version=st.sampled_from([1, 2, 3]))
     def set_version(self, d, version):
@@ -90,11 +103,15 @@ class TwoHostile(RuleBasedStateMachine):
     def setup(self, d, dom, frames):
         self.guests[d].setup_table(frames, dom)
 
+    def aim(self, d, dom, ref, wanted):
+        return (1 - d, REFS.start + ref % len(REFS)) if wanted else (dom, ref)
+
     # -- what others do with it ---------------------------------------------------------------------------------------
 
-    @rule(d=domains, dom=domids, first=refs, place=places, kind=map_flags, count=counts)
-    def map(self, d, dom, first, place, kind, count):
+    @rule(d=domains, dom=domids, first=refs, place=places, kind=map_flags, count=counts, aim=aims)
+    def map(self, d, dom, first, place, kind, count, aim):
         guest = self.guests[d]
+        dom, first = self.aim(d, dom, first, aim)
         vas = [HOLE + ((place + n) % HOLES << 12) for n in range(count)]
         wheres = [guest.pte_index(va) << 3 if kind & abi.GNTMAP_contains_pte else va for va in vas]
         ops = [
@@ -117,17 +134,21 @@ class TwoHostile(RuleBasedStateMachine):
         else:
             guest.unmap(handle, va if host else 0, bus if device else 0)
 
-    @rule(d=domains, dom=domids, ref=refs, page=pages, out=st.booleans(), offset=st.sampled_from([0, 8, 4095]))
-    def copy(self, d, dom, ref, page, out, offset):
+    @rule(
+        d=domains, dom=domids, ref=refs, page=pages, out=st.booleans(), offset=st.sampled_from([0, 8, 4095]), aim=aims
+    )
+    def copy(self, d, dom, ref, page, out, offset, aim):
         guest = self.guests[d]
+        dom, ref = self.aim(d, dom, ref, aim)
         mine, theirs = (self.mfn(d, page), SELF, offset), (ref, dom, offset)
         ends = (mine, theirs) if out else (theirs, mine)
         ops = [(*ends, 1 + 500 * n, abi.GNTCOPY_dest_gref if out else abi.GNTCOPY_source_gref) for n in range(3)]
         assert all(status <= 0 for status in guest.copies(ops))
 
-    @rule(d=domains, dom=domids, ref=refs)
-    def transfer(self, d, dom, ref):
+    @rule(d=domains, dom=domids, ref=refs, aim=aims)
+    def transfer(self, d, dom, ref, aim):
         guest = self.guests[d]
+        dom, ref = self.aim(d, dom, ref, aim)
         if guest.domain.tot_pages < 200:
             assert guest.transfer(guest.alloc(), dom, ref) <= 0
 
