@@ -37,6 +37,7 @@ GENERAL_REGISTERS = (
 SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
 """The segment registers in the processor's numbering."""
 
+DR6_DEFAULT, DR7_DEFAULT = 0xFFFF0FF0, 0x400
 CR0_START, CR4_START = 0x80050033, 0x660
 """Control registers 0 and 4 as a PV guest reads them."""
 
@@ -60,6 +61,7 @@ class Context:
         "event_callback",
         "failsafe_callback",
         "flags",
+        "fpu_image",
         "fs_base",
         "gdt_ents",
         "gdt_frames",
@@ -88,6 +90,8 @@ class Context:
         self.cs, self.ss = xen.FLAT_KERNEL_CS, xen.FLAT_KERNEL_SS
         self.rflags = 0x202
         self.flags = 0
+        self.fpu_image = b""
+        """State of FPU and SSE with which the vCPU is to go on (as FXSAVE stores it); empty: with what it has."""
         self.in_kernel = True
         """Whether the guest is in kernel mode: both modes run in ring 3, on page tables of their own."""
         self.iopl = 0
@@ -102,7 +106,7 @@ class Context:
         self.fs_base = self.gs_base_kernel = self.gs_base_user = 0
         self.ldt_base = self.ldt_ents = self.gdt_ents = 0
         self.gdt_frames: list[int] = []
-        self.debugreg = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.debugreg = [0, 0, 0, 0, 0, 0, DR6_DEFAULT, DR7_DEFAULT]
         self.dr7_emulated = 0
         """Bits of DR7 that the processor is not told: they enable breakpoints on I/O ports."""
         self.trap_table: dict[int, tuple[int, int, int]] = {}
@@ -262,6 +266,13 @@ class VCpu(ABC):
         """Set or clear CR0.TS."""
         context = self.context
         context.cr0 = context.cr0 | CR0_TS if is_set else context.cr0 & ~CR0_TS
+
+    def fpu_image(self) -> bytes:
+        """Return the state of FPU and SSE as FXSAVE stores it, or nothing if the vCPU has none."""
+        return self.context.fpu_image
+
+    def registers_replaced(self) -> None:  # noqa: B027 - a guest in Python has no registers
+        """Take note that `context` holds registers from elsewhere."""
 
     def debugreg_changed(self) -> None:  # noqa: B027 - there need not be a processor that wants to know
         """Take note of a new value in `context.debugreg`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
 from hypervisor.abi.layout import Layout
@@ -11,10 +13,20 @@ from hypervisor.callback import is_canonical
 from hypervisor.errors import HypercallError
 from hypervisor.mm.descriptors import FIRST_RESERVED_GDT_ENTRY, MAX_LDT_ENTRIES
 from hypervisor.preempt import Continuation
-from hypervisor.vcpu import VPF_DOWN
+from hypervisor.trap_ops import set_debugreg
+from hypervisor.vcpu import (
+    CR0_START,
+    CR0_TS,
+    DR6_DEFAULT,
+    DR7_DEFAULT,
+    GENERAL_REGISTERS,
+    SELECTORS,
+    VPF_DOWN,
+)
+from hypervisor.version import VMASST_VALID
 
 if TYPE_CHECKING:
-    from hypervisor.vcpu import VCpu
+    from hypervisor.vcpu import Context, VCpu
 
 CTRLREG_CR3 = 3
 CTRLREG_USER_CR3 = 1
@@ -39,11 +51,20 @@ def cr3_to_mfn(cr3: int) -> int:
 
 
 _LAYOUT = xen.vcpu_guest_context
+_TRAP = struct.Struct("<BBH4xQ")
+"""One trap_info: vector, flags, cs, address."""
+NR_TRAPS = 256
+_NO_TRAPS = bytes(NR_TRAPS * _TRAP.size)
+FXSAVE_SIZE = 512
+RFLAGS_IF, RFLAGS_IOPL = 1 << 9, 3 << 12
 _REGISTERS: Layout = _LAYOUT.member("user_regs").type  # type: ignore[assignment]
 
 
 def load_context(vcpu: VCpu, raw: bytes) -> None:
-    """Take over registers, callbacks and page table root. Raises HypercallError(EINVAL) for what cannot be.
+    """Take over a vCPU's whole state (arch_set_info_guest).
+
+    Raises HypercallError: EINVAL for what cannot be, EOPNOTSUPP if the vCPU has been set up and is to have other page
+    or descriptor tables.
 
     `raw` is a copy of the structure. Only what is used is decoded: its bulk are the tables of 256 traps and the FPU.
     Says whether the vCPU is up, but wakes nobody: that is left to VCPUOP_up or to the end of a pause, so that a vCPU
@@ -58,26 +79,38 @@ def load_context(vcpu: VCpu, raw: bytes) -> None:
     addresses = [registers.rip, registers.rsp, *(word(member) for member in _ADDRESSES)]
     if not all(is_canonical(address) for address in addresses):
         raise HypercallError(errno.EINVAL)
-    root = cr3_to_mfn(word(_CR3))
-    if not root or not (flags & xen.VGCF_in_kernel or word(_USER_CR3)):
+    traps = _traps(raw)
+    root, user_root = cr3_to_mfn(word(_CR3)), cr3_to_mfn(word(_USER_CR3))
+    if not root or not (flags & xen.VGCF_in_kernel or user_root):
         raise HypercallError(errno.EINVAL)
-    if vcpu.vcpu_id == 0 and not vcpu.initialised:
-        vcpu.hv.mm.set_vm_assist(vcpu.domain, word("vm_assist"))
-    _load_tables(vcpu, raw, word("ldt_base"), word("ldt_ents"), word("gdt_ents"), root, cr3_to_mfn(word(_USER_CR3)))
+    if vcpu.vcpu_id == 0 and word("vm_assist") & ~VMASST_VALID:
+        raise HypercallError(errno.EINVAL)
+    if vcpu.initialised:
+        _compare_tables(vcpu, raw, word, root, user_root)
+    else:
+        if vcpu.vcpu_id == 0:
+            vcpu.hv.mm.set_vm_assist(vcpu.domain, word("vm_assist"))
+        _load_tables(vcpu, raw, word("ldt_base"), word("ldt_ents"), word("gdt_ents"), root, user_root)
     state = vcpu.context
-    state.rip, state.rsp = registers.rip, registers.rsp
-    state.rsi, state.rdi = registers.rsi, registers.rdi
-    state.rflags = registers.rflags
+    _load_registers(state, registers)
     state.flags = flags
-    state.kernel_ss, state.kernel_sp = word("kernel_ss"), word("kernel_sp")
+    state.in_kernel = bool(flags & xen.VGCF_in_kernel)
+    state.trap_table = traps
+    fpu_at = _LAYOUT.offset("fpu_ctxt")
+    state.fpu_image = raw[fpu_at : fpu_at + FXSAVE_SIZE] if flags & xen.VGCF_i387_valid else b""
+    state.kernel_ss, state.kernel_sp = word("kernel_ss") & 0xFFFF | 3, word("kernel_sp")
     state.event_callback = word("event_callback_eip")
     state.failsafe_callback = word("failsafe_callback_eip")
     state.syscall_callback = word("syscall_callback_eip")
     state.fs_base = word("fs_base")
     state.gs_base_kernel, state.gs_base_user = word("gs_base_kernel"), word("gs_base_user")
+    state.cr0 = CR0_START & ~CR0_TS | word("ctrlreg[0]") & CR0_TS
+    state.cr2 = word("ctrlreg[2]")
+    _load_debug_registers(vcpu, [word(f"debugreg[{index}]") for index in range(8)])
     vcpu.callbacks_changed()
     if vcpu.vcpu_id == 0:
         vcpu.hv.time.update_wallclock(vcpu.domain)
+    vcpu.registers_replaced()
     vcpu.initialised = True
     if not flags & xen.VGCF_online:
         vcpu.hv.sched.stop(vcpu, VPF_DOWN)
@@ -85,6 +118,52 @@ def load_context(vcpu: VCpu, raw: bytes) -> None:
         vcpu.pause_flags &= ~VPF_DOWN
         if vcpu.hv.trace is not None:
             vcpu.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, VCPU_UP)
+
+
+def _load_registers(state: Context, registers: Any) -> None:
+    """Take over the general registers and selectors; all code of a guest runs in ring 3, with interrupts on."""
+    for name in GENERAL_REGISTERS:
+        setattr(state, name, getattr(registers, name))
+    for name in SELECTORS:
+        setattr(state, name, getattr(registers, name) & 0xFFFF)
+    state.cs, state.ss = state.cs | 3, state.ss | 3
+    state.iopl = registers.rflags & RFLAGS_IOPL
+    state.rflags = registers.rflags & ~RFLAGS_IOPL | RFLAGS_IF
+
+
+def _traps(raw: bytes) -> dict[int, tuple[int, int, int]]:
+    """Decode the trap table, by position (the vectors in the entries say nothing). Raises HypercallError(EINVAL)."""
+    at = _LAYOUT.offset("trap_ctxt")
+    traps: dict[int, tuple[int, int, int]] = {}
+    if raw.startswith(_NO_TRAPS, at):
+        return traps
+    for vector, (_, flags, cs, address) in enumerate(_TRAP.iter_unpack(raw[at : at + NR_TRAPS * _TRAP.size])):
+        if not is_canonical(address):
+            raise HypercallError(errno.EINVAL)
+        if address:
+            traps[vector] = (flags, cs | 3, address)
+    return traps
+
+
+def _load_debug_registers(vcpu: VCpu, values: list[int]) -> None:
+    """Take over the debug registers; a value that a guest may not have leaves the one after a reset."""
+    vcpu.context.debugreg = [0, 0, 0, 0, 0, 0, DR6_DEFAULT, DR7_DEFAULT]
+    vcpu.context.dr7_emulated = 0
+    for index in (0, 1, 2, 3, 6, 7):
+        set_debugreg(vcpu, index, values[index])
+    vcpu.debugreg_changed()
+
+
+def _compare_tables(vcpu: VCpu, raw: bytes, word: Callable[[str], int], root: int, user_root: int) -> None:
+    """Refuse to change the tables of a vCPU that has some."""
+    state = vcpu.context
+    at = _LAYOUT.offset("gdt_frames")
+    frames = list(memoryview(raw)[at : at + 128].cast("Q"))[: len(state.gdt_frames)]
+    same = root == vcpu.kernel_cr3 and user_root == vcpu.user_cr3
+    same = same and word("gdt_ents") == state.gdt_ents and frames == state.gdt_frames
+    same = same and word("ldt_ents") == state.ldt_ents and (not state.ldt_ents or word("ldt_base") == state.ldt_base)
+    if not same:
+        raise HypercallError(errno.EOPNOTSUPP)
 
 
 def _load_tables(
@@ -115,33 +194,39 @@ def save_context(vcpu: VCpu) -> bytes:
     """Return the vcpu_guest_context of a vCPU, as getvcpucontext shows it."""
     state = vcpu.context
     control = [0] * 8
+    control[0], control[2], control[4] = state.cr0, state.cr2, state.cr4
     control[CTRLREG_CR3] = vcpu.kernel_cr3 << 12
     control[CTRLREG_USER_CR3] = vcpu.user_cr3 << 12
-    flags = state.flags | xen.VGCF_in_kernel
+    image = vcpu.fpu_image()
+    flags = state.flags & ~(xen.VGCF_in_kernel | xen.VGCF_i387_valid)
+    flags |= (xen.VGCF_in_kernel if state.in_kernel else 0) | (xen.VGCF_i387_valid if image else 0)
     flags = flags & ~xen.VGCF_online if vcpu.pause_flags & VPF_DOWN else flags | xen.VGCF_online
-    return xen.vcpu_guest_context.pack(
-        flags=flags,
-        user_regs={
-            "rip": state.rip,
-            "rsp": state.rsp,
-            "rsi": state.rsi,
-            "rdi": state.rdi,
-            "rflags": state.rflags,
-            "cs": xen.FLAT_KERNEL_CS,
-            "ss": xen.FLAT_KERNEL_SS,
-        },
-        ldt_base=state.ldt_base,
-        ldt_ents=state.ldt_ents,
-        gdt_frames=(*state.gdt_frames, *(0,) * (16 - len(state.gdt_frames))),
-        gdt_ents=state.gdt_ents,
-        kernel_ss=state.kernel_ss,
-        kernel_sp=state.kernel_sp,
-        ctrlreg=tuple(control),
-        event_callback_eip=state.event_callback,
-        failsafe_callback_eip=state.failsafe_callback,
-        syscall_callback_eip=state.syscall_callback,
-        vm_assist=vcpu.domain.vm_assist,
-        fs_base=state.fs_base,
-        gs_base_kernel=state.gs_base_kernel,
-        gs_base_user=state.gs_base_user,
+    registers = {name: getattr(state, name) for name in (*GENERAL_REGISTERS, *SELECTORS)}
+    registers["rflags"] = state.rflags | state.iopl
+    packed = bytearray(
+        xen.vcpu_guest_context.pack(
+            flags=flags,
+            user_regs=registers,
+            ldt_base=state.ldt_base,
+            ldt_ents=state.ldt_ents,
+            gdt_frames=(*state.gdt_frames, *(0,) * (16 - len(state.gdt_frames))),
+            gdt_ents=state.gdt_ents,
+            kernel_ss=state.kernel_ss,
+            kernel_sp=state.kernel_sp,
+            ctrlreg=tuple(control),
+            debugreg=(*state.debugreg[:7], state.debugreg[7] | state.dr7_emulated),
+            event_callback_eip=state.event_callback,
+            failsafe_callback_eip=state.failsafe_callback,
+            syscall_callback_eip=state.syscall_callback,
+            vm_assist=vcpu.domain.vm_assist,
+            fs_base=state.fs_base,
+            gs_base_kernel=state.gs_base_kernel,
+            gs_base_user=state.gs_base_user,
+        )
     )
+    at = _LAYOUT.offset("trap_ctxt")
+    for vector, (trap_flags, cs, address) in state.trap_table.items():
+        _TRAP.pack_into(packed, at + vector * _TRAP.size, vector, trap_flags, cs, address)
+    at = _LAYOUT.offset("fpu_ctxt")
+    packed[at : at + len(image)] = image
+    return bytes(packed)

@@ -34,6 +34,12 @@ CR2, CR3, CR4 = CR0 + 2, CR0 + 3, CR0 + 4
 _FPU_AT = 424 + 5 * 8
 """What lies between the control registers and the fields of a pending exception: FPU, SSE, model-specific registers."""
 _WINDOW = 0x4000
+_FXSAVE_SIZE = 512
+_FXSAVE = struct.Struct("<HHBx18xI")
+"""At the head of FXSAVE's image: control and status word, which registers are in use, and (at 24) MXCSR."""
+_REAL = struct.Struct("<QH")
+_EMPTY = 3
+_MXCSR_MASK = 0xFFFF
 
 HF_CPL_MASK = 3
 HF_CS32 = 1 << 4
@@ -257,6 +263,37 @@ class Binding:
     def load_fpu(self, state: bytes) -> None:
         """Put a state of `save_fpu` back."""
         ctypes.memmove(self.state + _FPU_AT, state, self._fpu_size)
+
+    def fxsave(self) -> bytes:
+        """Return the state of FPU and SSE as FXSAVE stores it (512 bytes; the processor's manual, volume 1)."""
+        read, const = self._uc.reg_read, self._const
+        status, tags = read(const.UC_X86_REG_FPSW), read(const.UC_X86_REG_FPTAG)
+        valid = sum(1 << number for number in range(8) if tags >> 2 * number & 3 != _EMPTY)
+        image = bytearray(_FXSAVE_SIZE)
+        _FXSAVE.pack_into(image, 0, read(const.UC_X86_REG_FPCW), status, valid, read(const.UC_X86_REG_MXCSR))
+        top = status >> 11 & 7
+        for number in range(8):
+            mantissa, exponent = read(const.UC_X86_REG_FP0 + (top + number & 7))
+            image[32 + 16 * number : 42 + 16 * number] = _REAL.pack(mantissa, exponent)
+        for number in range(16):
+            value = read(const.UC_X86_REG_XMM0 + number)
+            image[160 + 16 * number : 176 + 16 * number] = value.to_bytes(16, "little")
+        return bytes(image)
+
+    def fxrstor(self, image: bytes) -> None:
+        """Take over a state that FXSAVE has stored."""
+        write, const = self._uc.reg_write, self._const
+        control, status, valid, mxcsr = _FXSAVE.unpack_from(image)
+        write(const.UC_X86_REG_FPCW, control)
+        write(const.UC_X86_REG_FPSW, status)
+        top = status >> 11 & 7
+        for number in range(8):
+            write(const.UC_X86_REG_FP0 + (top + number & 7), _REAL.unpack_from(image, 32 + 16 * number))
+        write(const.UC_X86_REG_FPTAG, sum(_EMPTY << 2 * n for n in range(8) if not valid >> n & 1))
+        write(const.UC_X86_REG_MXCSR, mxcsr & _MXCSR_MASK)
+        for number in range(16):
+            at = 160 + 16 * number
+            write(const.UC_X86_REG_XMM0 + number, int.from_bytes(image[at : at + 16], "little"))
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class NativeHooks:
         self.words[TSC_COST] = tsc_cost
         self.words[RAISE] = raise_exception
         self._registers = memoryview((ctypes.c_uint64 * 3).from_address(state)).cast("B").cast("Q")
-        if platform.machine() in ("x86_64", "AMD64") and ctypes.sizeof(ctypes.c_void_p) == 8:
+        if can_be_native():
             self._executable = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             before_out = code(BLOCK).ljust(RDTSCP_AT) + code(CLEAR_TSC_AUX) + code(READ_TSC)
             self._executable.write(before_out.ljust(OUT_AT) + code(OUT_PREFIX) + code(PORT_IO))
@@ -189,6 +189,11 @@ class NativeHooks:
     def drop_all(self) -> None:
         """Empty the table."""
         ctypes.memset(self.address + 8 * TABLE, 0, 16 * ENTRIES)
+
+
+def can_be_native() -> bool:
+    """Whether this machine executes the code above."""
+    return platform.machine() in ("x86_64", "AMD64") and ctypes.sizeof(ctypes.c_void_p) == 8
 
 
 def _address(function: object) -> int:

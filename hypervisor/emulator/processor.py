@@ -271,6 +271,9 @@ class Processor:
             if self._loaded is not None:
                 self._loaded.fpu = cpu.save_fpu()
             cpu.load_fpu(vcpu.fpu or self._fresh_fpu)
+            if context.fpu_image:
+                cpu.fxrstor(context.fpu_image)
+                context.fpu_image = b""
             self._loaded = vcpu
             self._root = 0
             self.segments.load_tables(vcpu)
@@ -308,6 +311,19 @@ class Processor:
         """Bring the registers of a vCPU up to date, in the midst of its run."""
         if self.vcpu is vcpu:
             self._store(vcpu)
+
+    def fpu_image(self, vcpu: EmulatedVCpu) -> bytes:
+        """Return the FPU state of a vCPU that does not run, as FXSAVE stores it; empty if it has none yet."""
+        cpu = self.cpu
+        if self._loaded is vcpu:
+            return cpu.fxsave()
+        if not vcpu.fpu:
+            return b""
+        present = cpu.save_fpu()
+        cpu.load_fpu(vcpu.fpu)
+        image = cpu.fxsave()
+        cpu.load_fpu(present)
+        return image
 
     def unload(self, vcpu: EmulatedVCpu) -> None:
         """Forget a vCPU that is set up afresh or goes away."""

@@ -86,6 +86,19 @@ class EmulatedVCpu(VCpu):
             self.processor_of_host.save(self)
         return self.context
 
+    def fpu_image(self) -> bytes:
+        """Return the state of FPU and SSE as FXSAVE stores it."""
+        processor = self.processor_of_host
+        if self.context.fpu_image or processor is None:
+            return self.context.fpu_image
+        return processor.fpu_image(self)
+
+    def registers_replaced(self) -> None:
+        """Take note that `context` holds registers from elsewhere: the next run begins with those, and a fresh FPU."""
+        self.fpu = b""
+        if self.processor_of_host is not None:
+            self.processor_of_host.unload(self)
+
     def callbacks_changed(self) -> None:
         """Do nothing: entry points are looked up when they are entered."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.abi import sched
+from hypervisor.abi import event_channel, sched, version, xen
 from hypervisor.dom0_build import construct_dom0
 from hypervisor.emulator.binding import is_installed
 from hypervisor.hypervisor import Hypervisor
@@ -31,6 +31,7 @@ HEADER = r"""
 #define __ASSEMBLY__
 #define __XEN_INTERFACE_VERSION__ 0x00040e00
 #include <xen/xen.h>
+@constants@
 
 .macro hcall nr
     mov $\nr, %eax
@@ -72,6 +73,14 @@ _start:
     cld
     jmp main
 """
+CONSTANTS = {
+    "EVTCHNOP_bind_ipi": event_channel.EVTCHNOP_bind_ipi,
+    "EVTCHNOP_send": event_channel.EVTCHNOP_send,
+    "XENVER_version": version.XENVER_version,
+    "XENVER_pagesize": version.XENVER_pagesize,
+    "VGCF_in_kernel": xen.VGCF_in_kernel,
+}
+"""What the headers define in C only."""
 FOOTER = r"""
 .text
 print:
@@ -138,7 +147,8 @@ def assemble(source: str) -> bytes:
     """Return the bytes of a kernel that is loaded at `BASE`."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "kernel.S").write_text(HEADER + source + FOOTER)
+        constants = "\n".join(f".set {name}, {value}" for name, value in CONSTANTS.items())
+        (folder / "kernel.S").write_text(HEADER.replace("@constants@", constants) + source + FOOTER)
         script = f"ENTRY(_start) SECTIONS {{ . = {BASE:#x}; .all : {{ *(.text) *(.rodata) *(.data) *(.bss) }} }}"
         (folder / "kernel.lds").write_text(script)
         for command in (
