@@ -187,6 +187,10 @@ class MemoryManager:
         if flags[mfn] & PINNED:
             self.frames.let_go(mfn)
             return errno.EINVAL
+        if domain.is_dying:
+            # It is pinned, and unpinned at once: nobody would come to undo it.
+            self.frames.let_go(mfn)
+            return 0
         flags[mfn] |= PINNED
         self.pinned[domain.domid][mfn] = None
         return 0
@@ -228,7 +232,8 @@ class MemoryManager:
                 self.frames.let_go(old)
 
     def _take_root(self, root: int, domain: Domain) -> None:
-        error = self.take_table(root, domain, PGT_l4_page_table)
+        # (A dying domain's vCPUs have let go of theirs for good.)
+        error = errno.EINVAL if domain.is_dying else self.take_table(root, domain, PGT_l4_page_table)
         if error == ERESTART:
             raise Restart
         if error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
 from hypervisor.errors import HypercallError
-from hypervisor.guest_access import access_ok, copy_from_guest, flush_all, flush_va, read_u32, write_u32
+from hypervisor.guest_access import access_ok, copy_from_guest, flush_all, flush_va, read_u32, read_u64, write_u32
 from hypervisor.mm.frame_table import (
     ERESTART,
     PINNED,
@@ -52,7 +52,7 @@ _NOT_HARMLESS = _U64 & ~HARMLESS
 _NR = xen.HYPERVISOR_mmu_update
 PREEMPTED = 0x80000000
 """MMU_UPDATE_PREEMPTED: a count that carries it is what is left of a call, and `done` goes on from where it is."""
-_LOWEST_MASK_WORD = 64
+_MASK_WORD = 64
 _WORDS = [struct.Struct(f"<{2 * n}Q") for n in range(257)]
 """Unpackers of n requests, for n up to what fits in a page."""
 
@@ -366,10 +366,17 @@ def flush(vcpus: list[VCpu], va: int | None) -> None:
 
 
 def vcpus_of_mask(vcpu: VCpu, pointer: int) -> list[VCpu]:
-    """Return the vCPUs that a bitmap in guest memory names. Raises HypercallError(EFAULT)."""
+    """Return the vCPUs that a bitmap in guest memory names. Raises HypercallError(EFAULT).
+
+    It is read a word at a time, up to the first bit of a vCPU that the domain cannot have.
+    """
     domain = vcpu.domain
-    size = -(-len(domain.vcpus) // _LOWEST_MASK_WORD) * 8
-    mask = int.from_bytes(copy_from_guest(vcpu, pointer, size), "little")
+    most = len(domain.vcpus)
+    mask = 0
+    for first in range(0, most, _MASK_WORD):
+        mask |= read_u64(vcpu, pointer + first // 8) << first
+        if mask >> most:
+            break
     return [other for other in domain.online_vcpus() if mask >> other.vcpu_id & 1]
 
 

@@ -308,6 +308,10 @@ class Reservations:
         return Place(limit, _can_have_node(flags))
 
 
+class _DyingError(Exception):
+    """A domain that dies amid an exchange has lost what it gave."""
+
+
 class _Exchange:
     """One call of XENMEM_exchange: chunk by chunk, a chunk being one extent of the larger size."""
 
@@ -328,12 +332,16 @@ class _Exchange:
         for chunk in range(self._start, self._given.nr_extents >> self._in_order):
             if chunk != self._start and check():
                 return chunk << self._in_order, 0, True
-            error = self._chunk(chunk)
+            try:
+                error = self._chunk(chunk)
+            except _DyingError:
+                return chunk << self._in_order, 0, False
             if error:
                 return chunk << self._in_order, error, False
         return int(self._given.nr_extents), 0, False
 
     def _chunk(self, chunk: int) -> int:
+        """Exchange one chunk; returns 0 or an errno. Raises _DyingError when the domain gets nothing any more."""
         frames, order = self._frames, self._wanted.extent_order
         stolen: list[int] = []
         new: list[int] = []
@@ -346,6 +354,10 @@ class _Exchange:
             return error
         for mfn in stolen:
             frames.free_stolen(mfn)
+        if self._domain.is_dying:
+            for mfn in new:
+                frames.heap.add(mfn, 1 << order)
+            raise _DyingError
         return self._hand_out(new, chunk << self._out_order)
 
     def _steal(self, first: int, stolen: list[int]) -> int:
@@ -369,7 +381,7 @@ class _Exchange:
         order, place = self._wanted.extent_order, self._place
         for _ in range(1 << self._out_order):
             mfn = -1
-            if place.possible and not self._domain.is_dying and self._mm.claims.allow(None, 1 << order):
+            if place.possible and self._mm.claims.allow(None, 1 << order):
                 mfn = self._frames.heap.alloc(order, place.limit)
             if mfn < 0:
                 return errno.ENOMEM

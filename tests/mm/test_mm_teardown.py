@@ -2,9 +2,12 @@
 
 import struct
 
-from mm_world import EBUSY, EINVAL, RO_TABLE, RW, TABLE, US, A, Guest, P, World
+import pytest
+from mm_world import EBUSY, EINVAL, EXTRA_PFN, RO_TABLE, RW, TABLE, US, A, Guest, P, World
+from preemption import Points
 
-from hypervisor.abi import memory, vcpu, xen
+from hypervisor.abi import domctl, memory, vcpu, xen
+from hypervisor.errors import HypercallError
 
 
 def test_everything_comes_back(world: World) -> None:
@@ -151,3 +154,51 @@ def test_registered_vcpu_info_stays_writable_memory(world: World, guest: Guest) 
     assert guest.make_readonly(pfn) == 0
     assert guest.pin(1, guest.mfn(pfn)) == EINVAL
     world.check()
+
+
+def test_nothing_holds_a_dying_domain_that_nobody_would_undo(world: World, guest: Guest) -> None:
+    dom0 = world.dom0
+    table = guest.mfn(guest.new_table({}))
+    at = dom0.new_page()
+    assert dom0.set_entry(dom0.entry_at(at), table << 12 | P, 1) == 0
+    world.kill(guest)
+    assert guest.domain.is_dying == 2
+    # A pin counts, but does not last; a root is not taken any more.
+    assert dom0.mmuext(xen.MMUEXT_PIN_L4_TABLE, table, foreign=1) == 0
+    assert dom0.mmuext(xen.MMUEXT_UNPIN_TABLE, table, foreign=1) == EINVAL
+    with pytest.raises(HypercallError):
+        world.hv.mm.load_root(guest.vcpu, table)
+    world.check()
+    assert dom0.make_writable(at) == 0
+    assert 1 not in world.hv.domains
+
+
+def test_an_exchange_with_a_dying_domain(world: World, guest: Guest) -> None:
+    # Its controller trades pages of a domain that is being destroyed: it loses what it gives, and gets nothing.
+    pfns = [guest.new_page() for _ in range(3)]
+    mfns = [guest.mfn(pfn) for pfn in pfns]
+    for pfn in pfns:
+        assert guest.update_va(guest.va(pfn), 0) == 0
+    dom0 = world.dom0
+    points = Points(2)
+    seen = []
+
+    def others(_: object) -> None:
+        where = dom0.put(struct.pack("<6Q", *mfns, *pfns), EXTRA_PFN)
+        parts = [{"extent_start": where + offset, "nr_extents": 3, "domid": 1} for offset in (0, 24)]
+        raw = memory.xen_memory_exchange.pack(in_=parts[0], out=parts[1])
+        pages = guest.domain.tot_pages
+        rc = dom0.call(xen.HYPERVISOR_memory_op, memory.XENMEM_exchange, dom0.put(raw))
+        done = memory.xen_memory_exchange.unpack_from(dom0.get(len(raw))).nr_exchanged
+        seen.append((rc, done, pages - guest.domain.tot_pages))
+        world.check()
+
+    points.others = others
+    points.on(world.hv)
+    op = domctl.xen_domctl.pack(
+        cmd=domctl.XEN_DOMCTL_destroydomain, interface_version=domctl.XEN_DOMCTL_INTERFACE_VERSION, domain=1
+    )
+    assert dom0.call(xen.HYPERVISOR_domctl, dom0.put(op, 21)) == 0
+    points.off()
+    assert seen == [(0, 0, 1)]
+    assert 1 not in world.hv.domains
