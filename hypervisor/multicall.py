@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
-HYPERCALL = xen.__HYPERVISOR_multicall
+HYPERCALL, IRET = xen.__HYPERVISOR_multicall, xen.__HYPERVISOR_iret
 ENTRY = xen.multicall_entry
 RESULT = ENTRY.offset("result")
 U64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -46,6 +47,11 @@ class MulticallOps:
                 raise Continuation(HYPERCALL, address, count - index) from None
             if trace is not None:
                 trace(vcpu.domain.domid, vcpu.vcpu_id, TRACE_HYPERCALL, op, *args[:5], result)
+            if op == IRET:
+                # The guest is elsewhere now: nothing of the list is left, and where its result goes matters to nobody.
+                with suppress(HypercallError):
+                    write_u64(vcpu, address + RESULT, result & U64)
+                return result
             write_u64(vcpu, address + RESULT, result & U64)
         return 0
 

@@ -113,6 +113,8 @@ class Processor:
         self._began = 0
         self._stale: set[int] = set()
         self._failure: BaseException | None = None
+        self._returned = False
+        """The hypercall under way has been an iret: the registers are those of where the guest is now."""
         self._cost = hv.sched.costs.hypercall
         self._timers = hv.machine.timers
         self._power_on()
@@ -413,6 +415,7 @@ class Processor:
         if vcpu is not self.vcpu:
             raise HypercallError(errno.ENOSYS)
         self.traps.iret(vcpu)
+        self._returned = True
         rax = self.cpu.q[RAX]
         return rax - (rax >> 63 << 64)
 
@@ -485,8 +488,9 @@ class Processor:
             q[RIP] -= SYSCALL_SIZE
         if self.hv.trace is not None and not again:
             self.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, HYPERCALL, nr, *registers, result)
-        if nr == IRET and not again:
-            # All registers have been replaced; the hook adds the size of the instruction.
+        if self._returned:
+            # All registers have been replaced, by an iret or a multicall of one; the hook adds the instruction's size.
+            self._returned = False
             q[RIP] = q[RIP] - SYSCALL_SIZE & U64
         else:
             q[RAX] = result & U64
@@ -577,6 +581,3 @@ class Processor:
             vector = GP if self.fetch(vcpu)[:2] == RDPMC else UD
             self.traps.inject(vcpu, vector)
         self._leave(vcpu)
-
-
-IRET = 23
