@@ -226,8 +226,12 @@ def format_failure(failure: BaseException) -> str:
 
 def describe_failure(failure: BaseException) -> str:
     """Return in a few words what failed and where: `ValueError: no good (at guest.py:7)`, the guest's own line."""
-    lines = "".join(traceback.format_exception_only(failure)).splitlines()
-    text = lines[-1] if lines else type(failure).__name__
+    if type(failure) is GuestError:
+        # A sentence of the kernel's own, which may name the line already.
+        text = str(failure)
+    else:
+        lines = "".join(traceback.format_exception_only(failure)).splitlines()
+        text = lines[-1] if lines else type(failure).__name__
     places = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(failure.__traceback__)
@@ -236,7 +240,8 @@ def describe_failure(failure: BaseException) -> str:
     if isinstance(failure, SyntaxError) or not places:
         return text
     file, line = places[-1]
-    return f"{text} (at {os.path.basename(file)}:{line})"
+    place = f"{os.path.basename(file)}:{line}"
+    return text if text.startswith(f"{place}: ") else f"{text} (at {place})"
 
 
 def _is_kernel(frame: FrameType) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -31,6 +32,11 @@ FAILURES = BaseException
 """What ends a thread: whatever escapes from it, but for INTERRUPTS."""
 INTERRUPTS = KeyboardInterrupt
 """What is not the guest's own, but a person's: it passes through to the host."""
+
+KERNEL = "guest_kernel"
+LOOPS = ("asyncio", "anyio", "curio", "trio")
+"""Libraries that run coroutines themselves."""
+REFUSED = "{where}awaits {what}; a guest awaits only its own kernel's awaitables"
 
 SLICE_NS = 1_000_000
 """How long a thread computes before the next ready thread has its turn."""
@@ -236,7 +242,7 @@ class Thread:
             self._end()
             return
         self.cancelled = False
-        self.exception = exception
+        self.exception = exception = explain_foreign(exception)
         if not self._end() and self.panics:
             self.scheduler.on_failure(self, exception)
 
@@ -504,12 +510,29 @@ def describe_foreign(coro: Coroutine[Any, Any, Any], trap: object) -> str:
     what = f"an object of type {type(trap).__name__}" if library == "builtins" else library
     own = [frame for frame in frames if _is_guests(frame, library)] or frames
     where = f"{os.path.basename(own[-1].f_code.co_filename)}:{own[-1].f_lineno}: " if own else ""
-    return f"{where}awaits {what}; a guest awaits only its own kernel's awaitables"
+    return REFUSED.format(where=where, what=what)
+
+
+def explain_foreign(failure: BaseException) -> BaseException:
+    """Return what a thread failed with; instead of an event loop's complaint that it does not run, the sentence above.
+
+    Some of asyncio's functions look for their loop before they await anything, and raise RuntimeError.
+    """
+    if type(failure) is not RuntimeError:
+        return failure
+    frames = [(frame, line) for frame, line in traceback.walk_tb(failure.__traceback__)]
+    if not frames or _package(frames[-1][0].f_globals["__name__"]) not in LOOPS:
+        return failure
+    own = [place for place in frames if not is_library(place[0]) and _package(place[0].f_globals["__name__"]) != KERNEL]
+    where = f"{os.path.basename(own[-1][0].f_code.co_filename)}:{own[-1][1]}: " if own else ""
+    explained = GuestError(REFUSED.format(where=where, what=_package(frames[-1][0].f_globals["__name__"])))
+    explained.__cause__ = failure
+    return explained
 
 
 def _is_guests(frame: types.FrameType, library: str) -> bool:
     """Return whether a frame can hold the line to name: the guest's own, and no generator behind an `__await__`."""
-    kernel_or_library = _package(frame.f_globals["__name__"]) in (library, "guest_kernel")
+    kernel_or_library = _package(frame.f_globals["__name__"]) in (library, KERNEL)
     return not kernel_or_library and not frame.f_code.co_flags & inspect.CO_GENERATOR
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -102,15 +103,7 @@ class PvBuilder:
         layout = self._layouts.get(key)
         if layout is None:
             try:
-                layout = pv_layout.compute(
-                    base,
-                    start,
-                    end,
-                    config.memory * PAGES_PER_MIB,
-                    module_size=module_size,
-                    module_is_mapped=not kernel.unmapped_module,
-                    p2m_base=kernel.p2m_base,
-                )
+                layout = layout_of(kernel, config.memory, module_size)
             except pv_layout.LayoutError as error:
                 raise ToolstackError(str(config.error("memory", f"too little memory: {error}"))) from None
             self._layouts[key] = layout
@@ -187,6 +180,40 @@ def _start_info(
         first_p2m_pfn=layout.p2m.pfn if layout.p2m_is_elsewhere else 0,
         nr_p2m_frames=layout.p2m.pages + layout.p2m_tables.pages if layout.p2m_is_elsewhere else 0,
     )
+
+
+def layout_of(kernel: PvKernel, memory: int, module_size: int = 0) -> pv_layout.PvLayout:
+    """Lay a domain of `memory` MiB out. Raises LayoutError."""
+    return pv_layout.compute(
+        kernel.virt_base,
+        kernel.start,
+        kernel.end,
+        memory * PAGES_PER_MIB,
+        module_size=module_size,
+        module_is_mapped=not kernel.unmapped_module,
+        p2m_base=kernel.p2m_base,
+    )
+
+
+def check_size(kernel: PvKernel, config: DomainConfig, module_size: int = 0) -> None:
+    """Raise `ConfigError` if a domain has so much memory that its kernel could not begin to map the list of it."""
+
+    def is_too_large(memory: int) -> bool:
+        try:
+            layout_of(kernel, memory, module_size)
+        except pv_layout.AddressSpaceError:
+            return True
+        except pv_layout.LayoutError:
+            return False  # too small, or the kernel is at fault: said when it is built
+        return False
+
+    if is_too_large(config.memory):
+        room = bisect_left(range(config.memory), True, key=is_too_large) - 1
+        message = (
+            "too much memory: the list of its pages must lie in what a guest maps at first, and there this kernel has "
+            f"room for that of {room} MiB"
+        )
+        raise config.error("memory", message)
 
 
 def python_kernel(image: PythonKernelImage) -> PvKernel:

@@ -21,6 +21,14 @@ class ConfigError(UsageError):
         self.message = message
 
 
+class GuestHangError(SystemExit):
+    """Raised in a guest that does not yield. Not an `Exception`: a guest's `except Exception` does not stop it."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class SpecError(ValueError):
     """A disk or vif specification does not parse. Carries no position: the configuration reader adds it."""
 

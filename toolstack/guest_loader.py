@@ -19,7 +19,7 @@ import attrs
 
 from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
-from toolstack.errors import UsageError
+from toolstack.errors import GuestHangError, UsageError
 
 GUEST_MODULE = "paravirt_guest_"
 """What the names of the modules of guest files begin with."""
@@ -55,6 +55,9 @@ class GuestProgram:
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)
         ]
         where = f"{self.path}:{lines[-1]}" if lines else str(self.path)
+        if isinstance(error, GuestHangError):
+            why = f"it has not come to an end after {error.seconds:g} s of wall-clock time"
+            return f"{where}: the guest file cannot be loaded: {why}"
         text = str(error).splitlines()
         return f"{where}: the guest file cannot be loaded: {type(error).__name__}{': ' + text[0] if text else ''}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time as wall
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
 from toolstack.disk_spec import DiskSpec
-from toolstack.errors import ToolstackError, UsageError
+from toolstack.errors import GuestHangError, ToolstackError, UsageError
 from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.outside import Outside
@@ -54,7 +54,7 @@ from toolstack.preparation import (
 )
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.vif_spec import VifSpec, generate_mac
-from toolstack.watchdog import DEFAULT_LIMIT, GuestHangError, Watchdog
+from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
 from toolstack.xl_config import DOM0_NAME, DomainConfig, default_dom0_config
 
 XEN_MEMORY_MIB = 16
@@ -76,7 +76,8 @@ class Host:
 
     `outside` is what its serial lines are connected to (default: nothing but the logs). `consoles` shows what the
     domains print (None: nobody looks). `hang_limit` is after how many seconds of wall-clock time a guest that does not
-    yield is ended. `run` is to be awaited under trio; everything else may be called from other trio tasks meanwhile.
+    yield is ended; `heartbeat` is called as long as that can be done (see `Watchdog`). `run` is to be awaited under
+    trio; everything else may be called from other trio tasks meanwhile.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Host:
         dom0: DomainConfig | None = None,
         outside: Outside | None = None,
         hang_limit: float = DEFAULT_LIMIT,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.memory_mib = memory_mib
         self.pcpus = pcpus
@@ -106,6 +108,7 @@ class Host:
         self.outside.consoles = self.consoles
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
+        self.heartbeat = heartbeat
         self.policy: Policy = _policy(schedule)
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
@@ -141,7 +144,7 @@ class Host:
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
         self.outside.check()
-        prepared = prepare(configs, self.nics, self.seed)
+        prepared = prepare(configs, self.nics, self.seed, hang_limit=self.hang_limit, heartbeat=self.heartbeat)
         self.is_on = True
         with self._stack:
             self._stack.callback(prepared.close)
@@ -150,20 +153,24 @@ class Host:
             self._assemble(prepared)
             self._stack.callback(self.card.unplug_all)
             self._stack.callback(self.hv.switch_off)
-            with Watchdog(lambda: self.hv.sched.progress, self._running_name, self._on_hang, limit=self.hang_limit):
+            with Watchdog(
+                lambda: self.hv.sched.progress,
+                self._running_name,
+                self._on_hang,
+                limit=self.hang_limit,
+                heartbeat=self.heartbeat,
+            ):
                 await self._live()
             self._token = None
             self._finish_dom0()
-        self._check_trace()
-        for failure in (self.outside.failure, *(wire.failure for _, wire in prepared.wires)):
-            if failure:
-                raise UsageError(failure)
+        failures = (self._trace_failure(), self.outside.failure, *(wire.failure for _, wire in prepared.wires))
         return HostResult(
             domains=list(self.results.values()),
             virtual_ns=self.hv.clock.now,
             wall_ns=wall.monotonic_ns() - began,
             real_time=self.real_time,
             interrupted=self.interrupts > 0,
+            unfinished=[failure for failure in failures if failure],
         )
 
     def interrupt(self) -> None:
@@ -318,11 +325,11 @@ class Host:
         self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
         return self._trace
 
-    def _check_trace(self) -> None:
-        """Raise `UsageError` if the trace could not be written to its end."""
-        if self._trace is not None and self._trace.failure is not None:
-            why = self._trace.failure.strerror
-            raise UsageError(f"cannot write the trace {str(self.trace_file)!r} to its end: {why}")
+    def _trace_failure(self) -> str:
+        """Say why the trace could not be written to its end; the empty string if it was."""
+        if self._trace is None or self._trace.failure is None:
+            return ""
+        return f"cannot write the trace {str(self.trace_file)!r} to its end: {self._trace.failure.strerror}"
 
     def _build_dom0(self, prepared: Preparation, nics: dict[str, int]) -> None:
         hv, config = self.hv, self.dom0

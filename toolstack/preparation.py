@@ -23,12 +23,14 @@ from guest_kernel.kernel import Kernel
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RawFile
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
+from toolstack.builder import check_size, python_kernel
 from toolstack.disk_spec import DiskSpec
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.lifecycle import DomainPlan
 from toolstack.machine_code import MachineCode, is_machine_code, read_file, read_kernel, require_emulator
 from toolstack.vif_spec import DEFAULT_BRIDGE, generate_mac
+from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
 from toolstack.xl_config import DomainConfig, check_together
 
 SECTOR = 512
@@ -92,8 +94,18 @@ class Preparation:
             wire.close()
 
 
-def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int) -> Preparation:
-    """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then."""
+def prepare(
+    configs: Sequence[DomainConfig],
+    nics: Sequence[NicSpec],
+    seed: int,
+    *,
+    hang_limit: float = DEFAULT_LIMIT,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Preparation:
+    """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then.
+
+    A guest file may execute for `hang_limit` seconds when it is loaded (see `Watchdog`).
+    """
     check_together(configs)
     for config in configs:
         _refuse_unbuilt(config)
@@ -101,7 +113,8 @@ def prepare(configs: Sequence[DomainConfig], nics: Sequence[NicSpec], seed: int)
     _check_bridges(configs, bridges)
     _check_backends(configs)
     macs = _assign_macs(configs, seed)
-    kernels = {id(config): _kernel(config) for config in configs}
+    kernels = {id(config): _kernel(config, hang_limit, heartbeat) for config in configs}
+    _check_sizes(configs, kernels)
     prepared = Preparation([], [], bridges, [])
     try:
         units = _open_disks(configs, prepared)
@@ -138,13 +151,30 @@ def _refuse_unbuilt(config: DomainConfig) -> None:
                 raise config.error("vif", f"the network backend here has no {key!r} yet", index)
 
 
-def _kernel(config: DomainConfig) -> GuestProgram | MachineCode:
+def _kernel(config: DomainConfig, hang_limit: float, heartbeat: Callable[[], None]) -> GuestProgram | MachineCode:
     """Return what a domain is to run: a guest file, or a kernel of machine code."""
     if config.kernel_class is None and is_machine_code(config.kernel):
         return _machine_code(config)
     if config.ramdisk is not None:
         raise config.error("ramdisk", "a guest written in Python has no use for a ramdisk")
-    return _program(config)
+    with Watchdog(lambda: 0, lambda: config.name, lambda _name, _where: None, limit=hang_limit, heartbeat=heartbeat):
+        return _program(config)
+
+
+def _check_sizes(configs: Sequence[DomainConfig], kernels: Mapping[int, GuestProgram | MachineCode]) -> None:
+    """Refuse domains that are too large for their kernels to map themselves."""
+    # Kernels in Python are all of one size, whatever they run.
+    in_python = python_kernel(PythonKernelImage(name="", main=_no_program, drivers=[]))
+    for config in configs:
+        kernel = kernels[id(config)]
+        if isinstance(kernel, MachineCode):
+            check_size(kernel.kernel, config, len(kernel.ramdisk or b""))
+        else:
+            check_size(in_python, config)
+
+
+def _no_program(_kernel: Kernel) -> Guest:
+    raise AssertionError("this image is only measured")
 
 
 def _machine_code(config: DomainConfig) -> MachineCode:

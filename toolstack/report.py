@@ -76,6 +76,8 @@ class HostResult:
     real_time: bool = False
     interrupted: bool = False
     """A person stopped it (Ctrl-C)."""
+    unfinished: list[str] = attrs.field(factory=list)
+    """What could not be written to its end, a sentence each: the trace, a capture, a log."""
 
     @property
     def failures(self) -> list[DomainResult]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from toolstack.errors import GuestHangError
 from toolstack.guest_loader import GUEST_MODULE
 
 DEFAULT_LIMIT = 10.0
@@ -26,16 +27,13 @@ _RETRY = 0.0007
 _GUEST_FLOORS = (GUEST_MODULE, "guest_kernel.", "frontends.", "backends.")
 
 
-class GuestHangError(SystemExit):
-    """Raised in a guest that does not yield. Not an `Exception`: a guest's `except Exception` does not stop it."""
-
-
 class Watchdog:
     """`with Watchdog(...)`: watch the pCPU loop of one host. Works in the process's main thread only.
 
     `progress()` returns a number that changes whenever a vCPU is resumed, and `running()` the name of the domain whose
-    code executes, or None. `on_hang(name, where)` is told of each victim. Wall-clock time never reaches the simulated
-    host: a run in which nobody hangs is not touched.
+    code executes, or None. `on_hang(name, where)` is told of each victim. `heartbeat()` is called several times within
+    the limit, as long as the interpreter can be interrupted at all (see `stuck`). Wall-clock time never reaches the
+    simulated host: a run in which nobody hangs is not touched.
     """
 
     def __init__(
@@ -45,11 +43,13 @@ class Watchdog:
         on_hang: Callable[[str, str], None],
         *,
         limit: float = DEFAULT_LIMIT,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self._progress = progress
         self._running = running
         self._on_hang = on_hang
         self._limit = limit
+        self._heartbeat = heartbeat
         self._seen = -1
         self._since = 0.0
         self._old: object = None
@@ -58,6 +58,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if threading.current_thread() is threading.main_thread():
             self._active = True
+            self._heartbeat()
             self._since = time.monotonic()
             self._old = signal.signal(signal.SIGALRM, self._on_alarm)
             self._arm(min(_PERIOD, self._limit / 4))
@@ -76,6 +77,7 @@ class Watchdog:
         """Look whether something has moved since last time; if not for too long, end the guest that is to blame."""
         if not self._active:
             return
+        self._heartbeat()
         now = time.monotonic()
         progress, name = self._progress(), self._running()
         if progress != self._seen or name is None:
@@ -88,7 +90,8 @@ class Watchdog:
             self._arm(_PERIOD)
             where = describe(frame)
             self._on_hang(name, where)
-            raise GuestHangError(f"{name} has not yielded for {self._limit:g} s of wall-clock time, at {where}")
+            message = f"{name} has not yielded for {self._limit:g} s of wall-clock time, at {where}"
+            raise GuestHangError(message, self._limit)
         self._arm(min(_PERIOD, self._limit / 4))
 
 

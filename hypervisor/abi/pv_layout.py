@@ -47,6 +47,10 @@ class LayoutError(ValueError):
     """The parts do not fit into the domain, or are where they cannot be. Says what and by how much."""
 
 
+class AddressSpaceError(LayoutError):
+    """What is to be mapped at first passes the end of the address space: the list of the domain's pages is too long."""
+
+
 @attrs.frozen
 class Area:
     """A run of pages: first pfn, number of pages."""
@@ -130,7 +134,8 @@ def compute(
     the parts that are not mapped follow that block. A `p2m_base` that is no page's address or lies behind virt_base is
     ignored, as libxenguest does.
 
-    Raises LayoutError when the kernel lies outside of the domain or the domain is too small.
+    Raises LayoutError when the kernel lies outside of the domain or the domain is too small, AddressSpaceError when it
+    is too large.
     """
     if virt_base & 0xFFF or not 0 <= virt_base < 1 << 64:
         raise LayoutError(f"the kernel's virtual base {virt_base:#x} is not the address of a page")
@@ -195,7 +200,7 @@ def _count_tables(virt_base: int, pfn: int) -> tuple[tuple[int, int, int, int], 
         needed = virt_base + ((pfn + tables + 1) << PAGE_SHIFT) + MIN_SLACK
         virt_end = (needed + MAPPING_ALIGN - 1) & -MAPPING_ALIGN
         if virt_end > 1 << 64:
-            raise LayoutError(f"what is to be mapped from {virt_base:#x} on passes the end of the address space")
+            raise AddressSpaceError(f"what is to be mapped from {virt_base:#x} on passes the end of the address space")
         if not (virt_end <= _LOW_END or virt_base >= _HIGH_START):
             raise LayoutError(f"the guest may not map what reaches from {virt_base:#x} to {virt_end:#x}")
         l4, l3, l2, l1 = ((virt_end - 1 >> shift) - (virt_base >> shift) + 1 for _, shift in _LEVEL_SHIFTS)

@@ -13,7 +13,7 @@ import click
 import trio
 
 from hypervisor.errors import InvariantError, ReplayError
-from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
+from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
 from toolstack.errors import UsageError, did_you_mean
@@ -23,6 +23,7 @@ from toolstack.outside import Outside
 from toolstack.person import ConsolePerson
 from toolstack.preparation import parse_nic
 from toolstack.report import HostResult, make_console, print_table
+from toolstack.stuck import LastWords
 from toolstack.xenstore.plug import serving_store
 from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_config
 
@@ -151,7 +152,13 @@ def run(
             outside=outside,
         )
         output.on_loss = host.interrupt
-        with _interrupting(host), serving_store(outside, store_path), _listening(control, outside):
+        with (
+            _interrupting(host),
+            serving_store(outside, store_path),
+            _listening(control, outside),
+            LastWords() as last_words,
+        ):
+            host.heartbeat = last_words.beat
             result = trio.run(host.run, guests)
     except (UsageError, ReplayError) as error:
         raise OneSentence(str(error)) from None
@@ -221,4 +228,8 @@ def _finish(result: HostResult, output: StandardOutput) -> None:
     for domain in result.failures:
         click.echo(f"paravirt: {domain.sentence}", err=True)
     check_output(output)
+    for sentence in result.unfinished:
+        click.echo(f"paravirt: {sentence}", err=True)
+    if result.unfinished:
+        sys.exit(EXIT_USAGE)
     sys.exit(EXIT_INTERRUPTED if result.interrupted else result.exit_code)
