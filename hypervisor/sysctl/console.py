@@ -8,6 +8,7 @@ from hypervisor.abi import errno
 from hypervisor.abi import sysctl as abi
 from hypervisor.abi.trace import TRC_ALL
 from hypervisor.bitmaps import read_bitmap
+from hypervisor.debug_keys import handle_key
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 
@@ -40,11 +41,10 @@ class ConsoleOps:
         value.index = start + len(data) & 0xFFFFFFFF
         return value
 
-    @staticmethod
-    def _debug_keys(vcpu: VCpu, value: Any) -> None:
-        """Take keys as if they were typed on Xen's console; none has a meaning."""
+    def _debug_keys(self, vcpu: VCpu, value: Any) -> None:
+        """Take keys as if they were typed on Xen's console."""
         for at in range(value.nr_keys):
-            copy_from_guest(vcpu, value.keys + at, 1)
+            handle_key(self.hv, chr(copy_from_guest(vcpu, value.keys + at, 1)[0]))
 
     def _tbuf_op(self, vcpu: VCpu, value: Any) -> Any:
         """Ask for or set what Xen's own trace buffers record. There are none, so that they cannot be switched on."""

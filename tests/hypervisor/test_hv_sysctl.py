@@ -8,6 +8,7 @@ import pytest
 from core_world import MS, World
 
 from hypervisor.abi import domctl, errno, platform, xen
+from hypervisor.abi import grant_table as gnt
 from hypervisor.abi import sysctl as abi
 from hypervisor.log import WARNING
 
@@ -157,6 +158,33 @@ class TestConsole:
         (data, index) = self.read(pair.dom0, 32)
         assert len(data) == 32
         assert index == pair.hv.xen_log.total - 16384 + 32
+
+    def test_what_keys_print(self, pair):
+        dom0, domu = pair.dom0, pair.domu
+        dom0.bind(1, domu.alloc(remote=0))
+        table = domu.domain.grant_table
+        struct.pack_into("<HHI", pair.hv.memory.b, table.slot[8] << 3, 1, 0, domu.pages[0])
+        grants, op = xen.HYPERVISOR_grant_table_op, {"ref": 8, "dom": 1, "flags": gnt.GNTMAP_device_map}
+        dom0.poke(dom0.args, gnt.gnttab_map_grant_ref.pack(**op))
+        assert dom0.hypercall(grants, gnt.GNTTABOP_map_grant_ref, dom0.args, 1) == 0
+        log = pair.hv.xen_log
+        log.clear(log.total)
+        dom0.poke(dom0.va(0), b"hegq?")
+        wanted = {"keys": dom0.va(0), "nr_keys": 5}
+        assert sysctl(dom0, abi.XEN_SYSCTL_debug_keys, debug_keys=wanted).nr_keys == 5
+        text = log.read(None, 1 << 14)[1].decode()
+        for line in (
+            "key 'g' => print grant table usage",
+            "1 interdomain with port 1 of domain 1, vCPU 0",
+            f"[8] frame {domu.pages[0]:#x} in use by domain 0: 0/1/0/0",
+            "domain 1: alive, ",
+            "vCPU 1 on pCPU 0: down, paused, upcall_pending 00 upcall_mask 01",
+        ):
+            assert f"{line}" in text
+        bus = {"handle": 0, "dev_bus_addr": domu.pages[0] << 12}
+        dom0.poke(dom0.args, gnt.gnttab_unmap_grant_ref.pack(**bus))
+        assert dom0.hypercall(grants, gnt.GNTTABOP_unmap_grant_ref, dom0.args, 1) == 0
+        assert not table.pin[8]
 
     def test_keys(self, pair):
         wanted = {"keys": pair.dom0.va(0), "nr_keys": 3}
