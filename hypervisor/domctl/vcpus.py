@@ -55,7 +55,7 @@ class VcpuControlOps:
         if self.hv.domain_ops.has_dummy_info(which):
             raise HypercallError(errno.EINVAL)
         if not value.ctxt:
-            self._reset_vcpu(which)
+            self._reset_vcpu(vcpu, which)
             return
         raw = copy_from_guest(vcpu, value.ctxt, xen.vcpu_guest_context.size)
         was_running = which.initialised
@@ -65,12 +65,12 @@ class VcpuControlOps:
             which.halt()
         self.hv.domain_ops.refresh_pause(target)
 
-    def _reset_vcpu(self, which: VCpu) -> None:
+    def _reset_vcpu(self, vcpu: VCpu, which: VCpu) -> None:
         which.initialised = False
         self.hv.sched.forget(which)
         which.pause_flags = which.pause_flags & ~(VPF_BLOCKED | VPF_POLLING) | VPF_DOWN
         which.halt()
-        self.hv.mm.drop_vcpu(which)
+        self.hv.mm.reset_vcpu(vcpu, which)
 
     def _getvcpucontext(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         """Copy out the registers of any vCPU but the caller."""

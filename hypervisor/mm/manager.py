@@ -125,8 +125,9 @@ class MemoryManager:
     def _finish_partial(self, domain: Domain) -> Iterator[bool]:
         """Release the tables of a domain whose validation or release was interrupted, now or long ago."""
         frames = self.frames
-        interrupted = bool(frames.leftovers)
-        frames.leftovers.clear()
+        others = [mfn for mfn in frames.leftovers if frames.owner(mfn) != domain.domid]
+        interrupted = len(others) < len(frames.leftovers)
+        frames.leftovers[:] = others
         yield interrupted
         while partial := [mfn for mfn in frames.partial if frames.owner(mfn) == domain.domid]:
             for mfn in partial:
@@ -177,6 +178,16 @@ class MemoryManager:
             vcpu.old_tables += leftovers
             leftovers.clear()
         return bool(vcpu.old_tables)
+
+    def reset_vcpu(self, vcpu: VCpu, which: VCpu) -> None:
+        """Let go of all that a vCPU of another domain holds, in a hypercall of `vcpu`. Raises Restart."""
+        if not self.put_old_tables(vcpu):
+            raise Restart
+        self.drop_vcpu(which)
+        vcpu.old_tables += which.old_tables
+        which.old_tables.clear()
+        if self.left_tables(vcpu):
+            raise Restart
 
     def pin(self, mfn: int, domain: Domain, kind: int) -> int:
         """Keep a frame validated as a page table (MMUEXT_PIN_*); returns 0 or a positive errno, or ERESTART."""

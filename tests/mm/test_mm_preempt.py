@@ -256,6 +256,35 @@ def test_initialise_a_vcpu() -> None:
     assert (rc, loaded) == (0, True)
 
 
+def test_reset_a_vcpu() -> None:
+    # setvcpucontext without a context takes the roots away: the last use of a whole tree.
+    def once(points: Points) -> object:
+        world = World()
+        guest = world.guest(vcpus=2)
+        root, tables = a_tree(guest)
+        vcpu = guest.domain.vcpu(1)
+        assert vcpu is not None
+        world.hv.mm.load_user_root(vcpu, root)
+        op = domctl.xen_domctl.pack(
+            cmd=domctl.XEN_DOMCTL_setvcpucontext,
+            interface_version=domctl.XEN_DOMCTL_INTERFACE_VERSION,
+            domain=1,
+            u={"vcpucontext": {"vcpu": 1, "ctxt": 0}},
+        )
+        where = world.dom0.put(op, 21)
+        points.others = lambda _: world.check()
+        points.on(world.hv)
+        rc = world.dom0.call(xen.HYPERVISOR_domctl, where)
+        points.off()
+        assert not world.hv.frames.leftovers
+        assert not any(world.hv.frames.type_count[mfn] for mfn in tables)
+        after = counts(world)
+        world.close()
+        return rc, after
+
+    assert everywhere(once)[0] == 0  # type: ignore[index]
+
+
 def destroy(world: World, domid: int) -> int:
     op = domctl.xen_domctl.pack(
         cmd=domctl.XEN_DOMCTL_destroydomain, interface_version=domctl.XEN_DOMCTL_INTERFACE_VERSION, domain=domid
