@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from machine_code import boot, words
 
+from hypervisor.abi.grant_table import GNTST_bad_gntref, GNTTABOP_swap_grant_ref
+
 KERNEL = """
 main:
     mov %rsi, %r15
@@ -71,3 +73,62 @@ def test_an_event_is_taken_between_two_entries_of_a_multicall() -> None:
     assert (mapped, bound, rc) == (0, 0, 0)
     assert seen == 1
     assert results == [0, 4 << 16 | 17, -38 & 0xFFFFFFFFFFFFFFFF]
+
+
+BATCH = """
+main:
+    mov %rsi, %r15
+    mov 40(%r15), %rax            # shared_info: map it at `shared`
+    or $0x63, %rax
+    mov %rax, %rsi
+    lea shared(%rip), %rdi
+    mov $2, %edx                  # UVMF_INVLPG, local
+    hcall __HYPERVISOR_update_va_mapping
+    lea callback(%rip), %rdi
+    xor %esi, %esi
+    xor %edx, %edx
+    hcall __HYPERVISOR_set_callbacks
+    xor %r12d, %r12d
+    movb $0, shared + 1(%rip)     # upcalls may come
+    mov $GNTTABOP_swap_grant_ref, %edi
+    lea swaps(%rip), %rsi
+    mov $3, %edx
+    movb $1, shared(%rip)         # and one is pending, when Xen is entered
+    hcall __HYPERVISOR_grant_table_op
+    show %rax
+    show %r12                     # how many were done when the event came
+    movswq swaps + 8(%rip), %rax; show %rax
+    movswq swaps + 20(%rip), %rax; show %rax
+    movswq swaps + 32(%rip), %rax; show %rax
+    poweroff
+
+callback:
+    push %rax
+    movb $0, shared(%rip)
+    mov $0x55, %eax
+    cmp %ax, swaps + 8(%rip); je 1f; inc %r12
+1:  cmp %ax, swaps + 20(%rip); je 1f; inc %r12
+1:  cmp %ax, swaps + 32(%rip); je 1f; inc %r12
+1:  pop %rax
+    mov (%rsp), %rcx
+    mov 8(%rsp), %r11
+    add $16, %rsp
+    push $0; push %rcx; push %r11; push %rax
+    hcall __HYPERVISOR_iret
+
+.data
+.balign 8
+swaps:
+    .long 8, 9, 0x55
+    .long 8, 9999, 0x55
+    .long 8, 8, 0x55
+.balign 4096
+shared: .skip 4096
+"""
+
+
+def test_an_event_is_taken_amid_a_batch_of_grants() -> None:
+    """The first operation is done, the handler runs, and the rest follows by the arguments that Xen has changed."""
+    rc, done, *statuses = words(boot(BATCH.replace("GNTTABOP_swap_grant_ref", str(GNTTABOP_swap_grant_ref))))
+    assert (rc, done) == (0, 1)
+    assert statuses == [0, GNTST_bad_gntref & 0xFFFFFFFFFFFFFFFF, 0]
