@@ -333,8 +333,9 @@ class PageTypes:
         frames = self._frames
         tag = frames.owner_tag[mfn]
         if tag == _XEN_TAG:
-            # Of Xen's own frames the M2P is all that anybody may see, be it as DOMID_XEN's.
-            return not entry & RW and frames.m2p_mfn <= mfn < frames.m2p_mfn + frames.m2p_frames
+            # Of Xen's own frames the M2P is all that anybody may see, and only as a page of Xen's.
+            named = pg_owner.domid == DOMID_XEN or (pg_owner is not owner and pg_owner.is_privileged)
+            return named and not entry & RW and frames.m2p_mfn <= mfn < frames.m2p_mfn + frames.m2p_frames
         if tag == pg_owner.domid + 1:
             return True
         if pg_owner is owner:

@@ -170,13 +170,17 @@ def test_hardware_domain_maps_io_uncached(world: World) -> None:
     assert dom0.make_writable(pfn) == 0
 
 
-def test_m2p_can_be_mapped_for_reading(world: World, guest: Guest) -> None:
-    pfn = guest.new_page()
-    m2p = world.hv.frames.m2p_mfn
-    assert guest.map(pfn, m2p, P | RW) == EBUSY
-    assert guest.map(pfn, m2p, P) == 0
+def test_the_m2p_can_be_mapped_for_reading_as_xens(world: World, guest: Guest) -> None:
+    # A guest reads it at its place; its frames are Xen's, and may be named as such by the control domain only.
+    m2p, dom0 = world.hv.frames.m2p_mfn, world.dom0
+    pfn, at = guest.new_page(), dom0.new_page()
+    assert guest.map(pfn, m2p, P) == guest.map(pfn, m2p, P | RW) == EBUSY
+    assert guest.set_entry(guest.entry_at(pfn), m2p << 12 | P, xen.DOMID_XEN) == EPERM
+    assert dom0.map(at, m2p, P) == EBUSY
+    assert dom0.set_entry(dom0.entry_at(at), m2p << 12 | P | RW, xen.DOMID_XEN) == EBUSY
+    assert dom0.set_entry(dom0.entry_at(at), m2p << 12 | P, xen.DOMID_XEN) == 0
     world.check()
-    assert guest.make_writable(pfn) == 0
+    assert dom0.make_writable(at) == 0
 
 
 # -- linear page tables (XSA-240) -----------------------------------------------------------------------------------
@@ -261,7 +265,7 @@ def test_pinned_root_shows_xens_slots(world: World, guest: Guest) -> None:
     root = world.hv.memory.q[(guest.root << 9) + 256 : (guest.root << 9) + 272].tolist()
     # The M2P comes when the root is loaded for the kernel.
     assert (slots[0], root[0] & (P | RW | US)) == (0, P | US)
-    assert slots[2] == mfn << 12 | P | RW | A | D
+    assert slots[2] == mfn << 12 | P | RW | A | D | NX
     assert slots[1] == slots[15] == 0
     assert (slots[1], *slots[3:]) == (root[1], *root[3:])
     for slot in (256, 258, 271):
