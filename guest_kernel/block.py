@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, final
 
 from guest_kernel.hotplug import Changes, noted
@@ -108,9 +109,11 @@ class BlockDevice:
         "dead",
         "errors",
         "flushes",
+        "holders",
         "info",
         "max_sectors",
         "name",
+        "on_release",
         "pending",
         "queue",
         "readonly",
@@ -136,6 +139,10 @@ class BlockDevice:
         """Requests that wait for room in the driver, or for the driver to be connected."""
         self.dead = 0
         """Why everything fails, as an errno, when there is no other end to wait for."""
+        self.holders = 0
+        """How many have a `hold` of the disk."""
+        self.on_release: Callable[[], None] = lambda: None
+        """Called when one of them has let go."""
         self._spare: list[BlockRequest] = []
         """Finished reads without error, that nobody knows of any more."""
         self.reads = 0
@@ -209,6 +216,16 @@ class BlockDevice:
         """Bring all finished writes to stable storage. Raises BlockError: EOPNOTSUPP if the disk cannot, EIO, ENXIO."""
         self.flushes += 1
         await self._perform(BlockRequest(FLUSH, 0, 0))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Use the disk as a mounted file system does: an unplug that is not forced waits until it is let go of."""
+        self.holders += 1
+        try:
+            yield
+        finally:
+            self.holders -= 1
+            self.on_release()
 
     async def _perform(self, request: BlockRequest) -> None:
         self.pending.append(request)

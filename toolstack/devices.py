@@ -178,10 +178,12 @@ async def _ask_to_close(transaction: Transaction, devices: Iterable[DeviceNodes]
 async def _clean_up(transaction: Transaction, device: DeviceNodes) -> None:
     """Remove the nodes of a device, and the directories above them that are empty then (libxl__xs_path_cleanup)."""
     for path, floor in ((device.frontend, 5), (device.backend, 5), (device.private, 4)):
-        if not await transaction.exists(path):
-            continue
-        await transaction.rm(path)
+        if await transaction.exists(path):
+            await transaction.rm(path)
         parent = path.rpartition("/")[0]
-        while parent.count("/") >= floor and not await transaction.directory(parent):
-            await transaction.rm(parent)
+        while parent.count("/") >= floor:
+            if await transaction.exists(parent):
+                if await transaction.directory(parent):
+                    break
+                await transaction.rm(parent)
             parent = parent.rpartition("/")[0]

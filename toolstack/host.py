@@ -132,6 +132,8 @@ class Host:
         self._disks: dict[int, DiskController] = {}
         """The disk controllers that are plugged in, by unit, and whose they are."""
         self._disk_owners: dict[int, tuple[str, DiskSpec]] = {}
+        self._spare_disks: dict[tuple[str, str, bool], int] = {}
+        """Controllers that driver domains have and nobody uses: by the domain, the image, whether it is written to."""
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
@@ -431,6 +433,11 @@ class Host:
             backing = open_image(owner, disk, self._prepared.users)
         except ImageError as error:
             raise ToolstackError(str(error)) from None
+        spare = self._spare_disks.pop((disk.backend, disk.target, disk.writable), None)
+        if spare is not None:
+            backing.close()
+            self._disk_owners[spare] = owner, disk
+            return spare
         self._prepared.disks.append(backing)
         self._plug(unit, backing, owner, disk)
         return unit
@@ -441,19 +448,23 @@ class Host:
         self._disks[unit] = controller
         self._disk_owners[unit] = owner, disk
 
-    def unplug_disk(self, unit: int) -> None:
+    def unplug_disk(self, unit: int, *, keep: bool) -> None:
         """See `Platform.unplug_disk`."""
         self._account_disk(unit)
         owner, disk = self._disk_owners.pop(unit)
         forget_image(owner, disk, self._prepared.users)
+        if keep:
+            self._spare_disks[disk.backend, disk.target, disk.writable] = unit
+            return
         controller = self._disks.pop(unit)
         self._prepared.disks.remove(controller.backing)
         controller.unplug()
 
     def _account_disk(self, unit: int) -> None:
-        """Add what a disk has moved to the account of its domain."""
+        """Add what a disk has moved since it was asked last to the account of its domain."""
         disk = self._disks[unit]
         nbytes = disk.read_bytes + disk.written_bytes
+        disk.read_bytes = disk.written_bytes = 0
         self.results[self._disk_owners[unit][0]].usage.add(Usage(blocks=nbytes // SECTOR, block_bytes=nbytes))
 
     def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
@@ -478,7 +489,7 @@ class Host:
         result = self.results[DOM0_NAME]
         result.reason = REASONS.get(self.hv.shutdown_reason, ABORTED)
         result.usage.add(usage_of(self.hv.domains[0]))
-        for unit in self._disks:
+        for unit in self._disk_owners:
             self._account_disk(unit)
         # dom0 ended before these did: it crashed.
         for live in self.lifecycle.live.values() if self.lifecycle is not None else ():

@@ -62,13 +62,13 @@ class Hotplug:
         self._pull(device, unit)
 
     def _pull(self, device: DeviceNodes, unit: int) -> None:
-        """Take a disk's controller out of the machine, if it is dom0's: a driver domain keeps what it was given."""
+        """Take a disk's controller out of the machine; a driver domain keeps what it was given, for the next time."""
         if device.backend_domid == DOM0:
             try:
                 self._lifecycle.kernel.hw.release_disk(unit)
             except NoDeviceError as error:
                 raise ToolstackError(str(error)) from None
-            self._lifecycle.platform.unplug_disk(unit)
+        self._lifecycle.platform.unplug_disk(unit, keep=device.backend_domid != DOM0)
 
     # -- network interfaces ---------------------------------------------------------------------------------------
 

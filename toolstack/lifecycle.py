@@ -125,8 +125,11 @@ class Platform(Protocol):
         """
         ...
 
-    def unplug_disk(self, unit: int) -> None:
-        """Take a disk controller out of the machine. Nobody drives it any more."""
+    def unplug_disk(self, unit: int, *, keep: bool) -> None:
+        """Take a disk controller out of the machine; nobody drives it any more.
+
+        `keep`: leave it to the driver domain that has it; it is used again for the same image there.
+        """
         ...
 
     def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
@@ -369,7 +372,7 @@ class Lifecycle:
                 live.plan.uuid,
                 store=store,
                 console=console,
-                start_seconds=self.kernel.wallclock_ns() // SECOND,
+                start_ns=self.kernel.wallclock_ns(),
             )
         )
         for device in live.devices:

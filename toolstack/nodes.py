@@ -12,12 +12,15 @@ from uuid import UUID
 
 import attrs
 
+from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_X86_64
 from hypervisor.abi.io.xenbus import XenbusStateInitialising
 from toolstack.disk_spec import DiskSpec
 from toolstack.vif_spec import VifSpec
 from toolstack.xl_config import DomainConfig
 
 CONSOLE_LIMIT = 1 << 20
+SCRIPTS = "/etc/xen/scripts"
+"""Where libxl has its hotplug scripts. Here the toolstack does what they do (`Devices.ready`)."""
 DOM0 = 0
 
 
@@ -88,7 +91,12 @@ def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> Dev
         disk.devid,
         domid,
         backend_domid,
-        (("virtual-device", disk.devid), ("device-type", "cdrom" if disk.removable else "disk")),
+        (
+            ("virtual-device", disk.devid),
+            ("device-type", "cdrom" if disk.removable else "disk"),
+            ("trusted", 1),
+            ("protocol", XEN_IO_PROTO_ABI_X86_64),
+        ),
         (
             ("removable", int(disk.removable)),
             ("bootable", 1),
@@ -97,7 +105,9 @@ def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> Dev
             ("mode", "w" if disk.writable else "r"),
             ("device-type", "cdrom" if disk.removable else "disk"),
             ("discard-enable", 0),
+            ("specification", "xen"),
             ("params", disk.target),
+            ("script", f"{SCRIPTS}/block"),
             ("physical-device", f"8:{unit:x}"),
         ),
     )
@@ -110,14 +120,16 @@ def vif_nodes(domid: int, backend_domid: int, vif: VifSpec, devid: int, mac: str
         ("bridge", vif.bridge),
         ("handle", devid),
         ("type", "vif"),
-        ("vifname", vif.vifname or f"vif{domid}.{devid}"),
-        ("script", "vif-bridge"),
+        ("script", f"{SCRIPTS}/vif-bridge"),
+        ("hotplug-status", ""),
     ]
+    if vif.vifname:
+        backend.append(("vifname", vif.vifname))
     if vif.ip:
         backend.append(("ip", " ".join(vif.ip)))
     if vif.rate:
         backend.append(("rate", vif.rate.node))
-    frontend: list[tuple[str, object]] = [("handle", devid), ("mac", mac)]
+    frontend: list[tuple[str, object]] = [("handle", devid), ("mac", mac), ("trusted", 1)]
     if vif.mtu:
         frontend.append(("mtu", vif.mtu))
         backend.append(("mtu", vif.mtu))
@@ -139,7 +151,7 @@ def domain_nodes(
     *,
     store: Connection,
     console: Connection,
-    start_seconds: int,
+    start_ns: int,
 ) -> Iterator[Node]:
     """Yield the nodes of a new unprivileged domain, its devices apart.
 
@@ -189,7 +201,7 @@ def domain_nodes(
         Node(f"{vm}/image/ostype", "linux"),
         Node(f"{vm}/image/kernel", config.kernel),
         Node(f"{vm}/image/cmdline", config.cmdline),
-        Node(f"{vm}/start_time", start_seconds),
+        Node(f"{vm}/start_time", f"{start_ns // 10**9}.{start_ns // 10**7 % 100:02}"),
         Node(f"{private}/type", "pv"),
         Node(f"{private}/device"),
     )

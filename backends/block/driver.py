@@ -120,14 +120,11 @@ class BlockBack(XenbusDriver):
             }
         )
 
-    async def disconnect(self, device: XenbusDevice) -> None:
-        """Answer what was taken, take no more."""
-        vbd: _Vbd = device.data
-        if vbd.server is not None:
-            await _drain(vbd.server)
-
     async def close(self, device: XenbusDevice) -> None:
-        """Wait for the disk's DMA to end, then unmap everything: not before, it would hit a stranger's memory."""
+        """Wait for the disk's DMA to end, then unmap everything: not before, it would hit a stranger's memory.
+
+        Until then everything is served, also while the toolstack wants the disk back and the guest holds it.
+        """
         vbd: _Vbd = device.data
         server, vbd.server = vbd.server, None
         if server is not None:

@@ -104,8 +104,15 @@ class BlockFront(XenbusDriver):
         self.kernel.block.attach(block)
 
     async def disconnect(self, device: XenbusDevice) -> None:
-        """Start nothing new, and let the backend answer what it has."""
+        """Start nothing new, and let the backend answer what it has.
+
+        A disk that the guest holds is not given up because it is being unplugged: the backend waits.
+        """
         disk: _Disk = device.data
+        if disk.block.holders and device.otherend_state == XenbusStateClosing:
+            await device.error("Device in use; refusing to close", errno.EBUSY)
+            disk.block.on_release = device.notice
+            await device.wait_while(lambda: disk.block.holders > 0)
         disk.block.queue = None
         disk.leaving = device.otherend_state == XenbusStateConnected
         queue = disk.queue

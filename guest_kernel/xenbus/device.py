@@ -218,6 +218,9 @@ class Device(XenbusDevice):
             if not await self._call(hook):
                 machine.failed(step)
                 return
+            if machine.own == UNKNOWN and step.action != REMOVE:
+                # The node has gone while the hook waited: there is nothing to be written to any more.
+                return
         old = machine.own
         machine.done(step)
         if step.action == REMOVE:
@@ -383,6 +386,23 @@ class Device(XenbusDevice):
                     await self._changed.wait()
         finally:
             await watch.cancel()
+
+    async def wait_while(self, condition: Callable[[], bool]) -> bool:
+        """See `XenbusDevice.wait_while`."""
+        machine = self.machine
+        while condition():
+            self._has_changed = False
+            await self._look()
+            if UNKNOWN in (machine.own, machine.other) or machine.other == CLOSED or machine.close_asked:
+                return False
+            while not self._has_changed:
+                await self._changed.wait()
+        return True
+
+    def notice(self) -> None:
+        """See `XenbusDevice.notice`."""
+        self._has_changed = True
+        self._changed.wake_all()
 
     def _wait_event(self, path: str, token: str) -> None:
         self._has_changed = True

@@ -182,6 +182,18 @@ class XenbusDevice(ABC):
         """
 
     @abstractmethod
+    async def wait_while(self, condition: Callable[[], bool]) -> bool:
+        """In `disconnect`: wait as long as `condition()` holds; return False when waiting has become pointless.
+
+        That is so when the own or the other end's node has vanished (a removal by force), when the other end is Closed,
+        and when this end closes at its own initiative. Call `notice` when the condition has changed.
+        """
+
+    @abstractmethod
+    def notice(self) -> None:
+        """Have `wait_while` look again. Callable anywhere."""
+
+    @abstractmethod
     async def watch(self, key: str, callback: Callable[[], None]) -> None:
         """Call `callback()` when own node `key` (or below) changes, and once now; ends with the device's `remove`.
 

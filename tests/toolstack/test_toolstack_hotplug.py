@@ -1,0 +1,263 @@
+"""Disks and interfaces that come and go: guests that answer, hold on, say nothing; driver domains; restarts."""
+
+from pathlib import Path
+
+import pytest
+import trio
+from control_host import Steered, steered
+
+from toolstack.control.protocol import ControlError
+from toolstack.devices import TIMEOUT_NS
+from toolstack.xl_config import DomainConfig
+
+FOLLOW = """
+    self.print("up")
+
+    async def interfaces():
+        async with self.kernel.net.changes.follow() as changes:
+            while True:
+                change = await changes.get()
+                self.print("interface", change.name, "came" if change.present else "went")
+
+    self.kernel.spawn(interfaces())
+    async with self.kernel.block.changes.follow() as changes:
+        while True:
+            change = await changes.get()
+            self.print("disk", change.name, "came" if change.present else "went")
+            if change.present:
+                disk = await self.disk(change.name)
+                await disk.write(1, b"written!" * 64)
+                self.print("reads", bytes((await disk.read(1, 1))[:8]), disk.sectors)
+"""
+HOLD = """
+    disk = await self.disk("xvdb")
+    with disk.hold():
+        self.print("holds")
+        line = await self.kernel.console.readline()
+        await disk.write(0, b"last" * 128)
+    self.print("let go")
+    await self.kernel.block.gone("xvdb")
+    self.print("gone")
+    await self.kernel.never()
+"""
+SILENT = """
+    disk = await self.disk("xvdb")
+    self.kernel.bus._watches["frontend"]._callback = lambda path, token: None
+    device = self.kernel.bus.devices["device/vbd/51728"]
+    device.poke = lambda **what: None
+    device.bus.devices["device/vif/0"].poke = lambda **what: None
+    self.print("silent")
+    await self.kernel.never()
+"""
+
+
+def one(host: Steered) -> list[DomainConfig]:
+    host.image("b.img")
+    return [host.guest("one", FOLLOW)]
+
+
+async def test_a_disk_comes_and_goes(tmp_path: Path) -> None:
+    async with steered(tmp_path, one) as host:
+        await host.says("up")
+        for _ in range(3):
+            host.lines.clear()
+            await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+            await host.says("one | reads b'written!' 2048")
+            assert "one | disk xvdb came\n" in host.lines
+            back = "/local/domain/0/backend/vbd/1/51728"
+            assert (host.store(f"{back}/state"), host.store(f"{back}/hotplug-status")) == ("4", "connected")
+            assert host.store(f"{back}/sectors") == "2048"
+            assert host.store("/libxl/1/device/vbd/51728/params") == str(tmp_path / "b.img")
+            await host.ask("block-detach", domain="one", device="xvdb")
+            await host.says("one | disk xvdb went")
+            assert host.names("/local/domain/1/device") == ["suspend"]
+            assert host.names("/local/domain/0/backend/vbd") == []
+            assert host.names("/libxl/1/device") == []
+    assert (tmp_path / "b.img").read_bytes()[512:520] == b"written!"
+    assert host.result is not None
+    assert host.result.domains[1].usage.blocks == 6
+
+
+async def test_an_interface_comes_and_goes(tmp_path: Path) -> None:
+    async with steered(tmp_path, one) as host:
+        await host.says("up")
+        await host.ask("network-attach", domain="one")
+        await host.ask("network-attach", domain="one", spec="mac=00:16:3e:01:02:03,bridge=xenbr0")
+        await host.says("one | interface eth1 came")
+        macs = [row["mac"] for row in await host.ask("network-list", domain="one")]
+        assert macs[1] == "00:16:3e:01:02:03"
+        assert macs[0].startswith("00:16:3e:")
+        await host.ask("network-detach", domain="one", device="0")
+        await host.says("one | interface eth0 went")
+        await host.ask("network-detach", domain="one", device="00:16:3E:01:02:03")
+        await host.says("one | interface eth1 went")
+        assert await host.ask("network-list", domain="one") == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "sentence"),
+    [
+        ("block-attach", {"spec": "gone.img,,xvdb"}, "the disk image '{}/gone.img' does not exist"),
+        ("block-attach", {"spec": "b.img"}, "the disk has no vdev (its name in the guest, such as xvda)"),
+        ("block-attach", {"spec": "b.img,,xvdb,w,backend=nobody"}, "the backend domain 'nobody' does not run"),
+        (
+            "block-attach",
+            {"spec": "b.img,,xvdb,w,backend=one"},
+            "the backend domain 'one' is no driver domain (driver_domain = 1)",
+        ),
+        ("block-detach", {"device": "xvdb"}, "one has no disk 'xvdb'"),
+        ("block-detach", {"device": "51728"}, "one has no disk '51728'"),
+        ("block-detach", {"device": "junk"}, "'junk' is no virtual disk name (such as xvda or xvdb1)"),
+        ("network-attach", {"spec": "bridge=br9"}, "this host has no bridge 'br9'; there is xenbr0"),
+        ("network-attach", {"spec": "rate=1Mb/s"}, "the network backend here has no 'rate' and no 'mtu' yet"),
+        ("network-detach", {"device": "3"}, "one has no network interface '3'"),
+        ("network-detach", {"device": "00:00:00:00:00:00"}, "one has no network interface '00:00:00:00:00:00'"),
+    ],
+)
+async def test_mistakes(tmp_path: Path, verb: str, args: dict[str, str], sentence: str) -> None:
+    async with steered(tmp_path, one) as host:
+        await host.says("up")
+        with pytest.raises(ControlError) as caught:
+            await host.ask(verb, domain="one", cwd=str(tmp_path), **args)
+        assert str(caught.value) == sentence.replace("{}", str(tmp_path))
+        assert host.names("/libxl/1/device") == []
+
+
+async def test_nothing_is_plugged_in_twice(tmp_path: Path) -> None:
+    async with steered(tmp_path, one) as host:
+        await host.says("up")
+        host.image("c.img")
+        await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+        with pytest.raises(ControlError, match="one has a disk 'xvdb' already"):
+            await host.ask("block-attach", domain="one", spec="c.img,,xvdb", cwd=str(tmp_path))
+        with pytest.raises(ControlError, match="is used by 'one' already, and one of the two writes to it"):
+            await host.ask("block-attach", domain="one", spec="b.img,,xvdc", cwd=str(tmp_path))
+        await host.ask("network-attach", domain="one", spec="mac=00:16:3e:01:02:03")
+        with pytest.raises(ControlError, match="the MAC address 00:16:3e:01:02:03 is already taken"):
+            await host.ask("network-attach", domain="one", spec="mac=00:16:3e:01:02:03")
+        with pytest.raises(ControlError, match="one has a network interface 0 already"):
+            await host.ask("network-attach", domain="one", spec="devid=0")
+
+
+async def test_a_disk_that_the_guest_holds_is_let_go_of_when_it_has_done(tmp_path: Path) -> None:
+    async with steered(tmp_path, lambda host: [host.guest("one", HOLD)]) as host:
+        host.image("b.img")
+        await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+        await host.says("one | holds")
+        with pytest.raises(ControlError) as caught:
+            await host.ask("block-detach", domain="one", device="xvdb")
+        assert str(caught.value) == (
+            "one has not let go of vbd 51728 within 10 s; the guest says: 16 Device in use; refusing to close"
+        )
+        # It is still there, and still served.
+        assert host.store("/local/domain/1/device/vbd/51728/state") == "4"
+        plug = host.outside.terminals["one"]
+        plug.type(b"\n")  # type: ignore[attr-defined]
+        await host.says("one | let go")
+        await host.ask("block-detach", domain="one", device="xvdb")
+        await host.says("one | gone")
+        assert host.names("/local/domain/0/backend/vbd") == []
+        assert host.names("/local/domain/1/error/device/vbd") == []
+    assert (tmp_path / "b.img").read_bytes()[:8] == b"lastlast"
+
+
+async def test_a_disk_that_the_guest_holds_goes_by_force(tmp_path: Path) -> None:
+    body = HOLD.replace('await disk.write(0, b"last" * 128)', "pass")
+    async with steered(tmp_path, lambda host: [host.guest("one", body)], time="real") as host:
+        host.image("b.img")
+        await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+        await host.says("one | holds")
+        with trio.fail_after(TIMEOUT_NS / 2e9):
+            await host.ask("block-detach", domain="one", device="xvdb", force=True)
+        assert host.names("/local/domain/0/backend/vbd") == []
+        host.outside.terminals["one"].type(b"\n")  # type: ignore[attr-defined]
+        await host.says("one | gone")
+
+
+async def test_a_guest_that_does_not_answer(tmp_path: Path) -> None:
+    """A disk is left to it unless force is used; an interface is taken away when it has had its time, as by libxl."""
+
+    def silent(host: Steered) -> list[DomainConfig]:
+        host.image("b.img")
+        return [host.guest("one", SILENT, 'disk = ["b.img,,xvdb"]', 'vif = [""]')]
+
+    async with steered(tmp_path, silent) as host:
+        await host.says("silent")
+        with pytest.raises(ControlError, match="one has not let go of vbd 51728 within 10 s"):
+            await host.ask("block-detach", domain="one", device="xvdb")
+        assert host.store("/local/domain/0/backend/vbd/1/51728/online") == "0"
+        await host.ask("block-detach", domain="one", device="xvdb", force=True)
+        before = host.host.hv.clock.now
+        await host.ask("network-detach", domain="one", device="0")
+        assert host.host.hv.clock.now - before >= TIMEOUT_NS
+        assert host.names("/local/domain/0/backend/vif") == host.names("/local/domain/0/backend/vbd") == []
+        await host.ask("destroy", domain="one")
+
+
+async def test_what_was_attached_is_there_after_a_restart(tmp_path: Path) -> None:
+    def two_disks(host: Steered) -> list[DomainConfig]:
+        for name in ("a.img", "b.img"):
+            host.image(name)
+        show = "self.print(sorted(self.kernel.block.devices), sorted(self.kernel.net.interfaces))"
+        body = f"await self.sleep(1)\n{show}\nawait self.kernel.never()"
+        return [host.guest("one", body, 'disk = ["a.img,,xvda"]', 'vif = ["", ""]')]
+
+    async with steered(tmp_path, two_disks) as host:
+        await host.says("one | ['xvda'] ['eth0', 'eth1']")
+        await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+        await host.ask("block-detach", domain="one", device="xvda")
+        await host.ask("network-detach", domain="one", device="0")
+        before = await host.ask("network-list", domain="one")
+        await host.ask("reboot", domain="one", wait=True)
+        await host.says("one | ['xvdb'] ['eth1']")
+        after = await host.ask("network-list", domain="one")
+        assert [row["mac"] for row in after] == [row["mac"] for row in before]
+
+
+async def test_a_driver_domain_serves_what_is_attached(tmp_path: Path) -> None:
+    def driver(host: Steered) -> list[DomainConfig]:
+        host.image("b.img")
+        return [host.guest("storage", "await self.kernel.never()", "driver_domain = 1"), host.guest("one", FOLLOW)]
+
+    async with steered(tmp_path, driver) as host:
+        await host.says("one | up")
+        for _ in range(2):
+            host.lines.clear()
+            await host.ask("block-attach", domain="one", spec="b.img,,xvdb,w,backend=storage", cwd=str(tmp_path))
+            await host.says("one | reads b'written!' 2048")
+            (row,) = await host.ask("block-list", domain="one")
+            assert row["backend"] == "/local/domain/1/backend/vbd/2/51728"
+            await host.ask("block-detach", domain="one", device="xvdb")
+            await host.says("one | disk xvdb went")
+            assert host.names("/local/domain/1/backend/vbd") == []
+
+
+async def test_a_backend_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+    """An image that may not be written, for a disk that is to be: the backend says so, and nothing stays plugged in."""
+    async with steered(tmp_path, one) as host:
+        await host.says("up")
+        host.host.plug_disk = lambda owner, disk: 77  # type: ignore[method-assign]
+        host.host.unplug_disk = lambda unit, keep: None  # type: ignore[method-assign]
+        with pytest.raises(ControlError, match=r"the backend of vbd 51728 failed: .*there is no disk on controller 77"):
+            await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+        assert host.names("/local/domain/1/device") == ["suspend"]
+        assert host.names("/local/domain/0/backend/vbd") == host.names("/libxl/1/device") == []
+
+
+async def test_many_at_once(tmp_path: Path) -> None:
+    async with steered(tmp_path, one) as host:
+        await host.says("up")
+        names = [f"xvd{letter}" for letter in "bcdefghi"]
+        for name in names:
+            host.image(f"{name}.img")
+
+        async def come_and_go(name: str) -> None:
+            for _ in range(2):
+                await host.ask("block-attach", domain="one", spec=f"{name}.img,,{name}", cwd=str(tmp_path))
+                await host.ask("block-detach", domain="one", device=name)
+
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(come_and_go, name)
+        assert host.names("/local/domain/1/device") == ["suspend"]
+        assert sum(line == "one | disk xvdb went\n" for line in host.lines) == 2
