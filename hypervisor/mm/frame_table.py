@@ -311,11 +311,15 @@ class FrameTable:
     def withdraw_lent(self, domain: Owner) -> None:
         """Take a dying domain's right to the frames lent to it. The frames stay until `unshare`, mapped or not."""
         for mfn in self.pages(self.xen_page_list(domain)):
-            flags = self.flags[mfn]
-            if flags & ALLOCATED:
-                self.flags[mfn] = flags & ~ALLOCATED | KEPT
-                self.put_page_type(mfn)
-                self.put_page(mfn)
+            self.withdraw(mfn)
+
+    def withdraw(self, mfn: int) -> None:
+        """Take a domain's right to a frame that is lent to it: it can keep the mappings that it has, and make none."""
+        flags = self.flags[mfn]
+        if flags & ALLOCATED:
+            self.flags[mfn] = flags & ~ALLOCATED | KEPT
+            self.put_page_type(mfn)
+            self.put_page(mfn)
 
     def steal_page(self, mfn: int, domain: Owner) -> bool:
         """Take a frame away from its owner when nothing at all uses it; it is then nobody's, in the caller's hands.

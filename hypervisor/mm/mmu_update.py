@@ -24,7 +24,7 @@ from hypervisor.mm.frame_table import (
     PGT_l4_page_table,
     PGT_writable_page,
 )
-from hypervisor.mm.owners import DOM_IO, DOM_XEN, PageOwner
+from hypervisor.mm.owners import DOM_XEN, PageOwner, io_owner
 from hypervisor.mm.pte import (
     ACCESSED,
     DIRTY,
@@ -65,7 +65,7 @@ def page_owner(caller: Domain, domid: int) -> PageOwner:
     if domid == xen.DOMID_SELF:
         return caller
     if domid == xen.DOMID_IO:
-        return DOM_IO
+        return io_owner(caller)
     if domid == xen.DOMID_XEN:
         return DOM_XEN
     owner = caller.hv.domains.get(domid)
@@ -84,7 +84,7 @@ class _Group:
         self.caller = caller
         self.table_owner = table_owner
         self.pg_owner = pg_owner
-        self.may_map = pg_owner is DOM_IO or control(caller, pg_owner)  # type: ignore[arg-type]
+        self.may_map = pg_owner.domid == xen.DOMID_IO or control(caller, pg_owner)  # type: ignore[arg-type]
         """Whether the caller may speak of the pages of `pg_owner`."""
         self.may_update = self.may_map and control(caller, table_owner)
         self.stale = False

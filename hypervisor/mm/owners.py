@@ -26,17 +26,22 @@ class PageOwner(Protocol):
 class SystemOwner:
     """An owner that is no domain. It controls nobody, and nobody but a privileged domain may act for it."""
 
-    __slots__ = ("domid", "is_privileged", "target")
+    __slots__ = ("_caller", "domid", "is_privileged", "target")
 
-    def __init__(self, domid: int) -> None:
+    def __init__(self, domid: int, caller: PageOwner | None = None) -> None:
         self.domid = domid
         self.is_privileged = False
         self.target = None
+        self._caller = caller
 
-    def may_use_iomem(self, _mfn: int) -> bool:
-        """Nothing was ever permitted to it: DOMID_IO stands for the permissions of the caller."""
-        return False
+    def may_use_iomem(self, mfn: int) -> bool:
+        """Nothing was ever permitted to itself: DOMID_IO stands for what the caller may."""
+        return self._caller is not None and self._caller.may_use_iomem(mfn)
 
 
-DOM_IO = SystemOwner(DOMID_IO)
+def io_owner(caller: PageOwner) -> SystemOwner:
+    """Return DOMID_IO as a domain names it, whose rights to I/O memory count then."""
+    return SystemOwner(DOMID_IO, caller)
+
+
 DOM_XEN = SystemOwner(DOMID_XEN)

@@ -345,8 +345,7 @@ class PageTypes:
 
     def _take_io(self, entry: int, mfn: int, owner: Domain, pg_owner: PageOwner) -> int:
         """Check an entry for I/O memory. Cacheable mappings of it are made uncacheable."""
-        granter = owner if pg_owner.domid == DOMID_IO else pg_owner
-        if not (granter.may_use_iomem(mfn) and owner.may_use_iomem(mfn)):
+        if not (pg_owner.may_use_iomem(mfn) and owner.may_use_iomem(mfn)):
             return -EINVAL if mfn == ALL_ONES_FRAME else -EPERM
         attributes = entry & CACHE_ATTRIBUTES
         if not attributes or attributes & ~PAT == PWT:

@@ -246,11 +246,16 @@ class Reservations:
         return int(request.nr_extents), False
 
     def _remove(self, domain: Domain, mfn: int) -> bool:
-        """Take a frame away from its domain. While it is mapped it is still there, but no longer the domain's right."""
+        """Take a frame away from its domain. While it is mapped it is still there, but no longer the domain's right.
+
+        One that is only lent to it is not freed, and the domain cannot map it any more.
+        """
         frames = self._frames
         if not frames.get_page(mfn, domain):
             return False
-        if not frames.flags[mfn] & XEN_HEAP:
+        if frames.flags[mfn] & XEN_HEAP:
+            frames.withdraw(mfn)
+        else:
             frames.take_allocated(mfn)
         frames.put_page(mfn)
         return True

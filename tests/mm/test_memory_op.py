@@ -555,3 +555,17 @@ def test_a_new_frame_is_no_page_yet(world: World, guest: Guest) -> None:
     rc, mfns = guest.reservation(INCREASE, [0])
     assert (rc, world.hv.frames.m2p[mfns[0]]) == (1, INVALID_M2P_ENTRY)
     assert world.hv.frames.m2p[guest.domain.shared_info_mfn] == INVALID_M2P_ENTRY
+
+
+def test_a_lent_frame_given_back_is_not_freed(world: World, guest: Guest) -> None:
+    shared, frames = guest.domain.shared_info_mfn, world.hv.frames
+    kept, new = guest.new_page(), guest.new_page()
+    assert guest.map(kept, shared) == 0
+    assert guest.reservation(DECREASE, [shared])[0] == 1
+    assert not frames.heap.is_free(shared)
+    assert guest.map(new, shared) == 0  # while it is mapped, it can be
+    assert guest.make_writable(new) == guest.make_writable(kept) == 0
+    assert guest.map(new, shared) == EBUSY
+    assert guest.reservation(DECREASE, [shared])[0] == 0
+    assert frames.owner(shared) == 1
+    world.check()

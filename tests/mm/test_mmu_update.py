@@ -255,3 +255,19 @@ def test_continuation_form_of_the_call(guest: Guest) -> None:
     where = guest.put(struct.pack("<QQI", guest.entry_at(pfn), guest.mfn(pfn) << 12 | P, 41))
     assert guest.call(xen.HYPERVISOR_mmu_update, where, 0x80000001, where + 16, SELF) == 0
     assert struct.unpack("<I", guest.get(20, ARGS_PFN)[16:])[0] == 42
+
+
+def test_io_memory_in_the_name_of_domid_io(world: World, guest: Guest) -> None:
+    # DOMID_IO stands for what the caller may; who owns the table must be permitted too.
+    vga, dom0 = 0xB8 << 12 | P | RW, world.dom0
+    pfn = guest.new_page()
+    at = guest.entry_at(pfn)
+    tables = 2 << 16
+    assert guest.set_entry(at, vga, xen.DOMID_IO) == EPERM
+    assert dom0.set_entry(at, vga, xen.DOMID_IO | tables) == EPERM
+    guest.domain.iomem.append(range(0xB8, 0xC0))
+    assert dom0.set_entry(at, vga, xen.DOMID_IO | tables) == 0
+    assert guest.set_entry(at, vga, xen.DOMID_IO) == 0
+    dom0.domain.iomem.clear()
+    assert dom0.set_entry(at, vga + 0x1000, xen.DOMID_IO | tables) == EPERM
+    assert guest.make_writable(pfn) == 0
