@@ -15,6 +15,8 @@ from backends.xenstored.permissions import ALL
 from backends.xenstored.transactions import Transaction
 from backends.xenstored.tree import Node
 from backends.xenstored.watches import Watch
+from guest_kernel.xenbus.wire import encode, parse_all
+from hypervisor.abi.io.xs_wire import XS_WATCH_EVENT
 
 
 @final
@@ -130,6 +132,24 @@ class Connection:
                 cause.delivered()
         self.queued -= room - left
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def waiting(self) -> tuple[bytes, int]:
+        """Return all bytes that wait, and how many of them are the rest of a message that has been taken in part."""
+        data = b"".join([message for message, _, _ in self._out])[self._offset :]
+        return data, len(self._out[0][0]) - self._offset if self._offset else 0
+
+    def restore_output(self, data: bytes, torn: int) -> None:
+        """Have bytes wait again that `waiting` returned: no request is outstanding because of them any more."""
+        if torn:
+            self._out.append((data[:torn], None, None))
+        self.queued += torn
+        for message in parse_all(data[torn:]):
+            event = message.payload if message.type == XS_WATCH_EVENT else None
+            if event is not None and event[:1] != b"@":
+                self._events.add(event)
+            whole = encode(*message)
+            self._out.append((whole, None, event))
+            self.queued += len(whole)
 
     def parting(self) -> bytes:
         """Return what a client on a socket still gets that has broken the protocol.

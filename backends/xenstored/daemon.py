@@ -23,6 +23,7 @@ from backends.xenstored.fairness import Bucket, WriteLimit
 from backends.xenstored.line import Line, LineClients
 from backends.xenstored.quota import Quotas
 from backends.xenstored.server import DomainState, Server
+from backends.xenstored.state import Loader, Place, save
 from guest_kernel.errors import XenError
 from guest_kernel.kernel import Kernel
 from guest_kernel.threads import WaitQueue
@@ -89,7 +90,7 @@ class XenStored:
         features: int = 0,
     ) -> None:
         self.kernel = kernel
-        self.server = Server(self, quotas, trace=kernel.cpu.trace, log=kernel.console.printk)
+        self.server = self._new_server(quotas)
         self.clients: dict[Connection, RingClient] = {}
         self._domain_info = domain_info
         self._domain_infos = domain_infos
@@ -108,6 +109,11 @@ class XenStored:
         self._slow = WaitQueue()
         #: Clients from outside of the host.
         self._line: LineClients | None = None
+
+    def _new_server(self, quotas: Quotas | None) -> Server:
+        server = Server(self, quotas, trace=self.kernel.cpu.trace, log=self.kernel.console.printk)
+        server.can_update = True
+        return server
 
     def listen(self, line: Line) -> None:
         """Serve the clients on a serial line too."""
@@ -225,6 +231,39 @@ class XenStored:
                 self._slowed[client] = now + wait
                 self._slow.wake()
 
+    # ---- live update
+
+    def _update(self) -> None:
+        """Carry everything over into a new server: what was to be executed instead is not to be had in here."""
+        old = self.server
+        update = old.update
+        assert update is not None
+        state = save(old, self._place_of, reply_to=update.connection, reply=update.reply(b"OK"))
+        new = self.server = self._new_server(None)
+        clients = {client.connection.id: client for client in self.clients.values()}
+        self.clients = {}
+
+        def connect(server: Server, place: Place) -> Connection | None:
+            if place.fd is not None:
+                return self._line.readmit(server, place.fd) if self._line is not None else None
+            client = clients[place.domid]
+            connection = server.readmit(place.domid, place.port) if place.domid else server.connect("domain 0")
+            connection.error = client.connection.error
+            client.connection, client.disturbances = connection, 0
+            self.clients[connection] = client
+            return connection
+
+        Loader(new, connect).load(state)
+        new.go_on()
+        self._ready |= dict.fromkeys(self.clients.values())
+        self._flush()
+
+    def _place_of(self, connection: Connection) -> Place | None:
+        client = self.clients.get(connection)
+        if client is not None:
+            return Place(domid=connection.id, port=client.port)
+        return None if self._line is None else self._line.place_of(connection)
+
     def _can_answer(self, client: RingClient) -> bool:
         """Tell whether the indices of the replies can be."""
         try:
@@ -243,6 +282,8 @@ class XenStored:
                 self._deliver(client)
             elif self._line is not None:
                 self._line.deliver(connection)
+        if self.server.update is not None and self.server.update.started:
+            self._update()
         if self._held:
             for client in list(self._held):
                 if client.connection.error:
@@ -362,7 +403,7 @@ class XenStored:
             if page is not None:
                 page.unmap()
             return EINVAL
-        client.ring.advertise(self._features)
+        client.ring.advertise(self._features | connection.domain.features)
         self._signal(client)
         return None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 
 from backends.xenstored.paths import home_of
 from backends.xenstored.permissions import Permissions
+from backends.xenstored.quota import Quotas
 
 if TYPE_CHECKING:
     from backends.xenstored.connection import Connection
@@ -27,6 +28,7 @@ class Domain:
         "connection",
         "disturbances",
         "domid",
+        "features",
         "generation",
         "home",
         "introduced",
@@ -35,6 +37,7 @@ class Domain:
         "nodes",
         "outstanding",
         "port",
+        "quotas",
         "shutdown",
         "target",
         "transactions",
@@ -46,6 +49,10 @@ class Domain:
         self.generation = generation
         self.home = home_of(domid)
         self.introduced = False
+        #: Quotas of its own, if it has some (SET_QUOTA).
+        self.quotas: Quotas | None = None
+        #: XENSTORE_SERVER_FEATURE_* that it may use (SET_FEATURE).
+        self.features = 0
         #: Its shutdown has been told; RESUME takes this back.
         self.shutdown = False
         self.mfn = 0

@@ -13,6 +13,7 @@ from typing import Final, Protocol, final
 
 from backends.xenstored.connection import Connection
 from backends.xenstored.server import Server
+from backends.xenstored.state import Place
 
 PIECE: Final = struct.Struct("<II")
 LARGEST_PIECE: Final = 1 << 16
@@ -110,6 +111,22 @@ class LineClients:
     def _forget(self, connection: Connection) -> None:
         del self._clients[self._numbers.pop(connection)]
         self._server.disconnect(connection)
+
+    def place_of(self, connection: Connection) -> Place | None:
+        """Return where one of these is, for a live update: its number stands for a file descriptor."""
+        number = self._numbers.get(connection)
+        return None if number is None else Place(fd=number)
+
+    def readmit(self, server: Server, number: int) -> Connection | None:
+        """Connect a client to the server that comes after a live update."""
+        old = self._clients.get(number)
+        if old is None:
+            return None
+        self._server = server
+        del self._numbers[old]
+        connection = self._clients[number] = server.connect(old.label)
+        self._numbers[connection] = number
+        return connection
 
     def deliver(self, connection: Connection) -> None:
         """Send what one connection has got, if it is one of these."""

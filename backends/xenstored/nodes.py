@@ -38,7 +38,7 @@ def search(server: "Server", connection: Connection, view: View, name: bytes, wa
     nearest directory above that is there.
     """
     path = connection.absolute(name)
-    if not is_valid(path, server.quotas.path_max):
+    if not is_valid(path, (connection.domain.quotas or server.quotas).path_max):
         raise StoreError(EINVAL)
     node = view.get(path)
     if node is not None and (connection.privileged or connection.rights(node) & want == want):
@@ -79,7 +79,7 @@ def check_size(
     """
     if connection.privileged:
         return
-    quotas = server.quotas
+    quotas = server.limits(connection.domain)
     if size >= quotas.node_size:
         view.refused()
         raise StoreError(ENOSPC)
@@ -87,7 +87,8 @@ def check_size(
     change = size + key - paid
     if more is not None:
         change += more.get(payer, 0)
-    if payer.domid and quotas.memory and payer.memory_used + change >= quotas.memory and not payer.given_up:
+    limit = server.limits(payer).memory
+    if payer.domid and limit and payer.memory_used + change >= limit and not payer.given_up:
         view.refused()
         raise StoreError(ENOMEM)
     if more is not None:
@@ -134,7 +135,7 @@ def _check_creation(
     try:
         for number, name in enumerate(missing):
             # What a transaction makes is counted when it commits.
-            if have + (number if view is server.store else 0) >= server.quotas.nodes:
+            if have + (number if view is server.store else 0) >= server.limits(connection.domain).nodes:
                 raise StoreError(ENOSPC)
             check_size(server, connection, view, name, size_of(value, children, perms), perms.owner, more)
             value = b""

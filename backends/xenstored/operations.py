@@ -8,7 +8,7 @@ errno), the choice of the C daemon of Xen 4.17 is made.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from backends.xenstored import control
+from backends.xenstored import control, newer
 from backends.xenstored.connection import Connection
 from backends.xenstored.domains import Domain
 from backends.xenstored.errors import (
@@ -151,7 +151,7 @@ def _set_perms(server: "Server", connection: Connection, transaction: Transactio
     if len(strings) < 2:
         raise StoreError(EINVAL)
     name = strings[0]
-    if not connection.privileged and len(strings) - 1 > server.quotas.permissions:
+    if not connection.privileged and len(strings) - 1 > server.limits(connection.domain).permissions:
         raise StoreError(ENOSPC)
     perms = _parse_permissions(server, strings[1:])
     if name[:1] == b"@":
@@ -198,25 +198,30 @@ def _set_special(server: "Server", connection: Connection, name: bytes, perms: P
 
 
 def _watch(server: "Server", connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
-    name, token = _strings(payload, 2)
+    depth = None
+    if payload.count(b"\0") == 3 and newer.features_of(server, connection) & newer.XENSTORE_SERVER_FEATURE_WATCHDEPTH:
+        name, token, levels = _strings(payload, 3)
+        depth = leading_number(levels)
+        if depth < 0:
+            raise StoreError(EINVAL)
+    else:
+        name, token = _strings(payload, 2)
     path = connection.absolute(name)
+    domain = connection.domain
+    quotas = server.limits(domain)
     if path[:1] == b"@":
         if len(path) > WATCH_SPECIAL_MAX:
             raise StoreError(EINVAL)
-    elif not is_valid(path, server.quotas.path_max):
+    elif not is_valid(path, quotas.path_max):
         raise StoreError(EINVAL)
     if (path, token) in connection.watches:
         raise StoreError(EEXIST)
-    domain = connection.domain
     if not connection.privileged:
-        if domain.watches > server.quotas.watches:
+        if domain.watches > quotas.watches:
             raise StoreError(E2BIG)
-        if server.quotas.memory and connection.memory + len(path) + len(token) >= server.quotas.memory:
+        if quotas.memory and connection.memory + len(path) + len(token) >= quotas.memory:
             raise StoreError(ENOMEM)
-    watch = server.watches.add(connection, path, token, len(path) - len(name))
-    connection.watches[path, token] = watch
-    domain.watches += 1
-    domain.memory += len(path) + len(token)
+    watch = server.add_watch(connection, name, token, depth)
     server.after.append(lambda: server.send_event(watch, path))
     return _OK
 
@@ -245,16 +250,13 @@ def _transaction_start(
     if transaction is not None:
         raise StoreError(EBUSY)
     domain = connection.domain
-    if not connection.privileged and domain.transactions > server.quotas.transactions:
+    if not connection.privileged and domain.transactions > server.limits(domain).transactions:
         raise StoreError(ENOSPC)
-    limit = None if connection.privileged else server.quotas.transaction_nodes
     open_ones = connection.transactions
     number = connection.next_transaction
     while number in open_ones or not number:
         number = (number + 1) & 0xFFFFFFFF
-    connection.next_transaction = (number + 1) & 0xFFFFFFFF
-    open_ones[number] = Transaction(server.store, domain, limit)
-    server.open_transactions += 1
+    server.begin(connection, number)
     return b"%d\0" % number
 
 
@@ -272,7 +274,8 @@ def _transaction_end(
     server.open_transactions -= 1
     if word == b"T":
         server.disturb(connection)
-        transaction.commit(None if connection.privileged else server.quotas.nodes, server.know, server.fire)
+        limit = None if connection.privileged else server.limits(connection.domain).nodes
+        transaction.commit(limit, server.know, server.fire)
     return _OK
 
 
@@ -358,11 +361,11 @@ def _is_introduced(server: "Server", connection: Connection, transaction: Transa
     return b"T\0" if domain is not None and domain.introduced else b"F\0"
 
 
-def _control(server: "Server", connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
-    return control.run(server, payload)
+def _control(server: "Server", connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes | None:
+    return control.run(server, connection, payload)
 
 
-Handler = Callable[["Server", Connection, Any, bytes], bytes]
+Handler = Callable[["Server", Connection, Any, bytes], bytes | None]
 
 
 class Operation(NamedTuple):
@@ -395,4 +398,8 @@ OPERATIONS: Final[dict[int, Operation]] = {
     xs_wire.XS_SET_TARGET: Operation(_set_target, True, True, "SET_TARGET"),
     xs_wire.XS_RESET_WATCHES: Operation(_reset_watches, False, True, "RESET_WATCHES"),
     xs_wire.XS_DIRECTORY_PART: Operation(_directory_part, False, True, "DIRECTORY_PART"),
+    newer.XS_GET_FEATURE: Operation(newer.get_feature, False, True, "GET_FEATURE"),
+    newer.XS_SET_FEATURE: Operation(newer.set_feature, True, True, "SET_FEATURE"),
+    newer.XS_GET_QUOTA: Operation(newer.get_quota, True, True, "GET_QUOTA"),
+    newer.XS_SET_QUOTA: Operation(newer.set_quota, True, True, "SET_QUOTA"),
 }

@@ -22,6 +22,8 @@ HARD_LIMITS: Final = {
 }
 SOFT_LIMITS: Final = {"memory": (2097152, "Total Xenstore memory per domain (warning level)")}
 
+UNLIMITED: Final = 2**31 - 1
+"""More than anybody can have."""
 NODE_HEADER: Final = 24
 """Bytes that a node costs beside its permissions, value and names of children."""
 ENTRY_SIZE: Final = 8
@@ -66,6 +68,15 @@ class Quotas:
         if name not in HARD_LIMITS:
             raise KeyError(name)
         setattr(self, name.replace("-", "_"), value)
+
+    def limit(self, name: str) -> int:
+        """Return a limit as GET_QUOTA says it: 0 is none.  Raises KeyError."""
+        value = self[name]
+        return 0 if value == UNLIMITED else value
+
+    def set_limit(self, name: str, value: int) -> None:
+        """Set a limit as SET_QUOTA means it: 0 is none.  Raises KeyError."""
+        self[name] = value or UNLIMITED
 
     def describe(self) -> str:
         """Return the table that `CONTROL quota` shows."""

@@ -14,9 +14,10 @@ from typing import Final, NamedTuple, Protocol, final
 from backends.xenstored.connection import Connection, Pending
 from backends.xenstored.domains import LARGEST_DOMID, Domain, Domains
 from backends.xenstored.errors import EACCES, ENOENT, ENOMEM, ENOSYS, StoreError
+from backends.xenstored.newer import XENSTORE_SERVER_FEATURE_WATCHDEPTH
 from backends.xenstored.nodes import remove_owned
 from backends.xenstored.operations import OPERATIONS
-from backends.xenstored.permissions import NOW, READ, only_owner
+from backends.xenstored.permissions import NOW, READ, Permissions, only_owner
 from backends.xenstored.quota import Quotas
 from backends.xenstored.store import Store
 from backends.xenstored.transactions import Transaction
@@ -24,7 +25,12 @@ from backends.xenstored.tree import Node, parent_of
 from backends.xenstored.watches import Watch, WatchIndex
 from guest_kernel.xenbus.wire import HEADER
 from hypervisor.abi import tracepoints
-from hypervisor.abi.io.xs_wire import XENSTORE_ERROR_PROTO, XENSTORE_PAYLOAD_MAX, XS_ERROR, XS_WATCH_EVENT
+from hypervisor.abi.io.xs_wire import (
+    XENSTORE_ERROR_PROTO,
+    XENSTORE_PAYLOAD_MAX,
+    XS_ERROR,
+    XS_WATCH_EVENT,
+)
 
 INTRODUCE_DOMAIN: Final = b"@introduceDomain"
 RELEASE_DOMAIN: Final = b"@releaseDomain"
@@ -63,6 +69,51 @@ class Transport(Protocol):
         ...
 
 
+class Files(Protocol):
+    """The log and reports of a daemon that has a file system."""
+
+    def log(self, on: bool) -> None:
+        """Write the log, or stop it."""
+        ...
+
+    def log_to(self, name: str) -> None:
+        """Write the log to another file from now on."""
+        ...
+
+    def report(self, name: str | None, text: str) -> bool:
+        """Append text to a file, or to the log (None); tell whether that could be done."""
+        ...
+
+    def is_mine(self, name: str) -> bool:
+        """Tell whether a file is the program that is running."""
+        ...
+
+    def is_program(self, name: str) -> str | None:
+        """Return what is wrong with a file that is to be executed; None if nothing is."""
+        ...
+
+
+@final
+class Update:
+    """A live update as it is being prepared by CONTROL live-update, and then asked for (`started`)."""
+
+    def __init__(self, connection: Connection, program: str) -> None:
+        self.connection = connection
+        self.program = program
+        self.arguments: str | None = None
+        """The command line of the new daemon; None: as that of the old one."""
+        self.keeps_transactions = True
+        """Whether the new daemon understands transactions that are open: that of Xen 4.17 does not."""
+        self.started = False
+        self.header = (0, 0, 0)
+        """Type, req_id and tx_id of the request that waits for its answer."""
+
+    def reply(self, text: bytes) -> bytes:
+        """Return the answer to that request."""
+        payload = text + b"\0"
+        return HEADER.pack(*self.header, len(payload)) + payload
+
+
 @final
 class Server:
     """The store with its clients."""
@@ -91,7 +142,15 @@ class Server:
         #: Transactions of all clients.
         self.open_transactions = 0
         self._cause: Pending | None = None
+        #: The live update that somebody prepares.
+        self.update: Update | None = None
+        #: Whether this server's owner can do one, by looking at `update` after `receive`.
+        self.can_update = False
+        #: XENSTORE_SERVER_FEATURE_* that can be had.
+        self.features = XENSTORE_SERVER_FEATURE_WATCHDEPTH
         #: What is to be done when the request that is being served has its reply.
+        #: What the daemon may do with files; None: it has none.
+        self.files: Files | None = None
         self.after: list[Callable[[], None]] = []
 
     # ---- clients
@@ -110,6 +169,8 @@ class Server:
         self.forget_transactions(connection)
         connection.drop_output()
         connection.input = b""
+        if self.update is not None and self.update.connection is connection:
+            self.update = None
         del self.connections[connection]
         self.dirty.pop(connection, None)
 
@@ -132,13 +193,30 @@ class Server:
         self.forget_transactions(connection)
         self.dirty[connection] = None
 
+    def begin_update(self, connection: Connection, program: str) -> None:
+        """Have a client prepare a live update."""
+        self.update = Update(connection, program)
+
+    def go_on(self) -> None:
+        """Take up again, after a live update, what all clients have sent and are to get."""
+        for connection in list(self.connections):
+            self.dirty[connection] = None
+            self.receive(connection, b"")
+
+    def refuse_update(self, why: str) -> None:
+        """Answer the request that asked for a live update which has failed; the old daemon goes on."""
+        update, self.update = self.update, None
+        if update is not None:
+            update.connection.push(update.reply(why.encode()), None)
+            self.dirty[update.connection] = None
+
     def may_read(self, connection: Connection) -> bool:
         """Tell whether more of a client's requests may be looked at now."""
         if connection.error:
             return False
         if connection.privileged:
             return True
-        quotas = self.quotas
+        quotas = connection.domain.quotas or self.quotas
         if quotas.outstanding and connection.domain.outstanding >= quotas.outstanding:
             return False
         return not (quotas.memory and connection.memory >= quotas.memory)
@@ -192,6 +270,11 @@ class Server:
                 if transaction is None:
                     raise StoreError(ENOENT)
             reply = handler(self, connection, transaction, payload)
+            if reply is None:
+                # The owner answers, when it has done what was asked for.
+                assert self.update is not None
+                self.update.header = (kind, req_id, tx_id)
+                return
             answer = kind
             if cause is not None and len(reply) > SMALL_REPLY:
                 self._check_reply(connection, len(reply))
@@ -209,7 +292,7 @@ class Server:
 
     def _check_reply(self, connection: Connection, size: int) -> None:
         """Raise ENOMEM if a guest may not have a reply of this size waiting; what it did is done all the same."""
-        limit = self.quotas.memory
+        limit = self.limits(connection.domain).memory
         if limit and connection.memory + _HEADER_SIZE + size >= limit:
             raise StoreError(ENOMEM)
 
@@ -248,6 +331,18 @@ class Server:
         self.connections[connection] = None
         if domid:
             self._fire_special(INTRODUCE_DOMAIN)
+            self._fire_about(INTRODUCE_DOMAIN, domid)
+        return connection
+
+    def readmit(self, domid: int, port: int) -> Connection:
+        """Have a domain that was served before a live update; its ring is the owner's to find.  Nobody is told."""
+        domain = self.domains.get(domid)
+        if domain is None:
+            domain = Domain(domid, self.store.next_generation)
+            self.domains.add(domain)
+        connection = Connection(domain, domid == 0, f"domain {domid}")
+        domain.introduced, domain.port, domain.connection = True, port, connection
+        self.connections[connection] = None
         return connection
 
     def release(self, domain: Domain) -> None:
@@ -262,6 +357,7 @@ class Server:
         if domain.introduced:
             domain.introduced = False
             self._fire_special(RELEASE_DOMAIN)
+            self._fire_about(RELEASE_DOMAIN, domain.domid)
 
     def check_domains(self, state_of: Callable[[int], DomainState | None]) -> None:
         """Take note of what Xen says of all known domains; `state_of(domid)` is None for one that is gone.
@@ -281,6 +377,7 @@ class Server:
             if state is not None and state.shutdown and not domain.shutdown:
                 domain.shutdown = True
                 tell = True
+                self._fire_about(RELEASE_DOMAIN, domain.domid)
             if state is None or state.dying:
                 self.release(domain)
                 tell = False
@@ -305,7 +402,7 @@ class Server:
             return  # XSA-324
         connection = watch.connection
         if not connection.privileged:
-            limit = self.quotas.memory
+            limit = self.limits(connection.domain).memory
             if limit and connection.memory + _HEADER_SIZE + size >= limit:
                 return  # XSA-326: it does not read; better it misses an event than that all run out of memory
         connection.push_event(payload, HEADER.pack(XS_WATCH_EVENT, 0, 0, size) + payload, self._cause)
@@ -318,9 +415,23 @@ class Server:
     def _fire_special(self, name: bytes) -> None:
         perms = self.special[name]
         for watch in self.watches.on(name):
-            connection = watch.connection
-            if connection.privileged or perms.bits_for(connection.domain, connection.domain.target, NOW) & READ:
+            if watch.depth is None and self._may_hear(watch, perms):
                 self.send_event(watch, name)
+
+    def _fire_about(self, name: bytes, domid: int) -> None:
+        """Tell the watches with a depth which domain it is that has come or gone."""
+        perms = self.special[name]
+        one = b"%s/%d" % (name, domid)
+        for watch in self.watches.on(name):
+            if watch.depth and self._may_hear(watch, perms):
+                self.send_event(watch, one)
+        for watch in self.watches.on(one):
+            if watch.depth is not None and self._may_hear(watch, perms):
+                self.send_event(watch, one)
+
+    def _may_hear(self, watch: Watch, perms: Permissions) -> bool:
+        connection = watch.connection
+        return connection.privileged or bool(perms.bits_for(connection.domain, connection.domain.target, NOW) & READ)
 
     def fire(self, path: bytes, node: Node | None, before: Node | None, exact: bool) -> None:
         """Tell the watches of a change: `node` as it is now, `before` as it was."""
@@ -329,6 +440,8 @@ class Server:
             return
         for watch in watches.on(path) if exact else watches.above(path):
             connection = watch.connection
+            if watch.depth is not None and not watch.reaches(path):
+                continue
             if connection.privileged or self._may_see(connection, path, node, before):
                 self.send_event(watch, path)
 
@@ -356,6 +469,27 @@ class Server:
             connection.domain.disturbances += 1
 
     # ---- what clients hold
+
+    def add_watch(self, connection: Connection, name: bytes, token: bytes, depth: int | None) -> Watch:
+        """Register a watch that a client may have, under a name that is good."""
+        path = connection.absolute(name)
+        watch = self.watches.add(connection, path, token, len(path) - len(name), depth)
+        connection.watches[path, token] = watch
+        connection.domain.watches += 1
+        connection.domain.memory += len(path) + len(token)
+        return watch
+
+    def begin(self, connection: Connection, number: int) -> Transaction:
+        """Start a transaction under a number that is free."""
+        limit = None if connection.privileged else self.limits(connection.domain).transaction_nodes
+        transaction = connection.transactions[number] = Transaction(self.store, connection.domain, limit)
+        connection.next_transaction = (number + 1) & 0xFFFFFFFF
+        self.open_transactions += 1
+        return transaction
+
+    def limits(self, domain: Domain) -> Quotas:
+        """Return what binds a domain: quotas of its own (SET_QUOTA), or those that are everybody's."""
+        return domain.quotas or self.quotas
 
     def forget_watch(self, watch: Watch) -> None:
         """Drop a watch that its connection's table has no more."""

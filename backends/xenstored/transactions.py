@@ -53,7 +53,19 @@ class Transaction:
     before its path.
     """
 
-    __slots__ = ("accessed", "began", "changed", "charged", "created", "domain", "failed", "limit", "prefix", "store")
+    __slots__ = (
+        "accessed",
+        "began",
+        "changed",
+        "charged",
+        "created",
+        "domain",
+        "failed",
+        "limit",
+        "lost",
+        "prefix",
+        "store",
+    )
 
     def __init__(self, store: Store, domain: Domain, limit: int | None) -> None:
         """`domain` pays for what is written until the end; `limit`: how many nodes it may touch."""
@@ -71,6 +83,8 @@ class Transaction:
         self.accessed: dict[bytes, Access] = {}
         #: Something went wrong that cannot be undone: it must not commit.
         self.failed = False
+        #: It had a conflict before a live update, which its nodes do not show any more.
+        self.lost = False
         domain.transactions += 1
         #: Bytes by which its copies' paths are longer.
         self.prefix = len(f"{store.take_generation()}/")
@@ -149,6 +163,32 @@ class Transaction:
         access.exact = exact and (access.exact or not access.event)
         access.event = True
 
+    @property
+    def doomed(self) -> bool:
+        """It would be refused at its end if that came now."""
+        return self.failed or self._has_conflict()
+
+    def _has_conflict(self) -> bool:
+        if self.lost:
+            return True
+        for path, access in self.accessed.items():
+            node = self.store.get(path)
+            if (_MISSING if node is None else node.generation) != access.seen:
+                return True
+        return False
+
+    def recount(self) -> None:
+        """Work out anew what it pays for and whose nodes it has changed, from what it has done with each node."""
+        self.domain.memory -= self.charged
+        self.charged = 0
+        for path, access in self.accessed.items():
+            self._charge(self._cost(path, access.node))
+            if access.modified and access.before is not None:
+                self._count(self._owner(access.before), -1)
+            if access.modified and access.node is not None:
+                self._count(access.node.perms.owner, 1)
+                self.created = self.created or access.before is None
+
     def end(self) -> None:
         """Give back what the open transaction took, committed or not."""
         self.domain.memory -= self.charged
@@ -166,10 +206,8 @@ class Transaction:
             raise StoreError(ENOMEM)
         self._check_owners(node_limit if self.created else None, know)
         store = self.store
-        for path, access in self.accessed.items():
-            node = store.get(path)
-            if (_MISSING if node is None else node.generation) != access.seen:
-                raise StoreError(EAGAIN)
+        if self._has_conflict():
+            raise StoreError(EAGAIN)
         for path, access in self.accessed.items():
             before, node = access.before, access.node
             if not access.modified or (before is None and node is None):

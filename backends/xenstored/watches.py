@@ -14,14 +14,20 @@ if TYPE_CHECKING:
 class Watch:
     """One watch: absolute path, token, and how its owner spells the path."""
 
-    __slots__ = ("connection", "path", "sequence", "skip", "tail", "token")
+    __slots__ = ("connection", "depth", "path", "sequence", "skip", "tail", "token")
 
-    def __init__(self, connection: "Connection", path: bytes, token: bytes, skip: int, sequence: int) -> None:
-        """`skip`: bytes to leave out at the front of the path in events, for a watch with a relative path."""
+    def __init__(
+        self, connection: "Connection", path: bytes, token: bytes, skip: int, sequence: int, depth: int | None = None
+    ) -> None:
+        """`skip`: bytes to leave out at the front of the path in events, for a watch with a relative path.
+
+        `depth`: how many levels below the path matter; None: all.
+        """
         self.connection = connection
         self.path = path
         self.token = token
         self.skip = skip
+        self.depth = depth
         #: Order of registration.
         self.sequence = sequence
         self.tail = b"\0" + token + b"\0"
@@ -29,6 +35,14 @@ class Watch:
     def payload(self, path: bytes) -> bytes:
         """Return what an event about `path` says: the path as the owner spells it, and the token."""
         return path[self.skip :] + self.tail
+
+    def reaches(self, path: bytes) -> bool:
+        """Tell whether a node at or below the path is near enough for the depth of this watch."""
+        return self.depth is None or _levels(path) - _levels(self.path) <= self.depth
+
+
+def _levels(path: bytes) -> int:
+    return path.count(b"/") if path != b"/" else 0
 
 
 def _order(watch: Watch) -> int:
@@ -45,10 +59,10 @@ class WatchIndex:
         self.by_path: dict[bytes, dict[Watch, None]] = {}
         self._sequence = 0
 
-    def add(self, connection: "Connection", path: bytes, token: bytes, skip: int) -> Watch:
+    def add(self, connection: "Connection", path: bytes, token: bytes, skip: int, depth: int | None = None) -> Watch:
         """Register a watch."""
         self._sequence += 1
-        watch = Watch(connection, path, token, skip, self._sequence)
+        watch = Watch(connection, path, token, skip, self._sequence, depth)
         self.by_path.setdefault(path, {})[watch] = None
         return watch
 

@@ -258,7 +258,7 @@ class Sessions:
 
     def other(self) -> tuple[int, bytes]:
         pick = self.random
-        kind = pick.choice([xs.XS_RESET_WATCHES, 15, 16, 19, 24, 25, 26, 27, 28, 127, 65535, 0xFFFFFFFF])
+        kind = pick.choice([xs.XS_RESET_WATCHES, 15, 16, 19, 20, 27, 28, 127, 65535, 0xFFFFFFFF])
         return kind, pick.choice([b"", b"\0", b"/a\0", b"0\0"])
 
     def mutated(self, payload: bytes) -> bytes:

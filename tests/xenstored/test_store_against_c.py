@@ -18,6 +18,7 @@ from backends.xenstored.numbers import leading_number
 from backends.xenstored.server import DomainState
 from guest_kernel.xenbus.wire import Message, encode, parse_all
 from hypervisor.abi.io import xs_wire as xs
+from toolstack.xenstore.service import Log
 
 COUNT = int(os.environ.get("PARAVIRT_SESSIONS", "25"))
 FIRST = int(os.environ.get("PARAVIRT_FIRST_SESSION", "0"))
@@ -28,6 +29,11 @@ ONE_NAME = (xs.XS_DIRECTORY, xs.XS_READ, xs.XS_GET_PERMS, xs.XS_MKDIR, xs.XS_RM)
 
 Got = dict[str, list[Message] | None]
 """What each client has got; None: its connection is broken."""
+
+
+def is_newer(step: Send) -> bool:
+    """Whether it is what Xen 4.22 has on top: a watch with a depth."""
+    return step.kind == xs.XS_WATCH and step.payload.count(b"\0") == 3
 
 
 def number_of(messages: list[Message] | None) -> int | None:
@@ -140,6 +146,7 @@ class Ours(Stores):
     def __init__(self) -> None:
         super().__init__()
         self.world = NoRings()
+        self.world.server.files = Log(None)
         self.states: dict[int, int] = {}
         self.world.existing = set(range(DOMAINS))
         server = self.world.server
@@ -228,7 +235,7 @@ def test_the_same_session_gives_the_same_bytes(tmp_path: Path, seed: int) -> Non
         ours = Ours()
         told: list[str] = []
         for step in Sessions(seed).steps(LENGTH):
-            if isinstance(step, Send) and is_left_over(step):
+            if isinstance(step, Send) and (is_left_over(step) or is_newer(step)):
                 continue
             alive = ours.alive()
             expected = theirs.play(step, alive)

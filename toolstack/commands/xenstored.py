@@ -44,7 +44,10 @@ from toolstack.xenstore.service import NoXen, Service, parse_quotas
     type=click.Path(path_type=Path, dir_okay=False),
     help="Record every request and event in FILE.",
 )
-def xenstored(path: Path | None, quotas: tuple[str, ...], domains: tuple[int, ...], trace_file: Path | None) -> None:
+@click.option("-U", "--live-update", is_flag=True, hidden=True)
+def xenstored(
+    path: Path | None, quotas: tuple[str, ...], domains: tuple[int, ...], trace_file: Path | None, live_update: bool
+) -> None:
     """Run the store alone, until Ctrl-C or SIGTERM.
 
     Unmodified clients use it as dom0 would:
@@ -59,6 +62,8 @@ def xenstored(path: Path | None, quotas: tuple[str, ...], domains: tuple[int, ..
             quotas=parse_quotas(quotas),
             trace_file=trace_file,
             transport=NoXen({0, *domains} if domains else None),
+            live_update=live_update,
+            arguments=sys.argv[1:],
         )
         trio.run(service.run)
     except UsageError as error:

@@ -7,12 +7,16 @@ domains, unless it is told which ones do. INTRODUCE and RELEASE do all that they
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
-from typing import Final, final
+from typing import BinaryIO, Final, final
 
 import trio
 
@@ -20,10 +24,11 @@ from backends.xenstored.connection import Connection
 from backends.xenstored.domains import LARGEST_DOMID
 from backends.xenstored.errors import EINVAL
 from backends.xenstored.quota import Quotas
-from backends.xenstored.server import Server
+from backends.xenstored.server import Server, Update
+from backends.xenstored.state import Fds, Loader, Place, StateError, save
 from hypervisor.trace import TraceWriter
 from toolstack.errors import UsageError, did_you_mean
-from toolstack.xenstore import address
+from toolstack.xenstore.address import identity, listen, remove
 from toolstack.xenstore.sockets import SocketServer
 
 ROUNDS: Final = 64
@@ -68,7 +73,7 @@ def parse_quotas(texts: Collection[str], quotas: Quotas | None = None) -> Quotas
 
 @final
 class Service:
-    """One store on one socket, until SIGTERM or Ctrl-C."""
+    """One store on one socket, until SIGTERM or Ctrl-C, or until another program takes over (live update)."""
 
     def __init__(
         self,
@@ -77,65 +82,230 @@ class Service:
         quotas: Quotas | None = None,
         trace_file: Path | None = None,
         transport: NoXen | None = None,
+        live_update: bool = False,
+        arguments: Sequence[str] = (),
     ) -> None:
+        """`live_update`: go on where another daemon has stopped; `arguments`: what this program was called with."""
         self.path = path
-        self.trace_file = trace_file
         self.server = Server(transport or NoXen(), quotas)
+        self.server.can_update = True
+        self.log = Log(trace_file, again=live_update)
+        self.server.files = self.log
+        self.live_update = live_update
+        self.arguments = list(arguments)
+        self.sockets: SocketServer
 
     async def run(self, started: trio.Event | None = None) -> None:
-        """Serve. Raises `UsageError` if the socket or the trace cannot be had."""
+        """Serve. Raises `UsageError` if the socket, the state or the trace cannot be had."""
         with ExitStack() as stack:
-            self.server.trace = self._open_trace(stack)
-            listener = address.listen(self.path)
-            stack.callback(address.remove, self.path, address.identity(self.path))
-            sockets = SocketServer(self.server, listener)
-            stack.callback(sockets.close)
+            self.log.open(self.server)
+            stack.callback(self.log.close)
+            self.sockets = self._take_over() if self.live_update else SocketServer(self.server, listen(self.path))
+            stack.callback(remove, self.path, identity(self.path))
+            stack.callback(self.sockets.close)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(serve, sockets)
+                    nursery.start_soon(self._serve)
                     if started is not None:
                         started.set()
                     async for _ in signals:
                         nursery.cancel_scope.cancel()
                         break
+        self.log.check()
 
-    def _open_trace(self, stack: ExitStack) -> Trace | None:
-        if self.trace_file is None:
-            return None
-        return stack.enter_context(trace_to(self.trace_file))
+    async def _serve(self) -> None:
+        poll, server = self.sockets.poll, self.server
+        while True:
+            await trio.lowlevel.wait_readable(self.sockets)
+            for _ in range(ROUNDS):
+                if not poll():
+                    break
+                if server.update is not None and server.update.started:
+                    self._give_way(server.update)
+
+    # ---- live update
+
+    @property
+    def _state_file(self) -> Path:
+        return self.path.parent / "state_dump"
+
+    def _give_way(self, update: Update) -> None:
+        """Write the state down and become another program. Comes back only if that fails."""
+        sockets = self.sockets
+        assert sockets.listener is not None
+        if not update.keeps_transactions:
+            for connection in self.server.connections:
+                self.server.forget_transactions(connection)
+        state = save(
+            self.server,
+            self._place_of,
+            Fds(listener=sockets.listener.fileno()),
+            update.connection,
+            update.reply(b"OK"),
+            # dom0 has no ring here, but the C daemon needs to hear of it.
+            rings=[Place(domid=0)],
+        )
+        try:
+            with open(self._state_file, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(state)
+        except OSError:
+            self._refuse("Dump state open error")
+            return
+        words = self.arguments if update.arguments is None else update.arguments.split()
+        descriptors = [sockets.listener.fileno(), *sockets.clients]
+        for number in descriptors:
+            os.set_inheritable(number, True)
+        self.log.flush()
+        try:
+            os.execv(update.program, [update.program, *words, *([] if "-U" in words else ["-U"])])
+        except (OSError, ValueError):
+            for number in descriptors:
+                os.set_inheritable(number, False)
+            self._state_file.unlink(missing_ok=True)
+            self._refuse("Error activating new binary.")
+
+    def _refuse(self, why: str) -> None:
+        self.server.refuse_update(why)
+        self.sockets.flush()
+
+    def _place_of(self, connection: Connection) -> Place:
+        client = self.sockets.by_connection.get(connection)
+        if client is not None:
+            return Place(fd=client.socket.fileno(), pending=client.pending)
+        return Place(domid=connection.id, port=connection.domain.port)
+
+    def _take_over(self) -> SocketServer:
+        """Go on with the state and the sockets that the program before has left. Raises `UsageError`."""
+        try:
+            state = self._state_file.read_bytes()
+            self._state_file.unlink()
+        except OSError as error:
+            raise UsageError(f"cannot read the state {str(self._state_file)!r}: {error.strerror}") from None
+        clients: list[tuple[socket.socket, Connection]] = []
+
+        def connect(server: Server, place: Place) -> Connection | None:
+            if place.fd is None:
+                return server.readmit(place.domid, place.port) if place.domid else None
+            clients.append((_inherited(place.fd), server.connect(f"socket {len(clients) + 1}")))
+            return clients[-1][1]
+
+        loader = Loader(self.server, connect)
+        try:
+            loader.load(state)
+            listener = _inherited(loader.fds.listener)
+        except StateError as error:
+            raise UsageError(f"cannot go on with the state {str(self._state_file)!r}: {error}") from None
+        sockets = SocketServer(self.server, listener)
+        for sock, connection in clients:
+            sockets.adopt(sock, connection)
+        self.server.go_on()
+        sockets.flush()
+        return sockets
 
 
-async def serve(sockets: SocketServer) -> None:
-    """Serve a store's sockets for ever."""
-    poll = sockets.poll
-    while True:
-        await trio.lowlevel.wait_readable(sockets)
-        for _ in range(ROUNDS):
-            if not poll():
-                break
+def _inherited(number: int) -> socket.socket:
+    """Return the socket behind a file descriptor that another program has opened. Raises StateError."""
+    try:
+        os.set_inheritable(number, False)
+        sock = socket.socket(fileno=number)
+    except OSError as error:
+        raise StateError(f"file descriptor {number} is no socket: {error.strerror}") from None
+    sock.setblocking(False)
+    return sock
 
 
-class Trace:
-    """The server's probe when there is no host: records are dom0's, times are those of the clock."""
+@final
+class Log:
+    """The trace of a daemon without a host: records are dom0's, times are those of the clock."""
 
-    def __init__(self, writer: TraceWriter) -> None:
-        self._writer = writer
-        began = time.monotonic_ns()
-        writer.now = lambda: time.monotonic_ns() - began
+    def __init__(self, path: Path | None, again: bool = False) -> None:
+        """`again`: there is a trace already that is to be left alone."""
+        self._path = path if path is None or not again else _free_name(path)
+        self._writer: TraceWriter | None = None
+        self._server: Server | None = None
+        self._failure: str | None = None
+        self._began = time.monotonic_ns()
 
-    def __call__(self, kind: int, *fields: object) -> None:
-        """Write one record."""
+    def open(self, server: Server) -> None:
+        """Begin, if there is a file to write to. Raises `UsageError`."""
+        self._server = server
+        if self._path is not None:
+            try:
+                self._start(self._path)
+            except OSError as error:
+                raise UsageError(f"cannot write the trace {str(self._path)!r}: {error.strerror}") from None
+
+    def _start(self, path: Path) -> None:
+        file: BinaryIO = path.open("wb")
+        about = {"pcpus": 1, "time": "real", "schedule": "fifo", "preempts": False}
+        self._writer = TraceWriter(file, seed=0, about=about)
+        self._writer.now = lambda: time.monotonic_ns() - self._began
+        self.log(True)
+
+    def _emit(self, kind: int, *fields: object) -> None:
+        assert self._writer is not None
         self._writer.emit(0, 0, kind, *fields)
 
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.flush()
 
-@contextmanager
-def trace_to(path: Path) -> Iterator[Trace]:
-    """Record what the store does in a file. Raises `UsageError` if that cannot be written."""
-    try:
-        file = path.open("wb")
-    except OSError as error:
-        raise UsageError(f"cannot write the trace {str(path)!r}: {error.strerror}") from None
-    with TraceWriter(file, seed=0, about={"pcpus": 1, "time": "real", "schedule": "fifo", "preempts": False}) as writer:
-        yield Trace(writer)
-    if writer.failure is not None:
-        raise UsageError(f"cannot write the trace {str(path)!r} to its end: {writer.failure.strerror}")
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        writer, self._writer = self._writer, None
+        self.log(False)
+        if writer is not None:
+            writer.close()
+            if writer.failure is not None:
+                self._failure = f"cannot write the trace {str(self._path)!r} to its end: {writer.failure.strerror}"
+
+    def check(self) -> None:
+        """Raise `UsageError` if the trace is not complete."""
+        if self._failure is not None:
+            raise UsageError(self._failure)
+
+    # ---- what clients ask for (`backends.xenstored.server.Files`)
+
+    def log(self, on: bool) -> None:
+        """Write the log, or stop it."""
+        assert self._server is not None
+        self._server.trace = self._emit if on and self._writer is not None else None
+
+    def log_to(self, name: str) -> None:
+        """Write the log to another file from now on; one that cannot be opened gets none."""
+        self.close()
+        self._path = Path(name)
+        with suppress(OSError):
+            self._start(self._path)
+
+    def report(self, name: str | None, text: str) -> bool:
+        """Append text to a file; the log has no place for it."""
+        if name is None:
+            return False
+        try:
+            with open(name, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            return False
+        return True
+
+    def is_mine(self, name: str) -> bool:
+        """Tell whether a file is the program that is running."""
+        try:
+            return os.path.samefile(name, sys.argv[0])
+        except (OSError, ValueError):
+            return False
+
+    def is_program(self, name: str) -> str | None:
+        """Return what is wrong with a file that is to be executed, in the C daemon's words."""
+        try:
+            mode = os.stat(name).st_mode
+        except (OSError, ValueError):
+            return "File not accessible."
+        return None if mode & 0o111 else "File not executable."
+
+
+def _free_name(path: Path) -> Path:
+    """Return FILE.1, or the first such name that is free."""
+    return next(name for number in count(1) if not (name := path.with_name(f"{path.name}.{number}")).exists())
