@@ -21,13 +21,17 @@ def oracle() -> Path:
     return where
 
 
-@pytest.mark.xfail(reason="a few answers are not yet those of real Xen; oracle_run.py lists them", strict=False)
+FRAMES_OF_ONE_MACHINE = {"dom0/insn.read_cr3", "domU/insn.read_cr3"}
+"""Cases that show, unmasked, which machine frame the allocator happened to give for a root page table."""
+
+
 def test_every_recorded_case(oracle: Path) -> None:
     log, result = boot(oracle)
     differences, total = compare((oracle / RECORDING).read_text(), log)
     assert total > 1000
-    listed = "\n".join(str(difference) for difference in differences)
-    assert not differences, f"{len(differences)} of {total} cases differ:\n{listed}"
+    wrong = [difference for difference in differences if difference.name not in FRAMES_OF_ONE_MACHINE]
+    listed = "\n".join(map(str, wrong))
+    assert not wrong, f"{len(wrong)} of {total} cases differ:\n{listed}"
     assert result.shutdown_reason == sched.SHUTDOWN_reboot
 
 
