@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hypervisor.machine.timers import Timer
     from hypervisor.pirq import Pirq
     from hypervisor.vcpu import VCpu
+    from hypervisor.vnuma import VirtualTopology
 
 NO_SHUTDOWN = -1
 
@@ -81,6 +82,7 @@ class Domain:
         "tsc_incarnation",
         "tsc_mode",
         "vcpus",
+        "virtual_topology",
         "vm_assist",
         "watchdogs",
     )
@@ -134,6 +136,8 @@ class Domain:
         self.ioports: Ranges = []
         self.iomem: Ranges = []
         """Frames that are no memory of the host, which the domain may map: registers of devices."""
+        self.virtual_topology: VirtualTopology | None = None
+        """The NUMA nodes that it is told of."""
         self.pci_address = 0
         """What was last written to I/O port 0xcf8."""
         self.irqs: set[int] = set()

@@ -1,4 +1,4 @@
-"""Control operations about scheduling: weights, and affinity to pCPUs and nodes."""
+"""Control operations about scheduling and NUMA: weights, affinity to pCPUs and nodes, and nodes of the domain's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypervisor.bitmaps import read_bitmap, write_bitmap
 from hypervisor.domctl.operation import Operation, vcpu_of
 from hypervisor.errors import HypercallError
 from hypervisor.sched.params import ALL_CPUS
+from hypervisor.vnuma import take_topology
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -34,6 +35,7 @@ class SchedulingOps:
             abi.XEN_DOMCTL_getvcpuaffinity: Operation(self._getvcpuaffinity, "vcpuaffinity"),
             abi.XEN_DOMCTL_setnodeaffinity: Operation(self._setnodeaffinity, "nodeaffinity"),
             abi.XEN_DOMCTL_getnodeaffinity: Operation(self._getnodeaffinity, "nodeaffinity"),
+            abi.XEN_DOMCTL_setvnumainfo: Operation(self._setvnumainfo, "vnuma"),
         }
 
     # -- credit2 ----------------------------------------------------------------------------------------------------
@@ -127,3 +129,9 @@ class SchedulingOps:
         if nodes is None:
             nodes = ONLINE_NODES if target.online_vcpus() else ALL_NODES
         write_bitmap(vcpu, value.nodemap, nodes, MAX_NODES)
+
+    # -- virtual NUMA -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _setvnumainfo(vcpu: VCpu, target: Domain, value: Any) -> None:
+        target.virtual_topology = take_topology(vcpu, target, value)

@@ -12,6 +12,7 @@ from hypervisor.mm.acquire_resource import AcquireResource
 from hypervisor.mm.frame_table import M2P_ALIGN
 from hypervisor.mm.memory_maps import MemoryMaps
 from hypervisor.mm.reservation import EXTENT_SHIFT
+from hypervisor.vnuma import tell_topology
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -147,12 +148,12 @@ class MemoryOps:
         return -errno.EPERM if domain is vcpu.domain else -errno.EINVAL
 
     def _get_vnumainfo(self, vcpu: VCpu, arg: int) -> int:
-        """No domain has a virtual NUMA topology: XEN_DOMCTL_setvnumainfo is not built."""
+        """Tell a domain's virtual NUMA topology, if the toolstack has given it one."""
         request = _TOPOLOGY.unpack_from(copy_from_guest(vcpu, arg, _TOPOLOGY.size))
         if request.pad:
             return -errno.EINVAL
-        self._target(vcpu, request.domid)
-        return -errno.EOPNOTSUPP
+        topology = self._target(vcpu, request.domid).virtual_topology
+        return -errno.EOPNOTSUPP if topology is None else tell_topology(vcpu, arg, request, topology)
 
     # -- the M2P ----------------------------------------------------------------------------------------------------
 

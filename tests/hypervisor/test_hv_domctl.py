@@ -8,7 +8,7 @@ import pytest
 from core_world import MS
 
 from hypervisor.abi import domctl as abi
-from hypervisor.abi import errno, sched, xen
+from hypervisor.abi import errno, memory, sched, xen
 from hypervisor.mm.frame_table import PGT_writable_page
 from hypervisor.rangeset import covers, deny, permit
 
@@ -276,6 +276,73 @@ class TestScheduling:
         assert nodes(get, 1) == 3
         assert nodes(put, 1, (1 << 64) - 1) == (1 << 64) - 1
         assert nodes(get, 1) == 1
+
+
+class TestVirtualNuma:
+    """Two nodes, a vCPU on each, three ranges of memory."""
+
+    DISTANCES = struct.pack("<4I", 10, 20, 20, 10)
+    RANGES = b"".join(struct.pack("<QQII", at << 20, at + 1 << 20, 0, at & 1) for at in range(3))
+
+    def topology(self, dom0, **changes):
+        arrays = {
+            "vdistance": self.DISTANCES,
+            "vmemrange": self.RANGES,
+            "vcpu_to_vnode": struct.pack("<2I", 0, 1),
+            "vnode_to_pnode": struct.pack("<2I", 0, 63),
+        }
+        told = {"nr_vnodes": 2, "nr_vmemranges": 3, "nr_vcpus": 2}
+        for slot, (name, data) in enumerate(arrays.items()):
+            told[name] = dom0.va(0) + slot * 512
+            dom0.poke(told[name], changes.pop(name, data))
+        return rc_of(dom0, abi.XEN_DOMCTL_setvnumainfo, 1, vnuma={**told, **changes})
+
+    def ask(self, guest, domid=xen.DOMID_SELF, **changes):
+        fields = {"domid": domid, "nr_vnodes": 2, "nr_vcpus": 4, "nr_vmemranges": 3}
+        for slot, name in enumerate(("vdistance", "vcpu_to_vnode", "vmemrange")):
+            fields[name] = {"h": guest.va(0) + 2048 + slot * 512}
+        op, layout = memory.XENMEM_get_vnumainfo, memory.xen_vnuma_topology_info
+        return guest.call(xen.HYPERVISOR_memory_op, op, layout=layout, **{**fields, **changes})
+
+    def test_the_domain_gets_what_it_was_given(self, pair):
+        dom0, domu = pair.dom0, pair.domu
+        assert self.ask(domu)[0] == EOPNOTSUPP
+        assert self.topology(dom0) == 0
+        for guest, domid in ((domu, xen.DOMID_SELF), (dom0, 1)):
+            rc, told = self.ask(guest, domid)
+            assert (rc, told.nr_vnodes, told.nr_vcpus, told.nr_vmemranges) == (0, 2, 2, 3)
+            assert guest.peek(guest.va(0) + 2048, 16) == self.DISTANCES
+            assert guest.peek(guest.va(0) + 2560, 8) == struct.pack("<2I", 0, 1)
+            assert guest.peek(guest.va(0) + 3072, 72) == self.RANGES
+        assert self.ask(dom0)[0] == EOPNOTSUPP
+
+    @pytest.mark.parametrize("small", [{"nr_vnodes": 1}, {"nr_vcpus": 1}, {"nr_vmemranges": 2}])
+    def test_an_array_that_is_too_small_is_told_the_size(self, pair, small):
+        assert self.topology(pair.dom0) == 0
+        rc, told = self.ask(pair.domu, **small)
+        assert (rc, told.nr_vnodes, told.nr_vcpus, told.nr_vmemranges) == (-errno.ENOBUFS, 2, 2, 3)
+
+    @pytest.mark.parametrize(
+        ("change", "rc"),
+        [
+            ({"nr_vcpus": 1}, EINVAL),
+            ({"pad": 1}, EINVAL),
+            ({"nr_vnodes": 0}, EINVAL),
+            ({"nr_vnodes": 33}, EINVAL),
+            ({"nr_vmemranges": 171}, EINVAL),
+            ({"vcpu_to_vnode": struct.pack("<2I", 0, 2)}, E2BIG),
+            ({"vnode_to_pnode": struct.pack("<2I", 0, 64)}, E2BIG),
+        ],
+    )
+    def test_what_cannot_be(self, pair, change, rc):
+        assert self.topology(pair.dom0, **change) == rc
+        assert self.ask(pair.domu)[0] == EOPNOTSUPP
+
+    def test_arrays_must_be_there(self, pair):
+        told = {"nr_vnodes": 1, "nr_vcpus": 2, "vdistance": NOWHERE}
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_setvnumainfo, 1, vnuma=told) == EFAULT
+        assert self.topology(pair.dom0) == 0
+        assert self.ask(pair.domu, vmemrange={"h": NOWHERE})[0] == EFAULT
 
 
 class TestVcpus:
