@@ -1,9 +1,7 @@
-"""Event channels: the two-level bitmap of shared_info, and the handler of each port.
+"""Event channels: binding ports, sending, and the handler of each port.
 
-Xen tells a vCPU of events in three steps: a bit per port in `evtchn_pending`, a bit per word of those in the vCPU's
-`evtchn_pending_sel`, and a byte `evtchn_upcall_pending`. An upcall goes the other way: clear the byte, take the
-selector, and of each word that it names take the pending bits that are not masked. A bit is cleared before its handler
-runs, so an event that comes meanwhile is not lost.
+How Xen tells a vCPU which ports have events is one of two ABIs: event words and queues (`events_fifo`), which every Xen
+since 4.4 offers, or a bitmap (`events_two_level`). The kernel asks for the former, and need not care from then on.
 
 Handlers run in the upcall, between two steps of the threads: they must not wait; they wake threads.
 """
@@ -11,11 +9,12 @@ Handlers run in the upcall, between two steps of the threads: they must not wait
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from guest_kernel.errors import XenError
+from guest_kernel.events_fifo import FifoPorts
+from guest_kernel.events_two_level import Handler, TwoLevelPorts
 from guest_kernel.hypercalls import Hypercalls
-from guest_kernel.threads import FAILURES, INTERRUPTS
+from guest_kernel.mm import Page
 from hypervisor.abi.event_channel import (
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
@@ -25,7 +24,6 @@ from hypervisor.abi.event_channel import (
     EVTCHNOP_bind_virq,
     EVTCHNOP_close,
     EVTCHNOP_send,
-    EVTCHNOP_unmask,
     evtchn_alloc_unbound,
     evtchn_bind_interdomain,
     evtchn_bind_ipi,
@@ -33,29 +31,11 @@ from hypervisor.abi.event_channel import (
     evtchn_bind_vcpu,
     evtchn_bind_virq,
     evtchn_close,
-    evtchn_unmask,
 )
-from hypervisor.abi.xen import DOMID_SELF, HYPERVISOR_event_channel_op, shared_info, vcpu_info
+from hypervisor.abi.xen import DOMID_SELF, HYPERVISOR_event_channel_op, shared_info
 
-Handler = Callable[[], None]
-Word = list[Any]
-"""[index of 64 pending bits in shared_info, those of them that are not masked, handlers by bit, those not masked]"""
-
-_PENDING = shared_info.offset("evtchn_pending") >> 3
-_MASK = shared_info.offset("evtchn_mask") >> 3
-_WORDS = 64
-_ALL = (1 << 64) - 1
 _NOTIFY_SLOT = 1023
 """The last word of the argument page belongs to `notify` alone."""
-
-
-def run_all(handlers: dict[int, Handler], pending: int) -> None:
-    """Call the handlers of all bits in `pending`. A port that one of them closes has none any more."""
-    while pending:
-        handler = handlers.get(pending & -pending)
-        pending &= pending - 1
-        if handler is not None:
-            handler()
 
 
 class Events:
@@ -64,16 +44,29 @@ class Events:
     notify: Callable[[int], None]
     """`notify(port)`: send an event to the other end. Raises XenError for a port that cannot be sent to."""
 
-    def __init__(self, hypercalls: Hypercalls, shared: memoryview, on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        hypercalls: Hypercalls,
+        shared: memoryview,
+        alloc_page: Callable[[], Page],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
         self._hypercalls = hypercalls
         self._bytes = shared
-        self._words = shared.cast("Q")
-        self._by_selector: dict[int, Word] = {}
-        """The words in which ports are or were bound, by selector bit."""
-        self._on_failure = on_failure
-        # Every port begins masked; binding one unmasks it. Nobody else changes the mask, so it need not be read.
-        for word in range(_WORDS):
-            self._words[_MASK + word] = _ALL
+        ports = FifoPorts.start(hypercalls, shared, alloc_page, on_failure)
+        self._ports: FifoPorts | TwoLevelPorts = ports or TwoLevelPorts(hypercalls, shared, on_failure)
+        self.make_upcall = self._ports.make_upcall
+        """`make_upcall(vcpu_id)`: the code that Xen is to enter on a vCPU, on which this is executed."""
+        self.set_handler = self._ports.set_handler
+        """`set_handler(port, handler)`: put another handler on a bound port."""
+        self.mask = self._ports.mask
+        """`mask(port)`: hold the events of a port back; one that comes is remembered."""
+        self.unmask = self._ports.unmask
+        """`unmask(port)`: let the events of a port through; one that is pending comes at the next yield."""
+        self.bound = self._ports.bound
+        """`bound()`: the ports that have a handler."""
+        self.is_pending = self._ports.is_pending
+        """`is_pending(port)`: an event waits on a port (a masked one, or one whose upcall has not come yet)."""
         self.notify = self._make_notify()
 
     def _make_notify(self) -> Callable[[int], None]:
@@ -89,56 +82,6 @@ class Events:
                 raise XenError(-result, f"EVTCHNOP_send on port {port}")
 
         return notify
-
-    def make_upcall(self, vcpu_id: int) -> Handler:
-        """Return the code that Xen enters on vCPU `vcpu_id` when events are pending."""
-        info = shared_info.offset(f"vcpu_info[{vcpu_id}]")
-        flag = info + vcpu_info.offset("evtchn_upcall_pending")
-        selector_at = info + vcpu_info.offset("evtchn_pending_sel") >> 3
-        shared_bytes, words, on_failure = self._bytes, self._words, self._on_failure
-        find_word = self._by_selector.get
-        dispatch = self._dispatch
-
-        def upcall() -> None:
-            shared_bytes[flag] = 0
-            selector = words[selector_at]
-            words[selector_at] = 0
-            try:
-                word = find_word(selector)
-                if word is None:
-                    dispatch(selector)
-                    return
-                at, unmasked, handlers, live = word
-                raw = words[at]
-                handler = live.get(raw)
-                if handler is not None:
-                    # Nearly always one bit of one word is set.
-                    words[at] = 0
-                    handler()
-                else:
-                    pending = raw & unmasked
-                    words[at] = raw ^ pending
-                    run_all(handlers, pending)
-            except INTERRUPTS:
-                raise
-            except FAILURES as failure:
-                on_failure(failure)
-
-        return upcall
-
-    def _dispatch(self, selector: int) -> None:
-        """Take the pending events of several words, lowest port first."""
-        words = self._words
-        while selector:
-            word = self._by_selector.get(selector & -selector)
-            selector &= selector - 1
-            if word is None:
-                continue  # somebody else wrote into the selector: no port of that word is unmasked
-            at, unmasked, handlers, _ = word
-            raw = words[at]
-            pending = raw & unmasked
-            words[at] = raw ^ pending
-            run_all(handlers, pending)
 
     def enable(self, vcpu_id: int) -> None:
         """Let Xen deliver upcalls to a vCPU: at its next yield, if some are pending."""
@@ -198,61 +141,13 @@ class Events:
         """Let another vCPU take the events of a port. Raises XenError."""
         self._hypercalls.event_channel(EVTCHNOP_bind_vcpu, evtchn_bind_vcpu, "EVTCHNOP_bind_vcpu", port=port, vcpu=vcpu)
 
-    def _bind(self, port: int, handler: Handler) -> int:
-        self.set_handler(port, handler)
-        self.unmask(port)
-        return port
-
-    def _word(self, port: int) -> Word:
-        number = port >> 6
-        word = self._by_selector.get(1 << number)
-        if word is None:
-            word = self._by_selector[1 << number] = [_PENDING + number, 0, {}, {}]
-        return word
-
-    def set_handler(self, port: int, handler: Handler) -> None:
-        """Put another handler on a bound port."""
-        bit = 1 << (port & 63)
-        _, unmasked, handlers, live = self._word(port)
-        handlers[bit] = handler
-        if unmasked & bit:
-            live[bit] = handler
-
     def unbind(self, port: int) -> None:
         """Close a port. The other end goes back to waiting for somebody to bind. Raises XenError (EINVAL)."""
         self.mask(port)
         self._hypercalls.event_channel(EVTCHNOP_close, evtchn_close, "EVTCHNOP_close", port=port)
-        self._word(port)[2].pop(1 << (port & 63), None)
+        self._ports.remove_handler(port)
 
-    def mask(self, port: int) -> None:
-        """Hold the events of a port back; one that comes is remembered."""
-        bit = 1 << (port & 63)
-        word = self._word(port)
-        word[1] &= ~bit
-        word[3].pop(bit, None)
-        self._words[word[0] + _MASK - _PENDING] = _ALL ^ word[1]
-
-    def unmask(self, port: int) -> None:
-        """Let the events of a port through; one that is pending comes at the next yield."""
-        bit = 1 << (port & 63)
-        word = self._word(port)
-        word[1] |= bit
-        if bit in word[2]:
-            word[3][bit] = word[2][bit]
-        if self._words[word[0]] & bit:
-            # Xen has to look: the selector and the upcall flag were not set for a masked port.
-            self._hypercalls.event_channel(EVTCHNOP_unmask, evtchn_unmask, "EVTCHNOP_unmask", port=port)
-        else:
-            self._words[word[0] + _MASK - _PENDING] = _ALL ^ word[1]
-
-    def bound(self) -> list[int]:
-        """Return the ports that have a handler."""
-        return [
-            64 * (at - _PENDING) + bit.bit_length() - 1
-            for at, _, handlers, _ in self._by_selector.values()
-            for bit in handlers
-        ]
-
-    def is_pending(self, port: int) -> bool:
-        """Return whether an event waits on a port (a masked one, or one whose upcall has not come yet)."""
-        return bool(self._words[_PENDING + (port >> 6)] >> (port & 63) & 1)
+    def _bind(self, port: int, handler: Handler) -> int:
+        self.set_handler(port, handler)
+        self.unmask(port)
+        return port

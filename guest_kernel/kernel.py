@@ -106,7 +106,10 @@ class Kernel:
         self.power = Power(self)
         self.scheduler = Scheduler(self.power.thread_failed)
         self.events = Events(
-            self.hypercalls, self.shared_info, lambda failure: self.power.panic(failure, "an event handler failed")
+            self.hypercalls,
+            self.shared_info,
+            self.mm.alloc_page,
+            lambda failure: self.power.panic(failure, "an event handler failed"),
         )
         self.install_upcall(self._boot_cpu)
 

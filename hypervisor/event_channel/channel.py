@@ -34,6 +34,7 @@ class Channel:
         "bit",
         "consumer",
         "domain",
+        "lane",
         "mask_at",
         "number",
         "peer",
@@ -71,6 +72,8 @@ class Channel:
         self.priority = 0
         self.queue: Queue | None = None
         """FIFO ABI: the queue that the port was put on last."""
+        self.lane: Queue | None = None
+        """FIFO ABI: the same, as long as the next event goes there too; None when it may not."""
         self.pending = False
         """FIFO ABI: was raised while there was no event word to show it."""
         self.consumer = False

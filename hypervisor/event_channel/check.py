@@ -120,6 +120,9 @@ def _check_fifo(domain: Domain) -> None:
     for channel in domain.ports:
         page, word = divmod(channel.port, fifo.WORDS_PER_PAGE)
         at = (pages[page] << 10) + word if page < len(pages) else fifo.NO_WORD
+        lane = channel.lane
+        right = lane is None or (channel.queue is lane and lane is channel.vcpu.event_queues[channel.priority])
+        _expect(right, f"{channel} hurries to a queue that is not its own")
         _expect(channel.word_at == at, f"the event word of {channel} is looked for in the wrong place")
     for vcpu in domain.online_vcpus():
         _expect(bool(vcpu.event_queues) == (vcpu in blocks), f"{vcpu} has queues or a control block, but not both")

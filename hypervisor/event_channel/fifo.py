@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 PENDING, MASKED = 1 << EVTCHN_FIFO_PENDING, 1 << EVTCHN_FIFO_MASKED
 LINKED, BUSY = 1 << EVTCHN_FIFO_LINKED, 1 << EVTCHN_FIFO_BUSY
-PENDING_AND_LINKED = PENDING | LINKED
-UNLINKABLE = MASKED | LINKED
 NOT_THE_LINK = 0xFFFF_FFFF & ~(BUSY | EVTCHN_FIFO_LINK_MASK)
 
 WORDS_PER_PAGE = 1024
@@ -81,22 +79,6 @@ class Queue:
 def make_queues(control_block: int) -> tuple[Queue, ...]:
     """Return the queues of a vCPU whose control block is at this index of the 32-bit words of memory."""
     return tuple(Queue(control_block, priority) for priority in range(EVTCHN_FIFO_MAX_QUEUES))
-
-
-def append(words: memoryview[int], queue: Queue, port: int, tail_at: int) -> bool:
-    """Put a port, whose word is LINKED by now, at the end of a queue; return whether the queue was empty.
-
-    `tail_at` is where the event word of the port at the tail is. Who finds the queue empty has to make it ready.
-    """
-    if queue.tail:
-        tail = words[tail_at]
-        if tail & LINKED:
-            words[tail_at] = tail & NOT_THE_LINK | port
-            queue.tail = port
-            return False
-    # Nobody was waiting, or the guest has unlinked the last who was: the list begins anew.
-    words[queue.head_at] = queue.tail = port
-    return True
 
 
 class Fifo:
@@ -164,7 +146,7 @@ class Fifo:
         self.pages.clear()
         for channel in self._domain.ports:
             channel.word_at = NO_WORD
-            channel.queue = None
+            channel.queue = channel.lane = None
 
     # -- ports ----------------------------------------------------------------------------------------------------
 
@@ -202,69 +184,117 @@ class Fifo:
     def init(self, channel: Channel) -> None:
         """A new port has the default priority."""
         channel.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
+        channel.lane = None
 
     def set_priority(self, channel: Channel, priority: int) -> int:
         """Choose the queue of coming events. One that is queued stays where it is."""
         if priority > EVTCHN_FIFO_PRIORITY_MIN:
             return -errno.EINVAL
         channel.priority = priority
+        channel.lane = None
         return 0
 
 
-def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901 - in one piece, for speed
-    """Return `set_pending(channel)` of all domains with this ABI, on local names."""
-    b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
-    wake, plain = hv.sched.wake, hv.sched.plain
-    clock, run_queue = hv.clock, hv.sched.run_queue.append
-    trace = hv.trace
+def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901 - it is several functions
+    """Return `set_pending(channel)` of all domains with this ABI, on local names.
 
-    def set_pending(channel: Channel) -> None:  # noqa: C901 - as above
-        at = channel.word_at
+    What happens most comes first: the guest has taken the event before, the port was the last on its queue, and neither
+    its vCPU nor its priority has been changed (`Channel.lane`). Then the queue is empty, and begins anew with the port.
+    """
+    b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
+    wake, plain, trace = hv.sched.wake, hv.sched.plain, hv.trace
+    clock, run_queue = hv.clock, hv.sched.run_queue.append
+    fresh = PENDING | LINKED
+
+    def set_pending(channel: Channel) -> None:
+        queue, at = channel.lane, channel.word_at
+        if queue is None or words[at] or queue.tail != channel.port:
+            raise_event(channel)
+            return
+        if trace is not None:
+            trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
+        words[at] = fresh
+        words[queue.head_at] = queue.tail
+        written[at >> 10] = 1
+        at = queue.ready_at
+        if words[at]:
+            make_ready(channel.vcpu, queue)
+        else:
+            # The same, written out.
+            words[at] = queue.bit
+            written[at >> 10] = 1
+            vcpu = channel.vcpu
+            if not b[vcpu.info]:
+                b[vcpu.info] = 1
+                if plain and vcpu.pause_flags == VPF_BLOCKED and not vcpu.queued and not vcpu.info_registered:
+                    # `Scheduler.wake`, as in the two-level ABI.
+                    vcpu.pause_flags = 0
+                    vcpu.queued = True
+                    vcpu.ready_at = clock.now
+                    run_queue(vcpu)
+                else:
+                    woken(vcpu)
+        if channel.domain.pollers:
+            check_pollers(channel)
+
+    def make_ready(vcpu: VCpu, queue: Queue) -> None:
+        """Tell a vCPU that a queue is not empty any more."""
+        at = queue.ready_at
+        written[at >> 10] = 1
+        ready = words[at]
+        if ready & queue.bit:
+            return
+        words[at] = ready | queue.bit if ready else queue.bit
+        if not b[vcpu.info]:
+            b[vcpu.info] = 1
+            woken(vcpu)
+
+    def woken(vcpu: VCpu) -> None:
+        """The upcall flag of a vCPU has been set."""
+        if vcpu.info_registered:
+            written[vcpu.info >> 12] = 1
+        if vcpu.pause_flags & VPF_BLOCKED:
+            wake(vcpu)
+
+    def raise_event(channel: Channel) -> None:
+        """Raise an event, in all cases."""
+        at, vcpu = channel.word_at, channel.vcpu
         if at < 0:
             channel.pending = True
             return
-        vcpu = channel.vcpu
-        queues = vcpu.event_queues
-        if not queues:
+        if not vcpu.event_queues:
             # The vCPU has no control block: the event is lost (XSA-107), as real Xen loses it.
             return
         word = words[at]
         written[at >> 10] = 1
         if trace is not None and not word & PENDING:
             trace(channel.domain.domid, vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
-        if word & UNLINKABLE:
-            words[at] = word | PENDING
-        else:
-            words[at] = word | PENDING_AND_LINKED
-            port = channel.port
-            queue = queues[channel.priority]
-            last = channel.queue
-            if last is not None and last.tail == port:
+        words[at] = word | PENDING
+        if not word & (MASKED | LINKED):
+            words[at] = word | fresh
+            queue = vcpu.event_queues[channel.priority]
+            last, channel.queue, channel.lane = channel.queue, queue, queue
+            if last is not None and last.tail == channel.port:
                 # It was the last of a queue that the guest has emptied. Nothing may be appended to it there any more.
                 last.tail = 0
-            channel.queue = queue
-            tail = queue.tail
-            if append(words, queue, port, channel.domain.ports[tail].word_at if tail else 0):
-                info, ready_at, bit = vcpu.info, queue.ready_at, queue.bit
-                written[ready_at >> 10] = 1
-                ready = words[ready_at]
-                if not ready & bit:
-                    words[ready_at] = ready | bit
-                    if not b[info]:
-                        b[info] = 1
-                        if vcpu.info_registered:
-                            written[info >> 12] = 1
-                        if plain and vcpu.pause_flags == VPF_BLOCKED and not vcpu.queued:
-                            # `Scheduler.wake`, written out, as in the two-level ABI.
-                            vcpu.pause_flags = 0
-                            vcpu.queued = True
-                            vcpu.ready_at = clock.now
-                            run_queue(vcpu)
-                        elif vcpu.pause_flags & VPF_BLOCKED:
-                            wake(vcpu)
-            else:
-                written[channel.domain.ports[tail].word_at >> 10] = 1
+            if not append(channel, queue):
+                make_ready(vcpu, queue)
         if channel.domain.pollers and not word & PENDING:
             check_pollers(channel)
+
+    def append(channel: Channel, queue: Queue) -> bool:
+        """Put a port at the end of a queue; False if that was empty, and it begins anew."""
+        tail = queue.tail
+        queue.tail = channel.port
+        if tail:
+            tail_at = channel.domain.ports[tail].word_at
+            word = words[tail_at]
+            if word & LINKED:
+                words[tail_at] = word & NOT_THE_LINK | channel.port
+                written[tail_at >> 10] = 1
+                return True
+        # Nobody was waiting, or the guest has taken the last one off.
+        words[queue.head_at] = channel.port
+        return False
 
     return set_pending

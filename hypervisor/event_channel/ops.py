@@ -321,6 +321,7 @@ class EventChannelOps:
         if not movable or channel.consumer:
             raise HypercallError(errno.EINVAL)
         channel.vcpu = target
+        channel.lane = None
         return 0
 
     def _unmask(self, vcpu: VCpu, arg: int) -> int:

@@ -45,7 +45,7 @@ def unallocate(channel: Channel) -> None:
     """Make a port free; whoever had it has been disconnected."""
     domain = channel.domain
     channel.state = FREE
-    channel.peer = None
+    channel.peer = channel.lane = None
     channel.vcpu = domain.ports[0].vcpu
     domain.active_ports -= 1
     domain.port_hint = min(domain.port_hint, channel.port)
