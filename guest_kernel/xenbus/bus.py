@@ -8,8 +8,10 @@ device watches the other end's `state`.  An event's path leads to its device by 
 not grow with the number of devices.
 
 A directory becomes a device when its `state` is Initialising: the toolstack has just written it.  Found in any other
-state it belongs to a life that is over (a device going away after Closed, a kernel before this one).  Except that a
-backend found in Closing was unplugged before it was found: the toolstack waits for its Closed, and gets it.
+state it belongs to a life that is over (a device going away after Closed).  With two exceptions.  A backend found in
+Closing was unplugged before it was found: the toolstack waits for its Closed, and gets it.  And a frontend that is
+found when the bus starts, with a backend that is wanted, was used by a kernel before this one: it is closed and begins
+anew.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import XenbusClient, XenstoreError
 from guest_kernel.xenbus.device import ANSWER_TIMEOUT_NS, Device
 from guest_kernel.xenbus.driver import Side, XenbusDriver
-from guest_kernel.xenbus.states import CLOSING, INITIALISING, parse_state
+from guest_kernel.xenbus.states import CLOSING, INITIALISING, UNKNOWN, parse_state
 from guest_kernel.xenbus.watch import Watch
 from hypervisor.abi.io import xs_wire as xs
 
@@ -64,6 +66,8 @@ class Bus:
         self._running = False
         self._started = False
         self._closing = False
+        self._at_boot = True
+        """Frontends that are found now may have been used by a kernel before this one."""
         for driver in drivers:
             self._add(driver)
 
@@ -198,7 +202,7 @@ class Bus:
         except XenstoreError as error:
             self.log(f"looking for devices: {error}")
         finally:
-            self._running = False
+            self._running = self._at_boot = False
 
     async def _scan(self, side: Side, path: str) -> None:
         """Look at everything below a directory: known devices look at their own nodes, others may be new."""
@@ -252,6 +256,14 @@ class Bus:
                 device = self._make(side, node, link, domid)
                 if device is not None:
                     device.begin(number, online=online != "0")
+            elif side == "frontend" and number != UNKNOWN and self._at_boot and await self._is_wanted(link):
+                device = self._make(side, node, link, domid)
+                if device is not None:
+                    device.resume(number)
+
+    async def _is_wanted(self, link: str | None) -> bool:
+        """Whether the backend at `link` is there and not being unplugged."""
+        return link is not None and await self.client.read_or_none(f"{link}/online") == "1"
 
     def _make(self, side: Side, node: str, link: str | None, domid: str | None) -> Device | None:
         """Make one device; None if the directory is not one."""

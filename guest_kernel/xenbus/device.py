@@ -102,6 +102,17 @@ class Device(XenbusDevice):
             self.machine.retire()
         self.poke()
 
+    def resume(self, state: int) -> None:
+        """Start the life of a frontend that a kernel before this one has left in some state: close it, and begin anew.
+
+        What that kernel shared with the backend is nobody's any more; the backend has to let go of it first.
+        """
+        self.machine.own = state
+        self._node_text = str(state)
+        self.machine.ask_close()
+        self.machine.ask_reopen()
+        self.poke()
+
     # ---- events, in upcall context
 
     def poke(self, *, own: bool = False, online: bool = False, link: bool = False) -> None:

@@ -1,8 +1,10 @@
 """docs/xenbus.md shows what the code does."""
 
+import re
 from pathlib import Path
 
 import pytest
+import test_xenbus_pains
 
 from guest_kernel.xenbus import diagram
 
@@ -34,3 +36,10 @@ def test_command_redraws_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.argv", ["diagram", str(page)])
     diagram.main()
     assert "sequenceDiagram" in page.read_text()
+
+
+def test_every_pain_has_its_paragraph() -> None:
+    names = {name for name in vars(test_xenbus_pains) if name.startswith("test_")}
+    told = set(re.findall(r"`(test_[a-z_]+)`", PAGE.read_text("utf-8")))
+    assert names - told == set(), "pains that the page does not tell of"
+    assert told - names - {"test_cost_of_a_device_does_not_grow_with_their_number"} == set(), "tests that there are not"
