@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from hypervisor.abi import sched
-from hypervisor.boot_log import announce
+from hypervisor.boot_log import announce, describe_dom0
 from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.errors import HypercallError
 from hypervisor.hypervisor import Hypervisor
@@ -142,11 +142,12 @@ class BootHost:
             for vcpu_id in range(vcpus):
                 hv.domain_ops.add_vcpu(domain, vcpu_id)
             pages = options.dom0_pages(max(hv.frames.free_frames - XEN_PAGES, 0))
-            construct_dom0(hv, domain, spec.kernel, spec.cmdline, module, pages)
+            layout = construct_dom0(hv, domain, spec.kernel, spec.cmdline, module, pages)
         except BuildError as error:
             raise UsageError(f"{spec.kernel_path}: {error}") from None
         except HypercallError:
             raise UsageError(f"too little memory: {spec.host_memory_mib} MiB are not enough for Xen and dom0") from None
+        describe_dom0(hv, spec.kernel, layout, vcpus)
         hv.domain_ops.unpause(domain)
 
     def _open_trace(self) -> TraceWriter | None:

@@ -18,6 +18,8 @@ from click.testing import CliRunner, Result
 from elf_maker import bzimage, kernel
 from mini_kernel import build
 
+from hypervisor.emulator import processor
+from hypervisor.errors import DeviceError
 from toolstack import machine_code
 from toolstack.cli import main
 
@@ -47,6 +49,32 @@ def test_power_off(mini: Path, tmp_path: Path) -> None:
         "what a ramdisk says",
         "mini kernel: done",
         "(XEN) Hardware Dom0 halted: halting machine",
+    ]
+
+
+def test_what_xen_says_of_dom0(mini: Path) -> None:
+    lines = boot(mini, "--xen-cmdline", "loglvl=all/all guest_loglvl=none/all dom0_mem=16M").stdout.splitlines()
+    start = lines.index("(XEN) *** Building a PV Dom0 ***")
+    said = lines[start + 1 : lines.index("mini kernel: hello")]
+    end = re.fullmatch(r".* paddr 0x0 -> (0x[0-9a-f]+)", said[1])
+    assert end is not None
+    kernel_end = 0xFFFFFFFF80000000 + int(end[1], 16)
+    p2m = kernel_end + 4095 & ~4095
+    assert said == [
+        "(XEN)  Xen  kernel: 64-bit, lsb",
+        f"(XEN)  Dom0 kernel: 64-bit, lsb, paddr 0x0 -> {end[1]}",
+        "(XEN) VIRTUAL MEMORY ARRANGEMENT:",
+        f"(XEN)  Loaded kernel: ffffffff80000000->{kernel_end:016x}",
+        f"(XEN)  Phys-Mach map: {p2m:016x}->{p2m + 0x8000:016x}",
+        f"(XEN)  Start info:    {p2m + 0x8000:016x}->{p2m + 0x84B8:016x}",
+        f"(XEN)  Page tables:   {p2m + 0x9000:016x}->{p2m + 0xE000:016x}",
+        f"(XEN)  Boot stack:    {p2m + 0xE000:016x}->{p2m + 0xF000:016x}",
+        "(XEN)  TOTAL:         ffffffff80000000->ffffffff80400000",
+        "(XEN)  ENTRY ADDRESS: ffffffff80000000",
+        "(XEN) Dom0 has maximum 1 VCPUs",
+        "(XEN) Std. Loglevel: All",
+        "(XEN) Guest Loglevel: Nothing (Rate-limited: All)",
+        "(XEN) *** Serial input to DOM0",
     ]
 
 
@@ -187,6 +215,16 @@ def test_mistakes(
     assert result.exit_code == 2
     assert result.stderr.startswith(f"paravirt: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_an_emulator_that_cannot_be_used(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_hv: object) -> None:
+        raise DeviceError("this version of Unicorn is not one that paravirt knows")
+
+    monkeypatch.setattr(processor, "Processor", refuse)
+    result = boot(mini)
+    assert result.exit_code == 2
+    assert result.stderr == "paravirt: this version of Unicorn is not one that paravirt knows\n"
 
 
 def test_without_the_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

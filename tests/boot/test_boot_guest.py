@@ -9,6 +9,8 @@ from click.testing import CliRunner, Result
 from elf_maker import kernel
 from mini_kernel import build
 
+from hypervisor.emulator import processor
+from hypervisor.errors import DeviceError
 from toolstack import machine_code
 from toolstack.cli import main
 
@@ -98,6 +100,16 @@ def test_mistakes(data: bytes, lines: list[str], message: str, tmp_path: Path) -
     result = run(tmp_path, config("k", *lines))
     assert result.exit_code in (1, 2)
     assert message.format(path, dir=tmp_path) in result.stderr
+
+
+def test_an_emulator_that_cannot_be_used(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_hv: object) -> None:
+        raise DeviceError("this version of Unicorn is not one that paravirt knows")
+
+    monkeypatch.setattr(processor, "Processor", refuse)
+    result = run(tmp_path, config(mini))
+    assert result.exit_code == 2
+    assert result.stderr == "paravirt: this version of Unicorn is not one that paravirt knows\n"
 
 
 def test_without_the_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import click
 import trio
 
 from hypervisor.abi import sched
-from hypervisor.errors import InvariantError
+from hypervisor.errors import DeviceError, InvariantError
 from toolstack.boot_host import DEFAULT_HOST_MIB, DEFAULT_PCPUS, DEFAULT_XEN_CMDLINE, BootHost, BootResult, BootSpec
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
 from toolstack.errors import UsageError
@@ -122,7 +122,7 @@ def boot(
         )
         require_emulator()
         result = trio.run(_run, spec, output, timeout, reboot)
-    except UsageError as error:
+    except (UsageError, DeviceError) as error:
         raise OneSentence(str(error)) from None
     except InvariantError as error:
         click.echo(f"paravirt: internal error: {error} (seed {seed})", err=True)
@@ -163,7 +163,7 @@ async def _run(spec: BootSpec, output: StandardOutput, limit: float | None, rebo
 
 
 async def _run_once(machine: BootHost, deadline: float, limit: float | None, is_terminal: bool) -> BootResult:
-    failure: UsageError | InvariantError | None = None
+    failure: UsageError | DeviceError | InvariantError | None = None
     with _interrupting(machine):
         async with trio.open_nursery() as nursery:
             if limit is not None:
@@ -172,7 +172,7 @@ async def _run_once(machine: BootHost, deadline: float, limit: float | None, is_
                 nursery.start_soon(_type, machine)
             try:
                 result = await machine.run()
-            except (UsageError, InvariantError) as error:
+            except (UsageError, DeviceError, InvariantError) as error:
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:

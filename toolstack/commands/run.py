@@ -12,7 +12,7 @@ from types import FrameType
 import click
 import trio
 
-from hypervisor.errors import InvariantError, ReplayError
+from hypervisor.errors import DeviceError, InvariantError, ReplayError
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
@@ -160,7 +160,7 @@ def run(
         ):
             host.heartbeat = last_words.beat
             result = trio.run(host.run, guests)
-    except (UsageError, ReplayError) as error:
+    except (UsageError, ReplayError, DeviceError) as error:
         raise OneSentence(str(error)) from None
     except InvariantError as error:
         click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)
