@@ -25,7 +25,8 @@ SECTOR_SIZE = 512
 READ = 0
 WRITE = 1
 FLUSH = 2
-OPERATIONS = ("read", "write", "flush")
+DISCARD = 3
+OPERATIONS = ("read", "write", "flush", "discard")
 
 
 class BlockError(OSError):
@@ -51,7 +52,7 @@ class _Transfer:
 
 @final
 class BlockRequest:
-    """One request to a driver: at most `BlockDevice.max_sectors` sectors, or a flush (count 0).
+    """One request to a driver: at most `BlockDevice.max_sectors` sectors, a flush (count 0), a discard of any count.
 
     `data` holds the bytes to write; the driver of a finished read puts the bytes read there.
     """
@@ -107,6 +108,7 @@ class BlockDevice:
     __slots__ = (
         "_spare",
         "dead",
+        "discards",
         "errors",
         "flushes",
         "holders",
@@ -120,6 +122,7 @@ class BlockDevice:
         "reads",
         "sector_size",
         "sectors",
+        "sectors_discarded",
         "sectors_read",
         "sectors_written",
         "writes",
@@ -148,9 +151,11 @@ class BlockDevice:
         self.reads = 0
         self.writes = 0
         self.flushes = 0
+        self.discards = 0
         self.errors = 0
         self.sectors_read = 0
         self.sectors_written = 0
+        self.sectors_discarded = 0
 
     @property
     def size(self) -> int:
@@ -216,6 +221,21 @@ class BlockDevice:
         """Bring all finished writes to stable storage. Raises BlockError: EOPNOTSUPP if the disk cannot, EIO, ENXIO."""
         self.flushes += 1
         await self._perform(BlockRequest(FLUSH, 0, 0))
+
+    async def discard(self, sector: int, count: int) -> None:
+        """Say that what is in `count` sectors from `sector` on is not needed any more: the other end may free it.
+
+        What they hold afterwards is not defined. Raises BlockError: EINVAL outside the disk, EROFS, EOPNOTSUPP if the
+        disk cannot do that, EIO, ENXIO.
+        """
+        if sector < 0 or count < 0 or sector + count > self.sectors:
+            raise BlockError(errno.EINVAL, f"{self.name}: discard of {count} sectors at {sector} of {self.sectors}")
+        if self.readonly:
+            raise BlockError(errno.EROFS, f"{self.name}: discard of {count} sectors at {sector}")
+        if count:
+            self.discards += 1
+            self.sectors_discarded += count
+            await self._perform(BlockRequest(DISCARD, sector, count))
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -38,6 +38,8 @@ class DiskSpec:
     backend: str = "0"
     """Name or number of the domain that serves the disk."""
     removable: bool = False
+    discard: bool = attrs.field(default=attrs.Factory(lambda self: self.writable, takes_self=True))
+    """Whether the guest may say what it does not need any more, so that the image shrinks."""
 
     @property
     def devid(self) -> int:
@@ -92,6 +94,7 @@ class _Draft:
     access: str | None = None
     backend: str = "0"
     removable: bool = False
+    discard: bool | None = None
 
 
 def parse_disk(text: str) -> DiskSpec:
@@ -138,6 +141,8 @@ def _positional(draft: _Draft, word: str) -> None:
     lowered = word.lower()
     if lowered == "cdrom":
         draft.removable = True
+    elif lowered in ("discard", "no-discard"):
+        draft.discard = lowered == "discard"
     elif draft.target is None:
         draft.target = word
     elif draft.format is None:
@@ -187,10 +192,12 @@ def _finish(draft: _Draft) -> DiskSpec:
     vdev_number(draft.vdev)
     if not draft.backend:
         raise SpecError("the disk parameter 'backend' is empty")
+    writable = _ACCESS[access] and not draft.removable
     return DiskSpec(
         target=draft.target,
         vdev=draft.vdev,
-        writable=_ACCESS[access] and not draft.removable,
+        writable=writable,
+        discard=writable and draft.discard is not False,
         backend=draft.backend,
         removable=draft.removable,
     )

@@ -104,7 +104,7 @@ def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> Dev
             ("type", "phy"),
             ("mode", "w" if disk.writable else "r"),
             ("device-type", "cdrom" if disk.removable else "disk"),
-            ("discard-enable", 0),
+            ("discard-enable", int(disk.discard)),
             ("specification", "xen"),
             ("params", disk.target),
             ("script", f"{SCRIPTS}/block"),

@@ -25,6 +25,7 @@ class _ReadOnly:
     """A disk of this machine that the toolstack gives away for reading only."""
 
     readonly = True
+    discards = False
 
     def __init__(self, disk: Disk) -> None:
         self.sectors = disk.sectors
@@ -40,6 +41,7 @@ class _Vbd:
         self.name = name
         self.disk: Disk | None = None
         self.info = 0
+        self.discards = False
         self.ring_grant: MappedGrant | None = None
         self.mapper: GrantMapper | None = None
         self.server: BlockServer | None = None
@@ -64,7 +66,7 @@ class BlockBack(XenbusDriver):
         """Find the disk (the hotplug script writes `physical-device`) and say what can be done with it."""
         vbd: _Vbd = device.data
         place = await device.wait_for("physical-device")
-        nodes = await device.read_many("mode", "device-type", "removable")
+        nodes = await device.read_many("mode", "device-type", "removable", "discard-enable")
         disk: Disk = self.kernel.hw.disk(_minor(place))
         writable = "w" in (nodes["mode"] or "r")
         if writable and disk.readonly:
@@ -75,8 +77,13 @@ class BlockBack(XenbusDriver):
             vbd.info |= VDISK_CDROM
         if nodes["removable"] == "1":
             vbd.info |= VDISK_REMOVABLE
+        vbd.discards = vbd.disk.discards and nodes["discard-enable"] != "0"
+        if vbd.discards:
+            # Any sectors may be named; their storage comes back where whole blocks of the image's file system do.
+            await device.write({"discard-granularity": SECTOR_SIZE, "discard-alignment": 0, "discard-secure": 0})
         await device.write(
             {
+                "feature-discard": vbd.discards,
                 "feature-flush-cache": writable,
                 "feature-barrier": writable,
                 "feature-persistent": bool(self.options.get("persistent", True)),
@@ -104,7 +111,7 @@ class BlockBack(XenbusDriver):
         vbd.ring_grant = grant
         ring = BackRing(grant.view, protocol.entry_size)
         vbd.mapper = GrantMapper(self.kernel.grants, device.otherend_id, limit)
-        server = BlockServer(self.kernel, vbd.name, disk, ring, protocol, vbd.mapper)
+        server = BlockServer(self.kernel, vbd.name, disk, ring, protocol, vbd.mapper, discards=vbd.discards)
         server.on_broken = lambda why: self._broken(device, why)
         vbd.server = server
         vbd.flusher = self.kernel.spawn(_flush(server), f"{vbd.name} responses")

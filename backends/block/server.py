@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Protocol, final
 from backends.block.mapping import GrantMapper, Mapping, Plan
 from backends.block.protocol import Protocol as RingProtocol
 from backends.block.protocol import Segment, parse_segments
-from guest_kernel.block import FLUSH, READ, WRITE
+from guest_kernel.block import DISCARD, FLUSH, READ, WRITE
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
+    BLKIF_DISCARD_SECURE,
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
@@ -61,8 +63,16 @@ class Disk(Protocol):
         """Whether the medium cannot be written."""
         ...
 
-    def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], /) -> None:
-        """Queue a READ, WRITE or FLUSH; `done(0 or -errno)` is called in an upcall, after the DMA."""
+    @property
+    def discards(self) -> bool:
+        """Whether it takes DISCARD."""
+        ...
+
+    def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], sectors: int = 0, /) -> None:
+        """Queue a READ, WRITE, FLUSH, or a DISCARD of `sectors`.
+
+        `done(0 or -errno)` is called in an upcall, after the DMA.
+        """
         ...
 
     def kick(self) -> None:
@@ -74,18 +84,28 @@ class Disk(Protocol):
 class Statistics:
     """What one server has done: requests by kind, sectors, refusals."""
 
-    __slots__ = ("barriers", "errors", "flushes", "reads", "sectors_read", "sectors_written", "writes")
+    __slots__ = (
+        "barriers",
+        "discards",
+        "errors",
+        "flushes",
+        "reads",
+        "sectors_discarded",
+        "sectors_read",
+        "sectors_written",
+        "writes",
+    )
 
     def __init__(self) -> None:
-        self.reads = self.writes = self.flushes = self.barriers = self.errors = 0
-        self.sectors_read = self.sectors_written = 0
+        self.reads = self.writes = self.flushes = self.barriers = self.discards = self.errors = 0
+        self.sectors_read = self.sectors_written = self.sectors_discarded = 0
 
 
 @final
 class _Job:
     """A request in the disk's hands. There are as many as the ring has slots, used over and over."""
 
-    __slots__ = ("done", "id", "mappings", "op", "plan", "sector", "server", "steps")
+    __slots__ = ("done", "id", "mappings", "op", "plan", "sector", "sectors", "server", "steps")
 
     def __init__(self, server: BlockServer) -> None:
         self.server = server
@@ -93,6 +113,8 @@ class _Job:
         self.id = 0
         self.op = 0
         self.sector = 0
+        self.sectors = 0
+        """How many of them, if there is no plan that says so."""
         self.plan: Plan | None = None
         self.mappings: list[Mapping] = []
         """Grants mapped for this request alone."""
@@ -123,7 +145,15 @@ class BlockServer:
     """Serves one ring of one frontend from one disk."""
 
     def __init__(
-        self, kernel: Kernel, name: str, disk: Disk, ring: BackRing, protocol: RingProtocol, mapper: GrantMapper
+        self,
+        kernel: Kernel,
+        name: str,
+        disk: Disk,
+        ring: BackRing,
+        protocol: RingProtocol,
+        mapper: GrantMapper,
+        *,
+        discards: bool = False,
     ) -> None:
         self._cpu = kernel.cpu
         self._notify = kernel.events.notify
@@ -132,6 +162,8 @@ class BlockServer:
         self.sectors = disk.sectors
         """Capacity that the frontend was told."""
         self.readonly = disk.readonly
+        self.discards = discards and disk.discards
+        """Whether the frontend was told that it may discard."""
         self.ring = ring
         self._protocol = protocol
         self._mapper = mapper
@@ -237,7 +269,11 @@ class BlockServer:
         """
         jobs: list[_Job] = []
         batch: list[tuple[bytes, list[Segment], bool]] = []
+        started = 0
         for op, count, _, ident, sector, segments in requests:
+            if op == BLKIF_OP_DISCARD:
+                started += self._start_discard(count, ident, sector, segments)
+                continue
             descriptors = segments[: 8 * count]
             status, checked = self._check(op, count, sector, descriptors)
             if status:
@@ -248,12 +284,12 @@ class BlockServer:
             job.id = ident
             job.op = op
             job.sector = sector
+            job.sectors = 0
             self.in_flight += 1
             jobs.append(job)
             batch.append((descriptors, checked, op == BLKIF_OP_READ))
         if not jobs:
-            return 0
-        started = 0
+            return started
         in_use = [ref for job in self._jobs if job.plan is not None for ref in job.plan.refs]
         for job, (plan, mappings) in zip(jobs, self._mapper.map(batch, in_use), strict=True):
             job.mappings = mappings
@@ -274,6 +310,33 @@ class BlockServer:
             self.step(self._barrier, kick=False)
             started += 1
         return started
+
+    def _start_discard(self, flag: int, ident: int, sector: int, rest: bytes) -> int:
+        """Start a discard, or answer why not; returns how many the disk has to be kicked for.
+
+        In a `blkif_request_discard` the flags are where others have the number of their segments, and the number of
+        sectors is where their segments begin.
+        """
+        sectors = int.from_bytes(rest[:8], "little")
+        status = BLKIF_RSP_OKAY
+        if not self.discards or flag & BLKIF_DISCARD_SECURE:
+            status = BLKIF_RSP_EOPNOTSUPP
+        elif not sectors or sector + sectors > self.sectors:
+            status = BLKIF_RSP_ERROR
+        if status:
+            self.statistics.errors += 1
+            self._answer(ident, BLKIF_OP_DISCARD, sector, 0, status)
+            return 0
+        job = self.free.pop()
+        job.id = ident
+        job.op = BLKIF_OP_DISCARD
+        job.sector = sector
+        job.sectors = sectors
+        self.in_flight += 1
+        self.statistics.discards += 1
+        self.statistics.sectors_discarded += sectors
+        self.disk.submit(DISCARD, sector, b"", job.done, sectors)
+        return 1
 
     def _check(self, op: int, count: int, sector: int, descriptors: bytes) -> tuple[int, list[Segment]]:
         """Return BLKIF_RSP_OKAY and the segments of a request that may be performed, or why it may not."""
@@ -323,7 +386,7 @@ class BlockServer:
     def finish(self, job: _Job, status: int) -> None:
         """A request is done: put its response; show it when nothing else is about to finish."""
         plan = job.plan
-        sectors = plan.sectors if plan is not None else 0
+        sectors = plan.sectors if plan is not None else job.sectors
         if status == 0:
             self._answer(job.id, job.op, job.sector, sectors, BLKIF_RSP_OKAY)
         else:

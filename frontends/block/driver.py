@@ -87,7 +87,7 @@ class BlockFront(XenbusDriver):
         queue = disk.queue
         assert queue is not None
         nodes = await device.read_otherend_many(
-            "sectors", "sector-size", "info", "feature-persistent", *FLUSH_OPERATIONS
+            "sectors", "sector-size", "info", "feature-persistent", "feature-discard", *FLUSH_OPERATIONS
         )
         sectors = _number(nodes, "sectors", None, MAX_DISK_SECTORS)
         sector_size = _number(nodes, "sector-size", SECTOR_SIZE, 1 << 20)
@@ -95,7 +95,8 @@ class BlockFront(XenbusDriver):
             raise ValueError(f"the backend's sectors have {sector_size} bytes; only {SECTOR_SIZE} are supported")
         info = _number(nodes, "info", 0, 0xFFFFFFFF)
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
-        queue.connect(self.persistent and nodes["feature-persistent"] == "1", flush_op)
+        # Granularity and alignment (discard-granularity, -alignment) are advice: what is smaller may have no effect.
+        queue.connect(self.persistent and nodes["feature-persistent"] == "1", flush_op, nodes["feature-discard"] == "1")
         block = disk.block
         block.sectors = sectors
         block.info = info

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, PagePool, Slot
-from guest_kernel.block import FLUSH, READ, WRITE, BlockDevice, BlockRequest
+from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
+    BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
@@ -24,6 +25,7 @@ from hypervisor.abi.io.blkif import (
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_OKAY,
     blkif_request,
+    blkif_request_discard,
     blkif_response,
 )
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, FrontRing
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from guest_kernel.mm import Page
 
 _UNPACK = blkif_response.codec.unpack_from
+_DISCARD = blkif_request_discard.codec
 
 
 assert (READ, WRITE) == (BLKIF_OP_READ, BLKIF_OP_WRITE)
@@ -69,6 +72,8 @@ class FrontQueue:
         """Woken when nothing is in flight any more."""
         self.flush_op = -1
         """How this backend flushes: FLUSH_DISKCACHE, an empty WRITE_BARRIER, or -1 for not at all."""
+        self.discards = False
+        """Whether this backend takes DISCARD."""
         self._page: Page | None = kernel.mm.alloc_page()
         self.ring = FrontRing.initialise(self._page.view, blkif_request.size)
         self._slots = [Slot(index) for index in range(self.ring.size)]
@@ -90,7 +95,7 @@ class FrontQueue:
         """How many requests the backend has not answered."""
         return self.ring.outstanding()
 
-    def connect(self, persistent: bool, flush_op: int) -> None:
+    def connect(self, persistent: bool, flush_op: int, discards: bool = False) -> None:
         """Begin service: the backend has mapped the ring."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
@@ -98,6 +103,7 @@ class FrontQueue:
         bytes(self.ring.size * MAX_SECTORS << SECTOR_SHIFT)
         self.pool.persistent = persistent
         self.flush_op = flush_op
+        self.discards = discards
 
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
@@ -156,6 +162,13 @@ class FrontQueue:
                 return errno.EOPNOTSUPP
             slot.shape = None
             REQUESTS[0].pack_into(view, offset, op, 0, self._handle, slot.index, 0, b"")
+            return 0
+        if op == DISCARD:
+            if not self.discards:
+                return errno.EOPNOTSUPP
+            slot.op = op = BLKIF_OP_DISCARD
+            slot.shape = None
+            _DISCARD.pack_into(view, offset, op, 0, self._handle, slot.index, request.sector, request.count)
             return 0
         shape = slot.shapes.get(request.count)
         if shape is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
     from guest_kernel.mm import Page
 
-READ, WRITE, FLUSH = sheet.DISK_READ, sheet.DISK_WRITE, sheet.DISK_FLUSH
+READ, WRITE, FLUSH, DISCARD = sheet.DISK_READ, sheet.DISK_WRITE, sheet.DISK_FLUSH, sheet.DISK_DISCARD
 
 Segment = tuple[int, int]
 """Machine address and length in bytes, within one page."""
@@ -63,7 +63,10 @@ class PhysicalDisk:
         inl = kernel.cpu.inl
         self.sectors = inl(base + sheet.DISK_SECTORS_LOW) | inl(base + sheet.DISK_SECTORS_HIGH) << 32
         self.sector_size = inl(base + sheet.DISK_SECTOR_SIZE)
-        self.readonly = bool(inl(base + sheet.DISK_FLAGS) & sheet.DISK_FLAG_READONLY)
+        flags = inl(base + sheet.DISK_FLAGS)
+        self.readonly = bool(flags & sheet.DISK_FLAG_READONLY)
+        self.discards = bool(flags & sheet.DISK_FLAG_DISCARD)
+        """Whether the disk takes DISCARD."""
 
         self._commands = kernel.mm.alloc_page()
         self._completions = kernel.mm.alloc_page()
@@ -77,21 +80,21 @@ class PhysicalDisk:
         """What each of these pages holds: nobody else writes there, so the same need not be written again."""
         self._free: list[int] = []
         self._done: list[Done | None] = []
-        self._waiting: deque[tuple[int, int, Sequence[Segment] | bytes, Done]] = deque()
+        self._waiting: deque[tuple[int, int, Sequence[Segment] | bytes, Done, int]] = deque()
         self._produced = self._consumed = 0
         self._outl(base + sheet.DISK_RESET, 0)
         self._outl(base + sheet.DISK_COMMANDS, self._commands.mfn)
         self._outl(base + sheet.DISK_COMPLETIONS, self._completions.mfn)
         self._port = request_irq(kernel, self._line, self._interrupt)
 
-    def submit(self, op: int, sector: int, segments: Sequence[Segment] | bytes, done: Done) -> None:
-        """Queue a command (READ, WRITE, FLUSH). `done` is called once, after a later `kick`.
+    def submit(self, op: int, sector: int, segments: Sequence[Segment] | bytes, done: Done, sectors: int = 0) -> None:
+        """Queue a command (READ, WRITE, FLUSH, DISCARD of `sectors`). `done` is called once, after a later `kick`.
 
         Who uses the same segments often gives them as what `pack_segments` makes of them.
         """
         free = self._free
         if not free and not self._grow():
-            self._waiting.append((op, sector, segments, done))
+            self._waiting.append((op, sector, segments, done, sectors))
             return
         slot = free.pop()
         packed = segments if type(segments) is bytes else pack_segments(segments)  # type: ignore[arg-type]
@@ -100,7 +103,7 @@ class PhysicalDisk:
             self._packed[slot] = packed
         produced = self._produced
         offset = (produced & _SLOT_MASK) * _COMMAND_SIZE
-        _PACK(self._view, offset, op, 0, len(packed) // _SEGMENT_SIZE, slot, sector, self._addresses[slot], 0)
+        _PACK(self._view, offset, op, 0, len(packed) // _SEGMENT_SIZE, slot, sector, self._addresses[slot], sectors)
         self._done[slot] = done
         self._produced = produced + 1 & U32
 

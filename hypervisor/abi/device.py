@@ -32,9 +32,10 @@ DISK_ID, DISK_FLAGS, DISK_SECTORS_LOW, DISK_SECTORS_HIGH, DISK_SECTOR_SIZE = 0, 
 DISK_COMMANDS, DISK_COMPLETIONS, DISK_DOORBELL, DISK_RESET = 32, 36, 40, 44
 """Registers to write: frame of the command queue, frame of the completion queue, producer index, any value."""
 
-DISK_FLAG_READONLY = 1
+DISK_FLAG_READONLY, DISK_FLAG_DISCARD = 1, 2
+"""The medium cannot be written; commands may say what of it is not needed any more."""
 
-DISK_READ, DISK_WRITE, DISK_FLUSH = 0, 1, 2
+DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD = 0, 1, 2, 3
 """Commands."""
 
 DISK_QUEUE_LENGTH = 128
@@ -48,9 +49,10 @@ disk_command = Layout(
     ("uint32_t", "id"),
     ("uint64_t", "sector"),
     ("uint64_t", "segments"),
-    ("uint64_t", "pad2"),
+    ("uint64_t", "sectors"),
 )
-"""`segments` is the machine address of `nr_segments` `disk_segment`s, all in one page; `sector` is the first sector."""
+"""`segments` is the machine address of `nr_segments` `disk_segment`s, all in one page; `sector` is the first sector.
+`sectors` is how many to discard; other commands say that by their segments."""
 
 disk_segment = Layout("disk_segment", ("uint64_t", "maddr"), ("uint64_t", "length"))
 """`length` bytes at a machine address, within one page."""

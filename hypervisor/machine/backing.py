@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -11,12 +12,19 @@ from pathlib import Path
 
 from hypervisor.errors import DeviceError
 
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+"""Not in Python's own library: posix_fallocate can only add storage."""
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
 
 class Backing(ABC):
     """`size` bytes of storage, read and written at byte offsets. Errors come back as positive errno numbers."""
 
     size: int
     readonly: bool
+    discards = False
+    """Whether it can give storage back that is not needed (`discard`)."""
 
     @abstractmethod
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
@@ -29,6 +37,10 @@ class Backing(ABC):
     @abstractmethod
     def flush(self) -> int:
         """Make what was written survive the loss of this process; 0 or an errno."""
+
+    def discard(self, offset: int, size: int) -> int:
+        """Give storage back, without changing the size: what is there reads as zero afterwards; 0 or an errno."""
+        return errno.EOPNOTSUPP
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -50,6 +62,7 @@ class RawFile(Backing):
             os.close(self._fd)
             raise DeviceError(f"disk image {path}: is neither a file nor a block device")
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        self.discards = not readonly
 
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views from the file. A file that has become shorter is an I/O error, as on a real disk."""
@@ -75,6 +88,12 @@ class RawFile(Backing):
             return error.errno or errno.EIO
         return 0
 
+    def discard(self, offset: int, size: int) -> int:
+        """Punch a hole into the file (fallocate(2)); EOPNOTSUPP where the file system has none."""
+        if _fallocate(self._fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size):
+            return ctypes.get_errno() or errno.EIO
+        return 0
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
@@ -86,6 +105,7 @@ class MemoryDisk(Backing):
     def __init__(self, size: int, *, readonly: bool = False) -> None:
         self.size = size
         self.readonly = readonly
+        self.discards = not readonly
         self._bytes = memoryview(bytearray(size))
 
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
@@ -100,6 +120,11 @@ class MemoryDisk(Backing):
         for view in views:
             self._bytes[offset : offset + len(view)] = view
             offset += len(view)
+        return 0
+
+    def discard(self, offset: int, size: int) -> int:
+        """Forget what is there."""
+        self._bytes[offset : offset + size] = bytes(size)
         return 0
 
     def flush(self) -> int:

@@ -114,7 +114,8 @@ class DiskController:
     def _read_register(self, port: int) -> int:
         registers = {
             sheet.DISK_ID: sheet.DISK_MAGIC,
-            sheet.DISK_FLAGS: sheet.DISK_FLAG_READONLY if self.backing.readonly else 0,
+            sheet.DISK_FLAGS: sheet.DISK_FLAG_READONLY * self.backing.readonly
+            | sheet.DISK_FLAG_DISCARD * self.backing.discards,
             sheet.DISK_SECTORS_LOW: self.sectors & U32,
             sheet.DISK_SECTORS_HIGH: self.sectors >> 32,
             sheet.DISK_SECTOR_SIZE: SECTOR_SIZE,
@@ -156,9 +157,11 @@ class DiskController:
         moved = 0
         while pending:
             pending -= 1
-            op, _, nr_segments, ident, sector, segments, _ = unpack(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE)
+            op, _, nr_segments, ident, sector, segments, sectors = unpack(
+                b, base + (consumed & SLOT_MASK) * COMMAND_SIZE
+            )
             consumed = consumed + 1 & U32
-            status, size = execute(op, nr_segments, sector, segments)
+            status, size = execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
         self._consumed = consumed
@@ -185,11 +188,11 @@ class DiskController:
         completion.words.clear()
         self._spare.append(completion)
 
-    def _execute(self, op: int, nr_segments: int, sector: int, segments: int) -> tuple[int, int]:
+    def _execute(self, op: int, nr_segments: int, sector: int, segments: int, sectors: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
         if op:
             if op > sheet.DISK_WRITE:
-                return (self.backing.flush(), 0) if op == sheet.DISK_FLUSH else (errno.EOPNOTSUPP, 0)
+                return self._execute_without_data(op, sector, sectors), 0
             if self.backing.readonly:
                 return errno.EROFS, 0
         # The usual case of `_gather`, written out: a table that is well known, of a unit that may access everything.
@@ -216,6 +219,16 @@ class DiskController:
             written[frames] = ones
         self.read_bytes += size
         return status, size
+
+    def _execute_without_data(self, op: int, sector: int, sectors: int) -> int:
+        """Carry out a command that moves nothing; returns 0 or an errno."""
+        if op == sheet.DISK_FLUSH:
+            return self.backing.flush()
+        if op != sheet.DISK_DISCARD or not self.backing.discards:
+            return errno.EOPNOTSUPP
+        if not sectors or sector + sectors > self.sectors:
+            return errno.EINVAL
+        return self.backing.discard(sector * SECTOR_SIZE, sectors * SECTOR_SIZE)
 
     def _gather(self, count: int, table: int) -> Gathered | None:
         """Turn a segment table into views of memory; None if some address is not there or not allowed.

@@ -12,7 +12,7 @@ from struct import Struct
 from types import SimpleNamespace
 from typing import Any
 
-from guest_kernel.block import FLUSH, READ, BlockRegistry
+from guest_kernel.block import DISCARD, FLUSH, READ, BlockRegistry
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.run_loop import run_threads
 from guest_kernel.threads import Scheduler, Thread
@@ -328,6 +328,7 @@ class FakeDisk:
         self.image = bytearray(sectors * SECTOR)
         self.sectors = sectors
         self.readonly = readonly
+        self.discards = not readonly
         self.shuffled = shuffled
         self.stuck = False
         self.bad_sectors: set[int] = set()
@@ -338,8 +339,10 @@ class FakeDisk:
         kernel.disks[len(kernel.disks)] = self
         self.world.disks.append(self)
 
-    def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None]) -> None:
-        self.queued.append((op, sector, list(Struct("<QQ").iter_unpack(segments)), done))
+    def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], sectors: int = 0) -> None:
+        assert (op == DISCARD) == bool(sectors)
+        parts = [(0, sectors * SECTOR)] if sectors else list(Struct("<QQ").iter_unpack(segments))
+        self.queued.append((op, sector, parts, done))
 
     def kick(self) -> None:
         self.kicks += 1
@@ -364,6 +367,13 @@ class FakeDisk:
         if op == FLUSH:
             return 0
         at = sector * SECTOR
+        if op == DISCARD:
+            ((_, size),) = segments
+            if not self.bad_sectors.isdisjoint(range(sector, sector + size // SECTOR)):
+                return -errno.EIO
+            assert at + size <= len(self.image), "a discard beyond the end of the disk"
+            self.image[at : at + size] = bytes(size)
+            return 0
         for maddr, size in segments:
             assert maddr % PAGE + size <= PAGE, "a segment crosses a page"
             mapped = [m for m in self.kernel.grants.maps.values() if m[2] == maddr // PAGE and (m[3] or op != READ)]

@@ -335,3 +335,34 @@ def test_a_real_file_system(scene: Scene, block_size: int) -> None:
     after = scene.directory / "after"
     call("debugfs", "-R", f"dump letter {after}", image)
     assert after.read_bytes() == contents
+
+
+def test_a_discard_makes_the_image_smaller(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    image = scene.image("disk.img", data=b"x" * (1 << 20))
+    kept = scene.image("kept.img", data=b"y" * (1 << 20))
+    config = scene.guest(
+        "guest",
+        """
+        disk = await self.disk("xvda")
+        await disk.discard(256, 1024)
+        await disk.flush()
+        data = await disk.read(248, 16)
+        assert data == b"x" * 4096 + bytes(4096), data[4090:4100]
+        try:
+            await (await self.disk("xvdb")).discard(0, 8)
+        except OSError as error:
+            self.print(error)
+        """,
+        image,
+        kept,
+    )
+    source = Path(config.source)
+    source.write_text(source.read_text().replace("format=raw,vdev=xvdb", "no-discard,format=raw,vdev=xvdb"))
+    before = image.stat().st_blocks
+    result = scene.run(load_config(source))
+    assert scene.of(result, "guest").reason == "poweroff", scene.text
+    assert "xvdb: discard of 8 sectors at 0: operation not supported" in scene.text
+    assert image.read_bytes() == b"x" * 131072 + bytes(524288) + b"x" * (1048576 - 655360)
+    assert image.stat().st_blocks < before
+    assert kept.read_bytes() == b"y" * (1 << 20)

@@ -1,6 +1,7 @@
 """Disk controllers and network cards, driven through their registers as a driver would."""
 
 import errno
+import os
 from pathlib import Path
 from struct import Struct
 
@@ -37,7 +38,7 @@ class Driver:
     def interrupt(self) -> None:
         self.interrupts += 1
 
-    def queue(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0) -> None:
+    def queue(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0, sectors: int = 0) -> None:
         memory = self.machine.memory
         for number, segment in enumerate(segments):
             WORDS.pack_into(memory.b, TABLE * PAGE_SIZE + 16 * number, *segment)
@@ -50,11 +51,12 @@ class Driver:
             id=ident,
             sector=sector,
             segments=TABLE * PAGE_SIZE,
+            sectors=sectors,
         )
         self.produced += 1
 
-    def run(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0) -> int:
-        self.queue(op, sector, segments, ident)
+    def run(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0, sectors: int = 0) -> int:
+        self.queue(op, sector, segments, ident, sectors)
         self.out(sheet.DISK_DOORBELL, self.produced)
         self.settle()
         return self.completion(self.machine.memory.i[COMPLETIONS * PAGE_SIZE >> 2] - 1, ident)
@@ -96,6 +98,33 @@ def test_data_goes_straight_to_the_frames_and_marks_them(machine: Machine, tmp_p
     assert driver.run(sheet.DISK_WRITE, 31, [(DATA * PAGE_SIZE, 512)]) == 0
     assert driver.run(sheet.DISK_FLUSH, 0, []) == 0
     assert image.read_bytes()[31 * 512 :] == b"x" * 512
+    disk.unplug()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_discarded_sectors_read_as_zero_and_a_file_has_less_to_store(
+    machine: Machine, tmp_path: Path, kind: str
+) -> None:
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.write(b"x" * (1 << 20))
+        os.fsync(file.fileno())
+    before = image.stat()
+    backing = RawFile(image, readonly=False) if kind == "file" else MemoryDisk(1 << 20)
+    disk = DiskController(machine, 0, backing)
+    driver = Driver(machine, disk)
+    assert machine.ports.inl(driver.base + sheet.DISK_FLAGS) == sheet.DISK_FLAG_DISCARD
+    page = (DATA * PAGE_SIZE, PAGE_SIZE)
+    machine.memory.write(DATA * PAGE_SIZE, b"y" * PAGE_SIZE)
+    assert driver.run(sheet.DISK_WRITE, 8, [page]) == 0
+    assert driver.run(sheet.DISK_DISCARD, 8, [], sectors=1024) == 0
+    assert driver.run(sheet.DISK_READ, 8, [page]) == 0
+    assert not any(machine.memory.frame(DATA))
+    if kind == "file":
+        assert image.read_bytes() == b"x" * 4096 + bytes(524288) + b"x" * (1048576 - 528384)
+        assert image.stat().st_blocks < before.st_blocks
+    for sector, sectors in ((0, 0), (2048, 1), (2047, 2), (1 << 60, 1), (1, (1 << 64) - 1)):
+        assert driver.run(sheet.DISK_DISCARD, sector, [], sectors=sectors) == -errno.EINVAL
     disk.unplug()
 
 
@@ -180,6 +209,7 @@ def test_a_readonly_disk_refuses_writes(machine: Machine) -> None:
     driver = Driver(machine, disk)
     assert machine.ports.inl(driver.base + sheet.DISK_FLAGS) == sheet.DISK_FLAG_READONLY
     assert driver.run(sheet.DISK_WRITE, 0, [(DATA * PAGE_SIZE, 512)]) == -errno.EROFS
+    assert driver.run(sheet.DISK_DISCARD, 0, [], sectors=1) == -errno.EOPNOTSUPP
     disk.unplug()
 
 

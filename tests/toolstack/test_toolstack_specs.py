@@ -39,6 +39,21 @@ def test_other_disks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "discard"),
+    [
+        ("/x,raw,xvda", True),
+        ("/x,raw,xvda,rw,discard", True),
+        ("/x,raw,xvda,rw,no-discard", False),
+        ("no-discard,vdev=xvda,target=/x", False),
+        ("/x,raw,xvda,ro", False),
+        ("/x,raw,xvda,ro,discard", False),
+    ],
+)
+def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
+    assert parse_disk(text).discard is discard
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no target"),
