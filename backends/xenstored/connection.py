@@ -7,7 +7,6 @@ limit its input is left alone.
 """
 
 from collections import deque
-from itertools import islice
 from typing import final
 
 from backends.xenstored.domains import Domain
@@ -15,7 +14,7 @@ from backends.xenstored.permissions import ALL
 from backends.xenstored.transactions import Transaction
 from backends.xenstored.tree import Node
 from backends.xenstored.watches import Watch
-from guest_kernel.xenbus.wire import encode, parse_all
+from guest_kernel.xenbus.wire import HEADER_SIZE, encode, parse_all
 from hypervisor.abi.io.xs_wire import XS_WATCH_EVENT
 
 
@@ -154,12 +153,18 @@ class Connection:
     def parting(self) -> bytes:
         """Return what a client on a socket still gets that has broken the protocol.
 
-        The C daemon takes one request and sends one message a turn, the first message in the turn after; and it hangs
-        up as soon as it reads the bad header. So of the answers to a batch of requests before it the last is lost.
+        The C daemon takes one request a turn and writes once, from the turn after on: a header in one, its payload in
+        the next. It hangs up as soon as it reads the bad header. So of what it has to say to a batch of requests before
+        that, it says less than half.
         """
-        replies = sum(event is None for _, _, event in self._out)
-        sizes = [len(message) for message, _, _ in islice(self._out, max(0, replies - 1))]
-        return self.take(sum(sizes) - self._offset)
+        writes = sum(event is None for _, _, event in self._out) - 1
+        size = 0
+        for message, _, _ in self._out:
+            for part in (HEADER_SIZE, len(message) - HEADER_SIZE):
+                if writes > 0 and part:
+                    writes -= 1
+                    size += part
+        return self.take(size - self._offset)
 
     def drop_output(self) -> None:
         """Forget what waits: nobody will take it any more."""

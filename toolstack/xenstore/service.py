@@ -269,8 +269,8 @@ class Log:
 
     def log(self, on: bool) -> None:
         """Write the log, or stop it."""
-        assert self._server is not None
-        self._server.trace = self._emit if on and self._writer is not None else None
+        if self._server is not None:
+            self._server.trace = self._emit if on and self._writer is not None else None
 
     def log_to(self, name: str) -> None:
         """Write the log to another file from now on; one that cannot be opened gets none."""

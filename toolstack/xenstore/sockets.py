@@ -160,6 +160,8 @@ class SocketServer:
             self._send(client)
         elif connection.queued > OUTPUT_LIMIT:
             self.drop(client)
+        else:
+            self._ask_for(client)
 
     def _hang_up(self, client: SocketClient) -> None:
         """Drop a client that broke the protocol."""
