@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from hypervisor.abi.event_channel import EVTCHN_FIFO_LINK_MASK
+from hypervisor.domain import DYING_DEAD
 from hypervisor.errors import InvariantError
 from hypervisor.event_channel import fifo
 from hypervisor.event_channel.channel import (
@@ -33,8 +34,8 @@ def check_events(hv: Hypervisor) -> None:
         _check_fifo(domain)
         pollers = sum(vcpu.poll_ports is not None for vcpu in domain.online_vcpus())
         _expect(pollers == domain.pollers, f"{domain} counts {domain.pollers} polling vCPUs and has {pollers}")
-        if domain.is_dying:
-            _expect(not domain.active_ports, f"{domain} is dying and still has {domain.active_ports} ports")
+        if domain.is_dying == DYING_DEAD:
+            _expect(not domain.active_ports, f"{domain} is dead and still has {domain.active_ports} ports")
     for vcpu in hv.sched.run_queue:
         _expect(vcpu.queued and not vcpu.pause_flags, f"{vcpu} is on the run queue and may not run")
         _expect(hv.domains.get(vcpu.domain.domid) is vcpu.domain, f"{vcpu} is on the run queue and does not exist")

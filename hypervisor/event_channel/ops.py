@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
@@ -150,11 +150,13 @@ class EventChannelOps:
         if not domain.ports:
             port_table.grow(domain)
 
-    def destroy_domain(self, domain: Domain) -> None:
-        """Close every port of a dying domain, and give its event pages back."""
-        for channel in domain.ports:
+    def destroy_domain(self, domain: Domain) -> Iterator[bool]:
+        """Close every port of a dying domain, a bucket at each step, and give its event pages back."""
+        for channel in reversed(domain.ports):
             if channel.state != FREE:
                 self.close_channel(channel)
+            if channel.port % PORTS_PER_BUCKET == 0 and channel.port:
+                yield False
         self.hv.pirqs.destroy_domain(domain)
         self._leave_fifo(domain)
 
