@@ -1,4 +1,4 @@
-"""Builds mini_kernel.c with the compiler of the machine and Xen's public headers."""
+"""Builds the kernels of this folder with the compiler of the machine and Xen's public headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).with_name("mini_kernel.c")
 LINK = """
 ENTRY(_start)
 PHDRS { text PT_LOAD FLAGS(7); note PT_NOTE FLAGS(4); }
@@ -28,13 +27,22 @@ FLAGS = (
 )
 
 
-def build(directory: Path) -> Path:
-    """Compile the kernel into a directory; skip the test where that cannot be."""
+def build(directory: Path, source: str = "mini_kernel.c") -> Path:
+    """Compile a kernel into a directory; skip the test where that cannot be."""
     gcc = shutil.which("gcc")
     if gcc is None or not Path("/usr/include/xen/xen.h").exists():
         pytest.skip("building a kernel needs gcc and Xen's public headers (libxen-dev)")
     script, kernel = directory / "mini.lds", directory / "mini.elf"
     script.write_text(LINK)
-    command = [gcc, *FLAGS, "-Wl,--build-id=none", "-T", str(script), str(SOURCE), "-o", str(kernel)]
+    command = [
+        gcc,
+        *FLAGS,
+        "-Wl,--build-id=none",
+        "-T",
+        str(script),
+        str(Path(__file__).with_name(source)),
+        "-o",
+        str(kernel),
+    ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return kernel
