@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, final
 
+from backends.block.indirect import MAX_SEGMENTS, DescriptorCopier
 from backends.block.mapping import GrantMapper
 from backends.block.protocol import PROTOCOLS
 from backends.block.server import BlockServer, Disk
@@ -42,6 +43,7 @@ class _Vbd:
         self.disk: Disk | None = None
         self.info = 0
         self.discards = False
+        self.copier: DescriptorCopier | None = None
         self.ring_grant: MappedGrant | None = None
         self.mapper: GrantMapper | None = None
         self.server: BlockServer | None = None
@@ -87,6 +89,7 @@ class BlockBack(XenbusDriver):
                 "feature-flush-cache": writable,
                 "feature-barrier": writable,
                 "feature-persistent": bool(self.options.get("persistent", True)),
+                "feature-max-indirect-segments": MAX_SEGMENTS,
                 "max-ring-page-order": 0,
             }
         )
@@ -111,7 +114,10 @@ class BlockBack(XenbusDriver):
         vbd.ring_grant = grant
         ring = BackRing(grant.view, protocol.entry_size)
         vbd.mapper = GrantMapper(self.kernel.grants, device.otherend_id, limit)
-        server = BlockServer(self.kernel, vbd.name, disk, ring, protocol, vbd.mapper, discards=vbd.discards)
+        vbd.copier = DescriptorCopier(self.kernel, device.otherend_id)
+        server = BlockServer(
+            self.kernel, vbd.name, disk, ring, protocol, vbd.mapper, discards=vbd.discards, copier=vbd.copier
+        )
         server.on_broken = lambda why: self._broken(device, why)
         vbd.server = server
         vbd.flusher = self.kernel.spawn(_flush(server), f"{vbd.name} responses")
@@ -146,6 +152,9 @@ class BlockBack(XenbusDriver):
         if vbd.mapper is not None:
             vbd.mapper.release()
             vbd.mapper = None
+        if vbd.copier is not None:
+            vbd.copier.release()
+            vbd.copier = None
         if vbd.ring_grant is not None:
             self.kernel.grants.unmap([vbd.ring_grant])
             vbd.ring_grant = None

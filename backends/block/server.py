@@ -14,16 +14,19 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, final
 
+from backends.block.indirect import MAX_SEGMENTS, REST, DescriptorCopier
 from backends.block.mapping import GrantMapper, Mapping, Plan
 from backends.block.protocol import Protocol as RingProtocol
 from backends.block.protocol import Segment, parse_segments
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE
+from guest_kernel.errors import OutOfMemory
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
     BLKIF_DISCARD_SECURE,
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_INDIRECT,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     BLKIF_OP_WRITE_BARRIER,
@@ -154,6 +157,7 @@ class BlockServer:
         mapper: GrantMapper,
         *,
         discards: bool = False,
+        copier: DescriptorCopier | None = None,
     ) -> None:
         self._cpu = kernel.cpu
         self._notify = kernel.events.notify
@@ -164,6 +168,8 @@ class BlockServer:
         self.readonly = disk.readonly
         self.discards = discards and disk.discards
         """Whether the frontend was told that it may discard."""
+        self._copier = copier
+        """What fetches the descriptors of indirect requests; None where they are not offered."""
         self.ring = ring
         self._protocol = protocol
         self._mapper = mapper
@@ -267,6 +273,8 @@ class BlockServer:
 
         Returns how many the disk has to be kicked for.
         """
+        if any(request[0] == BLKIF_OP_INDIRECT for request in requests):
+            requests = self._resolve(requests)
         jobs: list[_Job] = []
         batch: list[tuple[bytes, list[Segment], bool]] = []
         started = 0
@@ -277,8 +285,7 @@ class BlockServer:
             descriptors = segments[: 8 * count]
             status, checked = self._check(op, count, sector, descriptors)
             if status:
-                self.statistics.errors += 1
-                self._answer(ident, op, sector, 0, status)
+                self._refuse(ident, op, sector, status)
                 continue
             job = self.free.pop()
             job.id = ident
@@ -311,6 +318,49 @@ class BlockServer:
             started += 1
         return started
 
+    def _resolve(self, requests: list[Request]) -> list[Request]:
+        """Turn indirect requests into ordinary ones with many segments; answer those that are bad.
+
+        In a `blkif_request_indirect` the operation proper is where others have the number of their segments, and that
+        is where they have their handle. The response names the operation proper.
+        """
+        wanted: list[tuple[int, int]] = []
+        checked: list[Request] = []
+        for request in requests:
+            if request[0] != BLKIF_OP_INDIRECT:
+                checked.append(request)
+                continue
+            _, op, count, ident, sector, rest = request
+            if self._copier is None:
+                self._refuse(ident, BLKIF_OP_INDIRECT, sector, BLKIF_RSP_EOPNOTSUPP)
+            elif op > BLKIF_OP_WRITE or not 0 < count <= MAX_SEGMENTS:
+                self._refuse(ident, op, sector, BLKIF_RSP_ERROR)
+            else:
+                wanted.append((REST.unpack_from(rest)[1], count))
+                checked.append(request)
+        if self._copier is None or not wanted:
+            return checked
+        try:
+            fetched = iter(self._copier.fetch(wanted))
+        except OutOfMemory:
+            fetched = iter([None] * len(wanted))
+        resolved: list[Request] = []
+        for request in checked:
+            if request[0] != BLKIF_OP_INDIRECT:
+                resolved.append(request)
+                continue
+            _, op, count, ident, sector, _ = request
+            descriptors = next(fetched)
+            if descriptors is None:
+                self._refuse(ident, op, sector, BLKIF_RSP_ERROR)
+            else:
+                resolved.append((op, count, 0, ident, sector, descriptors))
+        return resolved
+
+    def _refuse(self, ident: int, op: int, sector: int, status: int) -> None:
+        self.statistics.errors += 1
+        self._answer(ident, op, sector, 0, status)
+
     def _start_discard(self, flag: int, ident: int, sector: int, rest: bytes) -> int:
         """Start a discard, or answer why not; returns how many the disk has to be kicked for.
 
@@ -324,8 +374,7 @@ class BlockServer:
         elif not sectors or sector + sectors > self.sectors:
             status = BLKIF_RSP_ERROR
         if status:
-            self.statistics.errors += 1
-            self._answer(ident, BLKIF_OP_DISCARD, sector, 0, status)
+            self._refuse(ident, BLKIF_OP_DISCARD, sector, status)
             return 0
         job = self.free.pop()
         job.id = ident
@@ -342,7 +391,7 @@ class BlockServer:
         """Return BLKIF_RSP_OKAY and the segments of a request that may be performed, or why it may not."""
         if op not in _STEPS or (FLUSH in _STEPS[op] and self.readonly):
             return BLKIF_RSP_EOPNOTSUPP, []
-        if count > BLKIF_MAX_SEGMENTS_PER_REQUEST or (not count and op <= BLKIF_OP_WRITE):
+        if len(descriptors) != 8 * count or (not count and op <= BLKIF_OP_WRITE):
             return BLKIF_RSP_ERROR, []
         segments = parse_segments(descriptors)
         if segments is None or (op != BLKIF_OP_READ and self.readonly):

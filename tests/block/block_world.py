@@ -16,7 +16,8 @@ from guest_kernel.block import DISCARD, FLUSH, READ, BlockRegistry
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.run_loop import run_threads
 from guest_kernel.threads import Scheduler, Thread
-from hypervisor.abi.grant_table import GTF_readonly
+from hypervisor.abi.grant_table import GNTCOPY_source_gref, GTF_readonly
+from hypervisor.abi.xen import DOMID_SELF
 
 PAGE = 4096
 SECTOR = 512
@@ -199,6 +200,23 @@ class FakeGrants:
             view = self.kernel.world.memory[maddr : maddr + PAGE] if status == 0 else memoryview(b"")
             mapped.append(SimpleNamespace(status=status, handle=handle, maddr=maddr, view=view))
         return mapped
+
+    def copy(self, operations: list[tuple[int, int, int, int, int, int, int, int]]) -> list[int]:
+        self.hypercalls += 1
+        return [self._copy_one(*operation) for operation in operations]
+
+    def _copy_one(self, ref: int, domid: int, at: int, mfn: int, own: int, offset: int, length: int, flags: int) -> int:
+        assert (flags, own) == (GNTCOPY_source_gref, DOMID_SELF)
+        assert at + length <= PAGE
+        assert offset + length <= PAGE
+        granter = self.kernel.world.kernels.get(domid)
+        entry = granter.grants.entries.get(ref) if granter is not None else None
+        if entry is None or entry[0] != self.kernel.domid:
+            return -1
+        memory = self.kernel.world.memory
+        source, target = entry[1] * PAGE + at, mfn * PAGE + offset
+        memory[target : target + length] = memory[source : source + length]
+        return 0
 
     def unmap(self, grants: list[Any]) -> None:
         for grant in grants:

@@ -47,7 +47,6 @@ BAD = [
     pytest.param(4, 0, [], -1, EOPNOTSUPP, id="reserved operation"),
     pytest.param(5, 0, [(0, 0, 7)], -1, EOPNOTSUPP, id="secure discard"),
     pytest.param(5, 0, [(0, 255, 255)], 0, ERROR, id="discard of very many sectors"),
-    pytest.param(6, 0, [(0, 0, 7)], -1, EOPNOTSUPP, id="indirect"),
     pytest.param(255, 2**64 - 1, [(0, 255, 255)] * 11, 255, EOPNOTSUPP, id="garbage"),
 ]
 
