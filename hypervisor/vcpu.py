@@ -131,6 +131,8 @@ class VCpu(ABC):
         "last_periodic",
         "next_service",
         "next_time_update",
+        "nmi_masked",
+        "nmi_pending",
         "old_tables",
         "pause_count",
         "pause_flags",
@@ -180,6 +182,8 @@ class VCpu(ABC):
         """Software TLB: virtual page number → machine address of the page, for reads. Kept by `hypervisor.mm`."""
         self.tlb_w: dict[int, int] = {}
         self.hypercalls = 0
+        self.nmi_pending = self.nmi_masked = False
+        """An NMI waits to be delivered; one is being handled, until the next iret."""
         self.spent = 0
         """Nanoseconds that machine code has computed in the present stretch; always 0 for a guest in Python."""
 
@@ -273,6 +277,9 @@ class VCpu(ABC):
 
     def registers_replaced(self) -> None:  # noqa: B027 - a guest in Python has no registers
         """Take note that `context` holds registers from elsewhere."""
+
+    def ldt_dropped(self) -> None:  # noqa: B027 - a guest in Python never loads a selector
+        """Take note that pages of the LDT that were in use are given up; they are checked again at their next use."""
 
     def debugreg_changed(self) -> None:  # noqa: B027 - there need not be a processor that wants to know
         """Take note of a new value in `context.debugreg`."""

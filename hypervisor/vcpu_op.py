@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 HYPERCALL = xen.__HYPERVISOR_vcpu_op
 MIN_PERIOD_NS = 1_000_000
 MAX_PERIOD_NS = (1 << 62) - 1
-NMI_VECTOR = 2
 HARDWARE_DOMAIN = 0
 NO_APIC = 0xFFFF_FFFF
 """The number of a processor that the machine does not have."""
@@ -117,10 +116,14 @@ class VcpuOps:
         return 0
 
     def _send_nmi(self, _vcpu: VCpu, target: VCpu, arg: int) -> int:
-        """Send an NMI. Delivery to a handler is not built; to a vCPU that has registered none it is nothing."""
+        """Send an NMI. To a vCPU without a handler it is nothing, as to one that executes Python."""
         if arg:
             return -errno.EINVAL
-        return -errno.ENOSYS if NMI_VECTOR in target.context.trap_table else 0
+        if not target.nmi_pending:
+            target.nmi_pending = True
+            if target.pause_flags & VPF_BLOCKED:
+                self.hv.sched.wake(target)
+        return 0
 
     def _get_physid(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
         """Tell the APIC and ACPI numbers of the processor with the vCPU's number, to dom0 if the vCPU is pinned."""

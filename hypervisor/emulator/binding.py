@@ -64,6 +64,9 @@ def base_at(segment: int) -> int:
 _Syscall = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _Interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _Invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+_Unmapped = ctypes.CFUNCTYPE(
+    ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+)
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -77,6 +80,14 @@ def is_installed() -> bool:
     except ImportError:
         return False
     return True
+
+
+def _read_ones(_engine: object, _offset: int, size: int, _data: object) -> int:
+    return (1 << 8 * size) - 1
+
+
+def _lose(_engine: object, _offset: int, _size: int, _value: int, _data: object) -> None:
+    """Take what is written to where nothing is."""
 
 
 class Binding:
@@ -151,6 +162,7 @@ class Binding:
         self.error_code = (dr0 - 16) // 4
         self.is_software_interrupt = (dr0 - 12) // 4
         self.old_exception = (dr0 + 8 * 8 + 4 * 8) // 4
+        self._dr6 = dr0 // 8 + 6
         self._fpu_size = dr0 - 16 - _FPU_AT
         for index in range(4):
             self._uc.reg_write(const.UC_X86_REG_DR0 + index, 0)
@@ -256,6 +268,11 @@ class Binding:
         """Load the extended features: SYSCALL, long mode, no-execute."""
         self._uc.reg_write(self._const.UC_X86_REG_MSR, (0xC0000080, value))
 
+    def take_debug_status(self) -> int:
+        """Return why there is a #DB (as DR6 says it), and forget it."""
+        status, self.q[self._dr6] = self.q[self._dr6], 0xFFFF0FF0
+        return status
+
     def save_fpu(self) -> bytes:
         """Return the state of FPU and SSE, in the emulator's own form."""
         return ctypes.string_at(self.state + _FPU_AT, self._fpu_size)
@@ -331,6 +348,21 @@ class Binding:
             return True
 
         self._hook(self._unicorn.UC_HOOK_INSN_INVALID, _Invalid(called), None)
+
+    def map_nothing(self) -> None:
+        """Let physical addresses behind the end of memory read as ones, and lose what is written to them.
+
+        That is what a PC does where no device answers. Code is not fetched from there.
+        """
+
+        def called(_engine: int, kind: int, address: int, _size: int, _value: int, _data: int) -> bool:
+            if kind == self._unicorn.UC_MEM_FETCH_UNMAPPED:
+                return False
+            # Mapped as it is touched, a page at a time: all of what is not there cannot be mapped at once.
+            self._uc.mmio_map(address & ~0xFFF, 0x1000, _read_ones, None, _lose, None)
+            return True
+
+        self._hook(self._unicorn.UC_HOOK_MEM_UNMAPPED, _Unmapped(called), None)
 
     def hook_cpuid(self, function: Callable[[], None]) -> None:
         """Carry CPUID out by a function."""

@@ -53,7 +53,7 @@ from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, Nativ
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.table_stores import TableStores
-from hypervisor.emulator.traps import ERROR_IDT, GP, PF, UD, Traps, swap_gs
+from hypervisor.emulator.traps import DB, ERROR_IDT, GP, NM, PF, TF, UD, Traps, swap_gs
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
@@ -72,6 +72,8 @@ EFER = 0xD01
 CR4 = 0x6A0
 """PAE, global pages, SSE; what a guest reads is another matter."""
 FIRST_COUNT = 1 << 40
+TURN_NS = 50_000
+"""How far a pCPU gets ahead of the others at a time."""
 INTERRUPT_NS = 2_000
 """How long the guest goes on, at least, until a timer that has come due interrupts it."""
 RDTSC_NS = 500
@@ -112,6 +114,7 @@ class Processor:
         self._limit = 0
         self._began = 0
         self._stale: set[int] = set()
+        self._single_step = False
         self._failure: BaseException | None = None
         self._returned = False
         """The hypercall under way has been an iret: the registers are those of where the guest is now."""
@@ -124,6 +127,7 @@ class Processor:
         cpu.hook_syscall(self._guard(self._syscall))
         cpu.hook_exceptions(self._exception)
         cpu.hook_invalid(self._guard(self._invalid))
+        cpu.map_nothing()
         cpu.hook_tsc(self.native.rdtsc, self.native.rdtscp, self.native.address)
         cpu.hook_ports(self.native.port_in, self.native.port_out, self.native.address)
         cpu.hook_cpuid(self._guard(self.privileged.cpuid))
@@ -222,9 +226,11 @@ class Processor:
         words[BASE] = hv.now() - self._began & U64
         self._load(vcpu)
         self.vcpu = vcpu
-        self._limit = max(vcpu.since + TIME_SLICE_NS, hv.now() + 1)
+        self._limit = self._end_of_stretch(vcpu)
         while True:
             b, info = hv.memory.b, vcpu.info
+            if vcpu.nmi_pending and not vcpu.nmi_masked:
+                self.traps.deliver_nmi(vcpu, cpu.q[RIP], cpu.flags())
             if b[info] and not b[info + 1]:
                 self.traps.deliver_event(vcpu, cpu.q[RIP], cpu.flags())
             if self._must_leave(vcpu):
@@ -239,10 +245,24 @@ class Processor:
                 self.crash(vcpu, f"the CPU emulator gave up: {cpu.error(status)}")
             if self._stale:
                 self._drop_stale_code()
+            if self._single_step:
+                self._single_step = False
+                cpu.set_flags(cpu.flags() | TF)
         vcpu.spent = max(1, words[COUNT] - self._began)
         self._store(vcpu)
         self.vcpu = None
         return vcpu.spent
+
+    def _end_of_stretch(self, vcpu: EmulatedVCpu) -> int:
+        """Return until when the vCPU may run at most: the end of its time slice, or sooner if others run beside it.
+
+        pCPUs take turns. Code that waits for code on another pCPU would spin for a whole time slice.
+        """
+        sched, now = self.hv.sched, self.hv.now()
+        end = vcpu.since + TIME_SLICE_NS
+        if len(sched.pcpus) > 1 and (sched.run_queue or sum(pcpu.current is not None for pcpu in sched.pcpus) > 1):
+            end = min(end, now + TURN_NS)
+        return max(end, now + 1)
 
     def _must_leave(self, vcpu: EmulatedVCpu) -> bool:
         now = self.hv.now()
@@ -283,15 +303,19 @@ class Processor:
             q[index] = getattr(context, name)
         cpu.set_flags(context.rflags & 0xFFFFFFFF | 0x202)
         segments = self.segments
+        good = True
         for segment, selector in ((ES, context.es), (DS, context.ds), (FS, context.fs), (GS, context.gs)):
             if i[selector_at(segment)] != selector or selector & ~3:
-                segments.load(vcpu, segment, selector)
+                good = segments.load(vcpu, segment, selector) and good
         if i[selector_at(CS_REGISTER)] != context.cs:
             segments.load_code(vcpu, context.cs)
         if i[selector_at(SS)] != context.ss:
             segments.load_stack(vcpu, context.ss)
         q[base_at(FS)] = context.fs_base
         q[base_at(GS)] = context.gs_base_kernel if context.in_kernel else context.gs_base_user
+        if not good:
+            wanted = {name: getattr(context, name) for name in ("ds", "es", "fs", "gs")}
+            self.traps.failsafe(vcpu, wanted)
 
     def _store(self, vcpu: EmulatedVCpu) -> None:
         """Take a vCPU's registers out of the CPU."""
@@ -410,6 +434,17 @@ class Processor:
             swap_gs(vcpu, self.cpu.q, to_kernel=False)
             vcpu.context.in_kernel = False
 
+    def return_with(self, flags: int) -> None:
+        """Give RFLAGS back to the guest at the end of a hypercall.
+
+        With TF the emulated SYSCALL would trap at once, but one instruction is to be executed before: so the CPU is
+        stopped, and TF set when it starts again.
+        """
+        self.cpu.set_flags(flags & ~TF)
+        if flags & TF:
+            self._single_step = True
+            self.cpu.stop()
+
     def iret(self, vcpu: EmulatedVCpu) -> int:
         """Carry out HYPERVISOR_iret for the running vCPU; returns the new rax."""
         if vcpu is not self.vcpu:
@@ -505,6 +540,10 @@ class Processor:
             self.cpu.stop()
             return
         b, info = self.hv.memory.b, vcpu.info
+        if vcpu.nmi_pending and not vcpu.nmi_masked:
+            # (By way of `run`: nothing is gained by being quick about it.)
+            self.cpu.stop()
+            return
         if b[info] and not b[info + 1]:
             q = self.cpu.q
             if self.traps.deliver_event(vcpu, q[RIP] + size & U64, self.cpu.flags()):
@@ -545,8 +584,13 @@ class Processor:
                 error = i[cpu.error_code] & 0xFFFF
                 if error or not self.privileged.emulate(vcpu):
                     self.traps.inject(vcpu, GP, error)
+            elif vector == DB:
+                self.traps.inject_debug(vcpu, cpu.take_debug_status())
             else:
                 self.traps.inject(vcpu, vector, i[cpu.error_code] & 0xFFFF)
+                if vector == NM:
+                    # Xen has switched the FPU on for the handler.
+                    vcpu.set_task_switched(False)
             self._leave(vcpu)
         except BaseException as error:
             self._failure = error

@@ -85,6 +85,14 @@ class Segments:
         self._memory.q[(tables[page >> 9] << 9) + (page & 511)] = mfn << 12 | SUPERVISOR
         return True
 
+    def unmap_ldt(self, vcpu: EmulatedVCpu) -> None:
+        """Unmap all pages of the LDT: the processor will miss them at their next use."""
+        tables = self._hv.mm.slots.map_area(vcpu.domain.domid, len(vcpu.domain.vcpus) * PAGES_PER_VCPU)
+        first = vcpu.vcpu_id * PAGES_PER_VCPU + LDT_PAGE
+        at = (tables[first >> 9] << 9) + (first & 511)
+        for index in range(at, at + PAGES_PER_VCPU - LDT_PAGE):
+            self._memory.q[index] = 0
+
     def load_tables(self, vcpu: EmulatedVCpu) -> None:
         """Point the CPU to the descriptor tables of a vCPU."""
         cpu = self._cpu

@@ -32,10 +32,15 @@ ERROR_IDT = 2
 
 TF, IF, DIRECTION, IOPL = 1 << 8, 1 << 9, 1 << 10, 3 << 12
 NT, RF, VM, ALIGN = 1 << 14, 1 << 16, 1 << 17, 1 << 18
+LEAVE = ALIGN | VM | RF | NT | TF
+"""What a processor clears of RFLAGS when it takes a trap."""
 FRAME_5 = struct.Struct("<7Q")
 FRAME_6 = struct.Struct("<8Q")
+FAILSAFE_FRAME = struct.Struct("<11Q")
 IRET_FRAME = struct.Struct("<9Q")
 
+DR6_CAUSES = 0xE00F
+"""Single step, task switch, access to debug registers, and the four breakpoints."""
 MASK_BYTE = 1
 TI_MASK = 4
 """Bit of `trap_info.flags`: upcalls are to be masked on entry (TI_GET_IF)."""
@@ -93,14 +98,7 @@ class Traps:
             return self._processor.crash(vcpu, "there is no handler for what happened")
         if mask and not saved_mask:
             memory.b[info + MASK_BYTE] = 1
-        if i[selector_at(CS)] != xen.FLAT_KERNEL_CS:
-            self._processor.segments.load_code(vcpu, xen.FLAT_KERNEL_CS)
-        if i[selector_at(SS)] != xen.FLAT_KERNEL_SS:
-            self._processor.segments.load_stack(vcpu, xen.FLAT_KERNEL_SS)
-        if flags & (ALIGN | VM | RF | NT | TF):
-            cpu.set_flags(flags & ~(ALIGN | VM | RF | NT | TF))
-        q[RSP] = sp
-        q[RIP] = target
+        self._enter(vcpu, target, sp, flags)
         return True
 
     def deliver_event(self, vcpu: EmulatedVCpu, rip: int, flags: int) -> bool:
@@ -120,6 +118,20 @@ class Traps:
             return self._processor.crash(vcpu, f"unhandled exception {vector} at {rip:#x}{code}")
         code_or_none = error if vector in HAS_ERROR_CODE else None
         return self.bounce(vcpu, entry[2], rip, cpu.flags(), code_or_none, bool(entry[0] & TI_MASK))
+
+    def deliver_nmi(self, vcpu: EmulatedVCpu, rip: int, flags: int) -> bool:
+        """Enter the NMI handler, once until its iret; without a handler the NMI is lost."""
+        entry = vcpu.context.trap_table.get(NMI)
+        vcpu.nmi_pending = False
+        if entry is None:
+            return True
+        vcpu.nmi_masked = True
+        return self.bounce(vcpu, entry[2], rip, flags, mask=bool(entry[0] & TI_MASK))
+
+    def inject_debug(self, vcpu: EmulatedVCpu, status: int) -> bool:
+        """Let the guest take a #DB; what DR6 says is added to its own."""
+        vcpu.context.debugreg[6] |= status & DR6_CAUSES
+        return self.inject(vcpu, DB)
 
     def inject_page_fault(self, vcpu: EmulatedVCpu, error: int, address: int) -> bool:
         """Let the guest take a page fault; the address goes into cr2 and vcpu_info."""
@@ -146,7 +158,7 @@ class Traps:
         masks = bool(context.flags & xen.VGCF_syscall_disables_events)
         done = self.bounce(vcpu, target, rip, flags, mask=masks)
         if done and flags & DIRECTION:
-            self._cpu.set_flags(flags & ~(DIRECTION | ALIGN | VM | RF | NT | TF))
+            self._cpu.set_flags(flags & ~(DIRECTION | LEAVE))
         return done
 
     # -- the guest returns ------------------------------------------------------------------------------------------
@@ -169,6 +181,7 @@ class Traps:
         if vcpu.domain.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1:
             context.iopl = rflags & IOPL
         self._memory.b[vcpu.info + MASK_BYTE] = not rflags & IF
+        vcpu.nmi_masked = False
         q[RAX] = rax
         if flags & xen.VGCF_in_syscall:
             # Back by SYSRET, which takes rip and rflags from these.
@@ -176,17 +189,59 @@ class Traps:
         else:
             q[R11], q[RCX] = r11, rcx
         q[RIP], q[RSP] = rip, rsp
-        cpu.set_flags(rflags & 0xFFFFFFFF & ~(IOPL | VM) | IF | 2)
+        self._processor.return_with(rflags & 0xFFFFFFFF & ~(IOPL | VM) | IF | 2)
         segments = self._processor.segments
         code, stack = code & 0xFFFF | 3, stack & 0xFFFF | 3
-        if (i[selector_at(CS)] != code and not segments.load_code(vcpu, code)) or (
-            i[selector_at(SS)] != stack and not segments.load_stack(vcpu, stack)
-        ):
-            self.failsafe(vcpu)
+        # What the processor refuses to return to is a #GP at the instruction to come, with the bad selector.
+        if i[selector_at(CS)] != code and not segments.load_code(vcpu, code):
+            i[selector_at(CS)] = code
+            self.inject(vcpu, GP, code & ~3)
+        elif i[selector_at(SS)] != stack and not segments.load_stack(vcpu, stack):
+            i[selector_at(SS)] = stack
+            self.inject(vcpu, GP, stack & ~3)
 
-    def failsafe(self, vcpu: EmulatedVCpu) -> None:
-        """Report a return that the processor refuses."""
-        self.inject(vcpu, GP, 0)
+    def failsafe(self, vcpu: EmulatedVCpu, selectors: dict[str, int]) -> bool:
+        """Enter the failsafe callback: a selector with which the vCPU was to go on could not be loaded.
+
+        The frame is that of an event with the data selectors as they were to be: rcx, r11, ds, es, fs, gs, rip, ...
+        """
+        cpu, memory, context = self._cpu, self._memory, vcpu.context
+        q, i = cpu.q, cpu.i
+        flags, rip, stack_pointer = cpu.flags(), q[RIP], q[RSP]
+        code, stack_segment = i[selector_at(CS)], i[selector_at(SS)]
+        saved_mask = memory.b[vcpu.info + MASK_BYTE]
+        pushed = flags & ~(IF | IOPL) | (0 if saved_mask else IF)
+        if vcpu.domain.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1:
+            pushed |= context.iopl
+        if context.in_kernel:
+            code &= 0xFFFC
+            sp = stack_pointer & ~0xF
+        else:
+            self._processor.enter_kernel(vcpu)
+            sp = context.kernel_sp & ~0xF
+        data = (selectors["ds"], selectors["es"], selectors["fs"], selectors["gs"])
+        words = (rip, code | saved_mask << 32, pushed, stack_pointer, stack_segment)
+        frame = FAILSAFE_FRAME.pack(q[RCX], q[R11], *data, *words)
+        sp = sp - len(frame) & U64
+        try:
+            copy_to_guest(vcpu, sp, frame)
+        except HypercallError:
+            return self._processor.crash(vcpu, f"its stack at {sp:#x} is not mapped for the failsafe frame")
+        if context.flags & xen.VGCF_failsafe_disables_events:
+            memory.b[vcpu.info + MASK_BYTE] = 1
+        self._enter(vcpu, context.failsafe_callback, sp, flags)
+        return True
+
+    def _enter(self, vcpu: EmulatedVCpu, target: int, sp: int, flags: int) -> None:
+        """Go to an entry point of the guest kernel, on its flat segments."""
+        i, q = self._cpu.i, self._cpu.q
+        if i[selector_at(CS)] != xen.FLAT_KERNEL_CS:
+            self._processor.segments.load_code(vcpu, xen.FLAT_KERNEL_CS)
+        if i[selector_at(SS)] != xen.FLAT_KERNEL_SS:
+            self._processor.segments.load_stack(vcpu, xen.FLAT_KERNEL_SS)
+        if flags & LEAVE:
+            self._cpu.set_flags(flags & ~LEAVE)
+        q[RSP], q[RIP] = sp, target
 
 
 def swap_gs(vcpu: EmulatedVCpu, q: memoryview, *, to_kernel: bool) -> None:

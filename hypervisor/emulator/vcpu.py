@@ -45,6 +45,12 @@ class EmulatedVCpu(VCpu):
     def deliver_upcall(self) -> None:
         """Do nothing: upcalls are delivered by `run`, which never leaves computing to be done."""
 
+    def ldt_dropped(self) -> None:
+        """Unmap the pages of the LDT from the domain's own area."""
+        if self.ldt_loaded[1] and self.processor_of_host is not None:
+            self.processor_of_host.segments.unmap_ldt(self)
+            self.tlb_is_stale = True
+
     def must_interrupt(self) -> bool:
         """Whether an event waits that a hypercall in progress should make room for."""
         b, info = self.hv.memory.b, self.info

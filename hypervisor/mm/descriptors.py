@@ -134,6 +134,7 @@ class DescriptorTables:
         """Forget the LDT pages that were in use; they are found again by address at the next use."""
         for mfn in self._mm.ldt_pages.pop((vcpu.domain.domid, vcpu.vcpu_id), {}).values():
             self._frames.put_page_and_type(mfn)
+        vcpu.ldt_dropped()
 
     def destroy(self, vcpu: VCpu) -> None:
         """Drop all descriptor tables of a vCPU."""

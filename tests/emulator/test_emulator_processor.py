@@ -158,6 +158,64 @@ def test_a_vcpus_whole_state_can_be_taken_and_given_back() -> None:
     assert words(machinery.run().split("(XEN)")[0]) == [0x77, 9, 0]
 
 
+FAILSAFE = """
+main:
+    xor %edi, %edi
+    lea failsafe(%rip), %rsi
+    xor %edx, %edx
+    hcall __HYPERVISOR_set_callbacks
+    mov $0x1234, %r12d
+1:  yield
+    jmp 1b
+failsafe:
+    mov 16(%rsp), %rax
+    show %rax                     # ds as it was to be
+    mov 24(%rsp), %rax
+    show %rax
+    mov %ds, %eax
+    show %rax                     # and as it is
+    mov 56(%rsp), %rax
+    show %rax
+    poweroff
+"""
+
+
+def test_a_selector_that_cannot_be_loaded_enters_the_failsafe_callback() -> None:
+    machinery = Machinery(START_SECOND + FAILSAFE)
+    for _ in range(20):
+        machinery.hv.sched.drain(1)
+    vcpu = machinery.domain.online_vcpus()[0]
+    raw = bytearray(save_context(vcpu))
+    struct.pack_into("<H", raw, OFFSET("user_regs.ds"), 0x23)
+    struct.pack_into("<H", raw, OFFSET("user_regs.es"), xen.FLAT_KERNEL_SS)
+    load_context(vcpu, bytes(raw))
+    assert words(machinery.run().split("(XEN)")[0]) == [0x23, xen.FLAT_KERNEL_SS, 0, 0x1_0000_E030]
+
+
+def test_a_device_that_is_not_there_reads_as_ones() -> None:
+    text = boot(
+        """
+main:
+    lea window(%rip), %rdi
+    movabs $0x8000000fd000003, %rsi
+    movabs $0xfd000003, %rsi
+    mov $2, %edx
+    hcall __HYPERVISOR_update_va_mapping
+    show %rax
+    mov window+8(%rip), %rax
+    show %rax
+    movl $1, window(%rip)
+    mov window(%rip), %eax
+    show %rax
+    poweroff
+.data
+.balign 4096
+window: .skip 4096
+"""
+    )
+    assert words(text) == [0, 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF]
+
+
 def test_the_tables_of_a_vcpu_are_not_changed_once_it_is_set_up() -> None:
     machinery = Machinery(START_SECOND + COUNTING)
     vcpu = machinery.domain.online_vcpus()[0]

@@ -379,6 +379,93 @@ def test_an_iret_frame_that_is_not_there_is_the_end() -> None:
     assert "iret frame" in crash("main: mov $0x3000, %esp\n hcall __HYPERVISOR_iret\n")
 
 
+def test_an_nmi_enters_its_handler_and_masks_the_next() -> None:
+    text = boot(
+        """
+main:
+    xor %edi, %edi                # XENNMI_register_callback
+    lea register(%rip), %rsi
+    hcall __HYPERVISOR_nmi_op
+    show %rax
+    mov $11, %edi                 # VCPUOP_send_nmi
+    xor %esi, %esi
+    xor %edx, %edx
+    hcall __HYPERVISOR_vcpu_op
+after:
+    show %r15
+    poweroff
+handler:
+    inc %r15
+    mov 16(%rsp), %rax
+    lea after(%rip), %rcx
+    sub %rcx, %rax
+    show %rax
+    cmp $1, %r15
+    jne 1f
+    mov $11, %edi                 # another one, which waits for the iret
+    xor %esi, %esi
+    xor %edx, %edx
+    hcall __HYPERVISOR_vcpu_op
+    say one
+1:  pop %rcx
+    pop %r11
+    push $0
+    push %rcx
+    push %r11
+    push $0
+    hcall __HYPERVISOR_iret
+.data
+.balign 8
+register: .quad handler, 0
+one: .asciz "5 "
+"""
+    )
+    assert words(text) == [0, 0, 5, 0, 2]
+
+
+def test_single_steps_trap_after_each_instruction() -> None:
+    text = boot(
+        """
+main:
+    lea table(%rip), %rdi
+    hcall __HYPERVISOR_set_trap_table
+    pushf
+    orl $0x100, (%rsp)
+    popf
+    nop
+    nop
+    nop
+done:
+    jmp done
+handler:
+    inc %r15
+    mov 16(%rsp), %rax
+    lea done(%rip), %rcx
+    cmp %rcx, %rax
+    je finished
+    pop %rcx
+    pop %r11
+    push $0
+    push %rcx
+    push %r11
+    push %rax
+    hcall __HYPERVISOR_iret
+finished:
+    show %r15
+    mov $6, %edi
+    hcall __HYPERVISOR_get_debugreg
+    and $0x4000, %eax
+    show %rax
+    poweroff
+.data
+.balign 8
+table: trap 1, handler
+    .quad 0, 0
+"""
+    )
+    assert words(text) == [3, 0x4000]
+
+
 def test_the_fpu_can_be_switched_off_until_it_is_used() -> None:
     text = boot(
         """
