@@ -35,6 +35,9 @@ PANIC_ROUNDS = 20
 """A dying kernel gives the reader of its console this many times `PANIC_PATIENCE_NS` to take the last words."""
 LINE_LIMIT = 4096
 INPUT_LINES = 64
+NEWLINE, KILL = 0x0A, 0x15
+ERASE = (0x7F, 0x08)
+"""Keys of a terminal, as a line discipline has them: end of line, Ctrl-U, backspace."""
 
 
 class Sink(Protocol):
@@ -57,6 +60,8 @@ class Console:
         self._backlog = bytearray()
         self._lost = 0
         self._drained = WaitQueue()
+        self.echo = False
+        """Whether what is typed is shown: the terminal at the other end does not do it."""
         self._line = bytearray()
         self._lines: Mailbox[bytes] = Mailbox()
 
@@ -105,14 +110,40 @@ class Console:
                 self._drained.wake_all()
 
     def receive(self, data: bytes) -> None:
-        """Take input; carriage returns and newlines end lines."""
-        for part in data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").splitlines(keepends=True):
-            complete = part.endswith(b"\n")
-            self._line += part[:-1] if complete else part
-            if complete or len(self._line) >= LINE_LIMIT:
-                if len(self._lines) < INPUT_LINES:
-                    self._lines.put_nowait(bytes(self._line))
-                self._line.clear()
+        """Take input; carriage returns and newlines end lines. Backspace takes back a character, Ctrl-U the line."""
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        shown = bytearray()
+        for byte in data:
+            if byte == NEWLINE:
+                shown.append(byte)
+                self._end_line()
+            elif byte in ERASE:
+                shown += self._erase(1)
+            elif byte == KILL:
+                shown += self._erase(len(self._line))
+            else:
+                shown.append(byte)
+                self._line.append(byte)
+                if len(self._line) >= LINE_LIMIT:
+                    self._end_line()
+        if self.echo and shown:
+            self.write(bytes(shown))
+
+    def _end_line(self) -> None:
+        if len(self._lines) < INPUT_LINES:
+            self._lines.put_nowait(bytes(self._line))
+        self._line.clear()
+
+    def _erase(self, count: int) -> bytes:
+        """Take so many characters of the unfinished line back; return what makes a terminal forget them."""
+        forgotten = 0
+        while self._line and forgotten < count:
+            while self._line and self._line[-1] & 0xC0 == 0x80:  # the tail of a UTF-8 sequence
+                self._line.pop()
+            if self._line:
+                self._line.pop()
+            forgotten += 1
+        return b"\b \b" * forgotten
 
     def last_words(self, text: str) -> Run:
         """Print when nothing else runs any more: wait for room with the whole vCPU, but not for ever."""
@@ -225,6 +256,7 @@ def open_ring_console(
     """Open the console of an unprivileged domain on the page and the port that its builder made."""
     sink = RingSink(hypercalls, events, page, port, monotonic_ns)
     console = Console(sink)
+    console.echo = True
 
     def interrupt() -> None:
         console.flush()

@@ -1,5 +1,6 @@
 """Ends of a block ring without a driver: what a hostile or foreign peer can do."""
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
@@ -14,7 +15,15 @@ SEGMENT = Struct("<IBBxx")
 class RawFront:
     """A frontend by hand: a ring, pages, and requests of any content."""
 
-    def __init__(self, pair: Any, *, protocol: str = "x86_64-abi", persistent: bool = True) -> None:
+    def __init__(
+        self,
+        pair: Any,
+        *,
+        protocol: str = "x86_64-abi",
+        persistent: bool = True,
+        early: Callable[["RawFront"], None] = lambda front: None,
+    ) -> None:
+        """Make the ring and have the backend connect to it; `early` is called before it does."""
         self.pair = pair
         self.kernel: FakeKernel = pair.front_kernel
         self.protocol = PROTOCOLS[protocol]
@@ -30,6 +39,7 @@ class RawFront:
         pair.store["frontend/protocol"] = protocol
         if persistent:
             pair.store["frontend/feature-persistent"] = "1"
+        early(self)
         pair.hook(pair.back, "probe")
         pair.hook(pair.back, "publish")
         pair.hook(pair.back, "connect")

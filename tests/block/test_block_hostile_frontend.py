@@ -31,6 +31,25 @@ def test_both_layouts(make_pair: Maker, protocol: str, persistent: bool) -> None
     front.down()
 
 
+def test_requests_that_were_there_before_the_backend(make_pair: Maker) -> None:
+    """A frontend that does not wait for Connected: its requests lie in the ring, its event reached nobody."""
+
+    def early(front: RawFront) -> None:
+        ref = front.grant(fill=b"early".ljust(4096, b"."))
+        for ident in range(5):
+            front.put(WRITE, ident, 8 * ident, [(ref, 0, 7)])
+        assert front.ring.push_requests_and_check_notify()
+        front.kernel.events.notify(front.port)
+        pair.world.run()
+
+    pair = make_pair()
+    front = RawFront(pair, early=early)
+    pair.world.run()
+    assert sorted(front.take()) == [(ident, WRITE, OKAY) for ident in range(5)]
+    assert pair.disk.image[: 5 * 4096].count(b"early") == 5
+    front.down()
+
+
 BAD = [
     pytest.param(READ, 0, [], -1, ERROR, id="no segments"),
     pytest.param(READ, 0, [(0, 0, 7)] * 11, 12, ERROR, id="12 segments"),

@@ -150,3 +150,47 @@ def test_last_words_do_not_wait_for_ever() -> None:
     assert machine.shutdown == SHUTDOWN_crash
     assert machine.read_console() == b"z" * 2048
     assert machine.now < 10**10
+
+
+class _Screen:
+    """Takes everything, as a terminal does."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def put(self, data: bytes) -> int:
+        self.data += data
+        return len(data)
+
+    def wait(self) -> None:
+        raise AssertionError("there is always room")
+
+
+@pytest.mark.parametrize(
+    ("typed", "lines", "shown"),
+    [
+        (b"ab\r", [b"ab"], b"ab\n"),
+        (b"a\r\nb\n", [b"a", b"b"], b"a\nb\n"),
+        (b"abd\x7fc\n", [b"abc"], b"abd\b \bc\n"),
+        (b"\x7f\x08x\n", [b"x"], b"x\n"),
+        ("gr\u00fc\x7fu\n".encode(), [b"gru"], "gr\u00fc\b \bu\n".encode()),
+        (b"wrong\x15right\n", [b"right"], b"wrong" + b"\b \b" * 5 + b"right\n"),
+        (b"\xbf\xbf\x7f\n", [b""], b"\xbf\xbf\b \b\n"),
+    ],
+)
+def test_what_is_typed_is_shown_and_can_be_taken_back(typed: bytes, lines: list[bytes], shown: bytes) -> None:
+    screen = _Screen()
+    console = console_module.Console(screen)
+    console.echo = True
+    for byte in typed if b"\r\n" not in typed else ():
+        console.receive(bytes([byte]))
+    if b"\r\n" in typed:
+        console.receive(typed)
+    assert [console._lines.get_nowait() for _ in range(len(console._lines))] == lines
+    assert screen.data == shown
+
+
+def test_the_host_console_does_not_echo() -> None:
+    screen = _Screen()
+    console_module.Console(screen).receive(b"shutdown\n")
+    assert screen.data == b""

@@ -194,7 +194,7 @@ async def test_a_console_over_the_socket(tmp_path: Path) -> None:
         await host.says("two | up")
         assert (await console(host, "two", b"hello\n", b"got 'hello'\n")).startswith(b"up\n")
         # Who comes later gets what comes later.
-        assert await console(host, "2", b"again\n", b"\n") == b"got 'again'\n"
+        assert await console(host, "2", b"again\n", b"got 'again'\n") == b"again\ngot 'again'\n"
 
 
 async def test_a_console_that_is_a_pseudo_terminal(tmp_path: Path) -> None:
