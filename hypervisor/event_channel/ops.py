@@ -159,6 +159,7 @@ class EventChannelOps:
                 yield False
         self.hv.pirqs.destroy_domain(domain)
         self._leave_fifo(domain)
+        self._virq_handlers = {virq: other for virq, other in self._virq_handlers.items() if other is not domain}
 
     @staticmethod
     def _use(domain: Domain, port_ops: PortOps) -> None:
