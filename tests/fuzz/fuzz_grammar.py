@@ -22,6 +22,7 @@ from hypervisor.abi import event_channel as ev
 from hypervisor.abi import grant_table as gnt
 from hypervisor.abi import vcpu as vcpu_abi
 from hypervisor.abi.layout import Layout, Scalar, Union
+from hypervisor.event_channel.fifo import Fifo
 from hypervisor.mm.frame_table import PGT_writable_page
 
 U32, U64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
@@ -189,6 +190,22 @@ PHYSDEV_OPS = (
     (physdev.PHYSDEVOP_map_pirq, physdev.physdev_map_pirq),
     (physdev.PHYSDEVOP_unmap_pirq, physdev.physdev_unmap_pirq),
     (physdev.PHYSDEVOP_setup_gsi, physdev.physdev_setup_gsi),
+    (physdev.PHYSDEVOP_get_free_pirq, physdev.physdev_get_free_pirq),
+    (physdev.PHYSDEVOP_pirq_eoi_gmfn_v1, physdev.physdev_pirq_eoi_gmfn),
+    (physdev.PHYSDEVOP_pirq_eoi_gmfn_v2, physdev.physdev_pirq_eoi_gmfn),
+    (physdev.PHYSDEVOP_IRQ_UNMASK_NOTIFY, physdev.physdev_eoi),
+    (physdev.PHYSDEVOP_apic_read, physdev.physdev_apic),
+    (physdev.PHYSDEVOP_apic_write, physdev.physdev_apic),
+    (physdev.PHYSDEVOP_alloc_irq_vector, physdev.physdev_irq),
+    (physdev.PHYSDEVOP_manage_pci_add, physdev.physdev_manage_pci),
+    (physdev.PHYSDEVOP_manage_pci_remove, physdev.physdev_manage_pci),
+    (physdev.PHYSDEVOP_manage_pci_add_ext, physdev.physdev_manage_pci_ext),
+    (physdev.PHYSDEVOP_pci_device_add, physdev.physdev_pci_device_add),
+    (physdev.PHYSDEVOP_pci_device_remove, physdev.physdev_pci_device),
+    (physdev.PHYSDEVOP_restore_msi_ext, physdev.physdev_pci_device),
+    (physdev.PHYSDEVOP_prepare_msix, physdev.physdev_pci_device),
+    (physdev.PHYSDEVOP_pci_mmcfg_reserved, physdev.physdev_pci_mmcfg_reserved),
+    (physdev.PHYSDEVOP_dbgp_op, physdev.physdev_dbgp_op),
 )
 SCHED_OPS = (
     (sched.SCHEDOP_yield, None),
@@ -531,12 +548,24 @@ class Speaker:
             where = random.choice((0, 1, 8, 64, 2048, 2056, 2560, 3072, 3076, 3080, 3084, 3088, 3096, 3104, 3136))
             where = where if self.chance(0.7) else random.randrange(4088)
             return (domain.shared_info_mfn << 12) + where, random.choice((bytes(8), b"\xff" * 8, random.randbytes(8)))
+        if kind == 7 and domain.fifo is not None:
+            return self._event_word(domain.fifo)
         mfn = random.choice(guest.pages)
         if frames.owner(mfn) != guest.domid or (frames.type_count[mfn] and frames.type[mfn] != PGT_writable_page):
             mfn = guest.scratch[2]
         if kind == 5:
             return mfn << 12, bytes(4096)
         return (mfn << 12) + random.choice((0, 0, 1, 2, 255, 256, 272, 511)) * 8, struct.pack("<Q", self.entry() & U64)
+
+    def _event_word(self, fifo: Fifo) -> tuple[int, bytes]:
+        """Something to store into an event word, or into a control block."""
+        random = self.random
+        if fifo.pages and self.chance(0.7):
+            word = random.randrange(16) << 28 | (random.randrange(70) if self.chance(0.7) else random.getrandbits(28))
+            return (fifo.pages[0] << 12) + random.randrange(70) * 4, struct.pack("<I", word)
+        vcpu = random.choice(list(fifo.control_blocks))
+        at = vcpu.event_queues[0].ready_at + random.choice((0, 0, 2, 9, random.randrange(18)))
+        return at << 2, struct.pack("<I", self.number() & U32)
 
     def _entry_offset(self) -> int:
         return self.random.randrange(PORT_ALIASES, PORT_ALIASES + 6) * (8 if self.chance(0.6) else 16)
