@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from hypervisor.emulator.abort_guard import STATE, guard_words
 from hypervisor.errors import DeviceError
 
 HOW_TO_INSTALL = "machine-code guests need the CPU emulator: pip install 'paravirt[emulator]'"
@@ -122,6 +123,7 @@ class Binding:
         self._uc.mem_map_ptr(0, size, unicorn.UC_PROT_ALL, memory)
         self._find_state()
         self._self_test()
+        self._guard = guard_words(self.raise_function)
 
     def _function(self, name: str, *arguments: Any, keep_lock: bool) -> Callable[..., int]:
         make = ctypes.PYFUNCTYPE if keep_lock else ctypes.CFUNCTYPE
@@ -216,7 +218,11 @@ class Binding:
     def run(self, until: int) -> int:
         """Run from `rip` until a hook stops the CPU; returns uc_err. `until` must be mapped, and never executed."""
         self.i[self.old_exception] = NO_EXCEPTION
-        return self._start(self.engine, self.q[RIP], until, 0, 0)
+        guard = self._guard
+        guard[STATE] = self.state
+        status = self._start(self.engine, self.q[RIP], until, 0, 0)
+        guard[STATE] = 0
+        return status
 
     def stop(self) -> None:
         """Stop the CPU at the end of the instruction whose hook this is called from."""

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from machine_code import require_assembler
 
-from hypervisor.emulator import native_hooks
+from hypervisor.emulator import abort_guard, native_hooks
 from hypervisor.emulator.native_hooks import Listing
 
 LISTINGS = {
+    "abort": abort_guard.HANDLER,
     "block": native_hooks.BLOCK,
     "rdtscp": native_hooks.CLEAR_TSC_AUX + native_hooks.READ_TSC,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
