@@ -114,6 +114,8 @@ class Binding:
         self._hooks: list[object] = []
         self._word = ctypes.c_uint64()
         self._word_at = ctypes.addressof(self._word)
+        self._words = memoryview(self._word).cast("B").cast("Q")
+        self._eflags: int = x86_const.UC_X86_REG_EFLAGS
         # PYFUNCTYPE keeps the interpreter's lock: these return at once. `run` lets go of it.
         self._reg_read = self._function("uc_reg_read", ctypes.c_int, ctypes.c_void_p, keep_lock=True)
         self._reg_write = self._function("uc_reg_write", ctypes.c_int, ctypes.c_void_p, keep_lock=True)
@@ -252,8 +254,8 @@ class Binding:
 
     def flags(self) -> int:
         """Return RFLAGS: the CPU computes the arithmetic flags when somebody asks."""
-        self._reg_read(self.engine, self._const.UC_X86_REG_EFLAGS, self._word_at)
-        return self._word.value & 0xFFFFFFFF
+        self._reg_read(self.engine, self._eflags, self._word_at)
+        return self._words[0] & 0xFFFFFFFF
 
     def set_flags(self, value: int) -> None:
         """Set RFLAGS."""
@@ -336,9 +338,12 @@ class Binding:
         if status:
             raise self._unknown(f"a hook is refused ({self.error(status)})")
 
-    def hook_syscall(self, function: Callable[[], None]) -> None:
-        """Call at each SYSCALL; RIP is moved behind the instruction (2 bytes) when the function returns."""
-        hook = _Syscall(lambda _engine, _data: function())
+    def hook_syscall(self, function: Callable[[int, int], None]) -> None:
+        """Call `function(engine, data)` at each SYSCALL; it must not raise.
+
+        RIP is moved behind the instruction (2 bytes) when the function returns.
+        """
+        hook = _Syscall(function)
         self._hook(self._unicorn.UC_HOOK_INSN, hook, None, self._const.UC_X86_INS_SYSCALL)
 
     def hook_exceptions(self, function: Callable[[int], None]) -> None:

@@ -78,9 +78,6 @@ INTERRUPT_NS = 2_000
 """How long the guest goes on, at least, until a timer that has come due interrupts it."""
 RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
-HYPERCALLS_OF_A_WAIT = 4
-"""A guest that waits may make a few other hypercalls to see whether it still has to."""
-MIN_YIELD_NS, MAX_YIELD_NS = 1_000, 200_000
 MAX_SPACES = 4095
 SYSCALL_SIZE = 2
 STORE_TO_READ_ONLY = 3
@@ -111,7 +108,7 @@ class Processor:
         """The vCPU whose FPU state and descriptor tables the CPU holds."""
         self._root = 0
         self._spaces: dict[int, int] = {}
-        self._limit = 0
+        self._limit = self._stops_at = 0
         self._began = 0
         self._stale: set[int] = set()
         self._single_step = False
@@ -124,7 +121,7 @@ class Processor:
         self.privileged = Privileged(self, self._native_cpuid)
         self.stores = TableStores(self)
         self._fresh_fpu = cpu.save_fpu()
-        cpu.hook_syscall(self._guard(self._syscall))
+        cpu.hook_syscall(self._make_syscall())
         cpu.hook_exceptions(self._exception)
         cpu.hook_invalid(self._guard(self._invalid))
         cpu.map_nothing()
@@ -282,7 +279,8 @@ class Processor:
 
     def _set_deadline(self) -> None:
         """Let the CPU be stopped at the next timer or at the end of the time slice."""
-        left = min(self._limit, self._timers.next_deadline) - self.hv.now()
+        self._stops_at = min(self._limit, self._timers.next_deadline)
+        left = self._stops_at - self.hv.now()
         self._words[DEADLINE] = self._words[COUNT] + max(left, INTERRUPT_NS)
 
     def _load(self, vcpu: EmulatedVCpu) -> None:
@@ -491,51 +489,59 @@ class Processor:
         vcpu.spent = self._words[COUNT] - self._began
         return vcpu
 
-    def _syscall(self) -> None:
-        """Carry out a hypercall of the guest kernel, or pass a system call of user code on to it."""
-        vcpu, cpu = self._entered(), self.cpu
-        q = cpu.q
-        rip = q[RIP] + SYSCALL_SIZE
-        flags = cpu.flags()
-        q[RCX], q[R11] = rip, flags
-        if not vcpu.context.in_kernel:
-            if self.traps.system_call(vcpu, rip, flags):
-                q[RIP] -= SYSCALL_SIZE
-            self._leave(vcpu)
-            return
-        nr = q[RAX]
-        registers = q[RDI], q[RSI], q[RDX], q[R10], q[R8]
-        vcpu.hypercalls += 1
-        words = self._words
-        words[DEADLINE] -= self._cost
-        words[BASE] = words[BASE] + self._cost & U64
-        table = self.hv.table
-        again = False
-        try:
-            result = table[nr](vcpu, *registers) if nr < len(table) else -errno.ENOSYS
-        except HypercallError as error:
-            result = -error.errno
-        except Continuation as rest:
-            again = True
-            # RAX says which hypercall: mostly the same one.
-            nr = result = nr if rest.nr < 0 else rest.nr
-            q[RDI], q[RSI], q[RDX], q[R10], q[R8] = (value & U64 for value in rest.replace(registers))
-            q[RIP] -= SYSCALL_SIZE
-        if self.hv.trace is not None and not again:
-            self.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, HYPERCALL, nr, *registers, result)
-        if self._returned:
-            # All registers have been replaced, by an iret or a multicall of one; the hook adds the instruction's size.
-            self._returned = False
-            q[RIP] = q[RIP] - SYSCALL_SIZE & U64
-        else:
-            q[RAX] = result & U64
-        self._leave(vcpu, SYSCALL_SIZE)
+    def _make_syscall(self) -> Callable[[int, int], None]:
+        """Make the hook of SYSCALL, on local names: a kernel makes a hundred thousand hypercalls a second."""
+        hv, cpu, q, words = self.hv, self.cpu, self.cpu.q, self._words
+        table, trace, cost, flags_of = hv.table, hv.trace, self._cost, self.cpu.flags
+        size = len(table)
+
+        def syscall(_engine: int, _data: int) -> None:
+            """Carry out a hypercall of the guest kernel, or pass a system call of user code on to it."""
+            try:
+                vcpu = self.vcpu
+                assert vcpu is not None
+                vcpu.spent = words[COUNT] - self._began
+                flags = flags_of()
+                rip = q[RCX] = q[RIP] + SYSCALL_SIZE
+                q[R11] = flags
+                if not vcpu.context.in_kernel:
+                    if self.traps.system_call(vcpu, rip, flags):
+                        q[RIP] = q[RIP] - SYSCALL_SIZE & U64
+                    self._leave(vcpu, SYSCALL_SIZE)
+                    return
+                nr = q[RAX]
+                registers = q[RDI], q[RSI], q[RDX], q[R10], q[R8]
+                vcpu.hypercalls += 1
+                words[DEADLINE] -= cost
+                words[BASE] = words[BASE] + cost & U64
+                try:
+                    result = table[nr](vcpu, *registers) if nr < size else -errno.ENOSYS
+                except HypercallError as error:
+                    result = -error.errno
+                except Continuation as rest:
+                    # RAX says which hypercall: mostly the same one.
+                    q[RAX] = nr if rest.nr < 0 else rest.nr
+                    q[RDI], q[RSI], q[RDX], q[R10], q[R8] = (value & U64 for value in rest.replace(registers))
+                    q[RIP] = rip - 2 * SYSCALL_SIZE & U64
+                    self._leave(vcpu, SYSCALL_SIZE)
+                    return
+                if trace is not None:
+                    trace(vcpu.domain.domid, vcpu.vcpu_id, HYPERCALL, nr, *registers, result)
+                if self._returned:
+                    # All registers have been replaced, by an iret or a multicall of one; the hook adds the size.
+                    self._returned = False
+                    q[RIP] = q[RIP] - SYSCALL_SIZE & U64
+                else:
+                    q[RAX] = result & U64
+                self._leave(vcpu, SYSCALL_SIZE)
+            except BaseException as error:
+                self._failure = error
+                cpu.stop()
+
+        return syscall
 
     def _leave(self, vcpu: EmulatedVCpu, size: int = 0) -> None:
         """End an entry to Xen: deliver an event, load what has changed, or stop. RIP is `size` short of its value."""
-        words, timers = self._words, self._timers
-        if vcpu.yielding:
-            self._wait_a_while(vcpu)
         if vcpu.pause_flags or vcpu.yielding or self.hv.stopped:
             self.cpu.stop()
             return
@@ -551,24 +557,9 @@ class Processor:
             else:
                 return
         self._sync(vcpu)
-        if timers.next_deadline < self._limit:
-            left = timers.next_deadline - self.hv.now()
-            words[DEADLINE] = min(words[DEADLINE], words[COUNT] + max(left, INTERRUPT_NS))
-
-    def _wait_a_while(self, vcpu: EmulatedVCpu) -> None:
-        """Let time pass for a guest that yields: it waits for something, and the longer it has, the more time passes.
-
-        Otherwise a guest that waits for a second in a loop of yields would make half a million of them. Whatever may
-        end its wait happens no later for that: time passes up to the next timer only.
-        """
-        words = self._words
-        if vcpu.hypercalls - vcpu.yielded_at <= HYPERCALLS_OF_A_WAIT:
-            vcpu.yield_ns = min(2 * vcpu.yield_ns, MAX_YIELD_NS)
-        else:
-            vcpu.yield_ns = MIN_YIELD_NS
-        vcpu.yielded_at = vcpu.hypercalls
-        left = self._timers.next_deadline - self.hv.now()
-        words[COUNT] += max(min(vcpu.yield_ns, left), 0)
+        if self._timers.next_deadline < self._stops_at:
+            # The guest has armed a timer that comes before whatever the CPU was to be stopped for.
+            self._set_deadline()
 
     def _exception(self, vector: int) -> None:
         try:

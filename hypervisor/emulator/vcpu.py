@@ -20,7 +20,7 @@ class EmulatedVCpu(VCpu):
     Between two runs all of its state is here: the registers in `context`, the FPU in `fpu` (the emulator's own form).
     """
 
-    __slots__ = ("fpu", "gdt_loaded", "ldt_loaded", "processor_of_host", "tlb_is_stale", "yield_ns", "yielded_at")
+    __slots__ = ("fpu", "gdt_loaded", "ldt_loaded", "processor_of_host", "tlb_is_stale")
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
         super().__init__(domain, vcpu_id)
@@ -30,8 +30,6 @@ class EmulatedVCpu(VCpu):
         self.gdt_loaded: list[int] | None = None
         """The `gdt_frames` that are mapped in the domain's own area for this vCPU; None: nothing is."""
         self.ldt_loaded = (0, 0)
-        self.yielded_at = self.yield_ns = 0
-        """The number of the last hypercall that was a yield, and how long that one took."""
         self.tlb_is_stale = True
         """The emulated CPU may hold translations that the page tables no longer say."""
 
