@@ -49,6 +49,39 @@ class _Transfer:
         self.error = 0
         self.waiters = WaitQueue()
 
+    def complete(self) -> None:
+        """All requests are done."""
+        self.waiters.wake()
+
+
+class _Parts(_Transfer):
+    """A request that its driver cannot carry any more, performed in parts."""
+
+    __slots__ = ("parts", "whole")
+
+    def __init__(self, whole: BlockRequest, most: int) -> None:
+        starts = range(0, whole.count, most)
+        super().__init__(len(starts))
+        self.whole = whole
+        size = SECTOR_SIZE
+        data = memoryview(whole.data)
+        self.parts = [
+            BlockRequest(
+                whole.op,
+                whole.sector + at,
+                min(most, whole.count - at),
+                data[at * size : (at + most) * size],
+                self,
+            )
+            for at in starts
+        ]
+
+    def complete(self) -> None:
+        """All parts are done, and so is the whole."""
+        if self.whole.op == READ and not self.error:
+            self.whole.data = b"".join([part.data for part in self.parts])
+        self.whole.finish(self.error)
+
 
 @final
 class BlockRequest:
@@ -88,7 +121,7 @@ class BlockRequest:
         if error and not transfer.error:
             transfer.error = error
         if not transfer.left:
-            transfer.waiters.wake()
+            transfer.complete()
 
 
 class BlockQueue(Protocol):
@@ -295,11 +328,26 @@ class BlockDevice:
         while pending:
             pending.popleft().finish(number)
 
-    def connect(self, queue: BlockQueue) -> None:
-        """The driver is connected: issue what has been waiting."""
+    def connect(self, queue: BlockQueue, max_sectors: int = 0) -> None:
+        """The driver is connected: issue what has been waiting. `max_sectors`: what it can carry from now on."""
         self.dead = 0
+        if max_sectors:
+            self.max_sectors = max_sectors
+            if any(request.count > max_sectors for request in self.pending):
+                self._take_apart(max_sectors)
         self.queue = queue
         self.restart()
+
+    def _take_apart(self, most: int) -> None:
+        """Put parts in the place of waiting requests that are too large for the driver as it is now."""
+        fitting: deque[BlockRequest] = deque()
+        for request in self.pending:
+            if request.op != DISCARD and request.count > most:
+                fitting.extend(_Parts(request, most).parts)
+            else:
+                fitting.append(request)
+        self.pending.clear()
+        self.pending.extend(fitting)
 
     def kill(self, number: int) -> None:
         """Nothing can be waited for: what waits, and whatever comes until the next `connect`, fails with this errno.

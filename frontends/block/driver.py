@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from frontends.block.names import disk_name
 from frontends.block.queue import FLUSH_OPERATIONS, FrontQueue
-from frontends.block.slots import MAX_SECTORS, Withheld, retry_withheld
+from frontends.block.slots import (
+    MAX_INDIRECT_SEGMENTS,
+    MAX_SECTORS,
+    SECTORS_PER_PAGE,
+    Withheld,
+    retry_withheld,
+)
 from guest_kernel.block import SECTOR_SIZE, BlockDevice
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from hypervisor.abi.io.blkif import VDISK_READONLY
@@ -46,8 +52,17 @@ def _number(nodes: dict[str, str | None], key: str, default: int | None, limit: 
     return int(text)
 
 
+MEMORY_SHARE = 8
+"""The pages of a ring full of the largest requests may take this part of a guest's memory: 1/8."""
+RING_SLOTS = 32
+
+
 class BlockFront(XenbusDriver):
-    """Driver of virtual disks. Option `persistent` (default True): offer persistent grants."""
+    """Driver of virtual disks.
+
+    Options: `persistent` (default True): offer persistent grants; `max_indirect_segments`: how many a request has whose
+    descriptors are in a page of their own (default: 32 if there is memory enough, else none).
+    """
 
     type: ClassVar[str] = "vbd"
     side: ClassVar[Side] = "frontend"
@@ -56,6 +71,12 @@ class BlockFront(XenbusDriver):
         super().__init__(kernel, **options)
         self.persistent = bool(options.get("persistent", True))
         self._withheld: list[Withheld] = []
+
+    def _indirect_segments(self) -> int:
+        """Return how many segments an indirect request may have: 0 in a guest that has no memory for all of them."""
+        wanted = int(self.options.get("max_indirect_segments", MAX_INDIRECT_SEGMENTS))
+        forced = "max_indirect_segments" in self.options
+        return wanted if forced or self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * wanted else 0
 
     async def probe(self, device: XenbusDevice) -> None:
         """Name the disk: by `virtual-device`, else by the number in its path."""
@@ -87,7 +108,13 @@ class BlockFront(XenbusDriver):
         queue = disk.queue
         assert queue is not None
         nodes = await device.read_otherend_many(
-            "sectors", "sector-size", "info", "feature-persistent", "feature-discard", *FLUSH_OPERATIONS
+            "sectors",
+            "sector-size",
+            "info",
+            "feature-persistent",
+            "feature-discard",
+            "feature-max-indirect-segments",
+            *FLUSH_OPERATIONS,
         )
         sectors = _number(nodes, "sectors", None, MAX_DISK_SECTORS)
         sector_size = _number(nodes, "sector-size", SECTOR_SIZE, 1 << 20)
@@ -95,13 +122,20 @@ class BlockFront(XenbusDriver):
             raise ValueError(f"the backend's sectors have {sector_size} bytes; only {SECTOR_SIZE} are supported")
         info = _number(nodes, "info", 0, 0xFFFFFFFF)
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
-        # Granularity and alignment (discard-granularity, -alignment) are advice: what is smaller may have no effect.
-        queue.connect(self.persistent and nodes["feature-persistent"] == "1", flush_op, nodes["feature-discard"] == "1")
+        # Granularity and alignment of discards are advice: what is smaller may have no effect.
+        indirect = min(_number(nodes, "feature-max-indirect-segments", 0, 1 << 16), self._indirect_segments())
+        max_sectors = max(MAX_SECTORS, indirect * SECTORS_PER_PAGE)
+        queue.connect(
+            self.persistent and nodes["feature-persistent"] == "1",
+            flush_op,
+            nodes["feature-discard"] == "1",
+            max_sectors,
+        )
         block = disk.block
         block.sectors = sectors
         block.info = info
         block.readonly = bool(info & VDISK_READONLY)
-        block.connect(queue)
+        block.connect(queue, max_sectors)
         self.kernel.block.attach(block)
 
     async def disconnect(self, device: XenbusDevice) -> None:

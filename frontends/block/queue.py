@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
-from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, PagePool, Slot
+from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, SECTORS_PER_PAGE, PagePool, Slot
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
@@ -95,12 +95,13 @@ class FrontQueue:
         """How many requests the backend has not answered."""
         return self.ring.outstanding()
 
-    def connect(self, persistent: bool, flush_op: int, discards: bool = False) -> None:
+    def connect(self, persistent: bool, flush_op: int, discards: bool = False, max_sectors: int = MAX_SECTORS) -> None:
         """Begin service: the backend has mapped the ring."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
         # be freed: then it raises its thresholds. This is that block.
-        bytes(self.ring.size * MAX_SECTORS << SECTOR_SHIFT)
+        bytes(self.ring.size * max_sectors << SECTOR_SHIFT)
+        self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
         self.flush_op = flush_op
         self.discards = discards

@@ -8,11 +8,19 @@ are made once for each transfer size and copied into the ring as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, final
 
+from guest_kernel.errors import GrantError
 from hypervisor.abi.grant_table import GTF_permit_access, GTF_readonly
-from hypervisor.abi.io.blkif import BLKIF_MAX_SEGMENTS_PER_REQUEST, blkif_request, blkif_request_segment
+from hypervisor.abi.io.blkif import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_INDIRECT,
+    blkif_request,
+    blkif_request_indirect,
+    blkif_request_segment,
+)
 
 if TYPE_CHECKING:
     from guest_kernel.block import BlockRequest
@@ -22,6 +30,9 @@ if TYPE_CHECKING:
 SECTOR_SHIFT = 9
 SECTORS_PER_PAGE = 8
 MAX_SECTORS = BLKIF_MAX_SEGMENTS_PER_REQUEST * SECTORS_PER_PAGE
+"""What a request carries whose descriptors are in the ring."""
+MAX_INDIRECT_SEGMENTS = 32
+"""What one carries whose descriptors are in a page of their own: 128 KiB. More would cost memory, and save little."""
 
 Withheld = tuple[int, "Page"]
 """A grant reference that could not be taken back, and its page."""
@@ -30,6 +41,9 @@ REQUESTS = tuple(Struct(f"<BBHxxxxQQ{8 * n}s") for n in range(BLKIF_MAX_SEGMENTS
 """By number of segments: operation, nr_segments, handle, id, sector_number, and the segments as bytes."""
 assert REQUESTS[0].size == blkif_request.offset("seg")
 assert REQUESTS[-1].size == blkif_request.size
+INDIRECT = Struct("<BBHxxxxQQHxxI")
+"""operation (BLKIF_OP_INDIRECT), operation proper, nr_segments, id, sector_number, handle, page of descriptors."""
+assert INDIRECT.size == blkif_request_indirect.offset("indirect_grefs[1]")
 _SEGMENT: Struct = blkif_request_segment.codec
 
 
@@ -42,20 +56,38 @@ class Shape:
 
     __slots__ = ("descriptors", "pack_into", "parts", "segments", "view")
 
-    def __init__(self, pages: list[Page], refs: list[int], sectors: int) -> None:
+    pack_into: Callable[..., None]
+
+    def __init__(self, slot: Slot, sectors: int) -> None:
+        pages, refs = slot.pages, slot.refs
         self.segments = -(-sectors // SECTORS_PER_PAGE)
         last = [SECTORS_PER_PAGE - 1] * (self.segments - 1) + [(sectors - 1) % SECTORS_PER_PAGE]
         self.descriptors = b"".join(_SEGMENT.pack(refs[n], 0, last[n]) for n in range(self.segments))
         self.parts = tuple(pages[n].view[: (last[n] + 1) << SECTOR_SHIFT] for n in range(self.segments))
         self.view = self.parts[0]
-        self.pack_into = REQUESTS[self.segments].pack_into
+        if self.segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
+            self.pack_into = REQUESTS[self.segments].pack_into
+        else:
+            self.pack_into = slot.pack_indirect_into
 
 
 @final
 class Slot:
     """An entry of the table of requests in flight. `index` is the request's id on the ring."""
 
-    __slots__ = ("index", "op", "pages", "refs", "request", "serial", "shape", "shapes")
+    __slots__ = (
+        "index",
+        "op",
+        "pages",
+        "refs",
+        "request",
+        "serial",
+        "shape",
+        "shapes",
+        "table",
+        "table_holds",
+        "table_ref",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -70,6 +102,28 @@ class Slot:
         """By number of sectors."""
         self.pages: list[Page] = []
         self.refs: list[int] = []
+        self.table: Page | None = None
+        """Where the descriptors of indirect requests are; the backend may read it as long as the connection lasts."""
+        self.table_ref = -1
+        self.table_holds = b""
+
+    def pack_indirect_into(
+        self,
+        view: memoryview,
+        offset: int,
+        op: int,
+        segments: int,
+        handle: int,
+        index: int,
+        sector: int,
+        descriptors: bytes,
+    ) -> None:
+        """Write an indirect request into the ring, and its descriptors into their page if others are there."""
+        assert self.table is not None
+        if self.table_holds is not descriptors:
+            self.table.view[: len(descriptors)] = descriptors
+            self.table_holds = descriptors
+        INDIRECT.pack_into(view, offset, BLKIF_OP_INDIRECT, op, segments, index, sector, handle, self.table_ref)
 
 
 @final
@@ -80,6 +134,8 @@ class PagePool:
         self._grants = kernel.grants
         self._mm = kernel.mm
         self._domid = domid
+        self.max_segments = BLKIF_MAX_SEGMENTS_PER_REQUEST
+        """Of the largest request: more than fit into the ring if the backend takes indirect ones."""
         self.persistent = False
         """Whether the backend keeps pages mapped: then a page is granted once for all its requests."""
         self.withheld: list[Withheld] = []
@@ -91,13 +147,24 @@ class PagePool:
         have = len(slot.pages)
         if segments > have:
             # All that a request can ever need at once: frames taken together tend to be neighbours.
-            wanted = 1 if segments == 1 else BLKIF_MAX_SEGMENTS_PER_REQUEST
+            if segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
+                wanted = self.max_segments
+            else:
+                wanted = 1 if segments == 1 else BLKIF_MAX_SEGMENTS_PER_REQUEST
             slot.pages += self._mm.alloc_pages(wanted - have)
         while len(slot.refs) < segments:
             slot.refs.append(self._grants.take_ref())
             if self.persistent:
                 self._grant(slot, len(slot.refs) - 1, GTF_permit_access)
-        shape = slot.shapes[sectors] = Shape(slot.pages, slot.refs, sectors)
+        if segments > BLKIF_MAX_SEGMENTS_PER_REQUEST and slot.table is None:
+            table = self._mm.alloc_page()
+            try:
+                slot.table_ref = self._grants.grant_access(self._domid, table, readonly=True)
+            except GrantError:
+                self._mm.free_page(table)
+                raise
+            slot.table = table
+        shape = slot.shapes[sectors] = Shape(slot, sectors)
         return shape
 
     def _grant(self, slot: Slot, n: int, flags: int) -> None:
@@ -124,6 +191,12 @@ class PagePool:
         for slot in slots:
             slot.shapes.clear()
             slot.shape = None
+            table, slot.table = slot.table, None
+            if table is not None:
+                if self._grants.end_access(slot.table_ref):
+                    self._mm.free_page(table)
+                else:
+                    self.withheld.append((slot.table_ref, table))
             refs, slot.refs = slot.refs, []
             pages, slot.pages = slot.pages, []
             for page, ref in zip(pages, refs, strict=False):

@@ -100,7 +100,7 @@ class FakePage:
 class FakeMM:
     def __init__(self, world: World, limit: int) -> None:
         self.world = world
-        self.limit = limit
+        self.limit = self.nr_pages = limit
         self.used = 0
 
     def alloc_page(self) -> FakePage:

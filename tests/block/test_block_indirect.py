@@ -1,5 +1,6 @@
-"""Indirect requests, from a frontend by hand: what they may be, and what a hostile one may try."""
+"""Indirect requests: from a frontend by hand, what they may be and what a hostile one may try; then from ours."""
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ from block_pair import Pair
 from block_raw import RawFront
 
 from backends.block.indirect import MAX_SEGMENTS
-from guest_kernel.block import READ, WRITE
+from guest_kernel.block import READ, WRITE, BlockError
 from hypervisor.abi.io import blkif
 
 OKAY, ERROR, EOPNOTSUPP = blkif.BLKIF_RSP_OKAY, blkif.BLKIF_RSP_ERROR, blkif.BLKIF_RSP_EOPNOTSUPP
@@ -162,3 +163,145 @@ def test_a_backend_without_memory_for_them(make_pair: Maker) -> None:
     pair.back_kernel.mm.limit = limit
     assert front.indirect(READ, 0, [(ref, 0, 7) for ref in refs]) == OKAY
     front.down()
+
+
+# The frontend's end
+
+
+LARGE = {"front": {"max_indirect_segments": 32}}
+"""Options of a pair whose frontend makes indirect requests although its guest has little memory."""
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_frontend_makes_them(make_pair: Maker, persistent: bool) -> None:
+    pair = make_pair(front={"max_indirect_segments": 32, "persistent": persistent}).up()
+    data = bytes(range(256)) * (600 * 2)
+    pair.guest(pair.device.write(3, data))
+    assert bytes(pair.disk.image[3 * 512 : 603 * 512]) == data
+    assert [size for _, _, size in pair.disk.log] == [256, 256, 88]
+    for count in (88, 89, 96, 255, 256, 257, 600, 8, 100, 97):
+        assert pair.guest(pair.device.read(3, count)) == data[: count * 512]
+    assert pair.guest(pair.device.read(3, 600)) == data
+    pair.down()
+
+
+def test_descriptors_are_written_when_they_change(make_pair: Maker) -> None:
+    """The same transfer again costs no more than the request itself."""
+    pair = make_pair(**LARGE).up()
+    for count in (200, 100, 200):
+        pair.guest(pair.device.read(0, count))
+    (slot,) = [slot for slot in pair.queue._slots if slot.table is not None]
+    assert len(slot.table_holds) == 25 * 8
+    mark = b"\xee" * 8
+    slot.table.view[400:408] = mark
+    pair.guest(pair.device.read(8, 200))
+    assert bytes(slot.table.view[400:408]) == mark
+    pair.down()
+
+
+def test_a_backend_that_takes_none_or_fewer(make_pair: Maker) -> None:
+    pair = make_pair(**LARGE)
+    pair.probe()
+    pair.hook(pair.back, "publish")
+    for offered, sizes in (("0", [88, 88, 24]), ("16", [128, 72]), ("4", [88, 88, 24]), ("100", [200])):
+        pair.store["backend/feature-max-indirect-segments"] = offered
+        pair.hook(pair.front, "publish")
+        pair.hook(pair.back, "connect")
+        pair.hook(pair.front, "connect")
+        pair.disk.log.clear()
+        pair.guest(pair.device.read(0, 200))
+        assert [size for _, _, size in pair.disk.log] == sizes, offered
+        pair.close()
+    pair.world.check_no_leaks(pair.back_kernel, pair.front_kernel)
+
+
+def test_a_guest_with_little_memory_makes_none(make_pair: Maker) -> None:
+    pair = make_pair().up()
+    assert pair.device.max_sectors == 88
+    pair.down()
+    pair = make_pair()
+    pair.front_kernel.mm.nr_pages = 8 * 32 * 32
+    pair.up()
+    assert pair.device.max_sectors == 256
+    pair.down()
+
+
+def test_large_requests_go_on_with_a_backend_that_takes_smaller_ones(make_pair: Maker) -> None:
+    """What was under way is taken apart, a part of it at a time, and put together again."""
+    pair = make_pair(**LARGE).up()
+    image = bytes(range(251)) * 8400
+    pair.disk.image[:] = image[: len(pair.disk.image)]
+    pair.disk.stuck = True
+    threads = [
+        pair.front_kernel.spawn(pair.device.read(1, 256), "single"),
+        pair.front_kernel.spawn(pair.device.read(300, 700), "split"),
+        pair.front_kernel.spawn(pair.device.read(2000, 5), "small"),
+        pair.front_kernel.spawn(pair.device.write(3000, b"W" * 512 * 200), "write"),
+        pair.front_kernel.spawn(pair.device.discard(1500, 300), "discard"),
+    ]
+    pair.world.run()
+    assert pair.queue.in_flight == 7
+    pair.hook(pair.front, "close")
+    pair.disk.stuck = False
+    pair.hook(pair.back, "close")
+    pair.hook(pair.back, "publish")
+    pair.store["backend/feature-max-indirect-segments"] = "0"
+    pair.hook(pair.front, "publish")
+    pair.hook(pair.back, "connect")
+    pair.disk.log.clear()
+    pair.disk.image[:] = image[: len(pair.disk.image)]
+    pair.hook(pair.front, "connect")
+    pair.world.run()
+    assert all(thread.done and thread.exception is None for thread in threads)
+    assert threads[0].result == image[512 : 257 * 512]
+    assert threads[1].result == image[300 * 512 : 1000 * 512]
+    assert threads[2].result == image[2000 * 512 : 2005 * 512]
+    assert bytes(pair.disk.image[3000 * 512 : 3200 * 512]) == b"W" * 512 * 200
+    assert not any(pair.disk.image[1500 * 512 : 1800 * 512])
+    assert max(size for op, _, size in pair.disk.log if op in (READ, WRITE)) == 88
+    pair.down()
+
+
+def test_an_error_in_one_part_is_that_of_the_whole(make_pair: Maker) -> None:
+    pair = make_pair(**LARGE).up()
+    pair.disk.stuck = True
+    thread = pair.front_kernel.spawn(pair.device.read(0, 256), "read", panics=False)
+    pair.world.run()
+    pair.hook(pair.front, "close")
+    pair.disk.stuck = False
+    pair.hook(pair.back, "close")
+    pair.hook(pair.back, "publish")
+    pair.store["backend/feature-max-indirect-segments"] = "0"
+    pair.disk.bad_sectors.add(100)
+    pair.hook(pair.front, "publish")
+    pair.hook(pair.back, "connect")
+    pair.hook(pair.front, "connect")
+    pair.world.run()
+    assert isinstance(thread.exception, BlockError)
+    assert thread.exception.errno == errno.EIO
+    pair.down()
+
+
+def test_no_memory_for_descriptors(make_pair: Maker) -> None:
+    pair = make_pair(**LARGE).up()
+    mm = pair.front_kernel.mm
+    limit, mm.limit = mm.limit, mm.used + 32
+    with pytest.raises(BlockError) as caught:
+        pair.guest(pair.device.read(0, 100))
+    assert caught.value.errno == errno.ENOMEM
+    mm.limit = limit
+    assert len(pair.guest(pair.device.read(0, 100))) == 51200
+    pair.down()
+
+
+def test_a_backend_that_keeps_the_descriptors_mapped(make_pair: Maker) -> None:
+    """XSA-396: their page is withheld like any other."""
+    pair = make_pair(**LARGE).up()
+    pair.guest(pair.device.read(0, 100))
+    (slot,) = [slot for slot in pair.queue._slots if slot.table is not None]
+    (kept,) = pair.back_kernel.grants.map_refs(1, [slot.table_ref], False)
+    pair.close()
+    assert pair.front_kernel.mm.used == 1
+    pair.back_kernel.grants.unmap([kept])
+    pair.connect()
+    pair.down()

@@ -366,3 +366,29 @@ def test_a_discard_makes_the_image_smaller(tmp_path: Path) -> None:
     assert image.read_bytes() == b"x" * 131072 + bytes(524288) + b"x" * (1048576 - 655360)
     assert image.stat().st_blocks < before
     assert kept.read_bytes() == b"y" * (1 << 20)
+
+
+def test_indirect_requests_through_a_whole_host(tmp_path: Path) -> None:
+    """A guest with memory enough for them copies a disk, 128 KiB a request; the same bytes arrive."""
+    scene = Scene(tmp_path)
+    data = os.urandom(4 << 20)
+    source = scene.image("source.img", size=len(data), data=data)
+    target = scene.image("target.img", size=len(data))
+    config = scene.guest(
+        "copier",
+        """
+        source, target = await self.disk("xvda"), await self.disk("xvdb")
+        for sector in range(0, source.sectors, 1000):
+            count = min(1000, source.sectors - sector)
+            await target.write(sector, await source.read(sector, count))
+        await target.flush()
+        self.print(source.max_sectors, "sectors in a request")
+        """,
+        source,
+        target,
+        memory=64,
+    )
+    result = scene.run(config)
+    assert scene.of(result, "copier").reason == "poweroff", scene.text
+    assert "256 sectors in a request" in scene.text
+    assert target.read_bytes() == data
