@@ -160,15 +160,22 @@ class VcpuOps:
         return 0
 
     def _register_vcpu_info(self, vcpu: VCpu, target: VCpu, arg: int) -> int:
-        """Move the vcpu_info to a place of the guest's choice: once, aligned, within one page."""
+        """Move the vcpu_info to a place of the guest's choice. The time stamps are renewed even if that is refused."""
         op = abi.vcpu_register_vcpu_info.unpack_from(copy_from_guest(vcpu, arg, abi.vcpu_register_vcpu_info.size))
-        if op.offset > 4096 - INFO_SIZE or op.offset & 7:
+        try:
+            return self._map_vcpu_info(vcpu, target, op.mfn, op.offset)
+        finally:
+            self.hv.time.update_time(target, self.hv.now())
+
+    def _map_vcpu_info(self, vcpu: VCpu, target: VCpu, gfn: int, offset: int) -> int:
+        """Move the vcpu_info: once, aligned, within one page."""
+        if offset > 4096 - INFO_SIZE or offset & 7:
             return -errno.ENXIO
         if target.info_registered or (target is not vcpu and not target.pause_flags & VPF_DOWN):
             return -errno.EINVAL
-        mfn = self.hv.mm.get_writable_frame(target.domain, op.mfn)
+        mfn = self.hv.mm.get_writable_frame(target.domain, gfn)
         memory = self.hv.memory
-        new = (mfn << 12) + op.offset
+        new = (mfn << 12) + offset
         # (What all vCPUs without a vcpu_info share is not worth copying.)
         fresh = self.hv.domain_ops.has_dummy_info(target)
         memory.write(new, bytes(INFO_SIZE) if fresh else bytes(memory.b[target.info : target.info + INFO_SIZE]))
@@ -181,5 +188,4 @@ class VcpuOps:
         memory.b[new] = 1
         if target.pause_flags & VPF_BLOCKED:
             self.hv.sched.wake(target)
-        self.hv.time.update_time(target, self.hv.now())
         return 0

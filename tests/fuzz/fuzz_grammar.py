@@ -642,6 +642,14 @@ class Speaker:
             return (xen.HYPERVISOR_event_channel_op_compat, self.put(struct.pack("<I", cmd) + self.structure(layout)))
         if cmd == ev.EVTCHNOP_reset and self.chance(0.8):
             cmd, layout = ev.EVTCHNOP_alloc_unbound, ev.evtchn_alloc_unbound
+        fifo, page = self.guest.domain.fifo, self.random.choice(self.guest.pages)
+        if fifo is None and self.chance(0.1):
+            fixed = {"control_gfn": page, "offset": 0, "vcpu": 0}
+            argument = self.argument(ev.evtchn_init_control, **fixed)
+            return (xen.HYPERVISOR_event_channel_op, ev.EVTCHNOP_init_control, argument)
+        if fifo is not None and not fifo.pages and self.chance(0.5):
+            argument = self.argument(ev.evtchn_expand_array, array_gfn=page)
+            return (xen.HYPERVISOR_event_channel_op, ev.EVTCHNOP_expand_array, argument)
         return (xen.HYPERVISOR_event_channel_op, cmd, self.argument(layout))
 
     def _memory(self) -> tuple[int, ...]:

@@ -237,6 +237,13 @@ class TestVcpuInfo:
         assert self.register(guest, guest.pages[0], 0) == 0
         assert self.register(guest, guest.pages[1], 0) == EINVAL
 
+    def test_time_stamps_are_renewed_even_if_it_is_refused(self, guest):
+        at = (guest.vcpus[1].info + xen.vcpu_info.offset("time.version")) >> 2
+        before = guest.hv.memory.i[at]
+        assert self.register(guest, guest.pages[0], 4, vcpu=1) == ENXIO
+        assert self.register(guest, 1 << 40, 0, vcpu=1) == EINVAL
+        assert guest.hv.memory.i[at] == before + 4
+
     def test_bad_frames(self, pair, guest):
         for mfn in (1 << 40, pair.dom0.pages[0], guest.l1):
             assert self.register(guest, mfn, 0) == EINVAL
