@@ -26,7 +26,7 @@ from guest_kernel.xenbus.wire import HEADER, HEADER_SIZE, encode
 from hypervisor.abi.io import xs_wire as xs
 
 TESTS = Path(__file__).parents[1] / "tests" / "xenstored"
-ROUNDS = 5
+ROUNDS = 7
 PATH = b"/local/domain/0/backend/vbd/7/51712/state"
 READ = encode(xs.XS_READ, 1, 0, PATH + b"\0")
 WRITE = encode(xs.XS_WRITE, 1, 0, PATH + b"\x004")

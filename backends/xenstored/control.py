@@ -125,10 +125,12 @@ def _quota(server: "Server", connection: Connection, arguments: list[bytes]) -> 
     domain = server.domains.get(leading_number(arguments[0]))
     if domain is None:
         raise StoreError(ENOENT)
+    # Of dom0 only its ring counts: who is connected to the socket belongs to no domain.
+    rings = [client for client in server.connections if client.label == f"domain {domain.domid}"]
     rows = {
         "nodes": len(domain.nodes),
-        "watches": domain.watches,
-        "transactions": domain.transactions,
+        "watches": sum(len(client.watches) for client in rings),
+        "transactions": sum(len(client.transactions) for client in rings),
         "outstanding": domain.outstanding,
         "memory": domain.memory,
     }

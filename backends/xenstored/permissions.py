@@ -54,7 +54,7 @@ class Permissions:
 
     def encode(self) -> bytes:
         """Return the list as the wire has it: letter, decimal id, NUL, for each entry."""
-        return "".join([f"{_NAMES[bits & ~STALE]}{domid}\0" for domid, bits in self.entries]).encode()
+        return "".join([f"{_NAMES[bits & ~STALE]}{_signed(domid)}\0" for domid, bits in self.entries]).encode()
 
     def owned_by(self, domid: int) -> "Permissions":
         """Return this list with another owner; the default letter stays."""
@@ -94,6 +94,11 @@ class Permissions:
 
     def __str__(self) -> str:
         return self.encode().decode().replace("\0", " ").rstrip()
+
+
+def _signed(domid: int) -> int:
+    """Ids of 32 bits are shown with a sign."""
+    return domid - 2**32 if domid >= 2**31 else domid
 
 
 def parse_number(text: bytes) -> int | None:

@@ -481,8 +481,8 @@ class Server:
 
     def begin(self, connection: Connection, number: int) -> Transaction:
         """Start a transaction under a number that is free."""
-        limit = None if connection.privileged else self.limits(connection.domain).transaction_nodes
-        transaction = connection.transactions[number] = Transaction(self.store, connection.domain, limit)
+        limits = None if connection.privileged else self.limits
+        transaction = connection.transactions[number] = Transaction(self.store, connection.domain, limits)
         connection.next_transaction = (number + 1) & 0xFFFFFFFF
         self.open_transactions += 1
         return transaction

@@ -18,6 +18,7 @@ from typing import Final, final
 from backends.xenstored.domains import Domain
 from backends.xenstored.errors import EAGAIN, ENOMEM, ENOSPC, StoreError
 from backends.xenstored.permissions import Permissions
+from backends.xenstored.quota import Quotas
 from backends.xenstored.store import Store, size_of
 from backends.xenstored.tree import Node
 
@@ -61,14 +62,14 @@ class Transaction:
         "created",
         "domain",
         "failed",
-        "limit",
+        "limits",
         "lost",
         "prefix",
         "store",
     )
 
-    def __init__(self, store: Store, domain: Domain, limit: int | None) -> None:
-        """`domain` pays for what is written until the end; `limit`: how many nodes it may touch."""
+    def __init__(self, store: Store, domain: Domain, limits: Callable[[Domain], Quotas] | None) -> None:
+        """`domain` pays for what it touches until the end; `limits(domain)`: what binds it now; None: nothing."""
         self.store = store
         self.domain = domain
         self.charged = 0
@@ -78,7 +79,7 @@ class Transaction:
         self.created = False
         #: What domains there were at the start.
         self.began = store.domains.changes
-        self.limit = limit
+        self.limits = limits
         #: In order of first touch, which is the order of the events.
         self.accessed: dict[bytes, Access] = {}
         #: Something went wrong that cannot be undone: it must not commit.
@@ -92,7 +93,7 @@ class Transaction:
     def _access(self, path: bytes, writing: bool = False) -> Access:
         access = self.accessed.get(path)
         if access is None:
-            if self.limit is not None and len(self.accessed) >= self.limit:
+            if self.limits is not None and len(self.accessed) >= self.limits(self.domain).transaction_nodes:
                 self.failed = True
                 raise StoreError(ENOSPC)
             node = self.store.get(path)

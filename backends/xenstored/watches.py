@@ -4,7 +4,7 @@ A change of `/a/b/c` concerns the watches on `/a/b/c`, `/a/b`, `/a` and `/`: a l
 number of watches in the store.  `@introduceDomain` and its like are looked up by name.
 """
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from backends.xenstored.connection import Connection
@@ -49,21 +49,36 @@ def _order(watch: Watch) -> int:
     return watch.sequence
 
 
+Group = dict[Watch, None]
+"""The watches on one path, in order of registration."""
+REMEMBERED: Final = 1 << 14
+"""Paths whose watches are remembered at a time."""
+
+
 @final
 class WatchIndex:
-    """All watches of the store."""
+    """All watches of the store.
 
-    __slots__ = ("_sequence", "by_path")
+    Which paths above a path are watched is remembered, until a path begins or ceases to be watched: most changes are of
+    the same few nodes again and again.
+    """
+
+    __slots__ = ("_above", "_sequence", "by_path")
 
     def __init__(self) -> None:
-        self.by_path: dict[bytes, dict[Watch, None]] = {}
+        self.by_path: dict[bytes, Group] = {}
+        self._above: dict[bytes, tuple[Group, ...]] = {}
         self._sequence = 0
 
     def add(self, connection: "Connection", path: bytes, token: bytes, skip: int, depth: int | None = None) -> Watch:
         """Register a watch."""
         self._sequence += 1
         watch = Watch(connection, path, token, skip, self._sequence, depth)
-        self.by_path.setdefault(path, {})[watch] = None
+        there = self.by_path.get(path)
+        if there is None:
+            there = self.by_path[path] = {}
+            self._above.clear()
+        there[watch] = None
         return watch
 
     def remove(self, watch: Watch) -> None:
@@ -72,6 +87,7 @@ class WatchIndex:
         del there[watch]
         if not there:
             del self.by_path[watch.path]
+            self._above.clear()
 
     def on(self, path: bytes) -> list[Watch]:
         """Return the watches on `path` itself, in order of registration."""
@@ -80,24 +96,29 @@ class WatchIndex:
 
     def above(self, path: bytes) -> list[Watch]:
         """Return the watches on `path` and on all directories that it is in, in order of registration."""
+        groups = self._above.get(path)
+        if groups is None:
+            groups = self._find(path)
+        if not groups:
+            return []
+        if len(groups) == 1:
+            return list(groups[0])
+        found = [watch for group in groups for watch in group]
+        found.sort(key=_order)
+        return found
+
+    def _find(self, path: bytes) -> tuple[Group, ...]:
         by_path = self.by_path
-        there = by_path.get(path)
-        found = list(there) if there else []
-        groups = 1 if there else 0
-        if path == b"/":
-            return found
-        at = path.rfind(b"/")
-        while True:
-            path = path[:at] if at > 0 else b"/"
-            there = by_path.get(path)
-            if there:
-                found += there
-                groups += 1
-            if at <= 0:
-                break
-            at = path.rfind(b"/")
-        if groups > 1:
-            found.sort(key=_order)
+        groups = [by_path[path]] if path in by_path else []
+        above, at = path, path.rfind(b"/")
+        while above != b"/":
+            above = above[:at] if at > 0 else b"/"
+            if above in by_path:
+                groups.append(by_path[above])
+            at = above.rfind(b"/")
+        if len(self._above) >= REMEMBERED:
+            self._above.clear()
+        self._above[path] = found = tuple(groups)
         return found
 
     def __len__(self) -> int:

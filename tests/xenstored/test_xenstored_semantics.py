@@ -1002,3 +1002,24 @@ class TestEqualEvents:
         assert client.shown() == ["/a|t"]
         world.dom0.write("/a")
         assert client.shown() == ["/a|t"]
+
+
+def test_ids_in_permissions_have_a_sign(world: World) -> None:
+    world.dom0.write("/a")
+    world.dom0.perms("/a", "n0", "r4294967295")
+    assert world.dom0.ok(xs.XS_GET_PERMS, "/a") == b"n0\0r-1\0"
+
+
+def test_the_quota_of_nodes_in_a_transaction_may_change_while_it_is_open(world: World) -> None:
+    guest = world.guest(1)
+    tx = guest.start()
+    guest.write("a", tx=tx)
+    world.server.quotas.transaction_nodes = 2
+    assert guest.refused(xs.XS_READ, "b", tx=tx) == "ENOSPC"
+
+
+def test_a_domains_account_is_that_of_its_ring(world: World) -> None:
+    world.dom0.watch("/a", "t")
+    world.dom0.start()
+    shown = world.dom0.ok(xs.XS_CONTROL, "quota", "0").decode().splitlines()
+    assert [line.split(":")[1].strip() for line in shown[2:4]] == ["0", "0"]
