@@ -27,6 +27,14 @@ SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 INFO_SIZE = xen.vcpu_info.size
 
 
+def send_nmi(vcpu: VCpu) -> None:
+    """Send an NMI. To a vCPU without a handler it is nothing, as to one that executes Python."""
+    if not vcpu.nmi_pending:
+        vcpu.nmi_pending = True
+        if vcpu.pause_flags & VPF_BLOCKED:
+            vcpu.hv.sched.wake(vcpu)
+
+
 class VcpuOps:
     """Operations on a vCPU of the caller's own domain. A missing vCPU is noticed before an unknown operation."""
 
@@ -115,14 +123,11 @@ class VcpuOps:
         self.hv.time.update_time(target, self.hv.now())
         return 0
 
-    def _send_nmi(self, _vcpu: VCpu, target: VCpu, arg: int) -> int:
-        """Send an NMI. To a vCPU without a handler it is nothing, as to one that executes Python."""
+    @staticmethod
+    def _send_nmi(_vcpu: VCpu, target: VCpu, arg: int) -> int:
         if arg:
             return -errno.EINVAL
-        if not target.nmi_pending:
-            target.nmi_pending = True
-            if target.pause_flags & VPF_BLOCKED:
-                self.hv.sched.wake(target)
+        send_nmi(target)
         return 0
 
     def _get_physid(self, vcpu: VCpu, target: VCpu, arg: int) -> int:

@@ -12,6 +12,7 @@ from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.time import TSC_HZ
 from hypervisor.vcpu import VPF_BLOCKED, VPF_DOWN, VPF_POLLING
 from hypervisor.vcpu_context import load_context, save_context
+from hypervisor.vcpu_op import send_nmi
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -33,6 +34,7 @@ class VcpuControlOps:
             abi.XEN_DOMCTL_getvcpuinfo: Operation(self._getvcpuinfo, "getvcpuinfo"),
             abi.XEN_DOMCTL_gettscinfo: Operation(self._gettscinfo, "tsc_info"),
             abi.XEN_DOMCTL_settscinfo: Operation(self._settscinfo, "tsc_info"),
+            abi.XEN_DOMCTL_sendtrigger: Operation(self._sendtrigger, "sendtrigger"),
             # Of HVM domains only.
             abi.XEN_DOMCTL_debug_op: always(errno.EINVAL),
         }
@@ -45,6 +47,16 @@ class VcpuControlOps:
         for vcpu_id in range(value.max):
             if target.vcpus[vcpu_id] is None:
                 self.hv.domain_ops.add_vcpu(target, vcpu_id)
+
+    @staticmethod
+    def _sendtrigger(_vcpu: VCpu, target: Domain, value: Any) -> None:
+        """Send an NMI. The buttons are those of HVM domains."""
+        which = vcpu_of(target, value.vcpu, beyond=errno.ESRCH, missing=errno.ESRCH)
+        if value.trigger in (abi.XEN_DOMCTL_SENDTRIGGER_POWER, abi.XEN_DOMCTL_SENDTRIGGER_SLEEP):
+            raise HypercallError(errno.EINVAL)
+        if value.trigger != abi.XEN_DOMCTL_SENDTRIGGER_NMI:
+            raise HypercallError(errno.ENOSYS)
+        send_nmi(which)
 
     # -- registers --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ worth a guest's trouble: page tables, its stack, its own code, what it shares wi
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from random import Random
 
@@ -31,6 +32,7 @@ ARENA_PAGES = 4
 NR_PAGES = 1024
 MAX_STRETCHES = 3000
 MAX_IDLE = 3
+LONGEST_S = 4
 KERNEL = (
     r"""
 main:
@@ -180,9 +182,10 @@ class CodeRound:
         raise AssertionError("the kernel has lost its list")
 
     def run(self) -> None:
-        """Run until the kernel ends, or long enough. Raises what escapes."""
+        """Run until the kernel ends, or long enough (a loop with upcalls masked has no end). Raises what escapes."""
         idle = stretches = 0
-        while not self.hv.stopped and stretches < MAX_STRETCHES and idle < MAX_IDLE:
+        end = time.monotonic() + LONGEST_S
+        while not self.hv.stopped and stretches < MAX_STRETCHES and idle < MAX_IDLE and time.monotonic() < end:
             left = self.hv.sched.drain(20)
             stretches += 20
             idle = idle + 1 if left else 0

@@ -359,6 +359,17 @@ class TestVcpus:
         where = NOWHERE
         assert get(1) == EFAULT
 
+    def test_triggers(self, pair):
+        """An NMI waits for the one vCPU; buttons are none of a PV domain's."""
+
+        def send(trigger, vcpu):
+            return rc_of(pair.dom0, abi.XEN_DOMCTL_sendtrigger, 1, sendtrigger={"trigger": trigger, "vcpu": vcpu})
+
+        assert send(abi.XEN_DOMCTL_SENDTRIGGER_NMI, 1) == 0
+        assert [vcpu.nmi_pending for vcpu in pair.domu.vcpus] == [False, True]
+        assert send(abi.XEN_DOMCTL_SENDTRIGGER_NMI, 2) == ESRCH
+        assert [send(trigger, 0) for trigger in range(1, 6)] == [ENOSYS, ENOSYS, EINVAL, EINVAL, ENOSYS]
+
     def test_the_time_stamp_counter(self, pair):
         rc, op = domctl(pair.dom0, abi.XEN_DOMCTL_gettscinfo, 1)
         told = op.u.tsc_info
