@@ -261,16 +261,19 @@ def write_u8(vcpu: VCpu, va: int, value: int) -> None:
 # -- invalidation ---------------------------------------------------------------------------------------------------
 
 
-def flush_va(domain: Domain, va: int) -> None:
-    """Forget one page on all vCPUs of a domain: its mapping went away or changed."""
+def flush_va(domain: Domain, va: int, *, code: bool = True) -> None:
+    """Forget one page on all vCPUs of a domain: its mapping went away or changed.
+
+    `code` is whether code could be executed from there: a processor keeps more about code than translations.
+    """
     va &= _U64
     for vcpu in domain.vcpus:
         if vcpu is not None:
-            vcpu.flush_tlb(va)
+            vcpu.flush_tlb(va, code=code)
 
 
-def flush_all(domain: Domain) -> None:
-    """Forget every page on all vCPUs of a domain."""
+def flush_all(domain: Domain, *, code: bool = True) -> None:
+    """Forget every page on all vCPUs of a domain. `code` as above."""
     for vcpu in domain.vcpus:
         if vcpu is not None:
-            vcpu.flush_tlb(None)
+            vcpu.flush_tlb(None, code=code)

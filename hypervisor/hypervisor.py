@@ -160,6 +160,11 @@ class Hypervisor:
         """How many frames the CPU emulator has taken for good."""
         return 0 if self._processor is None else self._processor.segments.FRAMES
 
+    def forget_root(self, mfn: int) -> None:
+        """Take note that a frame becomes the root of page tables: whatever was known of an earlier one is void."""
+        if self._processor is not None:
+            self._processor.forget_root(mfn)
+
     def switch_off(self) -> None:
         """Cut the power: no guest code runs any more, not even what Python would run of it when it clears up."""
         self.stopped = True

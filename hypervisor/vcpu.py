@@ -240,8 +240,11 @@ class VCpu(ABC):
         """
         return False
 
-    def flush_tlb(self, va: int | None) -> None:
-        """Forget the translation of one page, or of all (None): a mapping went away or changed."""
+    def flush_tlb(self, va: int | None, *, code: bool = True) -> None:
+        """Forget the translation of one page, or of all (None): a mapping went away or changed.
+
+        `code` is whether it may have been one from which code can be executed.
+        """
         if va is None:
             self.tlb_r.clear()
             self.tlb_w.clear()

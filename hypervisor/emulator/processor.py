@@ -108,6 +108,7 @@ class Processor:
         """The vCPU whose FPU state and descriptor tables the CPU holds."""
         self._root = 0
         self._spaces: dict[int, int] = {}
+        self._next_space = 1
         self._limit = self._stops_at = 0
         self._began = 0
         self._stale: set[int] = set()
@@ -373,11 +374,19 @@ class Processor:
         """Return the number of an address space in the block hook's table."""
         number = self._spaces.get(root)
         if number is None:
-            if len(self._spaces) >= MAX_SPACES:
+            if self._next_space > MAX_SPACES:
                 self._spaces.clear()
                 self.native.drop_all()
-            number = self._spaces[root] = len(self._spaces) + 1
+                self._next_space = 1
+            number = self._spaces[root] = self._next_space
+            self._next_space += 1
         return number
+
+    def forget_root(self, root: int) -> None:
+        """Take note that a frame is the root of another address space from now on: it gets another number."""
+        self._spaces.pop(root, None)
+        if root == self._root:
+            self._root = 0
 
     # -- code ---------------------------------------------------------------------------------------------------------
 

@@ -54,11 +54,11 @@ class EmulatedVCpu(VCpu):
         b, info = self.hv.memory.b, self.info
         return bool(b[info]) and not b[info + MASK_BYTE]
 
-    def flush_tlb(self, va: int | None) -> None:
+    def flush_tlb(self, va: int | None, *, code: bool = True) -> None:
         """Forget the translation of one page, or of all (None)."""
         super().flush_tlb(va)
         self.tlb_is_stale = True
-        if self.processor_of_host is not None:
+        if code and self.processor_of_host is not None:
             self.processor_of_host.forget_page(va)
 
     def iret(self) -> int:

@@ -227,7 +227,8 @@ class MemoryManager:
                 self.slots.show_m2p(root)
             old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
             self.descriptors.drop_ldt(vcpu)
-            vcpu.flush_tlb(None)
+            # (What is known about code is known by root.)
+            vcpu.flush_tlb(None, code=False)
             if old:
                 self.frames.let_go(old)
 
@@ -264,6 +265,7 @@ class MemoryManager:
     def _fill_xen_slots(self, mfn: int) -> None:
         """Fill Xen's slots of a new root. The M2P is there at once only if the guest tells its roots apart by that."""
         domain = self.hv.domains.get(self.frames.owner(mfn))
+        self.hv.forget_root(mfn)
         self.slots.fill(mfn, with_m2p=domain is not None and _is_strict(domain))
 
     def put_page_from_l1e(self, entry: int) -> None:

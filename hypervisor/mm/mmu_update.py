@@ -37,6 +37,7 @@ from hypervisor.mm.pte import (
     TABLE_DISALLOWED,
     adjust_l1,
     adjust_table,
+    moves_code,
 )
 from hypervisor.preempt import Continuation
 
@@ -77,7 +78,7 @@ def page_owner(caller: Domain, domid: int) -> PageOwner:
 class _Group:
     """What the requests of one mmu_update have in common."""
 
-    __slots__ = ("caller", "may_map", "may_update", "pg_owner", "stale", "stored", "table_owner")
+    __slots__ = ("caller", "may_map", "may_update", "pg_owner", "stale", "stale_code", "stored", "table_owner")
 
     def __init__(self, caller: Domain, table_owner: Domain, pg_owner: PageOwner) -> None:
         control = caller.hv.may_control
@@ -89,6 +90,8 @@ class _Group:
         self.may_update = self.may_map and control(caller, table_owner)
         self.stale = False
         """Translations may be wrong."""
+        self.stale_code = False
+        """One of these may have been of code."""
         self.stored = False
         """The last request has changed a page of data."""
 
@@ -209,8 +212,8 @@ class MmuUpdate:
                 return done, fault.errno
             ready, error = self._some(_WORDS[size].unpack(raw), done, group)
             if group.stale:
-                flush_all(table_owner)
-                group.stale = False
+                flush_all(table_owner, code=group.stale_code)
+                group.stale = group.stale_code = False
             done += ready
             va += ready * _REQUEST
         return done, error
@@ -253,14 +256,16 @@ class MmuUpdate:
             return self._store(index, value, group)
         if not frames.flags[mfn] & VALIDATED:
             return errno.EINVAL
-        stale = bool(self._q[index] & PRESENT)
+        old = self._q[index]
         if kind == PGT_l1_page_table:
             error = self.write_l1(index, value, table_owner, group.pg_owner, preserve_ad=preserve)
         elif PGT_l1_page_table < kind <= PGT_l4_page_table and group.pg_owner is table_owner:
             error = self.write_table(index, value, kind, table_owner, preserve_ad=preserve)
         else:
             return errno.EINVAL
-        group.stale |= stale
+        if old & PRESENT:
+            group.stale = True
+            group.stale_code |= moves_code(old, value)
         return error
 
     def _store(self, index: int, value: int, group: _Group) -> int:
@@ -337,15 +342,15 @@ class MmuUpdate:
         if index < 0:
             return -errno.EINVAL
         domain = vcpu.domain
-        stale = self._q[index] & PRESENT
+        old = self._q[index]
         error = self.write_l1(index, value, domain, pg_owner)
         if error:
             return -error
-        if stale:
+        if old & PRESENT:
             if single:
-                flush_va(domain, va)
+                flush_va(domain, va, code=moves_code(old, value))
             else:
-                flush_all(domain)
+                flush_all(domain, code=moves_code(old, value))
         kind = flags & xen.UVMF_FLUSHTYPE_MASK
         if kind in (xen.UVMF_TLB_FLUSH, xen.UVMF_INVLPG):
             which = flags & ~xen.UVMF_FLUSHTYPE_MASK
@@ -360,9 +365,12 @@ class MmuUpdate:
 
 
 def flush(vcpus: list[VCpu], va: int | None) -> None:
-    """Forget one page (or everything, for None) on some vCPUs."""
+    """Forget one page (or everything, for None) on some vCPUs, because the guest says so.
+
+    What changed has been forgotten already: there is nothing new to know about code.
+    """
     for vcpu in vcpus:
-        vcpu.flush_tlb(va)
+        vcpu.flush_tlb(va, code=False)
 
 
 def vcpus_of_mask(vcpu: VCpu, pointer: int) -> list[VCpu]:

@@ -57,3 +57,8 @@ def adjust_l1(entry: int) -> int:
 def adjust_table(entry: int, level: int) -> int:
     """Return a present L2, L3 or L4 entry as Xen stores it."""
     return entry | USER | ACCESSED if level == 4 else entry | USER
+
+
+def moves_code(old: int, new: int) -> bool:
+    """Whether code may have been executed through an entry that leads elsewhere from now on."""
+    return not old & NX and bool((old ^ new) & (FRAME_MASK | PRESENT))
