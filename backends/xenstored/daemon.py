@@ -317,6 +317,8 @@ class XenStored:
             self._signal(client)
 
     def _signal(self, client: RingClient) -> None:
+        if not client.port:
+            return
         try:
             self.kernel.events.notify(client.port)
         except XenError:
@@ -413,8 +415,13 @@ class XenStored:
         client.ring.empty()
         client.ring.notify = False
         events = self.kernel.events
-        events.unbind(client.port)
-        client.port = events.bind_interdomain(connection.id, port, self._make_handler(client))
+        if client.port:
+            events.unbind(client.port)
+        try:
+            client.port = events.bind_interdomain(connection.id, port, self._make_handler(client))
+        except XenError:
+            # As the C daemon: it is introduced all the same, and cannot be told anything.
+            client.port = 0
         self._clogged.pop(client, None)
         self._held.pop(client, None)
 
@@ -425,7 +432,8 @@ class XenStored:
         self._held.pop(client, None)
         self._clogged.pop(client, None)
         self._slowed.pop(client, None)
-        self.kernel.events.unbind(client.port)
+        if client.port:
+            self.kernel.events.unbind(client.port)
         del client.ring
         if client.page is not None:
             client.page.unmap()

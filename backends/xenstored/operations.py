@@ -287,9 +287,9 @@ def _introduce(server: "Server", connection: Connection, transaction: Transactio
     if len(strings) < 3:
         raise StoreError(EINVAL)
     domid, mfn, port = (leading_number(text) for text in strings[:3])
-    if port <= 0:
+    if not port:
         raise StoreError(EINVAL)
-    server.introduce(domid & 0xFFFFFFFF, mfn, port)
+    server.introduce(domid & 0xFFFFFFFF, mfn, port & 0xFFFFFFFF)
     return _OK
 
 

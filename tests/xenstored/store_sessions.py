@@ -83,6 +83,7 @@ ODD_ENTRIES = [b"", b"x1", b"r", b"r-1", b"r0x1", b"r01", b"n1x", b"R1", b"r 1",
 TOKENS = [b"t", b"u", b"", b"token with space", b"/a"]
 NUMBERS = [b"0", b"1", b"2", b"3", b"77", b"5x", b"abc", b"", b"-1", b"32752", b"65536", b"4294967297"]
 SIZES = [0, 1, 3, 3, 5, 100, 1000, 1900, 1950, 1990, 2000, 2010, 2020, 2040, 3000, 4000]
+ODD_INTRODUCTIONS = [b"", b"1000\0", b"1000\x000\0", b"1000\0-4\0", b"x\x0012\0", b"1000\x0012\0more\0", b"1000\x0012"]
 NODE_KINDS = [
     xs.XS_DIRECTORY,
     xs.XS_READ,
@@ -136,6 +137,13 @@ CONTROLS = [
 ]
 
 
+def ends_a_domain(step: Step) -> bool:
+    """Whether a domain may be gone, or begin anew, after it."""
+    if isinstance(step, Send):
+        return step.kind in (xs.XS_INTRODUCE, xs.XS_RELEASE)
+    return isinstance(step, Domain)
+
+
 class Sessions:
     """Makes one session. The same seed makes the same one."""
 
@@ -143,6 +151,10 @@ class Sessions:
         self.random = random.Random(seed)
         #: Quotas are only made small in some sessions: nothing much happens any more then.
         self.controls = self.random.random() < 0.3
+        #: Guests act for each other; then no domain goes (the C daemon keeps a target alive by accident).
+        self.targets = self.random.random() < 0.15
+        #: A directory is larger than a message.
+        self.large = self.random.random() < 0.1
         self.started = dict.fromkeys(CLIENTS, 0)
 
     def path(self) -> bytes:
@@ -161,8 +173,13 @@ class Sessions:
                 Send("d0", xs.XS_WRITE, b"/a\0"),
                 Send("d0", xs.XS_SET_PERMS, b"/a\0b0\0" if self.random.random() < 0.5 else b"/a\0n0\0b1\0r2\0"),
             ]
+        if self.large:
+            steps += [Send("d0", xs.XS_MKDIR, b"/a/" + b"n" * 60 + b"%d\0" % number) for number in range(80)]
+            count += 80
         while len(steps) < count:
-            steps.append(self.step())
+            step = self.step()
+            if not (self.targets and ends_a_domain(step)):
+                steps.append(step)
         return steps
 
     def step(self) -> Step:
@@ -208,7 +225,14 @@ class Sessions:
 
     def node(self) -> tuple[int, bytes]:
         kind = self.random.choice(NODE_KINDS)
-        extra = self.random.choice([b"0\0", b"3\0", b"x\0", b"-1\0", b"0\0"]) if kind == xs.XS_DIRECTORY_PART else b""
+        extra = b""
+        if kind == xs.XS_DIRECTORY_PART:
+            number = (
+                b"%d" % self.random.randrange(6000) if self.large else self.random.choice([b"0", b"3", b"x", b"-1"])
+            )
+            extra = number + b"\0"
+        if self.large and kind in (xs.XS_DIRECTORY, xs.XS_DIRECTORY_PART) and self.random.random() < 0.5:
+            return kind, b"/a\0" + extra
         return kind, self.path() + b"\0" + extra
 
     def set_perms(self) -> tuple[int, bytes]:
@@ -250,7 +274,11 @@ class Sessions:
                 xs.XS_GET_DOMAIN_PATH,
             ]
         )
-        extra = b"1000\x0012\0" if kind == xs.XS_INTRODUCE else b""
+        extra = b""
+        if kind == xs.XS_INTRODUCE:
+            extra = b"1000\x0012\0" if pick.random() < 0.8 else pick.choice(ODD_INTRODUCTIONS)
+        elif self.targets and pick.random() < 0.5:
+            return xs.XS_SET_TARGET, number + b"\0" + pick.choice(NUMBERS[:6]) + b"\0"
         return kind, number + b"\0" + extra
 
     def control(self) -> tuple[int, bytes]:

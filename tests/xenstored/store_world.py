@@ -113,6 +113,8 @@ class World:
     def attach(self, connection: Connection, mfn: int, port: int) -> bytes | None:
         if not self.exists(connection.id):
             return b"ENOENT\0"
+        if port >= 1 << 17:
+            return b"EINVAL\0"
         self.attached.append(connection.id)
         return None
 

@@ -4,20 +4,28 @@
 """
 
 import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from c_daemon import DYING, EXISTS, SHUTDOWN, BaseClient, CDaemon, RingClient, SocketClient
+from fake_dom0 import FakeDom0, FakeGuest
 from store_sessions import CLIENTS, GUESTS, SOCKETS, Domain, Hangup, Send, Sessions, Step
 from store_world import World
 
 from backends.xenstored.connection import Connection
+from backends.xenstored.daemon import XenStored
 from backends.xenstored.errors import EINVAL
+from backends.xenstored.line import Pieces, piece
 from backends.xenstored.numbers import leading_number
 from backends.xenstored.server import DomainState
-from guest_kernel.xenbus.wire import Message, encode, parse_all
+from guest_kernel.xenbus.ring import ClientRing
+from guest_kernel.xenbus.wire import Message, Parser, encode, parse_all
+from hypervisor.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_shutdown
+from hypervisor.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from hypervisor.abi.io import xs_wire as xs
+from hypervisor.abi.xen import VIRQ_DOM_EXC
 from toolstack.xenstore.service import Log
 
 COUNT = int(os.environ.get("PARAVIRT_SESSIONS", "25"))
@@ -212,6 +220,134 @@ class Ours(Stores):
         return got
 
 
+class Wire:
+    """The line of the clients outside, as dom0's driver shows it."""
+
+    def __init__(self) -> None:
+        self.on_news: Callable[[], None] = lambda: None
+        self.input = b""
+        self.pieces = Pieces()
+        self.output: dict[int, bytes] = {}
+
+    def receive(self, limit: int) -> bytes:
+        data, self.input = self.input[:limit], self.input[limit:]
+        return data
+
+    def send(self, data: bytes) -> int:
+        for number, part in self.pieces.receive(data):
+            self.output[number] = self.output.get(number, b"") + part
+        return len(data)
+
+    def put(self, number: int, data: bytes) -> None:
+        self.input += piece(number, data)
+        self.on_news()
+
+
+class AnyPort(FakeDom0):
+    """As the shim, which binds any port of a domain that exists."""
+
+    def bind_interdomain(self, domid: int, remote_port: int, handler: Callable[[], None]) -> int:
+        return super().bind_interdomain(domid, remote_port & 0xFFF, handler)
+
+    def ring_bell(self, domid: int) -> None:
+        """Signal the daemon, whatever port it has bound."""
+        for port, (end, _) in self._ports.items():
+            if end[0] == domid:
+                self._pending[port] = None
+
+
+class OursInDom0(Ours):
+    """Our daemon as it runs in dom0: rings, the line of outside clients, and what Xen says of domains."""
+
+    def __init__(self) -> None:
+        Stores.__init__(self)
+        self.dom0 = AnyPort()
+        for domid in range(1, DOMAINS):
+            self.dom0.guest(domid)
+        self.daemon = XenStored(self.dom0, self.dom0.info)  # type: ignore[arg-type]
+        self.daemon.start()
+        self.wire = Wire()
+        self.daemon.listen(self.wire)
+        self.dom0.run()
+        self.world = World()
+        self.world.server = self.daemon.server
+        self.world.server.files = Log(None)
+        self.numbers = {"d0": 1, "d1": 2}
+        self.rings: dict[str, tuple[FakeGuest, ClientRing, Parser]] = {}
+
+    def play(self, step: Step, alive: set[str]) -> Got:
+        got: Got = {}
+        if isinstance(step, Domain):
+            self.change(step)
+        elif isinstance(step, Hangup):
+            self.wire.put(self.numbers[step.client], b"")
+            self.dom0.run()
+            self.numbers[step.client] += 2
+            self.slots[step.client] = []
+        elif step.client in alive:
+            request = encode(step.kind, 7, self.tx_of(step), step.payload)
+            got[step.client] = self.ask(step.client, request)
+            self.note(step, got[step.client])
+        return got
+
+    def change(self, step: Domain) -> None:
+        if not step.state:
+            self.dom0.guests.pop(step.domid, None)
+        else:
+            guest = self.dom0.guests.get(step.domid) or self.dom0.guest(step.domid)
+            guest.flags = XEN_DOMINF_shutdown if step.state & SHUTDOWN else 0
+            guest.flags |= XEN_DOMINF_dying if step.state & DYING else 0
+        self.dom0.raise_event((-1, VIRQ_DOM_EXC))
+        self.dom0.run()
+
+    def ask(self, name: str, request: bytes) -> list[Message]:
+        if name in SOCKETS:
+            self.wire.put(self.numbers[name], request)
+            self.dom0.run()
+            return self.received(name)
+        messages = []
+        while request:
+            request = request[self.ring(name)[1].write(request) :]
+            self.dom0.ring_bell(GUESTS[name])
+            self.dom0.run()
+            messages += self.received(name)
+        return messages
+
+    def ring(self, name: str) -> tuple[FakeGuest, ClientRing, Parser]:
+        guest = self.dom0.guests[GUESTS[name]]
+        if name not in self.rings or self.rings[name][0] is not guest:
+            self.rings[name] = (guest, ClientRing(guest.page(GNTTAB_RESERVED_XENSTORE)), Parser())
+        return self.rings[name]
+
+    def received(self, name: str) -> list[Message]:
+        if name in SOCKETS:
+            return list(parse_all(self.wire.output.pop(self.numbers[name], b"")))
+        if GUESTS[name] not in self.dom0.guests:
+            return []
+        _, ring, parser = self.ring(name)
+        messages = []
+        while data := ring.read():
+            messages += parser.receive(data)
+            self.dom0.ring_bell(GUESTS[name])
+            self.dom0.run()
+        return messages
+
+    def settle(self, step: Step, got: Got, alive: set[str]) -> Got:
+        for name, domid in GUESTS.items():
+            if introduces(step, domid):
+                self.slots[name] = []
+                self.rings.pop(name, None)
+        for name in CLIENTS:
+            if name not in alive:
+                self.slots[name] = []
+                self.rings.pop(name, None)
+                continue
+            before = got.get(name, [])
+            assert before is not None
+            got[name] = before + self.received(name)
+        return got
+
+
 def shown(got: Got) -> dict[str, list[str] | None]:
     return {
         name: None
@@ -229,10 +365,11 @@ def describe(step: Step) -> str:
     return repr(step)
 
 
+@pytest.mark.parametrize("kind", [Ours, OursInDom0])
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
-def test_the_same_session_gives_the_same_bytes(tmp_path: Path, seed: int) -> None:
+def test_the_same_session_gives_the_same_bytes(tmp_path: Path, seed: int, kind: type[Ours]) -> None:
     with CDaemon(tmp_path, domains=DOMAINS) as daemon, closing(Theirs(daemon)) as theirs:
-        ours = Ours()
+        ours = kind()
         told: list[str] = []
         for step in Sessions(seed).steps(LENGTH):
             if isinstance(step, Send) and (is_left_over(step) or is_newer(step)):

@@ -256,6 +256,18 @@ def test_introduce_again_empties_the_ring_but_does_not_forgive(host: Host) -> No
     assert not bad.works()
 
 
+def test_introduce_again_with_a_port_that_cannot_be_bound(host: Host) -> None:
+    guest = host.boot(1)
+    assert guest.works()
+    # It answers OK, as the C daemon does; the guest is not heard any more until it is introduced with a good port.
+    host.dom0.do(host.dom0.xenbus.introduce(1, 1000, 4095))
+    host.dom0.do(host.dom0.xenbus.introduce(1, 1000, 4096))
+    assert host.introduced(1)
+    host.dom0.do(host.dom0.xenbus.introduce(1, 1000, PORT))
+    guest.ring.attach()
+    assert guest.works()
+
+
 def test_a_reconnect_is_served_if_it_was_offered() -> None:
     host = Host(features=xs.XENSTORE_SERVER_FEATURE_RECONNECTION | xs.XENSTORE_SERVER_FEATURE_ERROR)
     guest = host.boot(1)

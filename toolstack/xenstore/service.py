@@ -35,6 +35,10 @@ ROUNDS: Final = 64
 """Wake-ups that are served before trio is asked what else there is."""
 
 
+MOST_PORTS: Final = 1 << 17
+"""Event channels that a domain can have (event_channel.h, EVTCHN_FIFO_NR_CHANNELS)."""
+
+
 @final
 class NoXen:
     """A transport for a store without rings. `existing`: the domains that exist; None: all that can."""
@@ -48,7 +52,7 @@ class NoXen:
 
     def attach(self, connection: Connection, mfn: int, port: int) -> bytes | None:
         """Accept a domain that exists, without a ring."""
-        return None if self.exists(connection.id) else EINVAL
+        return None if self.exists(connection.id) and port < MOST_PORTS else EINVAL
 
     def rebind(self, connection: Connection, port: int) -> None:
         """Begin anew: there is nothing to be done."""
