@@ -153,15 +153,12 @@ class Kernel:
             self.spawn(self._serve_xenbus(), "xenbus")
 
     async def _serve_xenbus(self) -> None:
-        from guest_kernel.sysrq import watch_sysrq
         from guest_kernel.xenbus.bus import Bus
 
         await self.xenbus.connected()
         self.bus = Bus(self, self.drivers)
         self.power.on_shutdown(self.bus.shutdown)
         await self.bus.start()
-        if not self.is_initial_domain:
-            self.spawn(watch_sysrq(self), "sysrq")
         await self.power.watch_control()
 
     async def _main(self) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from guest_kernel import sysrq
 from guest_kernel.errors import GuestError, ThreadCancelled
-from guest_kernel.threads import Thread, is_library, take_over
+from guest_kernel.threads import Thread, WaitQueue, is_library, take_over
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import Transaction, XenstoreError
 from hypervisor.abi.cpu import Run
@@ -165,25 +166,36 @@ class Power:
             kernel.console.write(f"shutdown: a hook failed, going on\n{format_failure(failure)}")
 
     async def watch_control(self) -> None:
-        """Obey `control/shutdown`: a thread of each domain that has a xenstore.
+        """Obey `control/shutdown` and `control/sysrq`: a thread of each domain that has a xenstore.
 
         A request that the guest will not carry out is not acknowledged, as in Linux: a toolstack that waits sees it.
         """
         kernel = self._kernel
         client = kernel.xenbus
         offers = [client.submit(XS_WRITE, wire.join(path) + wire.to_bytes(can), path) for path, can in FEATURES.items()]
-        watch = await client.watch(CONTROL)
-        for offer in offers:
+        news = WaitQueue()
+        changed = {CONTROL: None, sysrq.NODE: None}
+
+        def note(path: str, token: str) -> None:
+            changed[path] = None
+            news.wake()
+
+        registered = [client.submit_watch(path, note, direct=True)[1] for path in changed]
+        for answer in [*offers, *registered]:
             # Without these nodes, or the right to write them, the toolstack does not want to know.
             with contextlib.suppress(XenstoreError):
-                await offer
+                await answer
         while True:
-            await watch.get()
-            if not await client.read_or_none(CONTROL):
-                continue  # the first event, or the one of our own acknowledgement
-            request = await client.transact(_take_request)
-            if request:
-                await self._obey(request)
+            while changed:
+                paths = list(changed)
+                changed.clear()
+                # (Nothing is there after the first events, and those of our own acknowledgements.)
+                found = dict(zip(paths, await client.read_many(paths), strict=True))
+                if found.get(sysrq.NODE):
+                    await sysrq.obey(kernel)
+                if found.get(CONTROL) and (request := await client.transact(_take_request)):
+                    await self._obey(request)
+            await news.wait()
 
     async def _obey(self, request: str) -> None:
         console = self._kernel.console

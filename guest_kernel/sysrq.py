@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from guest_kernel.block import BlockError
-from guest_kernel.xenbus.client import Transaction, XenstoreError
+from guest_kernel.xenbus.client import Transaction
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
@@ -61,19 +61,11 @@ ANSWERS: dict[str, tuple[str, Answer]] = {
 """Letter → its name in the help, what is done."""
 
 
-async def watch_sysrq(kernel: Kernel) -> None:
-    """Answer the letters: a thread of each domain that has a xenstore."""
-    client = kernel.xenbus
-    watch = await client.watch(NODE)
-    while True:
-        await watch.get()
-        try:
-            if await client.read_or_none(NODE):
-                letter = await client.transact(_take)
-                if letter:
-                    await answer(kernel, letter)
-        except XenstoreError as error:
-            kernel.console.printk(f"{NODE}: {error}")
+async def obey(kernel: Kernel) -> None:
+    """Acknowledge the letter that stands in the node, and do what it stands for. Raises XenstoreError."""
+    letter = await kernel.xenbus.transact(_take)
+    if letter:
+        await answer(kernel, letter)
 
 
 async def _take(transaction: Transaction) -> str:

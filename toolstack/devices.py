@@ -104,14 +104,7 @@ class Devices:
             )
         if device.backend_domid == DOM0:
             # What the scripts `block` and `vif-bridge` say when they are done; in a driver domain they run there.
-            await self._write_if_there(device.backend, "hotplug-status", "connected")
-
-    async def _write_if_there(self, directory: str, key: str, value: str) -> None:
-        async def write(transaction: Transaction) -> None:
-            if await transaction.exists(directory):
-                await transaction.write(f"{directory}/{key}", value)
-
-        await self.kernel.xenbus.transact(write)
+            await self.kernel.xenbus.write(f"{device.backend}/hotplug-status", "connected")
 
     # -- removing -------------------------------------------------------------------------------------------------
 

@@ -40,13 +40,12 @@ class Hotplug:
         device = disk_nodes(live.domid, backend, disk, unit)
         try:
             self._lifecycle.assign_disk(backend, unit)
-            await self._lifecycle.devices.add(device, live.name)
+            await self._add(live, device)
         except ToolstackError:
             self._pull(device, unit)
             raise
         config = attrs.evolve(live.plan.config, disks=(*live.plan.config.disks, disk))
         live.plan = attrs.evolve(live.plan, config=config, disk_units=(*live.plan.disk_units, unit))
-        live.devices = (*live.devices, device)
         return device
 
     async def detach_disk(self, live: LiveDomain, vdev: str, *, force: bool = False) -> None:
@@ -80,13 +79,13 @@ class Hotplug:
         mac = self._lifecycle.platform.plug_vif(live.plan.config.name, devid, vif)
         try:
             device = vif_nodes(live.domid, self._backend(vif.backend), vif, devid, mac)
-            await self._lifecycle.devices.add(device, live.name)
+            vifs = _numbered(live)
+            await self._add(live, device)
         except ToolstackError:
             self._lifecycle.platform.unplug_vif(mac)
             raise
-        config = attrs.evolve(live.plan.config, vifs=(*_numbered(live), attrs.evolve(vif, devid=devid, mac=mac)))
+        config = attrs.evolve(live.plan.config, vifs=(*vifs, attrs.evolve(vif, devid=devid, mac=mac)))
         live.plan = attrs.evolve(live.plan, config=config, macs=(*live.plan.macs, mac))
-        live.devices = (*live.devices, device)
         return device
 
     async def detach_vif(self, live: LiveDomain, which: str) -> None:
@@ -111,6 +110,17 @@ class Hotplug:
         return None
 
     # -- both -----------------------------------------------------------------------------------------------------
+
+    async def _add(self, live: LiveDomain, device: DeviceNodes) -> None:
+        """Plug a device in. It is the domain's from the first node on: should that end meanwhile, it goes with it."""
+        live.devices = (*live.devices, device)
+        try:
+            await self._lifecycle.devices.add(device, live.name)
+        except ToolstackError:
+            self._forget(live, device)
+            raise
+        if live.over:
+            raise ToolstackError(f"{live.name} has ended before it had {device.kind} {device.devid}")
 
     @staticmethod
     def _refuse_double(live: LiveDomain, kind: str, devid: int, what: str) -> None:

@@ -69,7 +69,6 @@ class DeviceNodes:
             **dict(self.frontend_values),
         }
         back = {"frontend-id": self.domid, "online": 1, "state": state, **dict(self.backend_values)}
-        yield Node(self.private)
         yield Node(f"{self.private}/frontend", self.frontend)
         yield Node(f"{self.private}/backend", self.backend)
         # A copy that can be trusted: the backend's directory may be a driver domain's.
@@ -171,7 +170,6 @@ def domain_nodes(
         Node(f"{home}/memory/target", config.memory << 10),
         Node(f"{home}/memory/videoram", 0),
         Node(f"{home}/device"),
-        Node(f"{home}/device/suspend"),
         Node(f"{home}/device/suspend/event-channel", "", own),
         Node(f"{home}/control"),
         Node(f"{home}/control/shutdown", "", own),
@@ -220,7 +218,6 @@ def _console_nodes(domid: int, console: Connection) -> Iterator[Node]:
         Node(f"{backend}/online", 1),
         Node(f"{backend}/state", int(XenbusStateInitialising)),
         Node(f"{backend}/protocol", "vt100"),
-        Node(home),
         Node(f"{home}/backend", backend),
         Node(f"{home}/backend-id", DOM0, (f"n{domid}", f"r{DOM0}")),
         Node(f"{home}/limit", CONSOLE_LIMIT),
