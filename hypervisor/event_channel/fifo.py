@@ -198,8 +198,8 @@ class Fifo:
 def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901 - it is several functions
     """Return `set_pending(channel)` of all domains with this ABI, on local names.
 
-    What happens most comes first: the guest has taken the event before, the port was the last on its queue, and neither
-    its vCPU nor its priority has been changed (`Channel.lane`). Then the queue is empty, and begins anew with the port.
+    What happens most comes first: the guest has taken the event before, and whatever was the last on the queue, and
+    neither the port's vCPU nor its priority has changed (`Channel.lane`). Then the queue begins anew with the port.
     """
     b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
     wake, plain, trace = hv.sched.wake, hv.sched.plain, hv.trace
@@ -208,13 +208,20 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
 
     def set_pending(channel: Channel) -> None:
         queue, at = channel.lane, channel.word_at
-        if queue is None or words[at] or queue.tail != channel.port:
+        if queue is None or words[at]:
             raise_event(channel)
             return
+        tail = queue.tail
+        if tail != channel.port:
+            # Ports of one vCPU take turns: a disk's interrupt and its frontend, say.
+            if tail and words[channel.domain.ports[tail].word_at] & LINKED:
+                raise_event(channel)
+                return
+            queue.tail = channel.port
         if trace is not None:
             trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
         words[at] = fresh
-        words[queue.head_at] = queue.tail
+        words[queue.head_at] = channel.port
         written[at >> 10] = 1
         at = queue.ready_at
         if words[at]:
