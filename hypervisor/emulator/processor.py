@@ -76,6 +76,8 @@ TURN_NS = 50_000
 """How far a pCPU gets ahead of the others at a time."""
 INTERRUPT_NS = 2_000
 """How long the guest goes on, at least, until a timer that has come due interrupts it."""
+TRAP_NS = 1_000
+"""What a trap takes, with what Xen does about it."""
 RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
 MAX_SPACES = 4095
@@ -110,7 +112,7 @@ class Processor:
         self._spaces: dict[int, int] = {}
         self._next_space = 1
         self._limit = self._stops_at = 0
-        self._began = 0
+        self._began = self._last_tsc = 0
         self._stale: set[int] = set()
         self._single_step = False
         self._failure: BaseException | None = None
@@ -221,7 +223,11 @@ class Processor:
         vcpu.spent = 0
         words, cpu, hv = self._words, self.cpu, self.hv
         self._began = words[COUNT]
-        words[BASE] = hv.now() - self._began & U64
+        now = hv.now()
+        if hv.clock.real:
+            # A guest's work may be ahead of the wall clock; its TSC does not go back for that.
+            now = max(now, self._last_tsc)
+        words[BASE] = now - self._began & U64
         self._load(vcpu)
         self.vcpu = vcpu
         self._limit = self._end_of_stretch(vcpu)
@@ -247,6 +253,7 @@ class Processor:
                 self._single_step = False
                 cpu.set_flags(cpu.flags() | TF)
         vcpu.spent = max(1, words[COUNT] - self._began)
+        self._last_tsc = words[COUNT] + words[BASE] & U64
         self._store(vcpu)
         self.vcpu = None
         return vcpu.spent
@@ -492,9 +499,10 @@ class Processor:
     # -- hooks --------------------------------------------------------------------------------------------------------
 
     def _entered(self) -> EmulatedVCpu:
-        """Note the time at an entry to Xen; returns the vCPU."""
+        """Note the time at an entry to Xen by a trap, which takes some; returns the vCPU."""
         vcpu = self.vcpu
         assert vcpu is not None
+        self._words[COUNT] += TRAP_NS
         vcpu.spent = self._words[COUNT] - self._began
         return vcpu
 
@@ -514,6 +522,7 @@ class Processor:
                 rip = q[RCX] = q[RIP] + SYSCALL_SIZE
                 q[R11] = flags
                 if not vcpu.context.in_kernel:
+                    words[COUNT] += cost
                     if self.traps.system_call(vcpu, rip, flags):
                         q[RIP] = q[RIP] - SYSCALL_SIZE & U64
                     self._leave(vcpu, SYSCALL_SIZE)
@@ -569,6 +578,9 @@ class Processor:
         if self._timers.next_deadline < self._stops_at:
             # The guest has armed a timer that comes before whatever the CPU was to be stopped for.
             self._set_deadline()
+        if self._words[COUNT] >= self._words[DEADLINE]:
+            # A guest whose every instruction traps may never begin a block.
+            self.cpu.stop()
 
     def _exception(self, vector: int) -> None:
         try:
