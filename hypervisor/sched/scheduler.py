@@ -382,12 +382,15 @@ class Scheduler:
     def _yield(self, vcpu: VCpu, now: int) -> int:
         """A vCPU gives way at `now`; returns when its turn is over.
 
-        If all who wait for a processor have yielded too, nothing will happen but that time passes: some does, until the
-        next timer if that is soon. In real time it does so by itself.
+        If all who wait for a processor have yielded too, nothing will happen but that time passes. So it does: until
+        another pCPU, whose vCPU is at work, has got so far; or else for a moment. No timer is passed over. In real time
+        it passes by itself.
         """
         yielded = self._yielded
         if not self.hv.clock.real and all(yielded.get(other) == other.ready_at for other in self.run_queue):
-            now = min(now + self.costs.idle_yield, max(now, self.hv.machine.timers.next_deadline))
+            others = [pcpu.now for pcpu in self.pcpus if pcpu.current is not None and pcpu.current is not vcpu]
+            end = min(others) if others else now + self.costs.idle_yield
+            now = max(now, min(end, self.hv.machine.timers.next_deadline))
         yielded[vcpu] = now
         return now
 

@@ -200,6 +200,34 @@ class TestLoop:
         assert turns < 5
         assert waiting.vcpus[0].time_running < MS
 
+    def test_yielding_while_another_pcpu_works_takes_no_time(self):
+        """A vCPU that spins for a lock gets it as soon as the one on the other pCPU gives it back."""
+        world = World(pcpus=2)
+        guest = world.guest(vcpus=2)
+        times = []
+        turns = 0
+
+        def spins(cpu):
+            nonlocal turns
+            while len(times) < 1:
+                turns += 1
+                cpu.hypercall(SCHED_OP, sched.SCHEDOP_yield, 0)
+                yield 0
+            times.append(cpu.rdtsc())
+            guest.shutdown(0)
+            yield 0
+
+        def works(cpu):
+            yield 1 * MS
+            times.append(cpu.rdtsc())
+            while True:
+                yield MS
+
+        guest.runs(spins, works)
+        world.run()
+        assert times[1] - times[0] < 5_000
+        assert turns < 10
+
     def test_waking_oneself_while_going_to_sleep(self, world):
         """The event comes between the block and the end of the stretch: the vCPU must be neither lost nor doubled."""
         guest = world.guest(vcpus=1)
