@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from leak_check import find_leaks
 
 from hypervisor.abi.sched import SHUTDOWN_poweroff
@@ -32,9 +32,11 @@ from hypervisor.hypervisor import Hypervisor
 from toolstack.host import Host
 
 # Where a change is judged, the same examples are tried each time; at a desk new ones are, and those that fail are kept.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# How long something took on a machine that may be busy proves nothing, neither of an example nor of making one.
+patience: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("desk", **patience)
+settings.register_profile("ci", derandomize=True, **patience)
+settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 made: list[tuple[weakref.ref[Hypervisor], int]] = []
 """The hosts of the present test, with the number of frames that were free at first."""

@@ -39,7 +39,7 @@ def paravirt(directory: Path, *arguments: str, hash_seed: str = "random") -> sub
         env=environment(hash_seed),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

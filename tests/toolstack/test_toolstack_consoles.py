@@ -175,7 +175,7 @@ def paravirt(directory: Path, *arguments: str, typed: bytes) -> subprocess.Compl
     command = [*PARAVIRT, "run", *arguments]
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        command, cwd=directory, input=typed, capture_output=True, timeout=60, env={**os.environ, "PYTHONPATH": path}
+        command, cwd=directory, input=typed, capture_output=True, timeout=300, env={**os.environ, "PYTHONPATH": path}
     )
 
 

@@ -373,7 +373,7 @@ async def test_commands_print_as_xl_does(tmp_path: Path) -> None:
             cwd=tmp_path,
             input=typed,
             capture_output=True,
-            timeout=60,
+            timeout=300,
             env={**os.environ, "PYTHONPATH": ROOT, "PARAVIRT_CONTROL": str(tmp_path / "sock")},
             check=False,
         )

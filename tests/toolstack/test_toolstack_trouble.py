@@ -49,7 +49,7 @@ def shell(directory: Path, command: str, **variables: str) -> subprocess.Complet
         env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -142,7 +142,7 @@ def test_a_guest_in_a_call_that_nothing_interrupts(guests: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 1
