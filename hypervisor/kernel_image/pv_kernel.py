@@ -104,6 +104,9 @@ def _check_addresses(kernel: PvKernel) -> None:
     start, end = kernel.start, kernel.end
     if start < kernel.virt_base or end > 1 << 64:
         raise ImageError(f"has its kernel at {start:#x}-{end:#x}, outside of its base {kernel.virt_base:#x}")
+    if sum(segment.size for segment in kernel.segments) > 2 * (end - start):
+        # They are loaded one over the other; ten thousand of them would keep a builder busy for hours.
+        raise ImageError("has program segments that, taken together, are more than twice as large as the kernel")
     if not start <= kernel.virt_entry <= end:
         raise ImageError(f"has its entry at {kernel.virt_entry:#x}, outside of the kernel at {start:#x}-{end:#x}")
     if kernel.p2m_base is not None and start <= kernel.p2m_base < end:

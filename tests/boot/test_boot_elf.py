@@ -144,6 +144,10 @@ def test_notes_of_others_are_passed_over() -> None:
         ),
         (legacy_kernel("LOADER=generic,XEN_VER=xen-3.0,VIRT_BASE=high"), "says VIRT_BASE=high in __xen_guest"),
         (elf([Part(PT_LOAD, TEXT), Part(PT_NOTE, note(1, b"", name=b"") * 70000)]), "has too many ELF notes"),
+        (
+            elf([*[Part(PT_LOAD, TEXT, paddr=0x100000)] * 3, Part(PT_NOTE, b"".join(NOTES))]),
+            "has program segments that, taken together, are more than twice",
+        ),
     ],
 )
 def test_broken_images(data: bytes, message: str) -> None:
