@@ -82,6 +82,8 @@ RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
 MAX_SPACES = 4095
 SYSCALL_SIZE = 2
+SINGLE_STEP = 1 << 14
+"""DR6.BS."""
 STORE_TO_READ_ONLY = 3
 """The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
 NOT_USER = 0x1B
@@ -626,6 +628,8 @@ class Processor:
                 return
             address = vcpu.context.ldt_base + offset
         if vcpu.context.in_kernel and error & NOT_USER == STORE_TO_READ_ONLY and self.stores.emulate(vcpu, address):
+            if self.cpu.flags() & TF:
+                self.traps.inject_debug(vcpu, SINGLE_STEP)
             return
         self.traps.inject_page_fault(vcpu, error, address)
 

@@ -169,3 +169,30 @@ def test_all_tables_are_there() -> None:
     for old, other in itertools.product((0, 1, 0x7F, 0x80, 0xFF), repeat=2):
         assert _sum(old, other, 8, 0)[0] == (old + other) % 256
         assert _difference(old, other, 8, 0)[0] == (old - other) % 256
+
+
+def test_a_single_step_traps_behind_the_store() -> None:
+    code = """
+    xor %eax, %eax
+    lea steps(%rip), %rdi
+    hcall __HYPERVISOR_set_trap_table
+    pushf
+    orl $0x100, (%rsp)
+    popf
+    movq $0, (%r13)
+behind:
+    ud2
+step:
+    mov 16(%rsp), %rax
+    lea behind(%rip), %rcx
+    sub %rcx, %rax
+    show %rax
+    mov (%r13), %rbx
+    show %rbx
+    poweroff
+.balign 8
+steps:
+    trap 1, step
+    .quad 0, 0
+    """
+    assert run(code) == [0, 0]
