@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from guest_kernel.hw import NoDeviceError
 from toolstack.devices import Force
 from toolstack.disk_spec import DiskSpec, vdev_number
 from toolstack.errors import SpecError, ToolstackError
@@ -42,7 +41,7 @@ class Hotplug:
             self._lifecycle.assign_disk(backend, unit)
             await self._add(live, device)
         except ToolstackError:
-            self._pull(device, unit)
+            self._lifecycle.unplug_disk(device, unit)
             raise
         config = attrs.evolve(live.plan.config, disks=(*live.plan.config.disks, disk))
         live.plan = attrs.evolve(live.plan, config=config, disk_units=(*live.plan.disk_units, unit))
@@ -58,16 +57,7 @@ class Hotplug:
         unit = plan.disk_units[index]
         config = attrs.evolve(plan.config, disks=_without(plan.config.disks, index))
         live.plan = attrs.evolve(plan, config=config, disk_units=_without(plan.disk_units, index))
-        self._pull(device, unit)
-
-    def _pull(self, device: DeviceNodes, unit: int) -> None:
-        """Take a disk's controller out of the machine; a driver domain keeps what it was given, for the next time."""
-        if device.backend_domid == DOM0:
-            try:
-                self._lifecycle.kernel.hw.release_disk(unit)
-            except NoDeviceError as error:
-                raise ToolstackError(str(error)) from None
-        self._lifecycle.platform.unplug_disk(unit, keep=device.backend_domid != DOM0)
+        self._lifecycle.unplug_disk(device, unit)
 
     # -- network interfaces ---------------------------------------------------------------------------------------
 

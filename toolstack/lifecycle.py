@@ -225,11 +225,27 @@ class Lifecycle:
             else:
                 await self.destroy(live)
             if not restart:
+                self._give_back(live)
                 return
             again = await self._start(plan)
             if again is None:
                 return
             live = again
+
+    def _give_back(self, live: LiveDomain) -> None:
+        """Take what was set aside for a domain that does not come back out of the machine: others may want it."""
+        disks = [device for device in live.devices if device.kind == "vbd"]
+        for device, unit in zip(disks, live.plan.disk_units, strict=False):
+            self.unplug_disk(device, unit)
+        for mac in live.plan.macs:
+            self.platform.unplug_vif(mac)
+
+    def unplug_disk(self, device: DeviceNodes, unit: int) -> None:
+        """Take a disk's controller out of the machine; a driver domain keeps what it was given, for the next time."""
+        mine = device.backend_domid == DOM0
+        if mine:
+            self.kernel.hw.release_disk(unit)
+        self.platform.unplug_disk(unit, keep=not mine)
 
     def _action(self, live: LiveDomain, reason: str) -> str:
         config = live.plan.config

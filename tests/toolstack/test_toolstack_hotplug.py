@@ -261,3 +261,66 @@ async def test_many_at_once(tmp_path: Path) -> None:
                 nursery.start_soon(come_and_go, name)
         assert host.names("/local/domain/1/device") == ["suspend"]
         assert sum(line == "one | disk xvdb went\n" for line in host.lines) == 2
+
+
+@pytest.mark.parametrize("how", ["destroy", "shutdown", "reboot"])
+@pytest.mark.parametrize("moves", [0, 3, 8, 15, 25, 40])
+async def test_a_domain_that_ends_while_something_is_attached(tmp_path: Path, how: str, moves: int) -> None:
+    """Whoever is first: nothing of the device is left, and its image may be used by others."""
+
+    def two(host: Steered) -> list[DomainConfig]:
+        host.image("b.img")
+        return [host.guest("one", FOLLOW), host.guest("other", FOLLOW)]
+
+    async with steered(tmp_path, two) as host:
+        await host.says("one | up")
+        await host.says("other | up")
+        outcome: list[str] = []
+
+        async def attach(verb: str, spec: str) -> None:
+            try:
+                await host.ask(verb, domain="one", spec=spec, cwd=str(tmp_path))
+            except ControlError as error:
+                outcome.append(str(error))
+            else:
+                outcome.append("")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attach, "block-attach", "b.img,,xvdb")
+            nursery.start_soon(attach, "network-attach", "")
+            for _ in range(moves):
+                await trio.lowlevel.checkpoint()
+            await host.ask(how, domain="one")
+        assert len(outcome) == 2
+        if how == "reboot":
+            return
+        await until_gone(host, "one")
+        for kind in ("vbd", "vif"):
+            assert host.names(f"/local/domain/0/backend/{kind}") == []
+        assert host.names("/libxl") == ["0", "2"]
+        await host.ask("block-attach", domain="other", spec="b.img,,xvdb", cwd=str(tmp_path))
+        await host.says("other | reads b'written!' 2048")
+
+
+async def until_gone(host: Steered, name: str) -> None:
+    with trio.fail_after(30):
+        while any(row["name"] == name for row in await host.ask("list")):  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+
+async def test_a_domains_disks_may_be_used_by_others_when_it_has_gone(tmp_path: Path) -> None:
+    def two(host: Steered) -> list[DomainConfig]:
+        host.image("b.img")
+        write = 'await (await self.disk("xvda")).write(1, bytes(512))\nself.print("wrote")\nawait self.kernel.never()'
+        disks = 'disk = ["b.img,,xvda"]'
+        return [host.guest("one", write, disks, 'vif = ["mac=00:16:3e:01:02:03"]'), host.guest("other", FOLLOW)]
+
+    async with steered(tmp_path, two) as host:
+        await host.says("one | wrote")
+        await host.ask("destroy", domain="one")
+        await until_gone(host, "one")
+        await host.ask("network-attach", domain="other", spec="mac=00:16:3e:01:02:03")
+        await host.ask("block-attach", domain="other", spec="b.img,,xvdb", cwd=str(tmp_path))
+        await host.says("other | reads b'written!' 2048")
+    assert host.result is not None
+    assert [domain.usage.blocks for domain in host.result.domains[1:]] == [1, 2]
