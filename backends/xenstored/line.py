@@ -1,8 +1,8 @@
 """Clients from outside of the host, all on one line of the serial card.
 
-Both directions carry pieces: `client, size` (32 bits each), then `size` bytes of that client's stream. A client is
-there from its first piece on; one of no bytes is its end. What a client's bytes mean is the store's business: here they
-are cut anywhere.
+Both directions carry pieces: `client, size` (32 bits each), then `size` bytes of that client's stream. A client comes
+with a piece of no bytes and goes with another one; from the daemon one of no bytes means that it hangs up, and then
+nothing more is said of that client. What a client's bytes mean is the store's business: here they are cut anywhere.
 """
 
 from __future__ import annotations
@@ -99,14 +99,15 @@ class LineClients:
 
     def _take(self, number: int, data: bytes) -> None:
         connection = self._clients.get(number)
-        if not data:
+        if data:
+            # Of a client that has been hung up on there may still be something under way.
             if connection is not None:
-                self._forget(connection)
-            return
-        if connection is None:
+                self._server.receive(connection, data)
+        elif connection is not None:
+            self._forget(connection)
+        else:
             connection = self._clients[number] = self._server.connect(f"socket {number}")
             self._numbers[connection] = number
-        self._server.receive(connection, data)
 
     def _forget(self, connection: Connection) -> None:
         del self._clients[self._numbers.pop(connection)]

@@ -216,10 +216,11 @@ class Server:
             return False
         if connection.privileged:
             return True
-        quotas = connection.domain.quotas or self.quotas
-        if quotas.outstanding and connection.domain.outstanding >= quotas.outstanding:
+        domain = connection.domain
+        quotas = domain.quotas or self.quotas
+        if quotas.outstanding and domain.outstanding >= quotas.outstanding:
             return False
-        return not (quotas.memory and connection.memory >= quotas.memory)
+        return not quotas.memory or domain.memory + connection.queued < quotas.memory
 
     def receive(self, connection: Connection, data: bytes) -> None:
         """Take bytes that a client sent, cut anywhere, and answer every request that is complete.

@@ -268,11 +268,13 @@ class OursInDom0(Ours):
         self.daemon.start()
         self.wire = Wire()
         self.daemon.listen(self.wire)
+        self.numbers = {"d0": 1, "d1": 2}
+        for number in self.numbers.values():
+            self.wire.put(number, b"")
         self.dom0.run()
         self.world = World()
         self.world.server = self.daemon.server
         self.world.server.files = Log(None)
-        self.numbers = {"d0": 1, "d1": 2}
         self.rings: dict[str, tuple[FakeGuest, ClientRing, Parser]] = {}
 
     def play(self, step: Step, alive: set[str]) -> Got:
@@ -281,8 +283,9 @@ class OursInDom0(Ours):
             self.change(step)
         elif isinstance(step, Hangup):
             self.wire.put(self.numbers[step.client], b"")
-            self.dom0.run()
             self.numbers[step.client] += 2
+            self.wire.put(self.numbers[step.client], b"")
+            self.dom0.run()
             self.slots[step.client] = []
         elif step.client in alive:
             request = encode(step.kind, 7, self.tx_of(step), step.payload)

@@ -132,6 +132,26 @@ def test_the_trace_can_be_read(tmp_path: Path) -> None:
     assert "/a/b" in lines
 
 
+def test_a_log_that_is_rotated_begins_anew(tmp_path: Path) -> None:
+    path, trace = tmp_path / "socket", tmp_path / "store.trace"
+    with service(path, "--trace", str(trace)) as process:
+        assert paravirt("xenstore", "write", "/before", "", path=path).returncode == 0
+        trace.rename(tmp_path / "old.trace")
+        process.send_signal(signal.SIGHUP)
+        while not trace.exists():
+            assert process.poll() is None
+        assert paravirt("xenstore", "write", "/after", "", path=path).returncode == 0
+        assert paravirt("xenstore", "control", "print", "a word", path=path).stdout == "OK\n"
+        process.terminate()
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == "control: a word\n"
+    assert "/before" in paravirt("trace", str(tmp_path / "old.trace"), path=path).stdout
+    lines = paravirt("trace", str(trace), path=path).stdout
+    assert "/after" in lines
+    assert "/before" not in lines
+
+
 def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
     result = paravirt("xenstore", "ls", path=tmp_path / "socket")
     assert (result.returncode, result.stderr) == (

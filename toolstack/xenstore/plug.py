@@ -71,6 +71,7 @@ class RemoteStore:
         """Return a new client."""
         self._number += 1
         client = self.clients[self._number] = Remote(self._number)
+        self._pass_on(piece(self._number, b""))
         return client
 
     def receive(self, connection: Remote, data: bytes) -> None:
@@ -78,10 +79,11 @@ class RemoteStore:
         self._pass_on(piece(connection.number, data))
 
     def disconnect(self, connection: Remote) -> None:
-        """Pass on that a client is gone."""
+        """Pass on that a client is gone, unless it was the daemon that hung up."""
         del self.clients[connection.number]
         self.dirty.pop(connection, None)
-        self._pass_on(piece(connection.number, b""))
+        if not connection.error:
+            self._pass_on(piece(connection.number, b""))
 
 
 @final

@@ -91,7 +91,7 @@ class Service:
     ) -> None:
         """`live_update`: go on where another daemon has stopped; `arguments`: what this program was called with."""
         self.path = path
-        self.server = Server(transport or NoXen(), quotas)
+        self.server = Server(transport or NoXen(), quotas, log=_tell)
         self.server.can_update = True
         self.log = Log(trace_file, again=live_update)
         self.server.files = self.log
@@ -107,12 +107,16 @@ class Service:
             self.sockets = self._take_over() if self.live_update else SocketServer(self.server, listen(self.path))
             stack.callback(remove, self.path, identity(self.path))
             stack.callback(self.sockets.close)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._serve)
                     if started is not None:
                         started.set()
-                    async for _ in signals:
+                    async for number in signals:
+                        if number == signal.SIGHUP:
+                            # Whoever rotates logs says so; the C daemon opens its own anew.
+                            self.log.reopen()
+                            continue
                         nursery.cancel_scope.cancel()
                         break
         self.log.check()
@@ -207,6 +211,11 @@ class Service:
         return sockets
 
 
+def _tell(sentence: str) -> None:
+    """Say what CONTROL print and check have to say."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
 def _inherited(number: int) -> socket.socket:
     """Return the socket behind a file descriptor that another program has opened. Raises StateError."""
     try:
@@ -254,6 +263,11 @@ class Log:
         """Write what is buffered."""
         if self._writer is not None:
             self._writer.flush()
+
+    def reopen(self) -> None:
+        """Begin a new file under the same name, if there is a log: the old one has been moved away, perhaps."""
+        if self._writer is not None and self._path is not None:
+            self.log_to(str(self._path))
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
