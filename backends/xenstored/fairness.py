@@ -1,4 +1,4 @@
-"""How fast a guest may write while others have transactions open (XSA-206).
+"""How fast a guest may write nodes while others have transactions open (XSA-206).
 
 A transaction fails when somebody changes what it has looked at, so a guest that writes without pause could keep dom0
 from ever committing.  Such writes cost credit.  A domain has a little of its own, which grows back; when that is gone

@@ -104,8 +104,6 @@ def _write(server: "Server", connection: Connection, transaction: Transaction | 
             check_size(server, connection, view, path, size_of(value, node.children, node.perms), node.perms.owner)
         view.put(path, node, value, node.children, server.domains.current(node.perms, node.generation))
     server.changed(transaction, path, node, view.get(path) if node is None else node)
-    if transaction is None and server.open_transactions:
-        server.disturb(connection)
     return _OK
 
 
@@ -118,8 +116,6 @@ def _mkdir(server: "Server", connection: Connection, transaction: Transaction | 
     if node is None:
         create(server, connection, view, path, b"")
         server.changed(transaction, path, None, view.get(path))
-        if transaction is None:
-            server.disturb(connection)
     return _OK
 
 
@@ -136,8 +132,6 @@ def _rm(server: "Server", connection: Connection, transaction: Transaction | Non
             raise StoreError(ENOENT)
         return _OK
     remove_tree(server, transaction, path)
-    if transaction is None:
-        server.disturb(connection)
     return _OK
 
 
@@ -163,8 +157,6 @@ def _set_perms(server: "Server", connection: Connection, transaction: Transactio
     check_size(server, connection, view, path, size_of(node.value, node.children, perms), perms.owner)
     view.put(path, node, node.value, node.children, perms)
     server.changed(transaction, path, node, view.get(path))
-    if transaction is None:
-        server.disturb(connection)
     return _OK
 
 

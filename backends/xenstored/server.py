@@ -29,11 +29,17 @@ from hypervisor.abi.io.xs_wire import (
     XENSTORE_ERROR_PROTO,
     XENSTORE_PAYLOAD_MAX,
     XS_ERROR,
+    XS_MKDIR,
+    XS_RM,
+    XS_SET_PERMS,
     XS_WATCH_EVENT,
+    XS_WRITE,
 )
 
 INTRODUCE_DOMAIN: Final = b"@introduceDomain"
 RELEASE_DOMAIN: Final = b"@releaseDomain"
+CHANGES: Final = frozenset({XS_WRITE, XS_MKDIR, XS_RM, XS_SET_PERMS})
+"""Requests that can make open transactions fail."""
 SMALL_REPLY: Final = 16
 """A reply up to this size is always made, whatever the memory quota says."""
 _HEADER_SIZE: Final = HEADER.size
@@ -258,6 +264,8 @@ class Server:
             cause = Pending(connection)
             connection.domain.outstanding += 1
         self._cause = cause
+        began = self.store.next_generation
+        transaction = None
         try:
             operation = OPERATIONS.get(kind)
             if operation is None:
@@ -265,7 +273,6 @@ class Server:
             handler, privileged, transactional, _ = operation
             if privileged and not connection.privileged:
                 raise StoreError(EACCES)
-            transaction = None
             if tx_id and transactional:
                 transaction = connection.transactions.get(tx_id)
                 if transaction is None:
@@ -281,15 +288,25 @@ class Server:
                 self._check_reply(connection, len(reply))
         except StoreError as error:
             answer, reply = XS_ERROR, error.name
+        if transaction is None and kind in CHANGES:
+            self._disturbed(connection, self.store.next_generation - began)
         connection.push(HEADER.pack(answer, req_id, tx_id, len(reply)) + reply, cause)
         self.dirty[connection] = None
         if self.trace is not None:
             self._trace(connection, kind, payload, answer, reply)
         if self.after:
-            actions, self.after = self.after, []
-            for action in actions:
-                action()
+            self._do_the_rest()
         self._cause = None
+
+    def _do_the_rest(self) -> None:
+        actions, self.after = self.after, []
+        for action in actions:
+            action()
+
+    def _disturbed(self, connection: Connection, written: int) -> None:
+        """Count the nodes that a request has written, with directories above and what was refused for its size."""
+        if self.open_transactions and not connection.privileged:
+            connection.domain.disturbances += written
 
     def _check_reply(self, connection: Connection, size: int) -> None:
         """Raise ENOMEM if a guest may not have a reply of this size waiting; what it did is done all the same."""
@@ -465,7 +482,7 @@ class Server:
             self.fire(path, after, before, exact)
 
     def disturb(self, connection: Connection) -> None:
-        """Count a change that can make the open transactions of others fail."""
+        """Count a transaction that can make the open ones of others fail."""
         if self.open_transactions and not connection.privileged:
             connection.domain.disturbances += 1
 

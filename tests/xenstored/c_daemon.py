@@ -24,7 +24,7 @@ from hypervisor.abi.io import xs_wire as xs
 DOMAINS = 0x8000
 VIRQ_PORT = 1
 FIRST_PORT = 1000
-PATIENCE = 20.0
+PATIENCE = 60.0
 EXISTS, SHUTDOWN, DYING = 1, 2, 4
 
 

@@ -18,7 +18,7 @@ from toolstack.xenstore import address
 from toolstack.xenstore.service import NoXen
 from toolstack.xenstore.sockets import SocketServer
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 PARAVIRT = [sys.executable, "-c", "from toolstack.cli import main; main()"]
 
 

@@ -174,6 +174,11 @@ def test_xens_own_daemon_takes_over(tmp_path: Path, ours: str, monkeypatch: pyte
             )
         # It does not know of our transactions, and so waits for them.
         assert os.readlink(f"/proc/{process.pid}/exe") != theirs
+        # The tool has been killed: what it has prepared goes with its connection.
+        deadline = time.monotonic() + PATIENCE
+        while one.control("live-update", "-f", theirs) != b"OK":
+            assert time.monotonic() < deadline
+        assert one.control("live-update", "-a") == b"OK"
         one.end(tx, commit=True)
         done = update(path, "-c", "-N", theirs)
         assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from toolstack.xenstore.client import Refused, StoreClient
 from toolstack.xenstore.plug import serving_store
 from toolstack.xl_config import DomainConfig, load_config
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 WAITER = """
 from guest_kernel.guest import Guest

@@ -363,3 +363,26 @@ def test_a_transaction_that_gives_a_node_to_a_domain_which_dies_before_its_end(w
     assert guest.refused(xs.XS_READ, "/given") == "EACCES"
     world.check()
     world.dom0.rm("/given")
+
+
+def test_xsa_206_each_node_that_is_written_counts(world: World) -> None:
+    """As the C daemon's write limit: directories that get a name too, and all that an RM removes."""
+    guest = world.guest(1)
+    domain = world.server.domains.by_id[1]
+    guest.write("before")
+    assert domain.disturbances == 0
+    tx = world.dom0.start()
+    guest.write("before", "1")
+    assert domain.disturbances == 1
+    guest.write("a/b")
+    assert domain.disturbances == 4
+    guest.rm("a")
+    assert domain.disturbances > 6
+    count = domain.disturbances
+    guest.read("before")
+    inside = guest.start()
+    guest.write("before", "2", inside)
+    assert domain.disturbances == count
+    guest.end(inside)
+    assert domain.disturbances == count + 1
+    world.dom0.end(tx, "F")
