@@ -35,6 +35,8 @@ class VirtualTopology:
     vcpu_to_node: bytes
     ranges: bytes
     """Which guest addresses belong to which node: any number of xen_vmemrange."""
+    host_nodes: tuple[int, ...] = ()
+    """The node of the machine that stands behind each; not told to the domain."""
 
     @property
     def shape(self) -> dict[str, int]:
@@ -62,10 +64,10 @@ def take_topology(vcpu: VCpu, domain: Domain, told: Any) -> VirtualTopology:
     vcpu_to_node = copy_from_guest(vcpu, told.vcpu_to_vnode, domain.max_vcpus * _UINT)
     if any(node >= nodes for node in array("I", vcpu_to_node)):
         raise HypercallError(errno.E2BIG)
-    for index in range(nodes):
-        if read_u32(vcpu, told.vnode_to_pnode + index * _UINT) >= MAX_NODES:
-            raise HypercallError(errno.E2BIG)
-    return VirtualTopology(nodes, distances, vcpu_to_node, ranges)
+    host_nodes = tuple(read_u32(vcpu, told.vnode_to_pnode + index * _UINT) for index in range(nodes))
+    if any(node >= MAX_NODES for node in host_nodes):
+        raise HypercallError(errno.E2BIG)
+    return VirtualTopology(nodes, distances, vcpu_to_node, ranges, host_nodes)
 
 
 def tell_topology(vcpu: VCpu, arg: int, request: Any, topology: VirtualTopology) -> int:

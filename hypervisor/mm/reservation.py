@@ -117,7 +117,7 @@ class Reservations:
         domain = self._named(vcpu, request.domid)
         if domain is None or not self._hv.may_control(vcpu.domain, domain):
             return start
-        place = place_of(vcpu.domain, request.mem_flags, self._frames.frames)
+        place = place_of(vcpu.domain, domain, request.mem_flags, self._frames.frames)
         if place is None:
             return start
         if op == memory.XENMEM_populate_physmap:
@@ -415,8 +415,8 @@ def max_order(domain: Domain) -> int:
     return HARDWARE_MAX_ORDER if domain.has_hardware else DOMU_MAX_ORDER
 
 
-def place_of(caller: Domain, flags: int, frames: int) -> Place | None:
-    """Return where a reservation may come from on a host of so many frames; None for flags that cannot be."""
+def place_of(caller: Domain, domain: Domain, flags: int, frames: int) -> Place | None:
+    """Return where a domain's reservation may come from on a host of so many frames; None for flags that cannot be."""
     limit = frames
     bits = flags & 0xFF
     if bits and bits < (frames - 1).bit_length() + _PAGE_SHIFT:
@@ -425,7 +425,12 @@ def place_of(caller: Domain, flags: int, frames: int) -> Place | None:
         limit = 1 << (bits - _PAGE_SHIFT)
     if flags & memory.XENMEMF_vnode:
         # The number is that of a virtual node: without a virtual topology it means nothing.
-        return Place(limit)
+        topology, vnode = domain.virtual_topology, _node(flags)
+        if topology is None:
+            return Place(limit)
+        if vnode >= topology.nodes:
+            return None
+        return Place(limit, not flags & memory.XENMEMF_exact_node_request or topology.host_nodes[vnode] == 0)
     node = node_of(caller, flags)
     if node is None:
         return None
@@ -437,12 +442,17 @@ def node_of(caller: Domain, flags: int) -> int | None:
 
     Whoever is not privileged gets memory from anywhere, unless it insists on a node: then it is refused.
     """
-    node = ((flags >> 8 & 0xFF) - 1) & 0xFF
+    node = _node(flags)
     if node == _NO_NODE:
         return node
     if caller.is_privileged:
         return node if node < _MAX_NODES else None
     return None if flags & memory.XENMEMF_exact_node_request else _NO_NODE
+
+
+def _node(flags: int) -> int:
+    """Return the node in XENMEMF_*, 0xff for none (XENMEMF_get_node)."""
+    return ((flags >> 8 & 0xFF) - 1) & 0xFF
 
 
 def _can_have_node(flags: int) -> bool:

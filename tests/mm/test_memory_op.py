@@ -8,6 +8,7 @@ from mm_world import ARGS_PFN, EACCES, EBUSY, EFAULT, EINVAL, ENOSYS, EPERM, ESR
 
 from hypervisor.abi import errno, memory, xen
 from hypervisor.mm.frame_table import INVALID_M2P_ENTRY, PINNED
+from hypervisor.vnuma import VirtualTopology
 
 INCREASE, DECREASE, POPULATE = (
     memory.XENMEM_increase_reservation,
@@ -569,3 +570,16 @@ def test_a_lent_frame_given_back_is_not_freed(world: World, guest: Guest) -> Non
     assert guest.reservation(DECREASE, [shared])[0] == 0
     assert frames.owner(shared) == 1
     world.check()
+
+
+def test_memory_for_a_virtual_node(world: World, guest: Guest) -> None:
+    guest.domain.max_pages += 20
+    vnode, exact = memory.XENMEMF_vnode, memory.XENMEMF_exact_node_request
+
+    def get(node: int, flags: int) -> int:
+        return guest.reservation(memory.XENMEM_populate_physmap, [1], flags=(node + 1) << 8 | flags)[0]
+
+    assert get(3, vnode) == get(3, vnode | exact) == 1  # it has no topology
+    guest.domain.virtual_topology = VirtualTopology(2, bytes(16), bytes(4), b"", host_nodes=(0, 5))
+    assert [get(node, vnode) for node in range(4)] == [1, 1, 0, 0]
+    assert [get(node, vnode | exact) for node in range(4)] == [1, 0, 0, 0]
