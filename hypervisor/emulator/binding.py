@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,8 @@ HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
 HF_CS64 = 1 << 15
 
+OLDEST = (2, 1, 4)
+_NUMBERS = re.compile(r"\d+")
 _RAISE = "raise_exception_err_x86_64"
 NO_EXCEPTION = 0xFFFFFFFF
 
@@ -108,6 +111,9 @@ class Binding:
             raise DeviceError(HOW_TO_INSTALL) from None
         self._const = x86_const
         self._unicorn = unicorn
+        if tuple(map(int, _NUMBERS.findall(unicorn.__version__)[:3])) < OLDEST:
+            # Before, IN and OUT in a block of code did not say where they stand.
+            raise DeviceError(f"Unicorn {unicorn.__version__} is too old: {'.'.join(map(str, OLDEST))} is needed")
         self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine: int = self._uc._uch.value
         self._lib = uclib
@@ -139,7 +145,7 @@ class Binding:
     def _unknown(self, what: str) -> DeviceError:
         return DeviceError(
             f"this version of Unicorn ({self._unicorn.__version__}) is not one that paravirt knows: {what}; "
-            "2.1 is known to work"
+            "2.1.4 is known to work"
         )
 
     def _find_state(self) -> None:

@@ -512,6 +512,13 @@ def test_without_unicorn_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
         Binding(0, 4096)
 
 
+def test_a_unicorn_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    unicorn = pytest.importorskip("unicorn")
+    monkeypatch.setattr(unicorn, "__version__", "2.1.3")
+    with pytest.raises(DeviceError, match=r"Unicorn 2\.1\.3 is too old: 2\.1\.4 is needed"):
+        Binding(0, 4096)
+
+
 def test_a_unicorn_that_is_laid_out_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("unicorn")
     memory = Memory(1)
