@@ -4,21 +4,63 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypervisor.callback import is_canonical
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import access_ok, read_u64
+from hypervisor.log import ERROR
+from hypervisor.mm.pte import FRAME_MASK, PRESENT, PSE
 from hypervisor.vcpu import CR4_START
 from hypervisor.version import EXTRAVERSION, MAJOR, MINOR
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
-    from hypervisor.vcpu import Context, VCpu
+    from hypervisor.log import ERROR
+from hypervisor.vcpu import Context, VCpu
 
 _STACK_LINES, _WORDS_PER_LINE = 20, 4
 _STACK_SIZE = 8 * 4096
 """Xen shows the stack up to the next boundary of its own stacks' size."""
 _MASK_BYTE = 1
 _ROWS = ("rax rbx rcx", "rdx rsi rdi", "rbp rsp r8", "r9 r10 r11", "r12 r13 r14")
+
+
+VECTORS = (
+    *("#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "CSO", "#TS", "#NP", "#SS", "#GP", "#PF", "SPV"),
+    *("#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "???", "???", "???", "???", "???", "???", "#HV", "#VC", "#SX"),
+)
+"""Xen's names of the exceptions."""
+PAGE_FAULT = 14
+
+
+def say_unhandled(vcpu: VCpu, vector: int, error: int) -> None:
+    """Print what Xen prints of an exception for which a guest has no handler (pv_inject_event)."""
+    name = VECTORS[vector] if vector < len(VECTORS) else "???"
+    hv = vcpu.hv
+    hv.log(f"d{vcpu.domain.domid}v{vcpu.vcpu_id} Unhandled: vec {vector}, {name}[{error:04x}]", ERROR, guest=True)
+    if vector == PAGE_FAULT:
+        for line in _page_walk(vcpu, vcpu.context.cr2):
+            hv.log(line)
+
+
+def _page_walk(vcpu: VCpu, address: int) -> list[str]:
+    """Return the entries that lead to an address, each with the page that Xen knows behind it (show_page_walk)."""
+    lines = [f"Pagetable walk from {address:016x}:"]
+    if not is_canonical(address):
+        return lines
+    frames = vcpu.hv.frames
+    table = vcpu.kernel_cr3 if vcpu.context.in_kernel else vcpu.user_cr3
+    for level, shift in ((4, 39), (3, 30), (2, 21), (1, 12)):
+        index = address >> shift & 0x1FF
+        entry = frames.memory.q[(table << 9) + index]
+        table = (entry & FRAME_MASK) >> 12
+        valid = table < frames.frames
+        pfn = frames.m2p[table] if valid else (1 << 64) - 1
+        is_superpage = bool(entry & PSE) and 1 < level < 4
+        lines.append(f" L{level}[0x{index:03x}] = {entry:016x} {pfn:016x}{' (PSE)' if is_superpage else ''}")
+        if not entry & PRESENT or is_superpage or not valid:
+            break
+    return lines
 
 
 def show_crash(hv: Hypervisor, domain: Domain) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import UPCALL
+from hypervisor.crash_dump import say_unhandled
 from hypervisor.emulator.binding import CS, GS, R11, RAX, RCX, RIP, RSP, SS, base_at, selector_at
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import XEN_VIRT_END, XEN_VIRT_START, copy_from_guest, copy_to_guest
@@ -115,6 +116,7 @@ class Traps:
         rip = cpu.q[RIP]
         if entry is None or not entry[2]:
             code = f", error code {error:#x}" if vector in HAS_ERROR_CODE else ""
+            say_unhandled(vcpu, vector, error if vector in HAS_ERROR_CODE else 0)
             return self._processor.crash(vcpu, f"unhandled exception {vector} at {rip:#x}{code}")
         code_or_none = error if vector in HAS_ERROR_CODE else None
         return self.bounce(vcpu, entry[2], rip, cpu.flags(), code_or_none, bool(entry[0] & TI_MASK))

@@ -131,6 +131,8 @@ void main(start_info_t *start_info)
         show_module();
     if ( is("crash") )
         asm volatile("mov $0x1234abcd, %eax; ud2");
+    if ( is("fault") )
+        *(volatile int *)0x123456789000 = 1;
     if ( is("reboot") )
         shut_down(SHUTDOWN_reboot);
     if ( is("panic") )

@@ -90,6 +90,7 @@ def test_a_crash_shows_the_registers(mini: Path) -> None:
     result = boot(mini, "--cmdline", "crash")
     assert result.exit_code == 3
     out = result.stdout
+    assert "(XEN) d0v0 Unhandled: vec 6, #UD[0000]\n" in out
     assert "(XEN) Domain 0 (vcpu#0) crashed on cpu#0:\n" in out
     assert re.search(r"\(XEN\) RIP:    e033:\[<ffffffff80000[0-9a-f]{3}>\]\n", out)
     assert re.search(r"\(XEN\) rax: 000000001234abcd   rbx: [0-9a-f]{16}   rcx: [0-9a-f]{16}\n", out)
@@ -97,6 +98,14 @@ def test_a_crash_shows_the_registers(mini: Path) -> None:
     assert re.search(r"\(XEN\) Guest stack trace from rsp=ffffffff800[0-9a-f]{5}:\n\(XEN\)    [0-9a-f]{16} ", out)
     assert out.endswith("(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.\n")
     assert re.fullmatch(r"paravirt: dom0 crashed at 2\.\d{6} s of virtual time\n", result.stderr)
+
+
+def test_an_unhandled_page_fault_shows_the_way_there(mini: Path) -> None:
+    out = boot(mini, "--cmdline", "fault").stdout
+    unmapped = "0000000000000000 ffffffffffffffff"
+    assert "(XEN) d0v0 Unhandled: vec 14, #PF[0002]\n(XEN) Pagetable walk from 0000123456789000:\n" in out
+    assert f"(XEN)  L4[0x024] = {unmapped}\n(XEN) domain_crash called" in out
+    assert re.search(r"cr2: 0000123456789000\n", out)
 
 
 def test_noreboot_is_said(mini: Path) -> None:
