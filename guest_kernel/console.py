@@ -60,6 +60,8 @@ class Console:
         self._backlog = bytearray()
         self._lost = 0
         self._drained = WaitQueue()
+        self.readers = 0
+        """How many threads wait for a line."""
         self.echo = False
         """Whether what is typed is shown: the terminal at the other end does not do it."""
         self._line = bytearray()
@@ -96,7 +98,11 @@ class Console:
 
     async def readline(self) -> str:
         """Return the next line of input, without its end; wait for it."""
-        return (await self._lines.get()).decode("utf-8", "replace")
+        self.readers += 1
+        try:
+            return (await self._lines.get()).decode("utf-8", "replace")
+        finally:
+            self.readers -= 1
 
     def flush(self) -> None:
         """Put out what waits, as far as there is room. Called when the other side has made some."""

@@ -25,6 +25,11 @@ _SHOWN[ord("\r")] = ""
 _SHOWN[ord("\t")] = "    "
 
 
+def printable(text: str) -> str:
+    """Return a text of a guest's as it may be shown to a person: nothing in it that a terminal would obey."""
+    return text.translate(_SHOWN)
+
+
 class ConsoleLog:
     """Splits console bytes into tagged lines and hands those to `write` (with their line end).
 
@@ -74,7 +79,7 @@ class ConsoleLog:
             self.finish(tag)
 
     def _line(self, tag: str, line: bytes, *, more: bool = False) -> None:
-        text = line.decode("utf-8", "backslashreplace").translate(_SHOWN)
+        text = printable(line.decode("utf-8", "backslashreplace"))
         if text:
             self.last[tag] = text[:MAX_LINE]
         for start in range(0, max(len(text), 1), MAX_LINE):

@@ -23,11 +23,14 @@ from hypervisor.abi.io.xenbus import (
     XenbusStateInitialising,
     XenbusStateInitWait,
 )
+from toolstack.console_log import printable
 from toolstack.errors import ToolstackError
 from toolstack.nodes import DOM0, DeviceNodes, Node
 
 TIMEOUT_NS = 10_000_000_000
 """How long a backend may take for a new device, or to close one (LIBXL_INIT_TIMEOUT, LIBXL_DESTROY_TIMEOUT)."""
+MAX_ERROR = 200
+"""Characters of a domain's complaint that a person is shown."""
 
 INITIALISING, INITWAIT = str(int(XenbusStateInitialising)), str(int(XenbusStateInitWait))
 CLOSING, CLOSED = str(int(XenbusStateClosing)), str(int(XenbusStateClosed))
@@ -94,10 +97,7 @@ class Devices:
         """Wait until the backend has taken a new device, and plug its hot end in. Raises ToolstackError."""
         state = await self._wait_state(device, lambda state: state not in (None, INITIALISING))
         if state != INITWAIT:
-            home = f"/local/domain/{device.backend_domid}"
-            error = await self.kernel.xenbus.read_or_none(
-                f"{home}/error/backend/{device.kind}/{device.domid}/{device.devid}/error"
-            )
+            error = await self._error(device.backend_domid, device.backend)
             raise ToolstackError(
                 f"{who}: the backend of {device.kind} {device.devid} "
                 f"{f'failed: {error}' if error else 'did not take the device'}"
@@ -105,6 +105,12 @@ class Devices:
         if device.backend_domid == DOM0:
             # What the scripts `block` and `vif-bridge` say when they are done; in a driver domain they run there.
             await self.kernel.xenbus.write(f"{device.backend}/hotplug-status", "connected")
+
+    async def _error(self, domid: int, directory: str) -> str:
+        """Return what one end says is wrong with its device, if it says something. The text is that domain's."""
+        home = f"/local/domain/{domid}"
+        text = await self.kernel.xenbus.read_or_none(f"{home}/error{directory.removeprefix(home)}/error")
+        return printable((text or "")[:MAX_ERROR])
 
     # -- removing -------------------------------------------------------------------------------------------------
 
@@ -115,8 +121,7 @@ class Devices:
             force = Force.ON
             closed = await self._close(device, True)
         if not closed and force is not Force.ON:
-            where = f"/local/domain/{device.domid}/error/device/{device.kind}/{device.devid}/error"
-            error = await self.kernel.xenbus.read_or_none(where)
+            error = await self._error(device.domid, device.frontend)
             said = f"; the guest says: {error}" if error else ""
             raise ToolstackError(
                 f"{who} has not let go of {device.kind} {device.devid} within {TIMEOUT_NS // 10**9} s{said}"

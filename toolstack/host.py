@@ -270,6 +270,8 @@ class Host:
         net = None if kernel is None else kernel.__dict__.get("net")
         if net is not None and net.wanted:
             return _waits_for("interface", net.wanted, net.interfaces)
+        if kernel is not None and kernel.console.readers:
+            return "it waits for a line of input on its console, and nobody types one"
         return "everything in this guest waits for something that cannot happen any more"
 
     # -- assembly -------------------------------------------------------------------------------------------------

@@ -189,6 +189,13 @@ def test_typing_from_a_pipe(tmp_path: Path) -> None:
     assert b"unseen" not in done.stdout
 
 
+def test_input_that_ends_too_soon(tmp_path: Path) -> None:
+    guest(tmp_path, "ask", ASK)
+    done = paravirt(tmp_path, "ask.cfg", "--console", "ask", typed=b"")
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"paravirt: ask: it waits for a line of input on its console, and nobody types one\n")
+
+
 def test_an_unknown_guest_has_no_console(tmp_path: Path) -> None:
     guest(tmp_path, "ask", ASK)
     done = paravirt(tmp_path, "ask.cfg", "--console", "asc", typed=b"")
@@ -213,7 +220,7 @@ def test_typing_at_a_terminal_and_leaving_it(tmp_path: Path) -> None:
         os.execv(sys.executable, [*PARAVIRT, "run", "talk.cfg", "--console", "talk"])
     seen = b""
     deadline = time.monotonic() + 30
-    answers = [(b"type\r\n", b"a\x03b\r"), (b"more\r\n", b"\x1d"), (b"waits for something", b"")]
+    answers = [(b"type\r\n", b"a\x03b\r"), (b"more\r\n", b"\x1d"), (b"waits for a line of input", b"")]
     while answers and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.1)[0]:
             try:

@@ -1,5 +1,6 @@
 """Disks and interfaces that come and go: guests that answer, hold on, say nothing; driver domains; restarts."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,31 @@ async def test_a_guest_that_does_not_answer(tmp_path: Path) -> None:
         await host.ask("network-detach", domain="one", device="0")
         assert host.host.hv.clock.now - before >= TIMEOUT_NS
         assert host.names("/local/domain/0/backend/vif") == host.names("/local/domain/0/backend/vbd") == []
+        await host.ask("destroy", domain="one")
+
+
+async def test_what_a_guest_writes_is_not_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    body = """
+        await self.disk("xvdb")
+        xenbus = self.kernel.xenbus
+        await xenbus.write("error/device/vbd/51728/error", "16 " + chr(27) + "[2Jcleared" + "x" * 1000)
+        for key in ("mac", "state", "tx-ring-ref", "event-channel"):
+            await xenbus.write("device/vif/0/" + key, chr(27) + "[2J")
+    """
+
+    def hostile(host: Steered) -> list[DomainConfig]:
+        host.image("b.img")
+        settings = ('disk = ["b.img,,xvdb"]', 'vif = ["mac=00:16:3e:01:02:03"]')
+        return [host.guest("one", textwrap.dedent(body) + textwrap.dedent(SILENT), *settings)]
+
+    async with steered(tmp_path, hostile) as host:
+        await host.says("silent")
+        (row,) = await host.ask("network-list", domain="one")
+        assert row["mac"] == "00:16:3e:01:02:03"
+        with pytest.raises(ControlError) as caught:
+            await host.ask("block-detach", domain="one", device="xvdb")
+        assert "the guest says: 16 \\x1b[2Jcleared" in str(caught.value)
+        assert len(str(caught.value)) < 400
         await host.ask("destroy", domain="one")
 
 

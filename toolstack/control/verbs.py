@@ -212,7 +212,7 @@ async def _network_detach(toolstack: Toolstack, args: Arguments) -> None:
 
 
 async def _network_list(toolstack: Toolstack, args: Arguments) -> list[dict[str, Any]]:
-    return await _devices(toolstack, toolstack.find(args.text("domain")), "vif", "mac", "tx-ring-ref", "rx-ring-ref")
+    return await _devices(toolstack, toolstack.find(args.text("domain")), "vif", "tx-ring-ref", "rx-ring-ref")
 
 
 async def _devices(toolstack: Toolstack, live: LiveDomain, kind: str, *keys: str) -> list[dict[str, Any]]:
@@ -223,7 +223,10 @@ async def _devices(toolstack: Toolstack, live: LiveDomain, kind: str, *keys: str
             names = ("state", "event-channel", *keys)
             values = await toolstack.kernel.xenbus.read_many([f"{device.frontend}/{name}" for name in names])
             found = dict(zip(names, values, strict=True))
-            rows.append({"devid": device.devid, "backend_id": device.backend_domid, "backend": device.backend, **found})
+            ours = dict(device.frontend_values)
+            mac = {"mac": ours["mac"]} if "mac" in ours else {}  # the guest may have written another one
+            row = {"devid": device.devid, "backend_id": device.backend_domid, "backend": device.backend}
+            rows.append({**row, **found, **mac})
     return rows
 
 
