@@ -21,7 +21,7 @@ COMPAT_HYPERCALL = xen.__HYPERVISOR_sched_op_compat
 MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
 MAX_POLL_PORTS = 128
 NR_WATCHDOGS = 2
-WATCHDOG_DELAY_NS = 2_000
+WATCHDOG_DELAY_NS = 1_000
 """The timers of watchdogs are on pCPU 0: how long it takes from anywhere else until one that is due fires there."""
 HARDWARE_DOMAIN = 0
 

@@ -258,7 +258,7 @@ class TestWatchdog:
 
     def test_a_new_one_without_time_bites_at_once(self, pair, guest):
         assert guest.watchdog(0, 0) == 1
-        pair.world.run(until=2_001)
+        pair.world.run(until=1_001)
         assert guest.domain.shutdown_code == 4
 
     def test_poked(self, pair, guest):
