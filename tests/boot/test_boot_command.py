@@ -123,7 +123,7 @@ def test_an_unknown_reason(mini: Path) -> None:
 
 def test_a_reboot_starts_the_machine_again(mini: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    result = boot(mini, "--reboot", "--cmdline", "reboot", "--timeout", "0.5", "--host-memory", "64", "--trace", trace)
+    result = boot(mini, "--reboot", "--cmdline", "reboot", "--timeout", "3", "--host-memory", "64", "--trace", trace)
     assert result.exit_code == 124
     assert result.stdout.count("mini kernel: hello") > 1
     assert "(XEN) Hardware Dom0 shutdown: rebooting machine\n(XEN) Xen version" in result.stdout
@@ -142,7 +142,7 @@ def test_a_timeout(mini: Path) -> None:
     result = boot(mini, "--cmdline", "hang", "--timeout", "0.5")
     assert result.exit_code == 124
     assert result.stderr == "paravirt: dom0 still runs after 0.5 s\n"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_kernel_that_waits_for_ever(mini: Path) -> None:
@@ -172,14 +172,14 @@ def test_keys_go_to_dom0(mini: Path) -> None:
     os.close(slave)
     seen = b""
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while b"mini kernel: done" not in seen and time.monotonic() < deadline:
             if select.select([master], [], [], 0.2)[0]:
                 seen += os.read(master, 4096)
             if b"press a key" in seen and b"!" not in seen:
                 os.write(master, b"!")
                 time.sleep(0.1)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -195,7 +195,7 @@ def test_ctrl_c_cuts_the_power(mini: Path) -> None:
     while "mini kernel: hello" not in process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "paravirt: interrupted\n")
 
 
