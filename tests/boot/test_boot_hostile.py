@@ -58,5 +58,6 @@ def test_the_same_noise_twice(noise: PvKernel) -> None:
 
 
 def test_some_noise_gets_to_its_end(noise: PvKernel) -> None:
-    reasons = [boot(noise, seed)[0].shutdown_reason for seed in range(20, 40)]
+    # About one in fifteen does. (Which ones, depends on what each instruction costs.)
+    reasons = (boot(noise, seed)[0].shutdown_reason for seed in range(20, 150))
     assert sched.SHUTDOWN_poweroff in reasons
