@@ -19,6 +19,7 @@ It is still recounted and taken apart. A test that breaks a hypervisor's state b
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse names with an address: processes that share the work (pytest-xdist) must find the same tests."""
     for item in items:
-        if " object at 0x" in item.name:
+        if re.search(r" at 0x[0-9a-f]+>", item.name):
             raise pytest.UsageError(f"{item.nodeid}: give this parameter a name that is the same in each process")
 
 
