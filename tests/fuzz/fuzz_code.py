@@ -33,6 +33,8 @@ NR_PAGES = 1024
 MAX_STRETCHES = 3000
 MAX_IDLE = 3
 LONGEST_S = 4
+USER_MODE = 0.3
+"""How many snippets are user code."""
 KERNEL = (
     r"""
 main:
@@ -226,16 +228,18 @@ class CodeRound:
     def _frame(self, rip: int) -> tuple[int, ...]:
         """Return the iret_context that enters a snippet."""
         random = self.random
-        kernel = random.random() < 0.7
-        flags = (xen.VGCF_in_kernel if kernel else 0) | (xen.VGCF_in_syscall if random.random() < 0.3 else 0)
+        flags = xen.VGCF_in_syscall if random.random() < 0.3 else 0
         rflags = 0x202
         if random.random() < 0.2:
             rflags = random.choice((0x302, 0x3202, 0x40202, 0x602, 0x4202, 0x10202, 0x200202, 0x2, 0x20202))
-        cs, ss = xen.FLAT_KERNEL_CS, xen.FLAT_KERNEL_SS
+        # The selector says whether this is kernel code: its privilege level is 0 then, or 3.
+        cs, ss = xen.FLAT_KERNEL_CS & ~3, xen.FLAT_KERNEL_SS
+        if random.random() < USER_MODE:
+            cs = xen.FLAT_USER_CS
         if random.random() < 0.1:
-            cs, ss = random.choice(((0xE023, 0xE02B), (0xE033, 0), (0xE033, 0xE023), (0xE023, 0)))
+            cs, ss = random.choice(((0xE023, 0xE02B), (0xE030, 0), (0xE033, 0xE023), (0xE020, 0)))
         rsp = self.at["arena"] + random.randrange(ARENA_PAGES * 512) * 8
-        if random.random() < 0.1:
+        if random.random() < 0.01:
             rsp = self._word()
         return self._word(), self._word(), self._word(), flags, rip, cs, rflags, rsp, ss
 
@@ -258,7 +262,9 @@ class CodeRound:
         """Return an opcode and a ModRM byte, with what that asks for."""
         random = self.random
         code = bytes((opcode >> 8, opcode & 0xFF)) if opcode > 0xFF else bytes((opcode,))
-        mod, register, base = random.choice((0, 0, 0, 1, 2, 3)), random.randrange(8), random.randrange(8)
+        # (Number 4 would often be the stack pointer, whose loss is the end.)
+        numbers = range(8) if random.random() < 0.05 else (0, 1, 2, 3, 5, 6, 7)
+        mod, register, base = random.choice((0, 0, 0, 1, 2, 3)), random.choice(numbers), random.choice(numbers)
         code += bytes((mod << 6 | register << 3 | base,))
         if base == 4 and mod != 3:
             code += random.randbytes(1)
@@ -280,9 +286,7 @@ class CodeRound:
 
     def _hypercall(self) -> bytes:
         random = self.random
-        number = random.choice(
-            (xen.HYPERVISOR_iret, xen.HYPERVISOR_set_gdt, random.randrange(50), random.randrange(64))
-        )
+        number = random.choice((xen.HYPERVISOR_set_gdt, random.randrange(50), random.randrange(64)))
         code = b"\xb8" + struct.pack("<I", number)
         if random.random() < 0.6:
             code += b"\xbf" + struct.pack("<I", random.randrange(12))
