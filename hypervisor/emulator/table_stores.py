@@ -182,7 +182,7 @@ class TableStores:
         if name == "xchg" and operands[0].type != self._memory_operand:
             operands.reverse()
         target = operands[0]
-        if target.type != self._memory_operand:
+        if target.type != self._memory_operand or not all(map(self._is_general, operands[1:])):
             return False
         at, size, bits = self._address(instruction, target), target.size, target.size * 8
         other = self._value(instruction, operands[1]) if len(operands) > 1 else 0
@@ -208,6 +208,8 @@ class TableStores:
 
     def _compare_exchange(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any) -> bool:
         target, source = instruction.operands
+        if target.type != self._memory_operand:
+            return False
         size, bits = target.size, target.size * 8
         at, accumulator = self._address(instruction, target), self._cpu.q[RAX] & (1 << bits) - 1
         new = self._value(instruction, source)
@@ -267,6 +269,10 @@ class TableStores:
         if segment in ("fs", "gs"):
             address += self._cpu.q[base_at(FS if segment == "fs" else GS)]
         return address & U64
+
+    def _is_general(self, operand: Any) -> bool:
+        """Whether an operand is a number or a general register, as opposed to a segment register."""
+        return operand.type != self._register_operand or self._decoder.reg_name(operand.reg) in REGISTERS
 
     def _value(self, instruction: Any, operand: Any) -> int:
         if operand.type == self._register_operand:

@@ -151,6 +151,7 @@ def test_higher_tables_are_never_written(level: int) -> None:
 @pytest.mark.parametrize(
     "instruction",
     [
+        "mov %ds, (%r13)",
         "mov $0xfffffff003, %rcx; shl $12, %rcx; or $3, %rcx; mov %rcx, (%r13)",
         "movl $3, 2(%r13)",
         "movups %xmm0, (%r13)",
