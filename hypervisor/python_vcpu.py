@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
 assert MASK_BYTE == 1, "`PythonVCpu.run` says 1: a constant is half as much work as a global name"
-SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -229,7 +228,7 @@ class PythonVCpu(VCpu):
             raise GeneralProtectionFault(f"there is no code at the event callback {self.context.event_callback:#x}")
         trace = self._trace
         if trace is not None:
-            trace(self.domain.domid, self.vcpu_id, UPCALL, self.hv.memory.q[(self.info + SELECTOR) >> 3])
+            trace(self.domain.domid, self.vcpu_id, UPCALL, self.ready_bits())
         else:
             self._quick_upcall = handler
         self._bytes[self.info + MASK_BYTE] = 1

@@ -221,6 +221,13 @@ class VCpu(ABC):
         self.info = maddr
         self.selector_at = maddr + SELECTOR >> 3
 
+    def ready_bits(self) -> int:
+        """What an upcall says: the words of the bitmap that have events (two-level ABI), or the queues (FIFO)."""
+        memory = self.hv.memory
+        queues = self.event_queues
+        word: int = memory.i[queues[0].ready_at] if queues else memory.q[self.selector_at]
+        return word
+
     @abstractmethod
     def run(self) -> int:
         """Execute until the guest gives the processor back; deliver a pending upcall first.

@@ -136,6 +136,6 @@ def _field(kind: int, label: str, value: Any) -> str:
         value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return f"{label}={value!r}" if not value.isprintable() or " " in value or not value else f"{label}={value}"
-    if label in ("flags", "pending_sel"):
+    if label in ("flags", "ready"):
         return f"{label}={value:#x}"
     return f"{label}={value}"

@@ -36,7 +36,7 @@ GUEST_NOTE = 71
 KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     HYPERCALL: ("hypercall", ("nr", "a1", "a2", "a3", "a4", "a5", "rc")),
     EVTCHN_PENDING: ("evtchn_pending", ("port",)),
-    UPCALL: ("upcall", ("pending_sel",)),
+    UPCALL: ("upcall", ("ready",)),
     SCHEDULE: ("schedule", ("pcpu",)),
     DESCHEDULE: ("deschedule", ("pcpu", "ran_ns", "flags")),
     WAKE: ("wake", ()),

@@ -106,7 +106,7 @@ class Traps:
         """Enter the event callback; upcalls are masked on the way."""
         trace = self._hv.trace
         if trace is not None:
-            trace(vcpu.domain.domid, vcpu.vcpu_id, UPCALL, self._memory.q[vcpu.selector_at])
+            trace(vcpu.domain.domid, vcpu.vcpu_id, UPCALL, vcpu.ready_bits())
         return self.bounce(vcpu, vcpu.context.event_callback, rip, flags, mask=True)
 
     def inject(self, vcpu: EmulatedVCpu, vector: int, error: int = 0) -> bool:

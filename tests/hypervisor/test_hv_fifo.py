@@ -540,6 +540,18 @@ def test_set_pending_without_upcall_mask_wakes(fifo):
     assert seen == [[fifo.ports[2]], "woken"]
 
 
+def test_what_an_upcall_says(fifo):
+    """A trace shows with each upcall the queues that are ready, or the words of the bitmap."""
+    fifo.domu.set_priority(fifo.ports[1], 2)
+    for far in fifo.far[:2]:
+        fifo.dom0.send(far)
+    assert fifo.domu.vcpus[0].ready_bits() == 1 << 7 | 1 << 2
+    fifo.domu.reset()
+    port = fifo.domu.ipi()
+    fifo.domu.send(port)
+    assert fifo.domu.vcpus[0].ready_bits() == 1
+
+
 def test_reset_of_self_by_number(fifo):
     assert fifo.domu.reset(1) == 0
     assert fifo.domu.reset(SELF) == 0
