@@ -14,9 +14,10 @@ import pytest
 import trio
 from c_daemon import shim
 from real_xen import program
-from store_process import PATIENCE, service
+from store_process import PATIENCE, connect, receive, service
 from test_store_of_host import WAITER, guest, home, run
 
+from guest_kernel.xenbus.wire import encode
 from hypervisor.abi.io import xs_wire as xs
 from toolstack.errors import UsageError
 from toolstack.xenstore.client import Refused, StoreClient
@@ -103,6 +104,19 @@ def tree_of(path: Path) -> bytes:
 
 
 SYSFS = "ERROR:  Can't find hypervisor information in sysfs!\n"
+
+
+def test_answers_that_have_not_been_read_are_sent_by_the_new_program(tmp_path: Path, ours: str) -> None:
+    path = tmp_path / "socket"
+    with store(path, ours), StoreClient(path) as other, connect(path) as slow:
+        other.write("/big", b"v" * 4000)
+        slow.sendall(encode(xs.XS_READ, 5, 0, b"/big\0") * 500 + encode(xs.XS_READ, 6, 0, b"/big\0")[:7])
+        for _ in range(2):
+            assert update(path, ours).returncode == 0
+        slow.sendall(encode(xs.XS_READ, 6, 0, b"/big\0")[7:])
+        messages = receive(slow, 501)
+        assert [message.req_id for message in messages] == [5] * 500 + [6]
+        assert {message.payload for message in messages} == {b"v" * 4000}
 
 
 def test_what_cannot_be_executed_leaves_the_old_one_running(tmp_path: Path, ours: str) -> None:

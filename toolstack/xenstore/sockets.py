@@ -20,7 +20,8 @@ from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
 READ_SIZE: Final = 1 << 16
-SEND_SIZE: Final = 1 << 18
+SEND_SIZE: Final = 60_000
+"""Bytes that are taken from a connection at a time: the state of a live update has 16 bits for what is left of them."""
 INPUT_STOP: Final = 8 << 20
 """Bytes that wait for a client, above which its requests are left alone."""
 OUTPUT_LIMIT: Final = 64 << 20
