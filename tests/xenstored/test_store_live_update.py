@@ -45,7 +45,7 @@ def store(path: Path, executable: str, *options: str) -> Iterator[subprocess.Pop
                 time.sleep(0.02)
             yield process
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
 
@@ -260,7 +260,7 @@ def test_control_steps_out_of_order(tmp_path: Path) -> None:
                 with pytest.raises(Refused, match="EINVAL"):
                     three.control("live-update", *words)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_log_files_and_reports(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_log_files_and_reports(tmp_path: Path) -> None:
             with pytest.raises(Refused, match="EINVAL"):
                 client.control("memreport", "/nowhere/at/all")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     assert b"/logged" in log.read_bytes()
     assert b"/hidden" not in log.read_bytes()
     assert report.read_text().startswith("nodes 5, watches 0")

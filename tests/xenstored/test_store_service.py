@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from store_process import connect, paravirt, receive, service
+from store_process import PATIENCE, connect, paravirt, receive, service
 
 from guest_kernel.xenbus.wire import encode
 from hypervisor.abi.io import xs_wire as xs
@@ -24,7 +24,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
             client.sendall(encode(xs.XS_READ, 1, 0, b"/tool\0"))
             assert receive(client, 1)[0].type == xs.XS_READ
             process.send_signal(number)
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE) == 0
             assert client.recv(1) == b""
         assert process.stderr is not None
         assert process.stderr.read() == ""
@@ -40,14 +40,14 @@ def test_a_path_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
             client.sendall(encode(xs.XS_READ, 1, 0, b"/tool\0"))
             assert len(receive(client, 1)) == 1
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with service(path) as process:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
     assert path.exists()
     address.listen(path).close()
     with service(path) as process:
@@ -73,7 +73,7 @@ def test_a_socket_that_somebody_else_put_there_stays(tmp_path: Path) -> None:
         other = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         other.bind(str(path))
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
         assert path.exists()
         other.close()
 
@@ -103,7 +103,7 @@ def test_quotas_and_domains_of_the_command_line(tmp_path: Path) -> None:
             "paravirt: could not set the permissions of /a: ENOENT\n",
         )
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_trace_can_be_read(tmp_path: Path) -> None:
     with service(path, "--trace", str(trace)) as process:
         assert paravirt("xenstore", "write", "/a/b", "c", path=path).returncode == 0
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     lines = paravirt("trace", str(trace), path=path).stdout
     assert "WRITE" in lines
     assert "/a/b" in lines
@@ -143,7 +143,7 @@ def test_a_log_that_is_rotated_begins_anew(tmp_path: Path) -> None:
         assert paravirt("xenstore", "write", "/after", "", path=path).returncode == 0
         assert paravirt("xenstore", "control", "print", "a word", path=path).stdout == "OK\n"
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
         assert process.stderr is not None
         assert process.stderr.read() == "control: a word\n"
     assert "/before" in paravirt("trace", str(tmp_path / "old.trace"), path=path).stdout
