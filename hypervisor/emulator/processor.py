@@ -256,6 +256,9 @@ class Processor:
                 cpu.set_flags(cpu.flags() | TF)
         vcpu.spent = max(1, words[COUNT] - self._began)
         self._last_tsc = words[COUNT] + words[BASE] & U64
+        if hv.clock.real:
+            # The pCPU is busy until the wall clock has come to where the guest's work is.
+            vcpu.spent = max(1, self._last_tsc - hv.now())
         self._store(vcpu)
         self.vcpu = None
         return vcpu.spent

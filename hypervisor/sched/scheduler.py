@@ -508,7 +508,8 @@ class Scheduler:
         """Let time pass for a computing guest: to the end of its work, of its slice, or to the next timer."""
         if vcpu.spent:
             # Machine code has done its work already, and has been stopped in time.
-            return now if self.hv.clock.real else now + work
+            # (In real time: as far as it is ahead of the wall clock.)
+            return now + work
         if vcpu.pause_flags:
             vcpu.compute_left = work
             return now

@@ -164,10 +164,21 @@ def assemble(source: str) -> bytes:
 class Machinery:
     """A host whose dom0 is a kernel in machine code."""
 
-    def __init__(self, source: str, *, vcpus: int = 1, memory_mib: int = 64, pcpus: int = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        vcpus: int = 1,
+        memory_mib: int = 64,
+        pcpus: int = 1,
+        real_time: bool = False,
+        **options: Any,
+    ) -> None:
         require_assembler()
         self.log = bytearray()
-        self.hv = Hypervisor(Machine(memory_mib=memory_mib, pcpus=pcpus), console=self.log.extend, **options)
+        self.hv = Hypervisor(
+            Machine(memory_mib=memory_mib, pcpus=pcpus, real_time=real_time), console=self.log.extend, **options
+        )
         self.domain = self.hv.domain_ops.create(0, max_vcpus=vcpus, is_privileged=True)
         for vcpu_id in range(vcpus):
             self.hv.domain_ops.add_vcpu(self.domain, vcpu_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -312,6 +313,26 @@ main:
     (elapsed,) = words(text)
     # Two instructions of two bytes each in a round, and what reading the TSC takes.
     assert 100_000 <= elapsed <= 220_000
+
+
+def test_in_real_time_a_guest_does_not_get_ahead_of_the_wall_clock() -> None:
+    """400,000 readings of the TSC are 0.2 seconds; the guest is not done with them before those have passed."""
+    machinery = Machinery(
+        """
+main:
+    mov $400000, %ecx
+1:  rdtsc
+    dec %ecx
+    jnz 1b
+    poweroff
+""",
+        real_time=True,
+    )
+    hv = machinery.hv
+    began = time.monotonic()
+    while not hv.stopped:
+        hv.sched.drain(10)
+    assert 0.2 <= time.monotonic() - began < 10
 
 
 def test_a_timer_interrupts_a_loop() -> None:
