@@ -89,6 +89,7 @@ class Host:
         seed: int = 0,
         schedule: str = "fifo",
         nics: Sequence[NicSpec] = (),
+        capture: Path | None = None,
         trace_file: Path | None = None,
         consoles: ConsoleLog | None = None,
         dom0: DomainConfig | None = None,
@@ -102,6 +103,7 @@ class Host:
         self.seed = seed
         self.schedule = schedule
         self.nics = list(nics)
+        self.capture = capture
         self.trace_file = trace_file
         self.consoles = consoles or ConsoleLog(lambda line: None)
         self.outside = outside or Outside()
@@ -146,7 +148,14 @@ class Host:
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
         self.outside.check()
-        prepared = prepare(configs, self.nics, self.seed, hang_limit=self.hang_limit, heartbeat=self.heartbeat)
+        prepared = prepare(
+            configs,
+            self.nics,
+            self.seed,
+            capture=self.capture,
+            hang_limit=self.hang_limit,
+            heartbeat=self.heartbeat,
+        )
         self.is_on = True
         with self._stack:
             self._stack.callback(prepared.close)
@@ -165,7 +174,9 @@ class Host:
                 await self._live()
             self._token = None
             self._finish_dom0()
-        failures = (self._trace_failure(), self.outside.failure, *(wire.failure for _, wire in prepared.wires))
+        failures = [self._trace_failure(), self.outside.failure]
+        failures += [wire.failure for _, wire in prepared.wires]
+        failures += [capture.failure for _, capture in prepared.captures]
         return HostResult(
             domains=list(self.results.values()),
             virtual_ns=self.hv.clock.now,
@@ -296,6 +307,8 @@ class Host:
             mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
             NetworkCard(machine, unit, wire, mac).now = hv.now
             nics[bridge] = unit
+        for _, capture in prepared.captures:
+            capture.now = lambda: machine.clock.wallclock_base + hv.now()
         self.card = SerialCard(machine, self.outside.panel)
         self.card.rouse = self.wake
         self._build_dom0(prepared, nics)
@@ -341,7 +354,10 @@ class Host:
         image = PythonKernelImage(
             name=DOM0_NAME,
             main=partial(self._control_domain, prepared.plans, uuid),
-            drivers=[BlockBack, partial(NetBack, bridges=tuple(prepared.bridges), nics=nics)],
+            drivers=[
+                BlockBack,
+                partial(NetBack, bridges=tuple(prepared.bridges), nics=nics, watches=prepared.watches()),
+            ],
         )
         try:
             domain = hv.domain_ops.create(0, max_vcpus=config.maxvcpus, is_privileged=True, handle=uuid.bytes)

@@ -15,6 +15,7 @@ import attrs
 
 from backends.block import BlockBack
 from backends.net import NetBack
+from backends.net.bridge import Watch
 from frontends.block import BlockFront
 from frontends.net import NetFront
 from guest_kernel.guest import Guest
@@ -24,6 +25,7 @@ from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RawFile
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
 from toolstack.builder import check_size, python_kernel
+from toolstack.capture import Capture
 from toolstack.disk_spec import DiskSpec
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
@@ -47,13 +49,27 @@ class NicSpec:
     bridge: str
     capture: Path | None = None
 
+    @property
+    def of_bridge(self) -> Path | None:
+        """The capture if it is one of all ports of the bridge (pcapng): a file called .pcap has the wire alone."""
+        return None if self.capture is None or self.capture.suffix == ".pcap" else self.capture
+
     def open(self) -> Wire:
         """Plug the cable in. Raises `UsageError`."""
-        if self.capture is None:
+        if self.capture is None or self.of_bridge is not None:
             return NoWire()
         try:
             return PcapWire(self.capture)
         except DeviceError as error:
+            raise UsageError(f"--nic {self.bridge}: {error}") from None
+
+    def open_capture(self) -> Capture | None:
+        """Open the capture of the bridge, if it is to have one. Raises `UsageError`."""
+        if self.of_bridge is None:
+            return None
+        try:
+            return Capture(self.of_bridge)
+        except UsageError as error:
             raise UsageError(f"--nic {self.bridge}: {error}") from None
 
 
@@ -81,6 +97,8 @@ class Preparation:
     disks: list[Backing]
     bridges: list[str]
     wires: list[tuple[str, Wire]]
+    captures: list[tuple[str | None, Capture]] = attrs.field(factory=list)
+    """Captures of bridges: of dom0's with that name, or of all that there are (None)."""
     users: dict[ImageKey, dict[str, DiskSpec]] = attrs.field(factory=dict)
     """Who uses which image: name and disk of each, by device and inode."""
     macs: set[str] = attrs.field(factory=set)
@@ -92,6 +110,26 @@ class Preparation:
             backing.close()
         for _, wire in self.wires:
             wire.close()
+        for _, capture in self.captures:
+            capture.close()
+
+    def watches(self, *, driver_domain: bool = False) -> dict[str, Watch]:
+        """Return who watches the bridges of dom0, or of a driver domain: by bridge."""
+        watches: dict[str, Watch] = {}
+        for bridge in self.bridges:
+            of_this = [
+                capture.watcher(bridge)
+                for wanted, capture in self.captures
+                if wanted is None or (wanted == bridge and not driver_domain)
+            ]
+            if of_this:
+                watches[bridge] = partial(_tell_all, of_this)
+        return watches
+
+
+def _tell_all(watchers: Sequence[Watch], port: str, inbound: bool, frame: bytes) -> None:
+    for watch in watchers:
+        watch(port, inbound, frame)
 
 
 def prepare(
@@ -99,10 +137,13 @@ def prepare(
     nics: Sequence[NicSpec],
     seed: int,
     *,
+    capture: Path | None = None,
     hang_limit: float = DEFAULT_LIMIT,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Preparation:
     """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then.
+
+    `capture` is a file that gets every frame at every port of every bridge.
 
     A guest file may execute for `hang_limit` seconds when it is loaded (see `Watchdog`).
     """
@@ -119,7 +160,14 @@ def prepare(
     try:
         units = _open_disks(configs, prepared)
         prepared.macs |= {mac for assigned in macs.values() for mac in assigned}
-        prepared.wires += [(nic.bridge, nic.open()) for nic in nics]
+        _check_captures(nics, capture)
+        for nic in nics:
+            prepared.wires.append((nic.bridge, nic.open()))
+            of_bridge = nic.open_capture()
+            if of_bridge is not None:
+                prepared.captures.append((nic.bridge, of_bridge))
+        if capture is not None:
+            prepared.captures.append((None, Capture(capture)))
     except UsageError:
         prepared.close()
         raise
@@ -130,7 +178,7 @@ def prepare(
             DomainPlan(
                 config=config,
                 uuid=config.uuid or uuid5(UUID_SPACE, f"{seed}/{config.name}"),
-                kernel=kernel if isinstance(kernel, MachineCode) else partial(make_image, config, kernel, bridges),
+                kernel=kernel if isinstance(kernel, MachineCode) else partial(make_image, config, kernel, prepared),
                 disk_units=units[config.name],
                 macs=macs[config.name],
             )
@@ -203,11 +251,12 @@ def _program(config: DomainConfig) -> GuestProgram:
     return program
 
 
-def make_image(config: DomainConfig, program: GuestProgram, bridges: Sequence[str]) -> PythonKernelImage:
+def make_image(config: DomainConfig, program: GuestProgram, prepared: Preparation) -> PythonKernelImage:
     """Return a fresh image of a domain's program with the drivers that it gets."""
     drivers: list[DriverFactory] = [BlockFront, NetFront]
     if config.driver_domain:
-        drivers += [BlockBack, partial(NetBack, bridges=tuple(bridges))]
+        watches = prepared.watches(driver_domain=True)
+        drivers += [BlockBack, partial(NetBack, bridges=tuple(prepared.bridges), watches=watches)]
     guest: Callable[[Kernel], Guest] = program.load()
     return PythonKernelImage(name=config.name, main=guest, drivers=drivers)
 
@@ -218,6 +267,14 @@ def _bridges(nics: Sequence[NicSpec]) -> list[str]:
         if names.count(name) > 1:
             raise UsageError(f"--nic names the bridge {name!r} twice")
     return list(dict.fromkeys([DEFAULT_BRIDGE, *names]))
+
+
+def _check_captures(nics: Sequence[NicSpec], capture: Path | None) -> None:
+    """Refuse two captures in one file."""
+    files = [path.resolve() for path in (*(nic.capture for nic in nics), capture) if path is not None]
+    for file in files:
+        if files.count(file) > 1:
+            raise UsageError(f"the capture file {str(file)!r} is named twice")
 
 
 def _check_bridges(configs: Sequence[DomainConfig], bridges: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -11,8 +12,6 @@ from backends.net.frame import Frame, FramePool
 from guest_kernel.errors import OutOfMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from backends.net.lane import Lane
     from guest_kernel.hw import PhysicalNic
 
@@ -24,9 +23,14 @@ MULTICAST = 1
 """This bit of an address (as a number, first byte lowest) says that it is a group's, or everybody's."""
 
 
+Watch = Callable[[str, bool, bytes], None]
+"""`watch(port, inbound, frame)`: a frame came into the bridge from a port, or goes out of the bridge to it."""
+
+
 class Port(ABC):
     """Something that is plugged into a bridge."""
 
+    name: str = ""
     station_limit: ClassVar[int] = 256
     """Addresses that may be behind it: a guest that makes addresses up gains nothing, and takes nobody's place."""
     bridge: Bridge | None = None
@@ -69,6 +73,8 @@ class Bridge:
         self.changes = 0
         """Counts changes of the table: what was looked up stays right while it does not move."""
         self.now = now
+        self.watch: Watch | None = None
+        """Told of every frame at every port, as a wire would have it. Frames that nobody looks at go faster."""
         self._stations: dict[int, Station] = {}
         self._next_sweep = 0
 
@@ -96,20 +102,32 @@ class Bridge:
         station = self._stations.get(destination)
         return station.port if station is not None and now - station.seen < AGEING_NS else None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a frame's addresses alone say what becomes of it, and nobody watches."""
+        return self.watch is None
+
     def forward(self, frame: Frame, source: Port) -> None:
         """Send a frame on its way. The caller keeps its own reference."""
+        if self.watch is not None:
+            self.watch(source.name, True, bytes(frame.tobytes()))
         target = self.route(frame.destination, frame.source, source, self.now())
         if target is source:
             # The other end of its own segment has it already.
             self.counters.dropped += 1
         elif target is not None:
             self.counters.forwarded += 1
-            target.deliver(frame)
+            self._send(frame, target)
         else:
             self.counters.flooded += 1
             for port in self.ports:
                 if port is not source:
-                    port.deliver(frame)
+                    self._send(frame, port)
+
+    def _send(self, frame: Frame, port: Port) -> None:
+        if self.watch is not None:
+            self.watch(port.name, False, bytes(frame.tobytes()))
+        port.deliver(frame)
 
     def _learn(self, mac: int, port: Port, now: int) -> None:
         station = self._stations.get(mac)
@@ -144,6 +162,7 @@ class NicPort(Port):
 
     def __init__(self, nic: PhysicalNic, pool: FramePool) -> None:
         self._nic = nic
+        self.name = f"eth{nic.unit}"
         self._pool = pool
         self.dropped = 0
         nic.on_receive(self._received)

@@ -18,6 +18,7 @@ from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, fronten
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from backends.net.bridge import Watch
     from guest_kernel.grants import MappedGrant
     from guest_kernel.kernel import Kernel
 
@@ -35,7 +36,7 @@ class NetBack(XenbusDriver):
     """Driver of the backend half.
 
     Options: `bridges`, names of the bridges to make (default `xenbr0`); `nics`, bridge name → unit of the network card
-    that it is connected to.
+    that it is connected to; `watches`, bridge name → what is told of every frame at every port of the bridge.
     """
 
     type: ClassVar[str] = "vif"
@@ -49,6 +50,9 @@ class NetBack(XenbusDriver):
         self.bridges = {name: Bridge(name, kernel.monotonic_ns) for name in names}
         for name, unit in nics.items():
             self.bridges[name].add(NicPort(kernel.hw.nic(unit), self.pool))
+        watches: Mapping[str, Watch] = options.get("watches", {})
+        for name, watch in watches.items():
+            self.bridges[name].watch = watch
         self.counters: dict[tuple[int, str], Counters] = {}
         """Traffic of each vif, by (frontend's domain, device id): kept when the vif is gone."""
         self._served: dict[int, list[Counters]] = {}

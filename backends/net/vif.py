@@ -144,7 +144,7 @@ class Vif(Port):
         network runs through, so it is one piece. A frame's addresses are read once, and only they decide where it goes.
         """
         bridge, mapped = self.bridge, self.mapped
-        if bridge is None or not mapped:
+        if bridge is None or not mapped or not bridge.is_plain:
             return start
         addresses = ADDRESSES.unpack_from
         lanes: dict[Vif, Lane] = {}

@@ -305,7 +305,7 @@ class FakeKernel:
         self.scheduler = Scheduler(self._failed)
         self.vcpu = run_threads(self.scheduler, self._block)
         self.nics: dict[int, FakeNic] = {}
-        self.hw = SimpleNamespace(nic=lambda unit: self.nics.setdefault(unit, FakeNic()))
+        self.hw = SimpleNamespace(nic=lambda unit: self.nics.setdefault(unit, FakeNic(unit)))
         self.net = NetStack(self)  # type: ignore[arg-type]
         world.kernels[domid] = self
 
@@ -351,7 +351,8 @@ class FakeKernel:
 class FakeNic:
     """A network card that remembers."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: int) -> None:
+        self.unit = unit
         self.sent: list[bytes] = []
         self.receive: Callable[[bytes], None] = lambda frame: None
 

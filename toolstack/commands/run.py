@@ -71,7 +71,15 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     "nics",
     metavar="BRIDGE=WIRE",
     multiple=True,
-    help="A bridge of the host, and what its network card is plugged into: pcap:FILE (capture) or none.",
+    help="A bridge of the host, and what its network card is plugged into: none, or pcap:FILE. A FILE.pcap gets what "
+    "goes onto the wire; any other name gets every frame at every port of the bridge, as pcapng.",
+)
+@click.option(
+    "--capture",
+    "capture",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Record every frame of every network interface in FILE (pcapng, for Wireshark): one interface for each vif.",
 )
 @click.option(
     "--trace",
@@ -120,6 +128,7 @@ def run(
     seed: int,
     schedule: str,
     nics: tuple[str, ...],
+    capture: Path | None,
     trace_file: Path | None,
     console: str | None,
     ptys: bool,
@@ -146,6 +155,7 @@ def run(
             seed=seed,
             schedule=schedule,
             nics=[parse_nic(text) for text in nics],
+            capture=capture,
             trace_file=trace_file,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
             consoles=None if quiet else _console_log(guests, output, person),
