@@ -528,6 +528,7 @@ class Host:
             for counters in back.traffic_of(domid):
                 usage.packets += counters.tx_packets + counters.rx_packets
                 usage.packet_bytes += counters.tx_bytes + counters.rx_bytes
+                usage.dropped += counters.tx_dropped + counters.rx_dropped
         return usage
 
     # -- guests that hang -----------------------------------------------------------------------------------------

@@ -116,12 +116,14 @@ def vif_nodes(domid: int, backend_domid: int, vif: VifSpec, devid: int, mac: str
     """Return the nodes of a virtual network interface."""
     backend: list[tuple[str, object]] = [
         ("mac", mac),
-        ("bridge", vif.bridge),
+        ("bridge", vif.bridge + vif.vlans),
         ("handle", devid),
         ("type", "vif"),
         ("script", f"{SCRIPTS}/vif-bridge"),
         ("hotplug-status", ""),
     ]
+    if vif.mirror:
+        backend.append(("mirror", 1))
     if vif.vifname:
         backend.append(("vifname", vif.vifname))
     if vif.ip:

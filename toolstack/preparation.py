@@ -79,6 +79,8 @@ def parse_nic(text: str) -> NicSpec:
     kind, _, file = wire.partition(":")
     if not equals or not bridge or any(char.isspace() for char in bridge):
         raise UsageError(f"--nic {text!r} is not of the form BRIDGE=pcap:FILE or BRIDGE=none")
+    if "." in bridge or ":" in bridge:
+        raise UsageError(f"--nic {text!r}: the name of a bridge has no '.' and no ':', as VLANs stand behind these")
     if wire == "none":
         return NicSpec(bridge)
     if kind == "pcap" and file:

@@ -29,6 +29,8 @@ class Usage:
     packets: int = 0
     """Packets sent and received by its network interfaces."""
     packet_bytes: int = 0
+    dropped: int = 0
+    """Packets to and from its network interfaces that were thrown away."""
 
     def add(self, other: Usage) -> None:
         """Add another life's figures."""
@@ -90,7 +92,7 @@ class HostResult:
         return 1 if self.failures else 0
 
 
-_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants", "blocks", "packets")
+_COLUMNS = ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants", "blocks", "packets", "dropped")
 _TEXT_COLUMNS = _COLUMNS[0], _COLUMNS[2]
 
 
@@ -123,7 +125,10 @@ def print_table(result: HostResult, console: Console) -> None:
     console.print(_CAPTION, style="dim")
 
 
-_CAPTION = "grants: of others, mapped and copied. blocks: 512-byte sectors. packets: sent and received."
+_CAPTION = (
+    "grants: of others, mapped and copied. blocks: 512-byte sectors. packets: sent and received. "
+    "dropped: by backend and bridge."
+)
 
 
 def _title(result: HostResult) -> str:
@@ -145,6 +150,7 @@ def _row(domain: DomainResult, both: str) -> Sequence[str]:
         f"{usage.grants_mapped:,}{both}{usage.grants_copied:,}",
         f"{usage.blocks:,}{both}{size(usage.block_bytes)}" if usage.blocks else "-",
         f"{usage.packets:,}{both}{size(usage.packet_bytes)}" if usage.packets else "-",
+        f"{usage.dropped:,}" if usage.packets or usage.dropped else "-",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from backends.net.vlan import parse_bridge
 from toolstack.errors import SpecError, did_you_mean
 
 DEFAULT_BRIDGE = "xenbr0"
@@ -15,7 +16,7 @@ XEN_OUI = "00:16:3e"
 _MAX_VIFNAME = 15  # IFNAMSIZ less its NUL
 _MAX_RATE_INTERVAL_US = 10_000_000
 _DEFAULT_RATE_INTERVAL_US = 50_000
-_KEYS = ("mac", "bridge", "ip", "rate", "vifname", "backend", "devid", "script", "type", "mtu")
+_KEYS = ("mac", "bridge", "ip", "rate", "vifname", "backend", "devid", "script", "type", "mtu", "mirror")
 _ELSEWHERE = ("model", "gatewaydev", "forwarddev", "accel", "trusted")
 _MAC = re.compile(r"[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}")
 _RATE = re.compile(r"([0-9]+)([GMK]?)([Bb])/s(?:@([0-9]+)(ms|us|s))?")
@@ -43,6 +44,11 @@ class VifSpec:
     mac: str | None = None
     """Lower-case `aa:bb:cc:dd:ee:ff`, or None: one is generated."""
     bridge: str = DEFAULT_BRIDGE
+    """Name of the bridge, without its VLANs."""
+    vlans: str = ""
+    """`.ACCESS` and `:TRUNK`s behind the name, as the backend's node has them."""
+    mirror: bool = False
+    """It gets a copy of what comes into the bridge."""
     ip: tuple[str, ...] = ()
     rate: Rate | None = None
     vifname: str | None = None
@@ -80,6 +86,9 @@ def _set(spec: VifSpec, key: str, value: str) -> VifSpec:
         if value != "vif":
             raise SpecError(f"a PV guest has interfaces of type 'vif', not {value!r}")
         return spec
+    if key == "bridge":
+        name, vlans = _bridge(value)
+        return attrs.evolve(spec, bridge=name, vlans=vlans)
     changed: dict[str, Any] = {key: _CONVERT[key](value)}
     return attrs.evolve(spec, **changed)
 
@@ -129,6 +138,21 @@ def _vifname(text: str) -> str:
     return text
 
 
+def _bridge(text: str) -> tuple[str, str]:
+    """Return the name of a bridge, and the VLANs behind it as they are. Raises `SpecError`."""
+    try:
+        name, _ = parse_bridge(text)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+    return _vifname(name), text[len(name) :]
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise SpecError(f"mirror is 0 or 1, not {text!r}")
+    return text == "1"
+
+
 def _devid(text: str) -> int:
     if not text.isdecimal() or len(text) > 6:
         raise SpecError(f"the devid of a vif is a small number, not {text!r}")
@@ -143,7 +167,7 @@ def _mtu(text: str) -> int:
 
 _CONVERT: dict[str, Callable[[str], object]] = {
     "mac": parse_mac,
-    "bridge": _vifname,
+    "mirror": _flag,
     "ip": _addresses,
     "rate": parse_rate,
     "vifname": _vifname,

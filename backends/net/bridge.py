@@ -1,4 +1,8 @@
-"""An Ethernet bridge: learns who is where, floods what it does not know (IEEE 802.1D, without spanning tree)."""
+"""An Ethernet bridge: learns who is where, floods what it does not know (IEEE 802.1D, without spanning tree; 802.1Q).
+
+Where no port says which VLANs it belongs to, and none is a mirror, addresses alone decide, and tags are bytes like any
+others.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from backends.net.frame import Frame, FramePool
+from backends.net.vlan import ALL, UNTAGGED, Membership
 from guest_kernel.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -19,6 +24,8 @@ AGEING_NS = 300_000_000_000
 """After this time without a frame from it, a station's place is forgotten (the standard's default)."""
 SWEEP_NS = 1_000_000_000
 """A full table is searched for stations to forget at most this often: the search must not be paid for each frame."""
+VLAN_SHIFT = 48
+"""The table's keys have the VLAN above the address."""
 MULTICAST = 1
 """This bit of an address (as a number, first byte lowest) says that it is a group's, or everybody's."""
 
@@ -37,9 +44,17 @@ class Port(ABC):
     stations: int = 0
     """Addresses that the bridge knows behind this port."""
 
+    membership: Membership = ALL
+    """VLANs that it belongs to; to be set before it is plugged in."""
+    is_mirror: bool = False
+    """It gets a copy of every frame that comes into the bridge, and sends none. To be set before it is plugged in."""
+
     @abstractmethod
     def deliver(self, frame: Frame) -> None:
         """Take a frame from the bridge; take a reference to keep it beyond the call."""
+
+    def refused(self) -> None:  # noqa: B027 - not every port keeps such books
+        """A frame that came from here was thrown away by the bridge."""
 
     def open_lane(self) -> Lane | None:
         """Return a lane if frames can be put straight into this port's buffers at the moment; else None."""
@@ -74,7 +89,9 @@ class Bridge:
         """Counts changes of the table: what was looked up stays right while it does not move."""
         self.now = now
         self.watch: Watch | None = None
-        """Told of every frame at every port, as a wire would have it. Frames that nobody looks at go faster."""
+        """Told of every frame at every port, as a wire would have it."""
+        self._has_vlans = False
+        self._mirrors: list[Port] = []
         self._stations: dict[int, Station] = {}
         self._next_sweep = 0
 
@@ -83,6 +100,7 @@ class Bridge:
         self.ports.append(port)
         port.bridge = self
         port.stations = 0
+        self._note_kinds()
 
     def remove(self, port: Port) -> None:
         """Unplug a port and forget who was behind it."""
@@ -92,39 +110,74 @@ class Bridge:
         port.bridge = None
         self.changes += 1
         self._stations = {mac: station for mac, station in self._stations.items() if station.port is not port}
+        self._note_kinds()
 
-    def route(self, destination: int, source: int, port: Port, now: int) -> Port | None:
-        """Learn that `source` is behind `port`; return the port that `destination` is behind, None if unknown."""
+    def _note_kinds(self) -> None:
+        """Note what the ports ask for beyond addresses. Without VLANs, tags are bytes like any others."""
+        self._mirrors = [port for port in self.ports if port.is_mirror]
+        self._has_vlans = any(not port.membership.is_all for port in self.ports)
+
+    def route(self, destination: int, source: int, port: Port, now: int, vlan: int = 0) -> Port | None:
+        """Learn that `source` is behind `port`; return the port that `destination` is behind, None if unknown.
+
+        Each VLAN has a table of its own.
+        """
         if not source & MULTICAST:
-            self._learn(source, port, now)
+            self._learn(source | vlan << VLAN_SHIFT, port, now)
         if destination & MULTICAST:
             return None
-        station = self._stations.get(destination)
+        station = self._stations.get(destination | vlan << VLAN_SHIFT)
         return station.port if station is not None and now - station.seen < AGEING_NS else None
 
     @property
     def is_plain(self) -> bool:
         """Whether a frame's addresses alone say what becomes of it, and nobody watches."""
-        return self.watch is None
+        return self.watch is None and not self._has_vlans and not self._mirrors
 
     def forward(self, frame: Frame, source: Port) -> None:
         """Send a frame on its way. The caller keeps its own reference."""
         if self.watch is not None:
             self.watch(source.name, True, bytes(frame.tobytes()))
-        target = self.route(frame.destination, frame.source, source, self.now())
+        vlan = source.membership.arriving(frame.tag) if self._has_vlans else UNTAGGED
+        if vlan is None or source.is_mirror:
+            self.counters.dropped += 1
+            source.refused()
+            return
+        for port in self._mirrors:
+            self._send(frame, port, vlan)
+        target = self.route(frame.destination, frame.source, source, self.now(), vlan)
         if target is source:
             # The other end of its own segment has it already.
             self.counters.dropped += 1
         elif target is not None:
             self.counters.forwarded += 1
-            self._send(frame, target)
+            self._send(frame, target, vlan)
         else:
             self.counters.flooded += 1
             for port in self.ports:
-                if port is not source:
-                    self._send(frame, port)
+                if port is not source and not port.is_mirror:
+                    self._send(frame, port, vlan)
 
-    def _send(self, frame: Frame, port: Port) -> None:
+    def _send(self, frame: Frame, port: Port, vlan: int) -> None:
+        """Give a frame of this VLAN to a port that belongs to it, with the tag that it has there."""
+        if not self._has_vlans:
+            self._deliver(frame, port)
+            return
+        number = vlan if port.is_mirror else port.membership.leaving(vlan)
+        if number is None:
+            return
+        if number == (frame.tag or UNTAGGED):
+            self._deliver(frame, port)
+            return
+        try:
+            copy = frame.with_tag(number)
+        except OutOfMemory:
+            self.counters.dropped += 1
+            return
+        self._deliver(copy, port)
+        copy.put()
+
+    def _deliver(self, frame: Frame, port: Port) -> None:
         if self.watch is not None:
             self.watch(port.name, False, bytes(frame.tobytes()))
         port.deliver(frame)
@@ -177,7 +230,11 @@ class NicPort(Port):
         try:
             frame = self._pool.frame(data)
         except OutOfMemory:
-            self.dropped += 1
+            self.refused()
             return
         self.bridge.forward(frame, self)
         frame.put()
+
+    def refused(self) -> None:
+        """Count a frame from the wire that was thrown away."""
+        self.dropped += 1

@@ -11,6 +11,7 @@ from backends.net.copies import CopyBatch
 from backends.net.frame import FramePool
 from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
+from backends.net.vlan import parse_bridge
 from guest_kernel.net.device import Counters
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
@@ -74,7 +75,8 @@ class NetBack(XenbusDriver):
 
     async def connect(self, device: XenbusDevice) -> None:
         """Map the rings, bind the event channel, plug the vif into its bridge."""
-        name = await device.read("bridge") or "xenbr0"
+        name, membership = parse_bridge(await device.read("bridge") or "xenbr0")
+        is_mirror = await device.read("mirror") == "1"
         bridge = self.bridges.get(name)
         if bridge is None:
             raise ValueError(f"there is no bridge {name!r}")
@@ -106,6 +108,7 @@ class NetBack(XenbusDriver):
         vif.touched = self._touched
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
+        vif.membership, vif.is_mirror = membership, is_mirror
         self._devices[vif] = device
         bridge.add(vif)
         vif.port = self.kernel.events.bind_interdomain(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backends.net import vlan
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net import checksum
 from hypervisor.abi.io import netif
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager, Page
 
 MAC_MASK = 0xFFFF_FFFF_FFFF
+TAGGED_HEADER = 18
 KEPT_PAGES = 1024
 """Free pages that a pool keeps for the next frames; what a burst took beyond that goes back to the kernel."""
 
@@ -43,6 +45,31 @@ class Frame:
         page = self.pages[0]
         return page.q[0] >> 48 | page.i[2] << 16
 
+    @property
+    def tag(self) -> int | None:
+        """The number in the frame's VLAN tag (0: it says a priority only); None without a tag."""
+        view = self.pages[0].view
+        if self.size < TAGGED_HEADER or view[12] << 8 | view[13] != vlan.TPID:
+            return None
+        return (view[14] & 15) << 8 | view[15]
+
+    def with_tag(self, number: int) -> Frame:
+        """Return a copy of the frame with this number in its VLAN tag, or without a tag for 0. Raises OutOfMemory.
+
+        A priority stays as long as there is a tag to bear it. The copy has its checksum filled in.
+        """
+        data = self.tobytes()
+        priority = 0
+        if self.tag is not None:
+            priority = data[14] & 0xF0
+            del data[12:16]
+        if number:
+            data[12:12] = bytes((vlan.TPID >> 8, vlan.TPID & 0xFF, priority | number >> 8, number & 0xFF))
+        copy = self.pool.frame(data)
+        # Whoever takes it need not look at the checksum again.
+        copy.flags = netif.NETTXF_data_validated if self.flags else 0
+        return copy
+
     def put(self) -> None:
         """Drop a reference."""
         self.references -= 1
@@ -53,7 +80,13 @@ class Frame:
         """Return the frame as it goes onto a real wire: with its checksum filled in."""
         data = bytearray().join(page.view[:PAGE_SIZE] for page in self.pages)[: self.size]
         if self.flags & netif.NETTXF_csum_blank:
-            checksum.complete(data)
+            if self.tag is None:
+                checksum.complete(data)
+            else:
+                tag = data[12:16]
+                del data[12:16]
+                checksum.complete(data)
+                data[12:12] = tag
         return data
 
     def fill_checksum(self) -> None:
@@ -90,7 +123,7 @@ class FramePool:
         while len(self._free) > KEPT_PAGES:
             self._mm.free_page(self._free.pop())
 
-    def frame(self, data: bytes) -> Frame:
+    def frame(self, data: bytes | bytearray) -> Frame:
         """Return a frame with these bytes. Raises OutOfMemory."""
         pages = self.take(len(data))
         self.fill(pages, data)

@@ -321,6 +321,10 @@ class Vif(Port):
                     index = index + 1 & MASK32
         ring.rsp_prod_pvt = index
 
+    def refused(self) -> None:
+        """See `Port.refused`."""
+        self.counters.rx_dropped += 1
+
     # -- bridge to guest ------------------------------------------------------------------------------------------
 
     def deliver(self, frame: Frame) -> None:

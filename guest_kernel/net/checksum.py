@@ -39,7 +39,10 @@ def pseudo_header(source: bytes, destination: bytes, protocol: int, length: int)
 
 
 def transport_place(frame: Bytes) -> tuple[int, int] | None:
-    """Return (start of the TCP/UDP header, offset of its checksum) in an IPv4 frame; None for anything else."""
+    """Return (start of the TCP/UDP header, offset of its checksum) in an IPv4 frame; None for anything else.
+
+    The frame bears no VLAN tag.
+    """
     if len(frame) < ETHERNET + 20 or frame[12] != 8 or frame[13] != 0 or frame[14] >> 4 != 4:
         return None
     start = ETHERNET + (frame[14] & 15) * 4

@@ -41,15 +41,17 @@ class Lab:
         self.directory = directory
         self.lines: list[str] = []
 
-    def run(self, *bodies: str, nics: Sequence[str] = (), **options: Any) -> HostResult:
+    def run(self, *bodies: str, nics: Sequence[str] = (), vifs: Sequence[str] = (), **options: Any) -> HostResult:
+        """`vifs`: the bridge, and more words, of each guest's interface."""
         configs = []
         for number, body in enumerate(bodies, 1):
-            name = "abc"[number - 1]
+            name = "abcd"[number - 1]
             (self.directory / f"{name}.py").write_text(HEAD + textwrap.indent(textwrap.dedent(body), " " * 8))
             file = self.directory / f"{name}.cfg"
+            words = vifs[number - 1] if vifs else "xenbr0"
             file.write_text(
                 f'name = "{name}"\nmemory = 8\nkernel = "{name}.py"\n'
-                f'vif = ["mac=00:16:3e:00:00:{number:02x},bridge=xenbr0"]\n'
+                f'vif = ["mac=00:16:3e:00:00:{number:02x},bridge={words}"]\n'
             )
             configs.append(load_config(file))
         self.host = Host(consoles=ConsoleLog(self.lines.append), nics=[parse_nic(nic) for nic in nics], **options)
@@ -199,3 +201,26 @@ def test_a_hostile_guest_on_a_real_host(lab: Lab) -> None:
     assert result.exit_code == 0, lab.text
     assert "all there" in lab.text
     assert "state 4" not in lab.text
+
+
+def test_vlans_and_a_mirror_of_a_configuration(lab: Lab) -> None:
+    """Two guests talk in VLAN 10; one outside hears nothing and is told what it lost; the analyser sees all."""
+    outside = """
+        seen = []
+        self.device.received = lambda frame, validated: seen.append(frame)
+        tag = b"\\x81\\0\\0\\x0a"
+        for _ in range(7):
+            self.device.transmit(b"\\xff" * 6 + self.device.mac + tag + KIND + bytes(46))
+        await self.sleep(0.1)
+        self.print("outside heard", len(seen))
+    """
+    analyser = outside.replace("range(7)", "range(3)").replace("outside heard", "analyser heard")
+    bodies = (ECHO_CLIENT, ECHO_SERVER, outside, analyser)
+    result = lab.run(*bodies, vifs=["xenbr0.10", "xenbr0.10", "xenbr0.20", "xenbr0,mirror=1"])
+    ends = {domain.name: domain for domain in result.domains}
+    assert "outside heard 0" in lab.text
+    assert "analyser heard 0" not in lab.text
+    assert ends["c"].usage.dropped == 7
+    assert ends["d"].usage.dropped == 3
+    assert ends["a"].usage.dropped == ends["b"].usage.dropped == 0
+    assert "all there" in lab.text

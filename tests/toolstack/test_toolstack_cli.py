@@ -16,7 +16,9 @@ from toolstack.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = (sys.executable, "-c", "from toolstack.cli import main; main()")
-HEADER = " ".join(("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants", "blocks", "packets"))
+HEADER = " ".join(
+    ("domain", "id", "ended", "vCPU time", "hypercalls", "events", "grants", "blocks", "packets", "dropped")
+)
 
 
 @pytest.fixture

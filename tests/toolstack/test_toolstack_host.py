@@ -484,7 +484,7 @@ def test_bad_options() -> None:
         Host(schedule="lifo")
     with pytest.raises(UsageError, match="schedule"):
         Host(schedule="replay:/nonexistent")
-    for nic in ("", "x", "x=", "=none", "x=pcap:", "x=tap"):
+    for nic in ("", "x", "x=", "=none", "x=pcap:", "x=tap", "x.1=none", "x:1=none"):
         with pytest.raises(UsageError, match="--nic"):
             parse_nic(nic)
 

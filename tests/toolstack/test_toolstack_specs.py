@@ -118,6 +118,7 @@ def test_vifs() -> None:
         mtu=9000,
     )
     assert parse_vif("") == VifSpec() == parse_vif("type=vif")
+    assert parse_vif("bridge=br7.10:20:30,mirror=1") == VifSpec(bridge="br7", vlans=".10:20:30", mirror=True)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,10 @@ def test_vifs() -> None:
         ("mac=00:16:3e:00:00:01,mac=00:16:3e:00:00:02", "'mac' is given twice"),
         ("xenbr0", "is key=value"),
         ("bridge=", "is empty"),
+        ("bridge=br7.4095", "a VLAN is a number from 1 to 4094, not '4095'"),
+        ("bridge=.10", "names no bridge"),
+        ("bridge=a b.10", "is no interface name"),
+        ("mirror=yes", "mirror is 0 or 1"),
         ("model=e1000", "'model' is not supported"),
         ("script=vif-route", "'script' is not supported"),
         ("type=ioemu", "of type 'vif'"),
