@@ -490,8 +490,6 @@ class Host:
         if vif.bridge not in self._prepared.bridges:
             has = ", ".join(self._prepared.bridges)
             raise ToolstackError(f"this host has no bridge {vif.bridge!r}; there is {has}")
-        if vif.rate is not None or vif.mtu is not None:
-            raise ToolstackError("the network backend here has no 'rate' and no 'mtu' yet")
         macs = self._prepared.macs
         if vif.mac in macs:
             raise ToolstackError(f"the MAC address {vif.mac} is already taken")

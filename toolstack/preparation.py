@@ -195,10 +195,6 @@ def _refuse_unbuilt(config: DomainConfig) -> None:
     for key in ("cpu_weight", "cap"):
         if getattr(config, key) is not None:
             raise config.error(key, f"the scheduler here knows no weights and caps yet, so {key!r} is not supported")
-    for index, vif in enumerate(config.vifs):
-        for key in ("rate", "mtu"):
-            if getattr(vif, key) is not None:
-                raise config.error("vif", f"the network backend here has no {key!r} yet", index)
 
 
 def _kernel(config: DomainConfig, hang_limit: float, heartbeat: Callable[[], None]) -> GuestProgram | MachineCode:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from backends.net.bridge import Bridge, NicPort
 from backends.net.control import ControlRing
 from backends.net.copies import CopyBatch
+from backends.net.credit import parse_rate
 from backends.net.frame import FramePool
 from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
-from guest_kernel.net.device import Counters
+from guest_kernel.net.device import Counters, parse_mtu
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
 
@@ -77,6 +78,8 @@ class NetBack(XenbusDriver):
         """Map the rings, bind the event channel, plug the vif into its bridge."""
         name, membership = parse_bridge(await device.read("bridge") or "xenbr0")
         is_mirror = await device.read("mirror") == "1"
+        credit = parse_rate(await device.read("rate"), self.kernel.monotonic_ns())
+        mtu = parse_mtu(await device.read("mtu"))
         bridge = self.bridges.get(name)
         if bridge is None:
             raise ValueError(f"there is no bridge {name!r}")
@@ -105,7 +108,8 @@ class NetBack(XenbusDriver):
             self.counters[key] = vif.counters
             self._served.setdefault(device.otherend_id, []).append(vif.counters)
         vif.counters = self.counters[key]
-        vif.touched = self._touched
+        vif.touched, vif.recheck = self._touched, self._event
+        vif.credit, vif.mtu = credit, mtu
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         vif.membership, vif.is_mirror = membership, is_mirror

@@ -32,7 +32,9 @@ from hypervisor.abi.xen import DOMID_SELF
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from backends.net.credit import Credit
     from guest_kernel.kernel import Kernel
+    from guest_kernel.time import Timer
 
 TX_RESPONSE = netif.netif_tx_response.codec
 RX_REQUEST, RX_RESPONSE = netif.netif_rx_request.codec, netif.netif_rx_response.codec
@@ -41,7 +43,7 @@ ADDRESSES = Struct("<QI")
 SPECIAL = (MORE | EXTRA) << 16
 BLANK = netif.NETTXF_csum_blank << 16
 OKAY, ERROR, NULL = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR, netif.NETIF_RSP_NULL
-ETHERNET_HEADER = 14
+ETHERNET_HEADER, HEADER_AND_TAG = 14, 18
 
 RX_QUEUE_PAGES = 256
 """Pages of frames that wait for a guest's buffers; more are dropped: one that posts none costs a bound (XSA-392)."""
@@ -71,6 +73,13 @@ class Vif(Port):
         self.writable: dict[int, memoryview] = {}
         self.scatter = False
         """The guest takes frames of several slots (feature-sg)."""
+        self.mtu: int | None = None
+        """Longest frame that goes to the guest, without Ethernet's header and a VLAN tag; None: any."""
+        self.credit: Credit | None = None
+        """What the guest may send, if that has a limit."""
+        self.recheck: Callable[[Vif], None] = lambda vif: None
+        """Told when a guest that has used up its credit has some again."""
+        self._pause: Timer | None = None
         self.takes_blank = True
         """The guest takes frames whose checksum is not filled in (no feature-no-csum-offload)."""
         self._tx = BackRing(tx, TX_SLOT)
@@ -87,7 +96,7 @@ class Vif(Port):
     def poll_tx(self) -> None:
         """Take everything that the guest sends. Raises HostileFrontend."""
         ring = self._tx
-        while True:
+        while self._pause is None:
             produced = ring.shared[REQ_PROD]
             if ring.request_overflow(produced):
                 raise HostileFrontend(f"tx ring overflow: req_prod {produced}, req_cons {ring.req_cons}")
@@ -98,7 +107,7 @@ class Vif(Port):
             finally:
                 if ring.req_cons != before:
                     self._push(ring, "tx")
-            if ring.req_cons == before and not self._more_coming(produced):
+            if ring.req_cons == before and (self._pause is not None or not self._more_coming(produced)):
                 return
 
     def _take(self, slots: TxSlots) -> None:
@@ -108,7 +117,7 @@ class Vif(Port):
             after = self._express(slots, at)
             if after == at:
                 after = self._carry(slots, at)
-            if after == at:
+            if after == at or self._pause is not None:
                 return
             at = after
 
@@ -144,7 +153,7 @@ class Vif(Port):
         network runs through, so it is one piece. A frame's addresses are read once, and only they decide where it goes.
         """
         bridge, mapped = self.bridge, self.mapped
-        if bridge is None or not mapped or not bridge.is_plain:
+        if bridge is None or not mapped or not bridge.is_plain or self.credit is not None:
             return start
         addresses = ADDRESSES.unpack_from
         lanes: dict[Vif, Lane] = {}
@@ -203,6 +212,9 @@ class Vif(Port):
         count = produced - ring.req_cons & MASK32
         if self._queue or not self.writable or not count or ring.request_overflow(produced):
             return None
+        if self.mtu is not None and self.mtu + HEADER_AND_TAG < PAGE_SIZE:
+            # Whoever uses a lane does not compare lengths; none is above a page.
+            return None
         return Lane(ring, self._rx_words, count, self.writable, self.counters, self.takes_blank)
 
     def end_lane(self, lane: Lane) -> None:
@@ -244,6 +256,9 @@ class Vif(Port):
                 break
             if packet is None or copies.count + 2 * len(packet.slots) > CopyBatch.CAPACITY:
                 break
+            if self.credit is not None and not self.credit.take(packet.size, self.kernel.monotonic_ns()):
+                self._wait_for_credit(self.credit)
+                break
             self._start(packet)
             packets.append(packet)
             after += len(packet.slots) + packet.extras
@@ -251,6 +266,15 @@ class Vif(Port):
             self._tx.req_cons = self._tx.req_cons + after - at & MASK32
             self._finish(packets)
         return after
+
+    def _wait_for_credit(self, credit: Credit) -> None:
+        """Leave the tx ring alone until there is credit again: the guest's frames wait in its own pages."""
+
+        def end() -> None:
+            self._pause = None
+            self.recheck(self)
+
+        self._pause = self.kernel.timers.add(credit.next, end)
 
     def _start(self, packet: Packet) -> None:
         """Check a packet and put its copies into the batch; an impossible one only gets its error."""
@@ -330,7 +354,8 @@ class Vif(Port):
     def deliver(self, frame: Frame) -> None:
         """Queue a frame for the guest, unless too much waits already or the guest could not take it."""
         pages = len(frame.pages)
-        if self._queued_pages + pages > RX_QUEUE_PAGES or (pages > 1 and not self.scatter):
+        too_long = self.mtu is not None and frame.size > self.mtu + HEADER_AND_TAG
+        if too_long or self._queued_pages + pages > RX_QUEUE_PAGES or (pages > 1 and not self.scatter):
             self.counters.tx_dropped += 1
             return
         if not self.takes_blank:
@@ -422,6 +447,8 @@ class Vif(Port):
 
     def close(self) -> None:
         """Drop what waits and let go of the rings."""
+        if self._pause is not None:
+            self._pause.cancel()
         while self._queue:
             self._queue.popleft().put()
         self._queued_pages = 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from frontends.net.device import FrontDevice
 from frontends.net.pages import Granted, end_grants
 from guest_kernel.net.addresses import mac_from_text
+from guest_kernel.net.device import parse_mtu
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ class NetFront(XenbusDriver):
         """Make rings, buffers and event channel and say where they are; the backend connects to them."""
         self._retry_withheld()
         mac = mac_from_text(await device.read("mac") or "")
+        mtu = parse_mtu(await device.read("mtu"))
         offers = await device.read_otherend_many("feature-ctrl-ring", "feature-sg")
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
+        front.mtu = mtu or front.mtu
         front.scatter = offers["feature-sg"] == "1"
         front.on_broken = lambda why: self._broken(device, why)
         front.open(control=offers["feature-ctrl-ring"] == "1")

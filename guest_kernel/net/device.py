@@ -23,6 +23,18 @@ class Counters:
     rx_dropped: int = 0
 
 
+SMALLEST_MTU, LARGEST_MTU = 68, 65535
+
+
+def parse_mtu(text: str | None) -> int | None:
+    """Return the value of a vif's `mtu` node; None without one. Raises ValueError."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and SMALLEST_MTU <= int(text) <= LARGEST_MTU):
+        raise ValueError(f"the mtu {text!r} is no number from {SMALLEST_MTU} to {LARGEST_MTU}")
+    return int(text)
+
+
 class NetDevice(ABC):
     """An Ethernet device: `name`, six bytes of `mac`, `mtu` without the Ethernet header."""
 

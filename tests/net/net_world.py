@@ -304,6 +304,7 @@ class FakeKernel:
         self.events = FakeEvents(self)
         self.scheduler = Scheduler(self._failed)
         self.vcpu = run_threads(self.scheduler, self._block)
+        self.timers = SimpleNamespace(add=lambda deadline, action: FakeTimer(world, deadline, action))
         self.nics: dict[int, FakeNic] = {}
         self.hw = SimpleNamespace(nic=lambda unit: self.nics.setdefault(unit, FakeNic(unit)))
         self.net = NetStack(self)  # type: ignore[arg-type]
@@ -346,6 +347,16 @@ class FakeKernel:
             if timer in self.world.timers:
                 self.world.timers.remove(timer)
             thread.withdraw(expired)
+
+
+class FakeTimer:
+    def __init__(self, world: World, deadline: int, action: Callable[[], None]) -> None:
+        self.world = world
+        self.timer = world.add_timer(deadline - world.now, action)
+
+    def cancel(self) -> None:
+        if self.timer in self.world.timers:
+            self.world.timers.remove(self.timer)
 
 
 class FakeNic:

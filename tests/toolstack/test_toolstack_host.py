@@ -440,7 +440,6 @@ def test_a_killed_guest_leaves_nothing(bench: Bench) -> None:
         (['kernel = "elf"'], r"g\.cfg:4: the kernel '.*elf' is cut short: 4 bytes"),
         (['cpus = "0-1"'], r"g\.cfg:4: vCPUs cannot be bound to CPUs here yet"),
         (["cap = 50"], r"g\.cfg:4: the scheduler here knows no weights"),
-        (['vif = ["rate=1MB/s"]'], r"g\.cfg:4: the network backend here has no 'rate' yet"),
         (['ramdisk = "d.img"'], r"g\.cfg:4: a guest written in Python has no use for a ramdisk"),
     ],
 )
