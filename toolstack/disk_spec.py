@@ -9,6 +9,7 @@ import re
 
 import attrs
 
+from hypervisor.machine.failing_disk import Faults, parse_faults
 from toolstack.errors import SpecError, did_you_mean
 
 RAW_FORMAT = "raw"
@@ -16,7 +17,7 @@ _OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed", "empty")
 _ACCESS = {"r": False, "ro": False, "w": True, "rw": True}
 _PREFIX = re.compile(r"(file|phy|raw|aio|tap2?|qcow2?|vhd|qed|nbd|iscsi):")
 _DOS_PREFIXES = ("tap", "tap2", "nbd", "iscsi")
-_KEYS = ("format", "vdev", "access", "target", "backend", "devtype", "backendtype", "script")
+_KEYS = ("format", "vdev", "access", "target", "backend", "devtype", "backendtype", "faults", "script")
 _XVD_MAJOR = 202
 _EXTENDED = 1 << 28
 _XVD = re.compile(r"xvd([a-z]{1,2})([1-9][0-9]*)?")
@@ -40,6 +41,8 @@ class DiskSpec:
     removable: bool = False
     discard: bool = attrs.field(default=attrs.Factory(lambda self: self.writable, takes_self=True))
     """Whether the guest may say what it does not need any more, so that the image shrinks."""
+    faults: Faults | None = None
+    """What is wrong with the machine's disk (`faults=`, which xl does not have)."""
 
     @property
     def devid(self) -> int:
@@ -95,6 +98,7 @@ class _Draft:
     backend: str = "0"
     removable: bool = False
     discard: bool | None = None
+    faults: Faults | None = None
 
 
 def parse_disk(text: str) -> DiskSpec:
@@ -168,6 +172,11 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         _set(draft, "format", _format(value))
     elif key in ("vdev", "access"):
         _set(draft, key, value)
+    elif key == "faults":
+        try:
+            _set(draft, "faults", parse_faults(value))
+        except ValueError as error:
+            raise SpecError(str(error)) from None
     elif key == "backendtype":
         if value not in ("phy", "qdisk"):
             raise SpecError(f"unknown backendtype {value!r}")
@@ -175,7 +184,7 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         raise SpecError(f"the disk parameter {key!r} is not supported")
 
 
-def _set(draft: _Draft, field: str, value: str) -> None:
+def _set(draft: _Draft, field: str, value: str | Faults) -> None:
     if getattr(draft, field) is not None and not (field == "target" and draft.target == ""):
         raise SpecError(f"the disk parameter {field!r} is given twice")
     setattr(draft, field, value)
@@ -200,4 +209,5 @@ def _finish(draft: _Draft) -> DiskSpec:
         discard=writable and draft.discard is not False,
         backend=draft.backend,
         removable=draft.removable,
+        faults=draft.faults,
     )

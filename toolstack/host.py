@@ -134,7 +134,7 @@ class Host:
         self._disks: dict[int, DiskController] = {}
         """The disk controllers that are plugged in, by unit, and whose they are."""
         self._disk_owners: dict[int, tuple[str, DiskSpec]] = {}
-        self._spare_disks: dict[tuple[str, str, bool], int] = {}
+        self._spare_disks: dict[DiskSpec, int] = {}
         """Controllers that driver domains have and nobody uses: by the domain, the image, whether it is written to."""
         self._asked_idle = False
         self._wake = trio.Event()
@@ -451,7 +451,7 @@ class Host:
             backing = open_image(owner, disk, self._prepared.users)
         except ImageError as error:
             raise ToolstackError(str(error)) from None
-        spare = self._spare_disks.pop((disk.backend, disk.target, disk.writable), None)
+        spare = self._spare_disks.pop(_place(disk), None)
         if spare is not None:
             backing.close()
             self._disk_owners[spare] = owner, disk
@@ -472,7 +472,7 @@ class Host:
         owner, disk = self._disk_owners.pop(unit)
         forget_image(owner, disk, self._prepared.users)
         if keep:
-            self._spare_disks[disk.backend, disk.target, disk.writable] = unit
+            self._spare_disks[_place(disk)] = unit
             return
         controller = self._disks.pop(unit)
         self._prepared.disks.remove(controller.backing)
@@ -581,6 +581,11 @@ def _policy(text: str) -> Policy:
         raise UsageError(f"schedule {text!r}: {error}") from None
     except OSError as error:
         raise UsageError(f"schedule {text!r}: cannot read the trace: {error.strerror}") from None
+
+
+def _place(disk: DiskSpec) -> DiskSpec:
+    """Return what makes two disks the same piece of hardware: everything but how a guest sees it."""
+    return attrs.evolve(disk, vdev="", removable=False, discard=False)
 
 
 def trio_seconds(until: int, now: int) -> float:

@@ -23,6 +23,7 @@ from guest_kernel.image import DriverFactory, PythonKernelImage
 from guest_kernel.kernel import Kernel
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RawFile
+from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
 from toolstack.builder import check_size, python_kernel
 from toolstack.capture import Capture
@@ -356,9 +357,11 @@ def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskS
                 f"the disk image {disk.target!r} is used by {name!r} already, and one of the two writes to it"
             )
     try:
-        backing = RawFile(path, readonly=not disk.writable)
+        backing: Backing = RawFile(path, readonly=not disk.writable)
     except DeviceError as error:
         raise ImageError(str(error)) from None
+    if disk.faults is not None:
+        backing = FailingDisk(backing, disk.faults)
     others[f"{owner}/{disk.vdev}"] = disk
     return backing
 

@@ -25,6 +25,8 @@ class Backing(ABC):
     readonly: bool
     discards = False
     """Whether it can give storage back that is not needed (`discard`)."""
+    delay_ns = 0
+    """How much longer commands take than on other disks, also in real time."""
 
     @abstractmethod
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:

@@ -59,9 +59,9 @@ class DiskController:
     """One unit with one disk.
 
     `latency_ns` is what a command takes apart from the movement of its data, `ns_per_kib` the movement itself; both
-    count in virtual time only (in real time the disk is as fast as it is). `iommu(line)` is asked at each doorbell what
-    the unit may access: None for everything, or a predicate on frames; a command that touches another frame fails with
-    EFAULT and moves nothing.
+    count in virtual time only (in real time the disk is as fast as it is, unless its backing has a delay of its own).
+    `iommu(line)` is asked at each doorbell what the unit may access: None for everything, or a predicate on frames; a
+    command that touches another frame fails with EFAULT and moves nothing.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class DiskController:
         machine.interrupts.plug_in(sheet.disk_irq(unit))
         self.unit = unit
         self.backing = backing
-        self.latency_ns = latency_ns
+        self.latency_ns = latency_ns + backing.delay_ns
+        self._prompt = not backing.delay_ns
         self.ns_per_kib = ns_per_kib
         self.iommu = iommu
         self.now: Callable[[], int] = machine.clock.read
@@ -167,7 +168,7 @@ class DiskController:
         self._consumed = consumed
         self.commands += len(done)
         completion.generation = self._generation
-        if self.machine.clock.real:
+        if self.machine.clock.real and self._prompt:
             self._complete(completion)
         else:
             deadline = self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10)

@@ -36,11 +36,15 @@ class Scene:
             file.truncate(size)
         return path
 
-    def guest(self, name: str, body: str, *images: Path, access: str = "rw", memory: int = 16) -> DomainConfig:
+    def guest(
+        self, name: str, body: str, *images: Path, access: str = "rw", memory: int = 16, more: str = ""
+    ) -> DomainConfig:
         """Write a guest whose `main` is `body`, with xvda, xvdb, ... on images."""
         code = "from guest_kernel.guest import Guest\n\n\nclass Main(Guest):\n    async def main(self):\n"
         (self.directory / f"{name}.py").write_text(code + textwrap.indent(textwrap.dedent(body), " " * 8))
-        disks = [f"format=raw,vdev=xvd{'abcdefgh'[n]},access={access},target={image}" for n, image in enumerate(images)]
+        disks = [
+            f"format=raw,vdev=xvd{'abcdefgh'[n]},access={access},{more}target={image}" for n, image in enumerate(images)
+        ]
         file = self.directory / f"{name}.cfg"
         file.write_text(f'name = "{name}"\nkernel = "{name}.py"\nmemory = {memory}\ndisk = {disks!r}\n')
         return load_config(file)
@@ -166,6 +170,56 @@ def test_an_image_that_shrinks_is_an_error_of_the_disk(scene: Scene) -> None:
     )
     assert scene.run(guest).exit_code == 0, scene.text
     assert "xvda: read of 8 sectors at 2000: input/output error" in scene.text
+
+
+FAILURES = """
+disk = await self.disk("xvda")
+
+async def attempt(what, awaitable):
+    try:
+        await awaitable
+    except OSError as error:
+        self.print(error)
+    else:
+        self.print(what, "went well")
+
+await attempt("read", disk.read(0, 8))
+await attempt("read", disk.read(90, 20))
+await attempt("write", disk.write(0, b"w" * 4096))
+await attempt("write", disk.write(8, b"w" * 4096))
+await attempt("flush", disk.flush())
+assert await disk.read(0, 16) == b"w" * 6144 + bytes(2048)
+"""
+
+
+def test_a_disk_that_fails(scene: Scene) -> None:
+    """What is wrong with the disk is the errors of one guest's requests; its neighbour notices nothing."""
+    failing = scene.guest("failing", FAILURES, scene.image("a.img"), more="faults=bad:100-199;torn:2;flush,")
+    sound = scene.guest("sound", RANDOM_TRAFFIC.format(seed=4), scene.image("b.img"))
+    assert scene.run(failing, sound).exit_code == 0, scene.text
+    assert "all is well" in scene.text
+    lines = [
+        "read went well",
+        "xvda: read of 20 sectors at 90: input/output error",
+        "write went well",
+        "xvda: write of 8 sectors at 8: input/output error",
+        "xvda: flush: input/output error",
+    ]
+    said = [line.partition("] ")[2] or line for line in scene.text.splitlines() if "xvda" in line or "went" in line]
+    assert [next(line for line in lines if text.endswith(line)) for text in said] == lines
+
+
+@pytest.mark.parametrize("time", ["virtual", "real"])
+def test_a_slow_disk(scene: Scene, time: str) -> None:
+    body = """
+    disk = await self.disk("xvda")
+    started = self.kernel.monotonic_ns()
+    await disk.read(0, 8)
+    taken = self.kernel.monotonic_ns() - started
+    assert 30_000_000 <= taken < 5_000_000_000, taken
+    """
+    guest = scene.guest("guest", body, scene.image("a.img"), more="faults=slow:30,")
+    assert scene.run(guest, time=time).exit_code == 0, scene.text
 
 
 def test_a_guest_that_dies_in_the_middle_of_its_requests(scene: Scene) -> None:

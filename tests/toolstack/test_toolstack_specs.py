@@ -72,6 +72,8 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
         ("/x,raw,xvda,devtype=tape", "unknown devtype"),
         ("/x,raw,xvda,backendtype=tap", "unknown backendtype"),
         ("/x,raw,xvda,backend=", "'backend' is empty"),
+        ("/x,raw,xvda,faults=bad:x", "'bad:x' is not of the form bad:SECTOR or bad:FIRST-LAST"),
+        ("/x,raw,xvda,faults=flush,faults=flush", "'faults' is given twice"),
     ],
 )
 def test_disk_mistakes(text: str, message: str) -> None:
