@@ -53,6 +53,7 @@ from toolstack.preparation import (
     prepare,
 )
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
+from toolstack.tap import TapWire
 from toolstack.vif_spec import VifSpec, generate_mac
 from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
 from toolstack.xl_config import DOM0_NAME, DomainConfig, default_dom0_config
@@ -103,6 +104,8 @@ class Host:
         self.seed = seed
         self.schedule = schedule
         self.nics = list(nics)
+        if not self.real_time and any(nic.tap for nic in self.nics):
+            raise UsageError("a TAP interface leads to a network in real time: --nic BRIDGE=tap:NAME needs --time real")
         self.capture = capture
         self.trace_file = trace_file
         self.consoles = consoles or ConsoleLog(lambda line: None)
@@ -307,6 +310,8 @@ class Host:
             mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
             NetworkCard(machine, unit, wire, mac).now = hv.now
             nics[bridge] = unit
+            if isinstance(wire, TapWire):
+                self.outside.tasks.append(wire.follow)
         for _, capture in prepared.captures:
             capture.now = lambda: machine.clock.wallclock_base + hv.now()
         self.card = SerialCard(machine, self.outside.panel)

@@ -32,6 +32,7 @@ from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.lifecycle import DomainPlan
 from toolstack.machine_code import MachineCode, is_machine_code, read_file, read_kernel, require_emulator
+from toolstack.tap import MAX_NAME, TapWire
 from toolstack.vif_spec import DEFAULT_BRIDGE, generate_mac
 from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
 from toolstack.xl_config import DomainConfig, check_together
@@ -45,10 +46,11 @@ UUID_SPACE = UUID("8f0e3f2c-5a1b-5c38-9d0e-70617261766d")
 
 @attrs.frozen
 class NicSpec:
-    """A bridge of the host and what its network card is plugged into: a capture file, or nothing (None)."""
+    """A bridge of the host and what its network card is plugged into: a capture file, a TAP interface, or nothing."""
 
     bridge: str
     capture: Path | None = None
+    tap: str = ""
 
     @property
     def of_bridge(self) -> Path | None:
@@ -57,6 +59,11 @@ class NicSpec:
 
     def open(self) -> Wire:
         """Plug the cable in. Raises `UsageError`."""
+        if self.tap:
+            try:
+                return TapWire(self.tap)
+            except UsageError as error:
+                raise UsageError(f"--nic {self.bridge}: {error}") from None
         if self.capture is None or self.of_bridge is not None:
             return NoWire()
         try:
@@ -75,18 +82,22 @@ class NicSpec:
 
 
 def parse_nic(text: str) -> NicSpec:
-    """Parse `BRIDGE=pcap:FILE` or `BRIDGE=none`. Raises `UsageError`."""
+    """Parse `BRIDGE=pcap:FILE`, `BRIDGE=tap:NAME` or `BRIDGE=none`. Raises `UsageError`."""
     bridge, equals, wire = text.partition("=")
     kind, _, file = wire.partition(":")
     if not equals or not bridge or any(char.isspace() for char in bridge):
-        raise UsageError(f"--nic {text!r} is not of the form BRIDGE=pcap:FILE or BRIDGE=none")
+        raise UsageError(f"--nic {text!r} is not of the form BRIDGE=pcap:FILE, BRIDGE=tap:NAME or BRIDGE=none")
     if "." in bridge or ":" in bridge:
         raise UsageError(f"--nic {text!r}: the name of a bridge has no '.' and no ':', as VLANs stand behind these")
     if wire == "none":
         return NicSpec(bridge)
     if kind == "pcap" and file:
         return NicSpec(bridge, Path(file))
-    raise UsageError(f"--nic {text!r}: a network card is plugged into pcap:FILE or none, not {wire!r}")
+    if kind == "tap" and file:
+        if len(file.encode()) > MAX_NAME or "/" in file or any(char.isspace() for char in file):
+            raise UsageError(f"--nic {text!r}: {file!r} is no name of an interface (at most {MAX_NAME} bytes)")
+        return NicSpec(bridge, tap=file)
+    raise UsageError(f"--nic {text!r}: a network card is plugged into pcap:FILE, tap:NAME or none, not {wire!r}")
 
 
 ImageKey = tuple[int, int]

@@ -32,6 +32,8 @@ class Wire(ABC):
     """
 
     failure = ""
+    receive: Callable[[bytes], None] = staticmethod(lambda frame: None)
+    """What takes a frame that comes over the wire: set by the card."""
 
     @abstractmethod
     def transmit(self, frame: bytes, now: int) -> None:
@@ -93,6 +95,7 @@ class NetworkCard:
         machine.interrupts.plug_in(sheet.nic_irq(unit))
         self.unit = unit
         self.wire = wire
+        wire.receive = self.receive
         self.mac = mac
         self.now: Callable[[], int] = machine.clock.read
         self.tx_frames = self.rx_frames = self.rx_dropped = 0

@@ -71,7 +71,8 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     "nics",
     metavar="BRIDGE=WIRE",
     multiple=True,
-    help="A bridge of the host, and what its network card is plugged into: none, or pcap:FILE. A FILE.pcap gets what "
+    help="A bridge of the host, and what its network card is plugged into: none, tap:NAME (a TAP interface of "
+    "Linux; needs --time real), or pcap:FILE. A FILE.pcap gets what "
     "goes onto the wire; any other name gets every frame at every port of the bridge, as pcapng.",
 )
 @click.option(
