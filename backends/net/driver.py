@@ -71,7 +71,13 @@ class NetBack(XenbusDriver):
     async def publish(self, device: XenbusDevice) -> None:
         """Say what this backend can do."""
         await device.write(
-            {"feature-sg": True, "feature-rx-copy": True, "feature-rx-flip": False, "feature-ctrl-ring": True}
+            {
+                "feature-sg": True,
+                "feature-rx-copy": True,
+                "feature-rx-flip": False,
+                "feature-ctrl-ring": True,
+                "feature-split-event-channels": True,
+            }
         )
 
     async def connect(self, device: XenbusDevice) -> None:
@@ -87,6 +93,8 @@ class NetBack(XenbusDriver):
             "tx-ring-ref",
             "rx-ring-ref",
             "event-channel",
+            "event-channel-tx",
+            "event-channel-rx",
             "request-rx-copy",
             "ctrl-ring-ref",
             "event-channel-ctrl",
@@ -113,13 +121,25 @@ class NetBack(XenbusDriver):
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         vif.membership, vif.is_mirror = membership, is_mirror
+        # Nobody may send to a vif that cannot tell its guest.
+        self._bind(device, vif, nodes)
         self._devices[vif] = device
         bridge.add(vif)
-        vif.port = self.kernel.events.bind_interdomain(
-            device.otherend_id, frontend_number(nodes, "event-channel"), lambda: self._event(vif)
-        )
         if nodes["ctrl-ring-ref"] is not None:
             self._connect_control(device, nodes)
+
+    def _bind(self, device: XenbusDevice, vif: Vif, nodes: dict[str, str | None]) -> None:
+        """Bind the event channel of both rings, or one of each if the frontend has split them. Raises ValueError."""
+
+        def bind(key: str) -> int:
+            number = frontend_number(nodes, key)
+            return self.kernel.events.bind_interdomain(device.otherend_id, number, lambda: self._event(vif))
+
+        if nodes["event-channel-tx"] is not None or nodes["event-channel-rx"] is not None:
+            vif.port = bind("event-channel-tx")
+            vif.rx_port = bind("event-channel-rx")
+        else:
+            vif.port = vif.rx_port = bind("event-channel")
 
     def _connect_control(self, device: XenbusDevice, nodes: dict[str, str | None]) -> None:
         """Map the control ring and bind its event channel. Raises ValueError."""
@@ -143,8 +163,9 @@ class NetBack(XenbusDriver):
         self._devices.pop(vif, None)
         if vif.bridge is not None:
             vif.bridge.remove(vif)
-        if vif.port:
-            self.kernel.events.unbind(vif.port)
+        for port in {vif.port: None, vif.rx_port: None}:
+            if port:
+                self.kernel.events.unbind(port)
         vif.close()
         if connection.control is not None:
             connection.control.close()

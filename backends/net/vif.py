@@ -63,7 +63,9 @@ class Vif(Port):
         self.domid = domid
         self.counters = Counters()
         self.port = 0
-        """Event channel; 0 until it is bound."""
+        """Event channel of the tx ring, and of both without split ones; 0 until it is bound."""
+        self.rx_port = 0
+        """Event channel of the rx ring; the same, or one of its own."""
         self.queued = False
         """Stands in the worker's queue."""
         self.touched: Callable[[Vif], None] = lambda vif: None
@@ -136,7 +138,7 @@ class Vif(Port):
         if self._trace is not None:
             self._trace(RING_PUSH, self.name, what, ring.rsp_prod_pvt, notify)
         if notify:
-            self.kernel.events.notify(self.port)
+            self.kernel.events.notify(self.port if ring is self._tx else self.rx_port)
 
     def _trace_packets(self, direction: str, sizes: Iterable[int], slots: int = 1) -> None:
         """Record frames that the guest has sent ("tx") or received ("rx"), as its own books will name it."""

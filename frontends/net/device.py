@@ -70,7 +70,9 @@ class FrontDevice(NetDevice):
         self.checksum_offload = True
         self.control: ControlRing | None = None
         self.port = 0
-        """Event channel; 0 until `open` has made it."""
+        """Event channel of the tx ring, and of both without split ones; 0 until `open` has made it."""
+        self.rx_port = 0
+        """Event channel of the rx ring; the same, or one of its own."""
         self._pages = GrantedPages(kernel, backend)
         self._notify = kernel.events.notify
         self._trace = kernel.cpu.trace
@@ -86,8 +88,10 @@ class FrontDevice(NetDevice):
         self._pieces: list[bytes] = []
         self._pieces_bad = False
 
-    def open(self, *, control: bool = False) -> None:
+    def open(self, *, control: bool = False, split: bool = False) -> None:
         """Make rings, event channel, and the first buffers; `control`: a control ring too.
+
+        `split`: each ring gets an event channel of its own; an event on either is a look at both rings.
 
         Raises OutOfMemory, GrantError, XenError; `close` gives back what has been taken by then.
         """
@@ -97,7 +101,9 @@ class FrontDevice(NetDevice):
         self._rx = FrontRing.initialise(rx.view, RX_SLOT)
         self._tx_words, self._rx_words = tx.i, rx.q
         self._tx_order, self._rx_order = [0] * self._tx.size, [0] * self._rx.size
-        self.port = self.kernel.events.alloc_unbound(self.backend, self._interrupt)
+        self.port = self.rx_port = self.kernel.events.alloc_unbound(self.backend, self._interrupt)
+        if split:
+            self.rx_port = self.kernel.events.alloc_unbound(self.backend, self._interrupt)
         if control:
             self.control = ControlRing(self.kernel, self.backend, self._pages)
         for _ in range(RX_FIRST):
@@ -108,7 +114,8 @@ class FrontDevice(NetDevice):
     def connect(self) -> None:
         """Start: the backend is there."""
         self.connected = True
-        self._notify(self.port)
+        for port in dict.fromkeys((self.port, self.rx_port)):
+            self._notify(port)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
@@ -296,7 +303,7 @@ class FrontDevice(NetDevice):
         if self._trace is not None:
             self._trace(RING_PUSH, self.name, "rx", self._rx.req_prod_pvt, notify)
         if notify and self.connected:
-            self._notify(self.port)
+            self._notify(self.rx_port)
 
     def _take_rx_responses(self) -> bool:
         ring = self._rx
@@ -405,8 +412,9 @@ class FrontDevice(NetDevice):
         """Take everything back; returns the grants (with their pages) that the backend still uses (XSA-396)."""
         self.disconnect()
         if self.port:
-            self.kernel.events.unbind(self.port)
-            self.port = 0
+            for port in dict.fromkeys((self.port, self.rx_port)):
+                self.kernel.events.unbind(port)
+            self.port = self.rx_port = 0
             self._tx.release()
             self._rx.release()
         if self.control is not None:

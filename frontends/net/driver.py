@@ -30,20 +30,23 @@ class NetFront(XenbusDriver):
         self._retry_withheld()
         mac = mac_from_text(await device.read("mac") or "")
         mtu = parse_mtu(await device.read("mtu"))
-        offers = await device.read_otherend_many("feature-ctrl-ring", "feature-sg")
+        offers = await device.read_otherend_many("feature-ctrl-ring", "feature-sg", "feature-split-event-channels")
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
         front.mtu = mtu or front.mtu
         front.scatter = offers["feature-sg"] == "1"
         front.on_broken = lambda why: self._broken(device, why)
-        front.open(control=offers["feature-ctrl-ring"] == "1")
+        front.open(control=offers["feature-ctrl-ring"] == "1", split=offers["feature-split-event-channels"] == "1")
         nodes: dict[str, object] = {
             "tx-ring-ref": front.tx_ref,
             "rx-ring-ref": front.rx_ref,
-            "event-channel": front.port,
             "request-rx-copy": True,
             "feature-rx-notify": True,
             "feature-sg": True,
         }
+        if front.rx_port != front.port:
+            nodes |= {"event-channel-tx": front.port, "event-channel-rx": front.rx_port}
+        else:
+            nodes["event-channel"] = front.port
         if front.control is not None:
             nodes |= {"ctrl-ring-ref": front.control.ring_ref, "event-channel-ctrl": front.control.port}
         await device.write(nodes)

@@ -224,6 +224,8 @@ class FakeEvents:
         peer = self.kernel.world.kernels.get(domid)
         if peer is None or remote_port not in peer.events.ports:
             raise OSError(errno.EINVAL, "no such port")
+        if peer.events.ports[remote_port][2] is not None:
+            raise OSError(errno.EINVAL, "somebody is bound to it")
         port = self.alloc_unbound(domid, handler)
         self.ports[port][2:] = [peer, remote_port]
         peer.events.ports[remote_port][2:] = [self.kernel, port]

@@ -98,6 +98,8 @@ NODES = {
     "tx-ring-ref": ["", "x", "-1", "99999999999", "4294967296", "4294967295", " 8", "²"],
     "rx-ring-ref": ["0", "12345", None],
     "event-channel": ["", "0", "77777", "4294967295", None],
+    "event-channel-tx": ["", "0", "77777", "4294967295", None],
+    "event-channel-rx": ["", "0", "77777", "4294967295", None],
     "request-rx-copy": ["0", None, "yes"],
     "ctrl-ring-ref": ["x", "31337"],
     "event-channel-ctrl": ["x", "0", None],
@@ -109,6 +111,8 @@ def test_nodes_that_make_no_sense(key: str, value: str | None) -> None:
     host = Host(guests=1)
     guest = host.guests[0]
     guest.back.hook("publish")
+    if key == "event-channel":
+        guest.store["backend/feature-split-event-channels"] = "0"
     guest.front.hook("publish")
     right = guest.store.pop(f"frontend/{key}")
     if value is not None:
@@ -124,6 +128,65 @@ def test_nodes_that_make_no_sense(key: str, value: str | None) -> None:
     guest.front.hook("connect")
     guest.close()
     host.check_no_leaks()
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_event_channels(split: bool) -> None:
+    """With an event channel for each ring, each end tells of a ring on that ring's own."""
+    host = Host()
+    one, two = host.guests
+    one.back.hook("publish")
+    assert one.store["backend/feature-split-event-channels"] == "1"
+    one.store["backend/feature-split-event-channels"] = str(int(split))
+    one.front.hook("publish")
+    keys = {key for key in one.store if key.startswith("frontend/event-channel")} - {"frontend/event-channel-ctrl"}
+    assert keys == ({"frontend/event-channel-tx", "frontend/event-channel-rx"} if split else {"frontend/event-channel"})
+    one.back.hook("connect")
+    one.front.hook("connect")
+    one.device.received = one.record
+    two.connect()
+    host.run()
+    assert (one.device.port != one.device.rx_port) == (one.vif.port != one.vif.rx_port) == split
+    told: list[int] = []
+    notify = host.kernel.events.notify
+    host.kernel.events.notify = lambda port: (told.append(port), notify(port))[1]  # type: ignore[method-assign,func-returns-value]
+    one.device.transmit(one.frame(b"\xff" * 6))
+    host.run()
+    assert told == [one.vif.port, two.vif.rx_port]
+    told.clear()
+    two.device.transmit(two.frame(one.mac))
+    host.run()
+    assert set(told) == {two.vif.port, one.vif.rx_port}
+    assert one.received == [two.frame(one.mac)]
+    host.down()
+
+
+def test_one_event_channel_for_both_rings_under_two_names() -> None:
+    host = Host(guests=1)
+    guest = host.guests[0]
+    guest.back.hook("publish")
+    guest.front.hook("publish")
+    guest.store["frontend/event-channel-rx"] = guest.store["frontend/event-channel-tx"]
+    with pytest.raises((ValueError, OSError)):
+        guest.back.hook("connect")
+    guest.close()
+    host.check_no_leaks()
+
+
+def test_nobody_sends_to_a_vif_without_an_event_channel() -> None:
+    """Its rings are right and its channel is not: until the bus has closed it, frames may come."""
+    host = Host()
+    one, two = host.guests
+    two.connect()
+    one.back.hook("publish")
+    one.front.hook("publish")
+    one.store["frontend/event-channel-rx"] = "77777"
+    with pytest.raises((ValueError, OSError)):
+        one.back.hook("connect")
+    two.device.transmit(two.frame(b"\xff" * 6))
+    host.run()
+    assert not host.world.failures
+    host.down()
 
 
 def test_an_unknown_bridge() -> None:
