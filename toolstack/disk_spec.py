@@ -5,7 +5,10 @@ ones. `target=` given by name takes the whole rest of the text, commas included.
 (and `raw:`) are understood: after one of them no format is asked for, so the short form is `file:/x.img,xvda,w`.
 """
 
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 import attrs
 
@@ -13,11 +16,14 @@ from hypervisor.machine.failing_disk import Faults, parse_faults
 from toolstack.errors import SpecError, did_you_mean
 
 RAW_FORMAT = "raw"
+OVERLAY_FORMAT = "overlay"
+"""Not one of xl's: what a guest changes goes to a file of its own (`hypervisor.machine.overlay`)."""
+FORMATS = (RAW_FORMAT, OVERLAY_FORMAT)
 _OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed", "empty")
 _ACCESS = {"r": False, "ro": False, "w": True, "rw": True}
 _PREFIX = re.compile(r"(file|phy|raw|aio|tap2?|qcow2?|vhd|qed|nbd|iscsi):")
 _DOS_PREFIXES = ("tap", "tap2", "nbd", "iscsi")
-_KEYS = ("format", "vdev", "access", "target", "backend", "devtype", "backendtype", "faults", "script")
+_KEYS = ("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script")
 _XVD_MAJOR = 202
 _EXTENDED = 1 << 28
 _XVD = re.compile(r"xvd([a-z]{1,2})([1-9][0-9]*)?")
@@ -31,11 +37,13 @@ class DiskSpec:
     """One virtual disk of a domain."""
 
     target: str
-    """Path of the image file, as written (the configuration reader resolves it)."""
+    """Path of the image file, or of an overlay's file of changes, as written (the reader of it resolves it)."""
     vdev: str
     """Name of the device in the guest: xvda, xvdb2, sda, hda, d3p1."""
     writable: bool = True
     format: str = RAW_FORMAT
+    base: str = ""
+    """Path of the image that an overlay changes."""
     backend: str = "0"
     """Name or number of the domain that serves the disk."""
     removable: bool = False
@@ -43,6 +51,11 @@ class DiskSpec:
     """Whether the guest may say what it does not need any more, so that the image shrinks."""
     faults: Faults | None = None
     """What is wrong with the machine's disk (`faults=`, which xl does not have)."""
+
+    def resolved(self, directory: Path) -> DiskSpec:
+        """Return the same with paths that start at `directory` if they are relative."""
+        base = str(directory / self.base) if self.base else ""
+        return attrs.evolve(self, target=str(directory / self.target), base=base)
 
     @property
     def devid(self) -> int:
@@ -95,6 +108,7 @@ class _Draft:
     format: str | None = None
     vdev: str | None = None
     access: str | None = None
+    base: str | None = None
     backend: str = "0"
     removable: bool = False
     discard: bool | None = None
@@ -133,11 +147,11 @@ def _strip_prefix(text: str, draft: _Draft) -> str:
 
 def _format(word: str) -> str:
     word = word.lower()
-    if word == RAW_FORMAT:
+    if word in FORMATS:
         return word
     if word in _OTHER_FORMATS:
-        raise SpecError(f"the disk format {word!r} is not supported; only 'raw' is")
-    raise SpecError(f"unknown disk format {word!r}{did_you_mean(word, (RAW_FORMAT, *_OTHER_FORMATS))}")
+        raise SpecError(f"the disk format {word!r} is not supported; only {' and '.join(map(repr, FORMATS))} are")
+    raise SpecError(f"unknown disk format {word!r}{did_you_mean(word, (*FORMATS, *_OTHER_FORMATS))}")
 
 
 def _positional(draft: _Draft, word: str) -> None:
@@ -170,7 +184,7 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         draft.removable = value.lower() == "cdrom"
     elif key == "format":
         _set(draft, "format", _format(value))
-    elif key in ("vdev", "access"):
+    elif key in ("vdev", "access", "base"):
         _set(draft, key, value)
     elif key == "faults":
         try:
@@ -199,6 +213,11 @@ def _finish(draft: _Draft) -> DiskSpec:
     if access not in _ACCESS:
         raise SpecError(f"the disk access is 'ro' or 'rw', not {draft.access!r}")
     vdev_number(draft.vdev)
+    image_format = draft.format or RAW_FORMAT
+    if image_format == OVERLAY_FORMAT and not draft.base:
+        raise SpecError("an overlay needs a base (base=, the image that it changes)")
+    if image_format != OVERLAY_FORMAT and draft.base is not None:
+        raise SpecError(f"only an overlay has a base, and this is a disk of format {image_format!r}")
     if not draft.backend:
         raise SpecError("the disk parameter 'backend' is empty")
     writable = _ACCESS[access] and not draft.removable
@@ -206,6 +225,8 @@ def _finish(draft: _Draft) -> DiskSpec:
         target=draft.target,
         vdev=draft.vdev,
         writable=writable,
+        format=image_format,
+        base=draft.base or "",
         discard=writable and draft.discard is not False,
         backend=draft.backend,
         removable=draft.removable,

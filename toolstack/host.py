@@ -458,7 +458,9 @@ class Host:
             raise ToolstackError(str(error)) from None
         spare = self._spare_disks.pop(_place(disk), None)
         if spare is not None:
-            backing.close()
+            # The files may have changed since: what was known of them does not count any more.
+            self._prepared.disks[self._prepared.disks.index(self._disks[spare].backing)] = backing
+            self._disks[spare].exchange(backing)
             self._disk_owners[spare] = owner, disk
             return spare
         self._prepared.disks.append(backing)
@@ -477,6 +479,8 @@ class Host:
         owner, disk = self._disk_owners.pop(unit)
         forget_image(owner, disk, self._prepared.users)
         if keep:
+            # Whoever takes the image next finds everything in it.
+            self._disks[unit].backing.flush()
             self._spare_disks[_place(disk)] = unit
             return
         controller = self._disks.pop(unit)

@@ -25,9 +25,10 @@ from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
+from hypervisor.machine.overlay import Overlay
 from toolstack.builder import check_size, python_kernel
 from toolstack.capture import Capture
-from toolstack.disk_spec import DiskSpec
+from toolstack.disk_spec import OVERLAY_FORMAT, DiskSpec
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.lifecycle import DomainPlan
@@ -350,31 +351,54 @@ class ImageError(Exception):
 def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
     """Open the image of a domain's disk and note its user. Raises ImageError."""
     path = Path(disk.target)
-    if path.is_dir():
-        raise ImageError(f"the disk image {disk.target!r} is a directory")
-    if not path.exists():
-        raise ImageError(f"the disk image {disk.target!r} does not exist")
-    status = path.stat()
-    if path.is_file() and (not status.st_size or status.st_size % SECTOR):
-        raise ImageError(
-            f"the disk image {disk.target!r} is too short: {status.st_size} bytes, and a disk has whole sectors "
-            f"of {SECTOR} (truncate -s 16M makes one of 16 MiB)"
-        )
-    others = users.setdefault((status.st_dev, status.st_ino), {})
-    for other, used in others.items():
-        if disk.writable or used.writable:
-            name = other.partition("/")[0]
-            raise ImageError(
-                f"the disk image {disk.target!r} is used by {name!r} already, and one of the two writes to it"
-            )
+    uses = {path: disk.writable}
+    if disk.format == OVERLAY_FORMAT:
+        uses[Path(disk.base)] = False
+    _check_image(Path(disk.base) if disk.base else path)
+    for file, writes in uses.items():
+        _refuse_conflict(file, writes, users)
     try:
-        backing: Backing = RawFile(path, readonly=not disk.writable)
+        backing: Backing
+        if disk.base:
+            backing = Overlay(path, Path(disk.base), readonly=not disk.writable)
+        else:
+            backing = RawFile(path, readonly=not disk.writable)
     except DeviceError as error:
         raise ImageError(str(error)) from None
     if disk.faults is not None:
         backing = FailingDisk(backing, disk.faults)
-    others[f"{owner}/{disk.vdev}"] = disk
+    for file, writes in uses.items():
+        users.setdefault(_image_key(file), {})[f"{owner}/{disk.vdev}"] = attrs.evolve(disk, writable=writes)
     return backing
+
+
+def _image_key(path: Path) -> ImageKey:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_image(path: Path) -> None:
+    """Refuse what cannot be the image of a disk."""
+    if path.is_dir():
+        raise ImageError(f"the disk image '{path}' is a directory")
+    if not path.exists():
+        raise ImageError(f"the disk image '{path}' does not exist")
+    size = path.stat().st_size
+    if path.is_file() and (not size or size % SECTOR):
+        raise ImageError(
+            f"the disk image '{path}' is too short: {size} bytes, and a disk has whole sectors "
+            f"of {SECTOR} (truncate -s 16M makes one of 16 MiB)"
+        )
+
+
+def _refuse_conflict(path: Path, writes: bool, users: dict[ImageKey, dict[str, DiskSpec]]) -> None:
+    """Refuse an image that one uses and another writes to."""
+    if not path.exists():
+        return
+    for other, used in users.get(_image_key(path), {}).items():
+        if writes or used.writable:
+            name = other.partition("/")[0]
+            raise ImageError(f"the disk image '{path}' is used by {name!r} already, and one of the two writes to it")
 
 
 def forget_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> None:

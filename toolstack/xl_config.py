@@ -323,7 +323,7 @@ class _Reader:
             if disk.devid in seen:
                 raise ConfigError(self._source, setting.line_of(index), f"two disks are {disk.vdev!r}")
             seen.add(disk.devid)
-        return tuple(attrs.evolve(disk, target=str(self._directory / disk.target)) for disk in disks)
+        return tuple(disk.resolved(self._directory) for disk in disks)
 
     def cpus(self) -> tuple[int, ...] | None:
         setting = self.settings.get("cpus")

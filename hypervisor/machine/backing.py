@@ -18,6 +18,13 @@ _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+def punch_hole(fd: int, offset: int, size: int) -> int:
+    """Give back a part of a file, which reads as zero then; 0 or an errno (EOPNOTSUPP where files have no holes)."""
+    if _fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size):
+        return ctypes.get_errno() or errno.EIO
+    return 0
+
+
 class Backing(ABC):
     """`size` bytes of storage, read and written at byte offsets. Errors come back as positive errno numbers."""
 
@@ -92,9 +99,7 @@ class RawFile(Backing):
 
     def discard(self, offset: int, size: int) -> int:
         """Punch a hole into the file (fallocate(2)); EOPNOTSUPP where the file system has none."""
-        if _fallocate(self._fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size):
-            return ctypes.get_errno() or errno.EIO
-        return 0
+        return punch_hole(self._fd, offset, size)
 
     def close(self) -> None:
         """Close the file."""

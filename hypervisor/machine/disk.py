@@ -79,13 +79,11 @@ class DiskController:
         self.machine = machine
         machine.interrupts.plug_in(sheet.disk_irq(unit))
         self.unit = unit
-        self.backing = backing
-        self.latency_ns = latency_ns + backing.delay_ns
-        self._prompt = not backing.delay_ns
+        self._medium_latency_ns = latency_ns
+        self._use(backing)
         self.ns_per_kib = ns_per_kib
         self.iommu = iommu
         self.now: Callable[[], int] = machine.clock.read
-        self.sectors = backing.size // SECTOR_SIZE
         self.read_bytes = self.written_bytes = self.commands = 0
         self._command_base = self._completion_base = 0
         self._consumed = self._produced = 0
@@ -95,14 +93,25 @@ class DiskController:
         self._allowed: Callable[[int], bool] | None = None
         memory = machine.memory
         self._b, self._i, self._q, self._written = memory.b, memory.i, memory.q, memory.written
-        self._size = self.sectors * SECTOR_SIZE
-        self._readv = backing.readv
         self._rearm, self._raise_line = machine.timers.rearm, machine.interrupts.raise_line
         self._spare: list[_Completion] = []
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
         machine.ports.writers[sheet.disk_port(unit) + sheet.DISK_DOORBELL] = self._doorbell
+
+    def _use(self, backing: Backing) -> None:
+        self.backing = backing
+        self.sectors = backing.size // SECTOR_SIZE
+        self.latency_ns = self._medium_latency_ns + backing.delay_ns
+        self._prompt = not backing.delay_ns
+        self._size = self.sectors * SECTOR_SIZE
+        self._readv = backing.readv
+
+    def exchange(self, backing: Backing) -> None:
+        """Put another medium in the place of this one: the same kind of disk, while nobody uses it."""
+        self.backing.close()
+        self._use(backing)
 
     def unplug(self) -> None:
         """Take the disk out of the machine; commands under way are lost, as when a cable is pulled."""

@@ -15,6 +15,7 @@ import trio
 import toolstack.host
 from backends.block import BlockBack
 from toolstack.console_log import ConsoleLog
+from toolstack.errors import UsageError
 from toolstack.host import Host
 from toolstack.report import DomainResult, HostResult
 from toolstack.xl_config import DomainConfig, load_config
@@ -37,14 +38,12 @@ class Scene:
         return path
 
     def guest(
-        self, name: str, body: str, *images: Path, access: str = "rw", memory: int = 16, more: str = ""
+        self, name: str, body: str, *images: Path, access: str = "rw", memory: int = 16, kind: str = "format=raw"
     ) -> DomainConfig:
         """Write a guest whose `main` is `body`, with xvda, xvdb, ... on images."""
         code = "from guest_kernel.guest import Guest\n\n\nclass Main(Guest):\n    async def main(self):\n"
         (self.directory / f"{name}.py").write_text(code + textwrap.indent(textwrap.dedent(body), " " * 8))
-        disks = [
-            f"format=raw,vdev=xvd{'abcdefgh'[n]},access={access},{more}target={image}" for n, image in enumerate(images)
-        ]
+        disks = [f"{kind},vdev=xvd{'abcdefgh'[n]},access={access},target={image}" for n, image in enumerate(images)]
         file = self.directory / f"{name}.cfg"
         file.write_text(f'name = "{name}"\nkernel = "{name}.py"\nmemory = {memory}\ndisk = {disks!r}\n')
         return load_config(file)
@@ -172,6 +171,33 @@ def test_an_image_that_shrinks_is_an_error_of_the_disk(scene: Scene) -> None:
     assert "xvda: read of 8 sectors at 2000: input/output error" in scene.text
 
 
+def test_guests_on_overlays_of_one_base(scene: Scene) -> None:
+    base = scene.image("base.img", data=b"b" * 8192)
+    body = """
+    disk = await self.disk("xvda")
+    assert await disk.read(0, 17) == b"b" * 8192 + bytes(512)
+    await disk.write(3, b"{0}" * 512)
+    await disk.discard(8, 8)
+    assert await disk.read(0, 17) == b"b" * 1536 + b"{0}" * 512 + b"b" * 2048 + bytes(4608)
+    await disk.flush()
+    """
+    overlay = f"format=overlay,base={base}"
+    again = body.replace('b"b" * 8192 + bytes(512)', 'b"b" * 1536 + b"1" * 512 + b"b" * 2048 + bytes(4608)')
+    files = [scene.directory / f"{n}.changes" for n in range(2)]
+    guests = [scene.guest(f"g{n}", body.format(n), file, kind=overlay) for n, file in enumerate(files)]
+    assert scene.run(*guests).exit_code == 0, scene.text
+    assert scene.run(scene.guest("g1", again.format(2), files[1], kind=overlay)).exit_code == 0, scene.text
+    assert base.read_bytes() == b"b" * 8192 + bytes((1 << 20) - 8192)
+    writer = scene.guest("writer", "pass", base)
+    for pair in ([guests[0], writer], [writer, guests[0]]):
+        with pytest.raises(UsageError, match=f"is used by '{pair[0].name}' already, and one of the two writes to it"):
+            scene.run(*pair)
+    with pytest.raises(UsageError, match="is used by 'g0' already"):
+        scene.run(guests[0], scene.guest("g2", "pass", files[0], kind=overlay))
+    with pytest.raises(UsageError, match="is no file of changes of a disk"):
+        scene.run(scene.guest("g2", "pass", scene.image("c.img", data=b"c"), kind=overlay))
+
+
 FAILURES = """
 disk = await self.disk("xvda")
 
@@ -194,7 +220,7 @@ assert await disk.read(0, 16) == b"w" * 6144 + bytes(2048)
 
 def test_a_disk_that_fails(scene: Scene) -> None:
     """What is wrong with the disk is the errors of one guest's requests; its neighbour notices nothing."""
-    failing = scene.guest("failing", FAILURES, scene.image("a.img"), more="faults=bad:100-199;torn:2;flush,")
+    failing = scene.guest("failing", FAILURES, scene.image("a.img"), kind="faults=bad:100-199;torn:2;flush")
     sound = scene.guest("sound", RANDOM_TRAFFIC.format(seed=4), scene.image("b.img"))
     assert scene.run(failing, sound).exit_code == 0, scene.text
     assert "all is well" in scene.text
@@ -218,7 +244,7 @@ def test_a_slow_disk(scene: Scene, time: str) -> None:
     taken = self.kernel.monotonic_ns() - started
     assert 30_000_000 <= taken < 5_000_000_000, taken
     """
-    guest = scene.guest("guest", body, scene.image("a.img"), more="faults=slow:30,")
+    guest = scene.guest("guest", body, scene.image("a.img"), kind="faults=slow:30")
     assert scene.run(guest, time=time).exit_code == 0, scene.text
 
 

@@ -1,7 +1,9 @@
 """Disk and vif specifications against the rules of xl-disk-configuration(5) and xl-network-configuration(5)."""
 
 import contextlib
+from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,14 @@ from toolstack.vif_spec import Rate, VifSpec, generate_mac, parse_mac, parse_rat
 )
 def test_ways_to_say_one_disk(text: str) -> None:
     assert parse_disk(text) == DiskSpec("/x.img", "xvda")
+
+
+def test_overlays() -> None:
+    disk = parse_disk("format=overlay,vdev=xvda,base=a.img,target=b")
+    assert disk == DiskSpec("b", "xvda", format="overlay", base="a.img")
+    assert parse_disk("b,overlay,xvda,ro,base=a.img") == attrs.evolve(disk, writable=False, discard=False)
+    assert disk.resolved(Path("/d")) == attrs.evolve(disk, target="/d/b", base="/d/a.img")
+    assert parse_disk("b,,xvda").resolved(Path("/d")) == DiskSpec("/d/b", "xvda")
 
 
 def test_other_disks() -> None:
@@ -74,6 +84,10 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
         ("/x,raw,xvda,backend=", "'backend' is empty"),
         ("/x,raw,xvda,faults=bad:x", "'bad:x' is not of the form bad:SECTOR or bad:FIRST-LAST"),
         ("/x,raw,xvda,faults=flush,faults=flush", "'faults' is given twice"),
+        ("/x,overlay,xvda", "an overlay needs a base"),
+        ("/x,overlay,xvda,base=", "an overlay needs a base"),
+        ("/x,raw,xvda,base=/y", "only an overlay has a base, and this is a disk of format 'raw'"),
+        ("/x,overlaid,xvda", "unknown disk format 'overlaid'; did you mean 'overlay'"),
     ],
 )
 def test_disk_mistakes(text: str, message: str) -> None:

@@ -187,9 +187,8 @@ async def _sysrq(toolstack: Toolstack, args: Arguments) -> None:
 
 async def _block_attach(toolstack: Toolstack, args: Arguments) -> None:
     live = toolstack.running(args.text("domain"))
-    disk = parse_disk(args.text("spec"))
-    target = str(Path(args.text("cwd", "/")) / disk.target)
-    await toolstack.hotplug.attach_disk(live, attrs.evolve(disk, target=target))
+    disk = parse_disk(args.text("spec")).resolved(Path(args.text("cwd", "/")))
+    await toolstack.hotplug.attach_disk(live, disk)
 
 
 async def _block_detach(toolstack: Toolstack, args: Arguments) -> None:
