@@ -15,6 +15,7 @@ from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
 from guest_kernel.net.device import Counters, parse_mtu
 from guest_kernel.threads import WaitQueue
+from guest_kernel.xenbus.client import XenstoreError
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class _Connection:
         self.vif = vif
         self.grants = grants
         self.control: ControlRing | None = None
+        self.has_changed = self.is_looking = False
+        """The frontend's wish for multicast has changed; a thread reads it."""
 
 
 class NetBack(XenbusDriver):
@@ -68,6 +71,10 @@ class NetBack(XenbusDriver):
 
     # -- xenbus ---------------------------------------------------------------------------------------------------
 
+    async def probe(self, device: XenbusDevice) -> None:
+        """Look at what the frontend may change while it is connected."""
+        await device.watch_otherend("request-multicast-control", lambda: self._multicast_changed(device))
+
     async def publish(self, device: XenbusDevice) -> None:
         """Say what this backend can do."""
         await device.write(
@@ -77,6 +84,8 @@ class NetBack(XenbusDriver):
                 "feature-rx-flip": False,
                 "feature-ctrl-ring": True,
                 "feature-split-event-channels": True,
+                "feature-multicast-control": True,
+                "feature-dynamic-multicast-control": True,
             }
         )
 
@@ -96,6 +105,7 @@ class NetBack(XenbusDriver):
             "event-channel-tx",
             "event-channel-rx",
             "request-rx-copy",
+            "request-multicast-control",
             "ctrl-ring-ref",
             "event-channel-ctrl",
             "feature-sg",
@@ -118,6 +128,7 @@ class NetBack(XenbusDriver):
         vif.counters = self.counters[key]
         vif.touched, vif.recheck = self._touched, self._event
         vif.credit, vif.mtu = credit, mtu
+        vif.multicast.active = nodes["request-multicast-control"] == "1"
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         vif.membership, vif.is_mirror = membership, is_mirror
@@ -125,8 +136,31 @@ class NetBack(XenbusDriver):
         self._bind(device, vif, nodes)
         self._devices[vif] = device
         bridge.add(vif)
+        # It may have changed while it was read.
+        self._multicast_changed(device)
         if nodes["ctrl-ring-ref"] is not None:
             self._connect_control(device, nodes)
+
+    def _multicast_changed(self, device: XenbusDevice) -> None:
+        """Have the node read again (feature-dynamic-multicast-control): by one thread, however often it changes."""
+        connection: _Connection | None = device.data
+        if connection is None:
+            return
+        connection.has_changed = True
+        if not connection.is_looking:
+            connection.is_looking = True
+            self.kernel.spawn(self._look_at_multicast(device, connection), f"{device.path} multicast")
+
+    async def _look_at_multicast(self, device: XenbusDevice, connection: _Connection) -> None:
+        while connection.has_changed:
+            connection.has_changed = False
+            try:
+                wanted = await device.read_otherend("request-multicast-control")
+            except XenstoreError:
+                # The frontend has taken its directory away from us: it gets what it gets without a wish.
+                wanted = None
+            connection.vif.multicast.active = wanted == "1"
+        connection.is_looking = False
 
     def _bind(self, device: XenbusDevice, vif: Vif, nodes: dict[str, str | None]) -> None:
         """Bind the event channel of both rings, or one of each if the frontend has split them. Raises ValueError."""

@@ -16,6 +16,7 @@ EXTRA_MORE = netif.XEN_NETIF_EXTRA_FLAG_MORE
 MAX_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
 FATAL_SLOTS = 20
 """A frame of more slots than this is no mistake but an attack: the vif is closed (Linux's fatal_skb_slots)."""
+MULTICAST_ORDERS = (netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD, netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL)
 MAX_EXTRAS = netif.XEN_NETIF_EXTRA_TYPE_MAX - 1
 """One of each type, which is more than anybody has been offered here."""
 
@@ -51,6 +52,7 @@ class TxSlots:
         """Return the packet that begins in slot `at`; None if its end has not come yet. Raises HostileFrontend."""
         first = self.request(at)
         extras = 0
+        orders: list[tuple[int, int]] = []
         more = first[2] & EXTRA
         while more:
             extras += 1
@@ -59,7 +61,9 @@ class TxSlots:
             if at + extras >= self.count:
                 return None
             # An extra slot begins with two bytes, type and flags.
-            more = self.refs[at + extras] >> 8 & EXTRA_MORE
+            word = self.refs[at + extras]
+            more = word >> 8 & EXTRA_MORE
+            orders.append((word & 0xFF, word >> 16 | self.marks[at + extras] << 16))
         slots = [first]
         place = at + extras
         while slots[-1][2] & MORE:
@@ -69,18 +73,20 @@ class TxSlots:
             if place >= self.count:
                 return None
             slots.append(self.request(place))
-        return Packet(slots, extras)
+        return Packet(slots, orders)
 
 
 class Packet:
     """One frame that a guest sends: its slots, and where its copies stand in the batch."""
 
-    __slots__ = ("extras", "first_copy", "frame", "last_copy", "lengths", "size", "slots", "status")
+    __slots__ = ("extras", "first_copy", "frame", "last_copy", "lengths", "orders", "size", "slots", "status")
 
-    def __init__(self, slots: list[Request], extras: int) -> None:
+    def __init__(self, slots: list[Request], orders: list[tuple[int, int]]) -> None:
         self.slots = slots
-        self.extras = extras
+        self.extras = len(orders)
         """Extra info slots: each is answered with NETIF_RSP_NULL."""
+        self.orders = orders
+        """What they say: type, and the six bytes of an address as a number, first byte lowest."""
         self.size = slots[0][4]
         self.lengths = [slot[4] for slot in slots]
         """Bytes in each slot. The first slot tells the size of the whole, so its own length is what is left of it."""
@@ -89,11 +95,16 @@ class Packet:
         self.first_copy = self.last_copy = 0
         self.status = netif.NETIF_RSP_OKAY
 
+    @property
+    def is_order(self) -> bool:
+        """Whether this is no frame at all, but changes the list of multicast addresses (netif.h)."""
+        return bool(self.orders) and len(self.slots) == 1 and all(kind in MULTICAST_ORDERS for kind, _ in self.orders)
+
     def is_possible(self, smallest: int, page: int) -> bool:
         """Whether sizes and offsets fit together and into pages of `page` bytes.
 
-        A slot without data may say what it likes about a page that nobody looks at (XSA-448). Extra info was never
-        offered (no feature-gso-*, no multicast control), so a frame that has some is an error.
+        A slot without data may say what it likes about a page that nobody looks at (XSA-448). Extra info for
+        frames was never offered (no feature-gso-*), so one that has some is an error.
         """
         return (
             len(self.slots) <= MAX_SLOTS

@@ -18,6 +18,7 @@ from backends.net.bridge import Bridge, Port
 from backends.net.copies import CopyBatch
 from backends.net.frame import MAC_MASK, Frame, FramePool
 from backends.net.lane import RX_FLAGS, Lane
+from backends.net.multicast import MulticastFilter
 from backends.net.slots import EXTRA, MORE, HostileFrontend, Packet, TxSlots
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
@@ -82,6 +83,7 @@ class Vif(Port):
         self.recheck: Callable[[Vif], None] = lambda vif: None
         """Told when a guest that has used up its credit has some again."""
         self._pause: Timer | None = None
+        self.multicast = MulticastFilter()
         self.takes_blank = True
         """The guest takes frames whose checksum is not filled in (no feature-no-csum-offload)."""
         self._tx = BackRing(tx, TX_SLOT)
@@ -281,6 +283,11 @@ class Vif(Port):
     def _start(self, packet: Packet) -> None:
         """Check a packet and put its copies into the batch; an impossible one only gets its error."""
         packet.first_copy = packet.last_copy = self._copies.count
+        if packet.is_order:
+            for order in packet.orders:
+                if not self.multicast.amend(*order):
+                    packet.status = ERROR
+            return
         try:
             if not packet.is_possible(ETHERNET_HEADER, PAGE_SIZE):
                 packet.status = ERROR
@@ -320,6 +327,8 @@ class Vif(Port):
         self._answer_packets(packets)
         for packet in packets:
             frame = packet.frame
+            if packet.is_order:
+                continue
             if frame is None or packet.status != OKAY:
                 counters.rx_dropped += 1
             else:
@@ -356,6 +365,8 @@ class Vif(Port):
     def deliver(self, frame: Frame) -> None:
         """Queue a frame for the guest, unless too much waits already or the guest could not take it."""
         pages = len(frame.pages)
+        if not self.multicast.passes(frame.destination):
+            return
         too_long = self.mtu is not None and frame.size > self.mtu + HEADER_AND_TAG
         if too_long or self._queued_pages + pages > RX_QUEUE_PAGES or (pages > 1 and not self.scatter):
             self.counters.tx_dropped += 1

@@ -12,7 +12,7 @@ checked by comparing two lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
@@ -49,10 +49,16 @@ RX_OFFSET = 0xFFFF << 16
 RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
 VALIDATED = (netif.NETRXF_data_validated | netif.NETRXF_csum_blank) << 32
 
+EXTRA_ID = 1 << 16
+"""Stands for a slot of extra info among the ids of buffers that are out."""
 BUSY_PACKETS = 64
 """After so many frames an interface is worth keeping its buffers mapped in the backend."""
 RX_FIRST = 64
 """Buffers that the backend gets at first; when it has used up most of them, it gets twice as many."""
+
+
+async def _nobody_asked(wanted: bool) -> None:
+    raise ValueError("the device is not on a bus")
 
 
 class FrontDevice(NetDevice):
@@ -65,6 +71,9 @@ class FrontDevice(NetDevice):
         self.connected = False
         self.scatter = True
         """The backend takes frames of several slots (feature-sg)."""
+        self.multicast_control = False
+        """The backend keeps a list of multicast addresses (feature-multicast-control)."""
+        self.request_multicast: Callable[[bool], Awaitable[None]] = _nobody_asked
         self.broken = ""
         self.on_broken: Callable[[str], None] = lambda why: None
         self.checksum_offload = True
@@ -82,6 +91,8 @@ class FrontDevice(NetDevice):
         self._tx_views: list[memoryview] = []
         self._tx_refs: list[int] = []
         self._tx_free: list[int] = []
+        self._extras_out = 0
+        """Slots of extra info that are not answered yet."""
         self._rx_views: list[memoryview] = []
         self._rx_posts: list[int] = []
         self._rx_growing = True
@@ -192,7 +203,7 @@ class FrontDevice(NetDevice):
         free, views, refs = self._tx_free, self._tx_views, self._tx_refs
         idents = free[-count:]
         del free[-count:]
-        last = 0
+        last = -1
         for ident, frame, length in zip(idents, frames, map(len, frames), strict=False):
             if length != last:
                 part, last = slice(length), length
@@ -248,6 +259,8 @@ class FrontDevice(NetDevice):
         if count > ring.outstanding():
             return self._give_up(f"the backend answered more than was sent (rsp_prod {produced})")
         answers = read_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_cons, count)
+        if self._extras_out:
+            return self._take_marked_responses(answers, produced)
         if answers == read_run(self._tx_order, ring.rsp_cons, count):
             # In order, and each NETIF_RSP_OKAY, which is 0.
             self._tx_free += answers
@@ -260,6 +273,42 @@ class FrontDevice(NetDevice):
         ring.rsp_cons = produced
         if self._room.waiters:
             self._room.wake_all()
+        return True
+
+    def _take_marked_responses(self, answers: list[int], produced: int) -> bool:
+        """Take responses among which are some to extra info, which have a status and no id."""
+        ring = self._tx
+        idents = [EXTRA_ID if answer >> 16 == netif.NETIF_RSP_NULL else answer & 0xFFFF for answer in answers]
+        if not self._reorder(ring, self._tx_order, idents):
+            return self._give_up("the backend answered a frame that was not sent")
+        for ident, answer in zip(idents, answers, strict=True):
+            if ident == EXTRA_ID:
+                self._extras_out -= 1
+                continue
+            self._tx_free.append(ident)
+            self.counters.tx_dropped += answer >> 16 != netif.NETIF_RSP_OKAY
+        ring.rsp_cons = produced
+        self._room.wake_all()
+        return True
+
+    def order_multicast(self, address: bytes, *, wanted: bool) -> bool:
+        """Put a multicast address on the backend's list, or take it off; False if that cannot be sent.
+
+        A list that is full (64 addresses in Linux's backend and ours) counts as a frame dropped.
+        """
+        if not self.multicast_control or self.tx_room() < 2 or not self._take_tx_buffers(1):
+            return False
+        kind = netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD if wanted else netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL
+        self._put_batch([b""], [0], netif.NETTXF_extra_info)
+        ring = self._tx
+        index = ring.req_prod_pvt
+        words = (kind | address[0] << 16 | address[1] << 24, int.from_bytes(address[2:], "little"), 0)
+        for number, word in enumerate(words):
+            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, [word])
+        write_run(self._tx_order, index, [EXTRA_ID])
+        ring.req_prod_pvt = index + 1 & MASK32
+        self._extras_out += 1
+        self._push_tx()
         return True
 
     def _reorder(self, ring: FrontRing, order: list[int], idents: list[int]) -> bool:

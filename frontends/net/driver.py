@@ -30,8 +30,18 @@ class NetFront(XenbusDriver):
         self._retry_withheld()
         mac = mac_from_text(await device.read("mac") or "")
         mtu = parse_mtu(await device.read("mtu"))
-        offers = await device.read_otherend_many("feature-ctrl-ring", "feature-sg", "feature-split-event-channels")
+        offers = await device.read_otherend_many(
+            "feature-ctrl-ring",
+            "feature-sg",
+            "feature-split-event-channels",
+            "feature-multicast-control",
+            "feature-dynamic-multicast-control",
+        )
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
+        front.multicast_control = (
+            "1" == offers["feature-multicast-control"] == offers["feature-dynamic-multicast-control"]
+        )
+        front.request_multicast = lambda wanted: device.write({"request-multicast-control": wanted})
         front.mtu = mtu or front.mtu
         front.scatter = offers["feature-sg"] == "1"
         front.on_broken = lambda why: self._broken(device, why)

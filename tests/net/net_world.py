@@ -389,6 +389,7 @@ class FakeDevice:
         self.otherend_id = otherend_id
         self.data: Any = None
         self.fatals: list[str] = []
+        self.watches: dict[str, Callable[[], None]] = {}
 
     async def read(self, key: str) -> str | None:
         return self.store.get(f"{self.path}/{key}")
@@ -402,6 +403,9 @@ class FakeDevice:
     async def write(self, values: dict[str, object] | None = None, **keys: object) -> None:
         for key, value in {**(values or {}), **keys}.items():
             self.store[f"{self.path}/{key}"] = str(int(value)) if isinstance(value, bool) else str(value)
+
+    async def watch_otherend(self, key: str, callback: Callable[[], None]) -> None:
+        self.watches[key] = callback
 
     async def fatal(self, message: str, number: int = 5) -> None:
         self.fatals.append(message)
