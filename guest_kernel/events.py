@@ -75,8 +75,13 @@ class Events:
         argument = page.i
         address = page.va + 4 * _NOTIFY_SLOT
 
+        there = -1
+
         def notify(port: int) -> None:
-            argument[_NOTIFY_SLOT] = port
+            nonlocal there
+            if port != there:
+                # Nobody else writes there, so the port that was sent on last is still in its place.
+                argument[_NOTIFY_SLOT] = there = port
             result = call(HYPERVISOR_event_channel_op, EVTCHNOP_send, address)
             if result:
                 raise XenError(-result, f"EVTCHNOP_send on port {port}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Handler, Hypervisor
 
 MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
-assert MASK_BYTE == 1, "`PythonVCpu.run` says 1: a constant is half as much work as a global name"
+assert MASK_BYTE == 1, "`PythonVCpu.run` looks at both flags at once"
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -149,11 +149,13 @@ def _traced_door(vcpu: PythonVCpu) -> Door:
 class PythonVCpu(VCpu):
     """Runs `Image.boot` (or what `text` holds at the entry point) of the domain's image."""
 
-    __slots__ = ("_bytes", "_quick_upcall", "_resume", "_run", "_text", "_trace", "cpu")
+    __slots__ = ("_bytes", "_quick_upcall", "_resume", "_run", "_text", "_trace", "_words", "cpu")
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
         super().__init__(domain, vcpu_id)
         self._bytes = domain.hv.memory.b
+        self._words = domain.hv.memory.h
+        """The same in 16 bits: the pending flag of a vcpu_info, and the mask above it, at once."""
         self._text = domain.text
         self._trace = domain.hv.trace
         self.cpu = PythonCpu(self)
@@ -164,20 +166,23 @@ class PythonVCpu(VCpu):
 
     def run(self) -> int:
         """Deliver a pending upcall, then run the guest to its next yield."""
-        bytes_, info = self._bytes, self.info
+        words, at = self._words, self.flags_at
         try:
-            if bytes_[info] and not bytes_[info + 1]:
+            state = words[at]
+            if state and state < 0x100:
+                # An upcall is pending, and not masked: the byte above is zero.
                 handler = self._quick_upcall
                 if handler is not None:
                     # `deliver_upcall`, written out: events between domains are what speed is measured by.
-                    bytes_[info + 1] = 1
+                    words[at] = state | 0x100
                     handler()
-                    info = self.info
-                    bytes_[info + 1] = 0
+                    at = self.flags_at
+                    state = words[at]
+                    words[at] = state & 0xFF
                 else:
                     self._deliver()
-                    info = self.info
-                if bytes_[info]:
+                    state = words[self.flags_at]
+                if state & 0xFF:
                     # The handler has left an upcall pending: it is entered again before anything else runs.
                     return 0
             work = self._resume(None)

@@ -46,20 +46,23 @@ class SchedOps:
 
     def _make_op(self) -> Callable[[VCpu, int, int, int, int, int], int]:
         """Build the hypercall; `block`, which ends every idle stretch of every guest, is decided first."""
-        b, written = self.hv.memory.b, self.hv.memory.written
+        b, h, written = self.hv.memory.b, self.hv.memory.h, self.hv.memory.written
         handlers = self._handlers
         block_op, mask_byte = sched.SCHEDOP_block, MASK_BYTE
 
         def do_sched_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
             if cmd == block_op:
                 # Blocking unmasks upcalls, always; only a pending upcall keeps the vCPU awake.
-                info = vcpu.info
-                if b[info + mask_byte]:
-                    b[info + mask_byte] = 0
-                    written[info >> 12] = 1
-                if not b[info]:
-                    flags = vcpu.pause_flags
-                    vcpu.pause_flags = flags | VPF_BLOCKED if flags else VPF_BLOCKED
+                if h[vcpu.flags_at]:
+                    # Something is pending, or masked.
+                    info = vcpu.info
+                    if b[info + mask_byte]:
+                        b[info + mask_byte] = 0
+                        written[info >> 12] = 1
+                    if b[info]:
+                        return 0
+                flags = vcpu.pause_flags
+                vcpu.pause_flags = flags | VPF_BLOCKED if flags else VPF_BLOCKED
                 return 0
             handler = handlers.get(cmd & 0xFFFFFFFF)
             return handler(vcpu, arg) if handler is not None else -errno.ENOSYS

@@ -122,6 +122,7 @@ class VCpu(ABC):
         "created",
         "domain",
         "event_queues",
+        "flags_at",
         "hv",
         "hypercalls",
         "info",
@@ -145,6 +146,7 @@ class VCpu(ABC):
         "ready_at",
         "runstate_area",
         "selector_at",
+        "sent_arg",
         "sent_at",
         "since",
         "singleshot_timer",
@@ -170,6 +172,8 @@ class VCpu(ABC):
         self.initialised = False
         self.info = 0
         """Machine address of the vcpu_info (in shared_info, or where VCPUOP_register_vcpu_info moved it)."""
+        self.flags_at = 0
+        """The same as an index of `Memory.h`: the pending flag is the low byte there, the mask the high one."""
         self.info_registered = False
         self.selector_at = 0
         """Where its evtchn_pending_sel is, as an index of `Memory.q`: set with `info` by `place_info`."""
@@ -209,8 +213,8 @@ class VCpu(ABC):
         self.next_service = 0
         """From this time on `GuestTime.schedule_in` has something to do when the vCPU gets a processor."""
         self.runstate_area: int = 0
-        self.sent_at: tuple[int, int, int | None, int] = (-1, -1, -1, -1)
-        """The last argument of EVTCHNOP_send: its address, its page, the TLB's answer, its index in `Memory.i`."""
+        self.sent_arg = self.sent_at = -1
+        """The last argument of EVTCHNOP_send: its address, and its index in `Memory.i`, by the TLB; -1: not known."""
         self.time_area: int = 0
         self.event_queues: tuple[Queue, ...] = ()
         """FIFO event ABI: the queues of its control block; none as long as it has registered none."""
@@ -219,6 +223,7 @@ class VCpu(ABC):
     def place_info(self, maddr: int) -> None:
         """Let the vCPU's vcpu_info be at a machine address."""
         self.info = maddr
+        self.flags_at = maddr >> 1
         self.selector_at = maddr + SELECTOR >> 3
 
     def ready_bits(self) -> int:
@@ -252,6 +257,7 @@ class VCpu(ABC):
 
         `code` is whether it may have been one from which code can be executed.
         """
+        self.sent_arg = -1
         if va is None:
             self.tlb_r.clear()
             self.tlb_w.clear()

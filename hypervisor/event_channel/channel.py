@@ -49,6 +49,7 @@ class Channel:
         "vcpu",
         "word",
         "word_at",
+        "word_page",
     )
 
     def __init__(self, domain: Domain, port: int, vcpu: VCpu) -> None:
@@ -69,6 +70,8 @@ class Channel:
         """VIRQ or PIRQ number."""
         self.word_at = -1
         """FIFO ABI: where the event word is, as a 32-bit index into machine memory; negative while there is none."""
+        self.word_page = -1
+        """FIFO ABI: the frame that the event word is in."""
         self.priority = 0
         self.queue: Queue | None = None
         """FIFO ABI: the queue that the port was put on last."""

@@ -65,10 +65,12 @@ NO_WORD = -1
 class Queue:
     """One priority of one vCPU, as Xen sees it."""
 
-    __slots__ = ("bit", "head_at", "ready_at", "tail")
+    __slots__ = ("bit", "head_at", "page", "ready_at", "tail")
 
     def __init__(self, control_block: int, priority: int) -> None:
         self.bit = 1 << priority
+        self.page = control_block >> 10
+        """The frame of the control block."""
         self.ready_at = control_block
         """Index of the control block's `ready` in the 32-bit words of memory."""
         self.head_at = control_block + _HEAD + priority
@@ -132,7 +134,11 @@ class Fifo:
     def place(self, channel: Channel) -> None:
         """Find the event word of a port, if its page is there."""
         page, word = divmod(channel.port, WORDS_PER_PAGE)
-        channel.word_at = (self.pages[page] << 10) + word if page < len(self.pages) else NO_WORD
+        if page < len(self.pages):
+            channel.word_page = self.pages[page]
+            channel.word_at = (channel.word_page << 10) + word
+        else:
+            channel.word_at = NO_WORD
 
     def destroy(self) -> None:
         """Give all pages back."""
@@ -222,14 +228,14 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
             trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
         words[at] = fresh
         words[queue.head_at] = channel.port
-        written[at >> 10] = 1
+        written[channel.word_page] = 1
         at = queue.ready_at
         if words[at]:
             make_ready(channel.vcpu, queue)
         else:
             # The same, written out.
             words[at] = queue.bit
-            written[at >> 10] = 1
+            written[queue.page] = 1
             vcpu = channel.vcpu
             if not b[vcpu.info]:
                 b[vcpu.info] = 1

@@ -95,16 +95,14 @@ class EventChannelOps:
 
         def do_event_channel_op(vcpu: VCpu, cmd: int, arg: int, _a3: int, _a4: int, _a5: int) -> int:
             if cmd == send_op:
-                last_arg, page, base, index = vcpu.sent_at
-                # (What the TLB knows is the same object as long as it has not been flushed.)
-                if arg == last_arg and vcpu.tlb_r.get(page) is base:
-                    # Kernels keep the argument at one place: the arithmetic of finding it need not be done again.
-                    port = words[index]
+                if arg == vcpu.sent_arg:
+                    # Kernels keep the argument at one place: it need not be found again until the TLB is flushed.
+                    port = words[vcpu.sent_at]
                 else:
                     port = read_u32(vcpu, arg)
                     base = vcpu.tlb_r.get(arg >> 12)
                     if base is not None and not arg & 3:
-                        vcpu.sent_at = arg, arg >> 12, base, (base + (arg & 0xFFF)) >> 2
+                        vcpu.sent_arg, vcpu.sent_at = arg, (base + (arg & 0xFFF)) >> 2
                 domain = vcpu.domain
                 try:
                     channel = domain.ports[port]

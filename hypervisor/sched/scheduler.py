@@ -287,14 +287,20 @@ class Scheduler:
         while steps and not hv.stopped:
             steps -= 1
             if queue:
-                vcpu = queue[0]
+                vcpu = next_vcpu()
                 now = pcpu.now
                 ready = vcpu.ready_at
                 if ready > now:
                     now = ready
+                is_due = timers.next_deadline <= now
+                if is_due or vcpu.compute_left:
+                    # It has to wait, where it was.
+                    queue.appendleft(vcpu)
+                    if not is_due:
+                        return steps + 1
             else:
-                now = NEVER
-            if timers.next_deadline <= now:
+                is_due = True
+            if is_due:
                 # The next timer, as `_fire_timer` does it; one that was cancelled is left to that.
                 if not heap:
                     return steps + 1
@@ -310,14 +316,11 @@ class Scheduler:
                 self.running = None
                 function()
                 continue
-            if vcpu.compute_left:
-                return steps + 1
-            next_vcpu()
             if now > clock.now:
                 clock.now = now
             vcpu.queued = False
             vcpu.time_runnable += now - ready
-            vcpu.since = since = now
+            vcpu.since = now
             if now >= vcpu.next_service:
                 hv.time.schedule_in(vcpu, now)
             if pcpu.last is vcpu:
@@ -328,7 +331,8 @@ class Scheduler:
             self.running = vcpu
             self.hypercalls_before = before = vcpu.hypercalls
             compute = vcpu.run()
-            now += cost + (vcpu.hypercalls - before) * cost_hypercall
+            cost += (vcpu.hypercalls - before) * cost_hypercall
+            now += cost
             if compute or not vcpu.pause_flags or vcpu.queued or areas:
                 self._stretch_over(pcpu, vcpu, now, compute)
                 if pcpu.current is not None:
@@ -336,7 +340,7 @@ class Scheduler:
             else:
                 # It blocks.
                 pcpu.now = vcpu.since = now
-                vcpu.time_running += now - since
+                vcpu.time_running += cost
         return steps
 
     def _stretch_over(self, pcpu: PCpu, vcpu: VCpu, now: int, compute: int) -> None:
