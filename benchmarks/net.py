@@ -20,7 +20,7 @@ import trio
 from toolstack.host import Host
 from toolstack.xl_config import parse_config
 
-GOAL = 0.02
+GOAL = 0.03
 HERE = Path(__file__).parent
 SENDER, RECEIVER = "00:16:3e:00:00:01", "00:16:3e:00:00:02"
 
