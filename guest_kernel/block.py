@@ -139,6 +139,7 @@ class BlockDevice:
     """A disk, as the guest's code sees it. Made by a driver and attached to the registry when it is connected."""
 
     __slots__ = (
+        "_resized",
         "_spare",
         "dead",
         "discards",
@@ -166,6 +167,8 @@ class BlockDevice:
         self.max_sectors = max_sectors
         """Most sectors that one request of the driver can carry."""
         self.sectors = 0
+        """Capacity; it may change while the disk is used (`resized`)."""
+        self._resized = WaitQueue()
         self.sector_size = SECTOR_SIZE
         self.readonly = False
         self.info = 0
@@ -269,6 +272,19 @@ class BlockDevice:
             self.discards += 1
             self.sectors_discarded += count
             await self._perform(BlockRequest(DISCARD, sector, count))
+
+    async def resized(self) -> int:
+        """Wait until the disk has another capacity than now; return that, in sectors."""
+        before = self.sectors
+        while self.sectors == before:
+            await self._resized.wait()
+        return self.sectors
+
+    def resize(self, sectors: int) -> None:
+        """The driver says how large the disk is."""
+        if sectors != self.sectors:
+            self.sectors = sectors
+            self._resized.wake_all()
 
     @contextmanager
     def hold(self) -> Iterator[None]:

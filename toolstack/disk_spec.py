@@ -85,6 +85,15 @@ def vdev_number(vdev: str) -> int:
     raise SpecError(f"{vdev!r} is no virtual disk name (such as xvda or xvdb1)")
 
 
+def parse_size(text: str) -> int:
+    """Return a number of bytes: `1048576`, or with a unit of 1024, `16M` (K, M, G, T). Raises `SpecError`."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.strip().upper(), re.ASCII)
+    size = int(match[1]) << 10 * " KMGT".index(match[2] or " ") if match else 0
+    if not 0 < size < 1 << 62:
+        raise SpecError(f"{text!r} is no size of a disk (such as 64M)")
+    return size
+
+
 def _letters(text: str) -> int:
     number = 0
     for char in text:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import time as wall
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -486,6 +488,23 @@ class Host:
         controller = self._disks.pop(unit)
         self._prepared.disks.remove(controller.backing)
         controller.unplug()
+
+    def resize_disk(self, unit: int, size: int) -> None:
+        """See `Platform.resize_disk`."""
+        controller = self._disks[unit]
+        _, disk = self._disk_owners[unit]
+        has = controller.sectors * SECTOR
+        if not size or size % SECTOR:
+            raise ToolstackError(f"a disk has whole sectors of {SECTOR} bytes, so it cannot have {size} bytes")
+        if size < has:
+            raise ToolstackError(f"{disk.vdev} has {has} bytes already; to make it smaller would cut off what is there")
+        if not disk.writable:
+            raise ToolstackError(f"{disk.vdev} is read-only, so its image cannot become larger")
+        status = controller.resize(size // SECTOR)
+        if status == errno.EOPNOTSUPP:
+            raise ToolstackError(f"{disk.vdev} is of the format {disk.format!r}, which keeps its size")
+        if status:
+            raise ToolstackError(f"{disk.target}: {os.strerror(status)}")
 
     def _account_disk(self, unit: int) -> None:
         """Add what a disk has moved since it was asked last to the account of its domain."""

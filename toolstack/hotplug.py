@@ -59,6 +59,12 @@ class Hotplug:
         live.plan = attrs.evolve(plan, config=config, disk_units=_without(plan.disk_units, index))
         self._lifecycle.unplug_disk(device, unit)
 
+    def resize_disk(self, live: LiveDomain, vdev: str, size: int) -> None:
+        """Make a disk larger, to `size` bytes, while the guest uses it."""
+        device = self._find(live, "vbd", _disk_number(vdev), f"disk {vdev!r}")
+        index = [disk.devid for disk in live.plan.config.disks].index(device.devid)
+        self._lifecycle.platform.resize_disk(live.plan.disk_units[index], size)
+
     # -- network interfaces ---------------------------------------------------------------------------------------
 
     async def attach_vif(self, live: LiveDomain, vif: VifSpec) -> DeviceNodes:

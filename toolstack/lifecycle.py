@@ -132,6 +132,10 @@ class Platform(Protocol):
         """
         ...
 
+    def resize_disk(self, unit: int, size: int) -> None:
+        """Make a disk larger, to so many bytes. Raises ToolstackError."""
+        ...
+
     def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
         """Return the address of a new interface of a domain. Raises ToolstackError if there is no such bridge."""
         ...

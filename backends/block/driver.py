@@ -29,9 +29,14 @@ class _ReadOnly:
     discards = False
 
     def __init__(self, disk: Disk) -> None:
-        self.sectors = disk.sectors
+        self._disk = disk
         self.submit = disk.submit
         self.kick = disk.kick
+        self.watch = disk.watch
+
+    @property
+    def sectors(self) -> int:
+        return self._disk.sectors
 
 
 @final
@@ -124,6 +129,8 @@ class BlockBack(XenbusDriver):
         # The event that binding raises makes the server look into the ring: it may hold requests already.
         vbd.port = self.kernel.events.bind_interdomain(device.otherend_id, remote_port, server.wake)
         server.port = vbd.port
+        disk.watch(lambda: self._resized(device))
+        server.resize()
         await device.write(
             {
                 "sectors": disk.sectors,
@@ -139,6 +146,8 @@ class BlockBack(XenbusDriver):
         Until then everything is served, also while the toolstack wants the disk back and the guest holds it.
         """
         vbd: _Vbd = device.data
+        if vbd.disk is not None:
+            vbd.disk.watch(None)
         server, vbd.server = vbd.server, None
         if server is not None:
             await _drain(server)
@@ -158,6 +167,13 @@ class BlockBack(XenbusDriver):
         if vbd.ring_grant is not None:
             self.kernel.grants.unmap([vbd.ring_grant])
             vbd.ring_grant = None
+
+    def _resized(self, device: XenbusDevice) -> None:
+        """The disk has another capacity: serve that, and tell the frontend."""
+        vbd: _Vbd = device.data
+        if vbd.server is not None and vbd.disk is not None:
+            vbd.server.resize()
+            device.announce({"sectors": vbd.disk.sectors})
 
     def _broken(self, device: XenbusDevice, why: str) -> None:
         """A ring has met garbage: it is served no more, and the frontend is told through its state."""

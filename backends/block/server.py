@@ -82,6 +82,10 @@ class Disk(Protocol):
         """Start what was submitted."""
         ...
 
+    def watch(self, callback: Callable[[], None] | None, /) -> None:
+        """Have this called, in an upcall, when `sectors` has changed; None: no more."""
+        ...
+
 
 @final
 class Statistics:
@@ -164,7 +168,7 @@ class BlockServer:
         self.name = name
         self.disk = disk
         self.sectors = disk.sectors
-        """Capacity that the frontend was told."""
+        """Capacity that the frontend was told, or is about to be."""
         self.readonly = disk.readonly
         self.discards = discards and disk.discards
         """Whether the frontend was told that it may discard."""
@@ -200,6 +204,10 @@ class BlockServer:
         self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into)
 
     # Requests
+
+    def resize(self) -> None:
+        """Serve as much of the disk as there is by now."""
+        self.sectors = self.disk.sectors
 
     def wake(self) -> None:
         """Take all requests out of the ring, as far as they may be taken, and start them: the event's handler."""

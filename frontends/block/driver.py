@@ -132,11 +132,17 @@ class BlockFront(XenbusDriver):
             max_sectors,
         )
         block = disk.block
-        block.sectors = sectors
+        block.resize(sectors)
         block.info = info
         block.readonly = bool(info & VDISK_READONLY)
         block.connect(queue, max_sectors)
         self.kernel.block.attach(block)
+
+    async def refresh(self, device: XenbusDevice) -> None:
+        """The backend has something new to say: the disk may have another capacity."""
+        disk: _Disk = device.data
+        nodes = await device.read_otherend_many("sectors")
+        disk.block.resize(_number(nodes, "sectors", None, MAX_DISK_SECTORS))
 
     async def disconnect(self, device: XenbusDevice) -> None:
         """Start nothing new, and let the backend answer what it has.

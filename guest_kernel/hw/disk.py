@@ -60,13 +60,14 @@ class PhysicalDisk:
             raise NoDeviceError(f"this domain may not use disk controller {unit}") from None
         if identity != sheet.DISK_MAGIC:
             raise NoDeviceError(f"there is no disk on controller {unit}")
-        inl = kernel.cpu.inl
-        self.sectors = inl(base + sheet.DISK_SECTORS_LOW) | inl(base + sheet.DISK_SECTORS_HIGH) << 32
-        self.sector_size = inl(base + sheet.DISK_SECTOR_SIZE)
-        flags = inl(base + sheet.DISK_FLAGS)
-        self.readonly = bool(flags & sheet.DISK_FLAG_READONLY)
-        self.discards = bool(flags & sheet.DISK_FLAG_DISCARD)
+        self.sectors = 0
+        self.sector_size = kernel.cpu.inl(base + sheet.DISK_SECTOR_SIZE)
+        self.readonly = False
+        self.discards = False
         """Whether the disk takes DISCARD."""
+        self._identify()
+        self._changes = 0
+        self._on_change: Callable[[], None] | None = None
 
         self._commands = kernel.mm.alloc_page()
         self._completions = kernel.mm.alloc_page()
@@ -86,6 +87,17 @@ class PhysicalDisk:
         self._outl(base + sheet.DISK_COMMANDS, self._commands.mfn)
         self._outl(base + sheet.DISK_COMPLETIONS, self._completions.mfn)
         self._port = request_irq(kernel, self._line, self._interrupt)
+
+    def _identify(self) -> None:
+        inl, base = self._kernel.cpu.inl, self._base
+        self.sectors = inl(base + sheet.DISK_SECTORS_LOW) | inl(base + sheet.DISK_SECTORS_HIGH) << 32
+        flags = inl(base + sheet.DISK_FLAGS)
+        self.readonly = bool(flags & sheet.DISK_FLAG_READONLY)
+        self.discards = bool(flags & sheet.DISK_FLAG_DISCARD)
+
+    def watch(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called, in upcall context, whenever the capacity (`sectors`) has changed; None: no more."""
+        self._on_change = callback
 
     def submit(self, op: int, sector: int, segments: Sequence[Segment] | bytes, done: Done, sectors: int = 0) -> None:
         """Queue a command (READ, WRITE, FLUSH, DISCARD of `sectors`). `done` is called once, after a later `kick`.
@@ -126,7 +138,13 @@ class PhysicalDisk:
     def _interrupt(self) -> None:
         """Hand out the completions that are new."""
         words, handlers, free = self._words, self._done, self._free
-        produced = words[0] & U32
+        header = words[0]
+        if header >> 32 != self._changes:
+            self._changes = header >> 32
+            self._identify()
+            if self._on_change is not None:
+                self._on_change()
+        produced = header & U32
         consumed = self._consumed
         while consumed != produced:
             # The 64 bits of a `disk_completion`: id, and a status that is 0 or negative.

@@ -21,7 +21,7 @@ from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import TRANSACT_ATTEMPTS, Transaction, XenstoreError, gather
 from guest_kernel.xenbus.driver import DeviceClosing, XenbusDevice, XenbusDriver
-from guest_kernel.xenbus.states import CLOSED, CLOSING, REMOVE, UNKNOWN, Machine, Step, parse_state
+from guest_kernel.xenbus.states import CLOSED, CLOSING, CONNECTED, REMOVE, UNKNOWN, Machine, Step, parse_state
 from guest_kernel.xenbus.watch import Watch
 from hypervisor.abi.io import xs_wire as xs
 from hypervisor.abi.tracepoints import XENBUS_STATE
@@ -73,6 +73,7 @@ class Device(XenbusDevice):
         self._look_link = False
         self._running = False
         self._staged: dict[str, bytes] | None = None
+        self._announced: dict[str, bytes] = {}
         self._changed = WaitQueue()
         self._has_changed = False
         self._ended = WaitQueue()
@@ -175,11 +176,13 @@ class Device(XenbusDevice):
     async def _turn(self) -> bool:
         """Look at what has changed and take one step; return False when there is nothing left to do."""
         await self._look()
+        if self._must_announce:
+            await self._write_announced()
         step = self.machine.step()
         if step is not None:
             await self._take(step)
             return not self.removed
-        return self._must_look
+        return self._must_look or self._must_announce
 
     async def _look(self) -> None:
         """Read again what events have pointed at."""
@@ -206,12 +209,32 @@ class Device(XenbusDevice):
                 # Made anew for another peer before anybody looked.
                 machine.see_own(UNKNOWN)
         if wanted[self.otherend + "/state"]:
-            machine.see_other(parse_state(found[self.otherend + "/state"]))
+            state = parse_state(found[self.otherend + "/state"])
+            again = machine.connected and state == machine.other == CONNECTED
+            machine.see_other(state)
+            if again:
+                await self._call("refresh")
 
     @property
     def _must_look(self) -> bool:
         look = self._look_other or self._look_own or self._look_online or self._look_link
         return look and self._client.broken is None
+
+    @property
+    def _must_announce(self) -> bool:
+        machine = self.machine
+        ready = machine.own == CONNECTED and machine.connected and not machine.close_asked
+        return bool(self._announced) and ready and self._client.broken is None
+
+    async def _write_announced(self) -> None:
+        """Write what was announced, and Connected again."""
+        values, self._announced = self._announced, {}
+        try:
+            await self._commit({**values, "state": b"%d" % CONNECTED})
+        except _Foreign as foreign:
+            self._see_own(foreign.text)
+        except XenstoreError as error:
+            await self.error(f"cannot write {', '.join(values)}: {error}")
 
     def _see_own(self, text: str | None) -> bool:
         """Take the own node's content; return whether it is somebody else's and meant something."""
@@ -379,6 +402,11 @@ class Device(XenbusDevice):
     async def write_many(self, values: Mapping[str, object]) -> None:
         """See `XenbusDevice.write_many`."""
         await self._client.write_many({f"{self.path}/{key}": value for key, value in values.items()})
+
+    def announce(self, values: Mapping[str, object]) -> None:
+        """See `XenbusDevice.announce`."""
+        self._announced.update({key: wire.to_bytes(value) for key, value in values.items()})
+        self.poke()
 
     async def wait_for(self, key: str) -> str:
         """See `XenbusDevice.wait_for`."""

@@ -97,6 +97,12 @@ class XenbusDriver:
         Frontend (backend Connected): read those nodes, start using the rings, offer the device to users.
         """
 
+    async def refresh(self, device: XenbusDevice) -> None:
+        """The other end has said Connected again (`XenbusDevice.announce`): read again what may have changed.
+
+        Optional.  What it raises is reported in the `error` node; the device goes on.
+        """
+
     async def disconnect(self, device: XenbusDevice) -> None:
         """Stop handing out new work; requests in flight may still be answered.  Free nothing that is shared.
 
@@ -173,6 +179,14 @@ class XenbusDevice(ABC):
     @abstractmethod
     async def write_many(self, values: Mapping[str, object]) -> None:
         """Write own nodes now, in order and pipelined (one round trip), without a transaction."""
+
+    @abstractmethod
+    def announce(self, values: Mapping[str, object]) -> None:
+        """Have own nodes written and the own Connected after them once more, so that the other end looks (`refresh`).
+
+        That is how a block backend tells of another capacity.  Callable anywhere; happens as soon as the device is
+        connected, in its own thread.
+        """
 
     @abstractmethod
     async def wait_for(self, key: str) -> str:

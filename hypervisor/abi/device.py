@@ -60,7 +60,8 @@ disk_segment = Layout("disk_segment", ("uint64_t", "maddr"), ("uint64_t", "lengt
 DISK_MAX_SEGMENTS = 256
 
 disk_completion = Layout("disk_completion", ("uint32_t", "id"), ("int32_t", "status"))
-"""`status` is 0 or a negative errno. Completions start at offset 8 of their page; the word at 0 counts them."""
+"""`status` is 0 or a negative errno. Completions start at offset 8 of their page; the word at 0 counts them, and the
+word at 4 counts changes of the medium (another capacity: the driver reads the registers again)."""
 
 DISK_COMPLETIONS_OFFSET = 8
 DISK_COMPLETION_SLOTS = 256

@@ -51,6 +51,10 @@ class Backing(ABC):
         """Give storage back, without changing the size: what is there reads as zero afterwards; 0 or an errno."""
         return errno.EOPNOTSUPP
 
+    def resize(self, size: int) -> int:
+        """Have another size, a number of sectors in bytes; what is new reads as zero. 0 or an errno."""
+        return errno.EOPNOTSUPP
+
     def close(self) -> None:
         """Let go of the storage."""
         return
@@ -101,6 +105,15 @@ class RawFile(Backing):
         """Punch a hole into the file (fallocate(2)); EOPNOTSUPP where the file system has none."""
         return punch_hole(self._fd, offset, size)
 
+    def resize(self, size: int) -> int:
+        """Make the file longer or shorter; a block device stays as it is (EINVAL)."""
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            return error.errno or errno.EIO
+        self.size = size
+        return 0
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
@@ -132,6 +145,14 @@ class MemoryDisk(Backing):
     def discard(self, offset: int, size: int) -> int:
         """Forget what is there."""
         self._bytes[offset : offset + size] = bytes(size)
+        return 0
+
+    def resize(self, size: int) -> int:
+        """Take more memory, or less."""
+        kept = self._bytes[:size]
+        self._bytes = memoryview(bytearray(size))
+        self._bytes[: len(kept)] = kept
+        self.size = size
         return 0
 
     def flush(self) -> int:

@@ -86,7 +86,7 @@ class DiskController:
         self.now: Callable[[], int] = machine.clock.read
         self.read_bytes = self.written_bytes = self.commands = 0
         self._command_base = self._completion_base = 0
-        self._consumed = self._produced = 0
+        self._consumed = self._produced = self._changes = 0
         self._generation = 0
         self._known: dict[bytes, Gathered] = {}
         self._line = sheet.disk_irq(unit)
@@ -112,6 +112,24 @@ class DiskController:
         """Put another medium in the place of this one: the same kind of disk, while nobody uses it."""
         self.backing.close()
         self._use(backing)
+        self._tell_change()
+
+    def resize(self, sectors: int) -> int:
+        """Give the medium another capacity and tell the driver; returns 0 or an errno of the backing."""
+        status = self.backing.resize(sectors * SECTOR_SIZE)
+        if not status:
+            self._use(self.backing)
+            self._tell_change()
+        return status
+
+    def _tell_change(self) -> None:
+        """Count one more change of the medium where the driver sees it, if there is one."""
+        base = self._completion_base
+        if base:
+            self._changes = self._changes + 1 & U32
+            self._i[(base >> 2) + 1] = self._changes
+            self._written[base >> PAGE_SHIFT] = 1
+            self._raise_line(self._line)
 
     def unplug(self) -> None:
         """Take the disk out of the machine; commands under way are lost, as when a cable is pulled."""
@@ -140,7 +158,7 @@ class DiskController:
             self._completion_base = self._frame_base(value)
         elif register == sheet.DISK_RESET:
             self._generation += 1
-            self._consumed = self._produced = 0
+            self._consumed = self._produced = self._changes = 0
             self._command_base = self._completion_base = 0
 
     def _frame_base(self, mfn: int) -> int:

@@ -75,6 +75,12 @@ class FailingDisk(Backing):
             self._taken.difference_update(_sectors(offset, size))
         return status
 
+    def resize(self, size: int) -> int:
+        """Resize the disk behind; bad sectors stay where they are."""
+        status = self.inner.resize(size)
+        self.size = self.inner.size
+        return status
+
     def close(self) -> None:
         """Close the disk behind."""
         self.inner.close()

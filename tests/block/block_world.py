@@ -354,6 +354,7 @@ class FakeDisk:
         self.started: list[tuple[int, int, list[tuple[int, int]], Callable[[int], None]]] = []
         self.log: list[tuple[int, int, int]] = []
         self.kicks = 0
+        self.on_change: Callable[[], None] | None = None
         kernel.disks[len(kernel.disks)] = self
         self.world.disks.append(self)
 
@@ -361,6 +362,15 @@ class FakeDisk:
         assert (op == DISCARD) == bool(sectors)
         parts = [(0, sectors * SECTOR)] if sectors else list(Struct("<QQ").iter_unpack(segments))
         self.queued.append((op, sector, parts, done))
+
+    def watch(self, callback: Callable[[], None] | None) -> None:
+        self.on_change = callback
+
+    def resize(self, sectors: int) -> None:
+        self.image = self.image.ljust(sectors * SECTOR, b"\0")[: sectors * SECTOR]
+        self.sectors = sectors
+        assert self.on_change is not None
+        self.on_change()
 
     def kick(self) -> None:
         self.kicks += 1
@@ -424,6 +434,7 @@ class FakeDevice:
         self.data: Any = None
         self.fatals: list[str] = []
         self.errors: list[str] = []
+        self.announced: list[dict[str, object]] = []
 
     async def read(self, key: str) -> str | None:
         return self.store.get(f"{self.path}/{key}")
@@ -437,6 +448,10 @@ class FakeDevice:
     async def write(self, values: dict[str, object] | None = None, **keys: object) -> None:
         for key, value in {**(values or {}), **keys}.items():
             self.store[f"{self.path}/{key}"] = str(int(value)) if isinstance(value, bool) else str(value)
+
+    def announce(self, values: dict[str, object]) -> None:
+        self.announced.append(values)
+        self.store.update({f"{self.path}/{key}": str(value) for key, value in values.items()})
 
     async def wait_for(self, key: str) -> str:
         return self.store[f"{self.path}/{key}"]

@@ -10,11 +10,13 @@ import pytest
 
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
-from hypervisor.machine.backing import MemoryDisk, RawFile
+from hypervisor.machine.backing import Backing, MemoryDisk, RawFile
 from hypervisor.machine.disk import SECTOR_SIZE, DiskController
+from hypervisor.machine.failing_disk import FailingDisk, Faults
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.memory import PAGE_SIZE
 from hypervisor.machine.nic import NetworkCard, PcapWire
+from hypervisor.machine.overlay import Overlay
 
 COMMANDS, COMPLETIONS, TABLE, DATA = 1, 2, 3, 8
 WORDS = Struct("<QQ")
@@ -125,6 +127,44 @@ def test_discarded_sectors_read_as_zero_and_a_file_has_less_to_store(
         assert image.stat().st_blocks < before.st_blocks
     for sector, sectors in ((0, 0), (2048, 1), (2047, 2), (1 << 60, 1), (1, (1 << 64) - 1)):
         assert driver.run(sheet.DISK_DISCARD, sector, [], sectors=sectors) == -errno.EINVAL
+    disk.unplug()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "failing"])
+def test_another_capacity(machine: Machine, tmp_path: Path, kind: str) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"x" * 8192)
+    backing: Backing = RawFile(image, readonly=False)
+    if kind == "memory":
+        backing = MemoryDisk(8192)
+    elif kind == "failing":
+        backing = FailingDisk(backing, Faults(bad=((0, 0),)))
+    disk = DiskController(machine, 0, backing)
+    assert disk.resize(24) == 0  # before there is a driver that could be told
+    driver = Driver(machine, disk)
+    page = (DATA * PAGE_SIZE, PAGE_SIZE)
+    header = machine.memory.i[COMPLETIONS * PAGE_SIZE >> 2 :]
+    assert driver.run(sheet.DISK_READ, 32, [page]) == -errno.EINVAL
+    assert disk.resize(40) == 0
+    assert (driver.interrupts, list(header[:2])) == (2, [1, 1])
+    assert machine.ports.inl(driver.base + sheet.DISK_SECTORS_LOW) == 40
+    machine.memory.write(DATA * PAGE_SIZE, b"y" * PAGE_SIZE)
+    assert driver.run(sheet.DISK_READ, 32, [page]) == 0
+    assert not any(machine.memory.frame(DATA))
+    assert driver.run(sheet.DISK_WRITE, 32, [page]) == 0
+    assert disk.resize(8) == 0
+    assert driver.run(sheet.DISK_READ, 8, [page]) == -errno.EINVAL
+    assert list(header[:2]) == [4, 2]
+    disk.unplug()
+
+
+def test_a_backing_that_keeps_its_size(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"x" * 8192)
+    disk = DiskController(machine, 0, Overlay(tmp_path / "changes", image, readonly=False))
+    Driver(machine, disk)
+    assert disk.resize(32) == errno.EOPNOTSUPP
+    assert (disk.sectors, machine.memory.i[(COMPLETIONS * PAGE_SIZE >> 2) + 1]) == (16, 0)
     disk.unplug()
 
 

@@ -239,6 +239,53 @@ async def test_what_was_attached_is_there_after_a_restart(tmp_path: Path) -> Non
         assert [row["mac"] for row in after] == [row["mac"] for row in before]
 
 
+GROW = """
+    disk = await self.disk("xvda")
+    self.print("has", disk.sectors)
+    while True:
+        sectors = await disk.resized()
+        await disk.write(sectors - 1, b"the end!" * 64)
+        self.print("has", sectors)
+"""
+
+
+@pytest.mark.parametrize("backend", ["0", "storage"])
+async def test_a_disk_grows_while_it_is_used(tmp_path: Path, backend: str) -> None:
+    def grow(host: Steered) -> list[DomainConfig]:
+        host.image("a.img")
+        host.image("ro.img")
+        host.image("base.img")
+        disks = [f"a.img,,xvda,w,backend={backend}", "ro.img,,xvdb,r", "over,overlay,xvdc,base=base.img"]
+        storage = host.guest("storage", "await self.kernel.never()", "driver_domain = 1")
+        return [storage, host.guest("one", GROW, f"disk = {disks!r}")]
+
+    async with steered(tmp_path, grow) as host:
+        await host.says("one | has 2048")
+        for size, sectors in (("2M", 4096), ("2097664", 4097), ("1g", 1 << 21)):
+            await host.ask("block-resize", domain="one", device="xvda", size=size)
+            await host.says(f"one | has {sectors}\n")
+        domid = 0 if backend == "0" else 1
+        assert host.store(f"/local/domain/{domid}/backend/vbd/2/51712/sectors") == str(1 << 21)
+        assert host.store(f"/local/domain/{domid}/backend/vbd/2/51712/state") == "4"
+        for device, size, message in (
+            ("xvda", "1M", "xvda has 1073741824 bytes already; to make it smaller would cut off what is there"),
+            ("xvda", "1073741825", "a disk has whole sectors of 512 bytes, so it cannot have 1073741825 bytes"),
+            ("xvda", "big", "'big' is no size of a disk (such as 64M)"),
+            ("xvdb", "2M", "xvdb is read-only, so its image cannot become larger"),
+            ("xvdc", "2M", "xvdc is of the format 'overlay', which keeps its size"),
+            ("xvdd", "2M", "one has no disk 'xvdd'"),
+        ):
+            with pytest.raises(ControlError) as caught:
+                await host.ask("block-resize", domain="one", device=device, size=size)
+            assert str(caught.value) == message
+    image = tmp_path / "a.img"
+    assert image.stat().st_size == 1 << 30
+    with image.open("rb") as file:
+        for sectors in (4096, 4097, 1 << 21):
+            file.seek((sectors - 1) * 512)
+            assert file.read(512) == b"the end!" * 64
+
+
 async def test_a_driver_domain_serves_what_is_attached(tmp_path: Path) -> None:
     def driver(host: Steered) -> list[DomainConfig]:
         host.image("b.img")

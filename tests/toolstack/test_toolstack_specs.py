@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolstack.disk_spec import DiskSpec, parse_disk, vdev_number
+from toolstack.disk_spec import DiskSpec, parse_disk, parse_size, vdev_number
 from toolstack.errors import SpecError
 from toolstack.vif_spec import Rate, VifSpec, generate_mac, parse_mac, parse_rate, parse_vif
 
@@ -39,6 +39,14 @@ def test_overlays() -> None:
     assert parse_disk("b,overlay,xvda,ro,base=a.img") == attrs.evolve(disk, writable=False, discard=False)
     assert disk.resolved(Path("/d")) == attrs.evolve(disk, target="/d/b", base="/d/a.img")
     assert parse_disk("b,,xvda").resolved(Path("/d")) == DiskSpec("/d/b", "xvda")
+
+
+def test_sizes() -> None:
+    sizes = {"512": 512, "3k": 3 << 10, "64M": 64 << 20, " 2G ": 2 << 30, "1T": 1 << 40}
+    assert {text: parse_size(text) for text in sizes} == sizes
+    for text in ("", "0", "M", "-1", "1.5G", "1 M", "1MB", "\u0661", "9" * 15 + "T", "9" * 99):
+        with pytest.raises(SpecError, match="is no size of a disk"):
+            parse_size(text)
 
 
 def test_other_disks() -> None:

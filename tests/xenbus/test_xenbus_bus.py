@@ -406,6 +406,48 @@ def test_directory_that_is_no_device(setup: Setup, key: str, value: str) -> None
     assert any("not a device" in line for line in setup.dom0.log)
 
 
+def test_a_backend_that_has_something_new_to_say(setup: Setup) -> None:
+    setup.plug()
+    front, back = setup.front_bus.devices["device/vbd/51712"], setup.back_bus.devices["backend/vbd/5/51712"]
+    assert "frontend.refresh" not in setup.fabric.hooks
+    back.announce({"sectors": 16})
+    back.announce({"sectors": 24})
+    setup.world.run()
+    assert (setup.world.read(BE + "/sectors"), front.data["sectors"]) == ("24", "24")
+    assert setup.fabric.hooks.count("frontend.refresh") == 1
+    setup.front.failing["refresh"] = 1
+    back.announce({"sectors": 32})
+    setup.world.run()
+    assert setup.states() == ("4", "4")
+    back.announce({"sectors": 40})
+    setup.world.run()
+    assert front.data["sectors"] == "40"
+    assert setup.fabric.violations == []
+
+
+@pytest.mark.parametrize("moves", range(0, 60, 3))
+def test_news_while_the_device_comes_and_goes(setup: Setup, moves: int) -> None:
+    """They wait until both are connected, and never bring a closing device back to Connected."""
+    world = setup.world
+    world.plug(KIND, NUMBER, 5, 0)
+    while (back := setup.back_bus.devices.get("backend/vbd/5/51712")) is None:
+        assert world.move()
+    for _ in range(moves):
+        world.move()
+    back.announce({"sectors": 16})
+    world.run()
+    assert setup.states() == ("4", "4")
+    assert world.read(BE + "/sectors") == "16"
+    world.unplug(KIND, NUMBER, 5, 0)
+    for _ in range(moves):
+        world.move()
+    back.announce({"sectors": 24})
+    world.run()
+    assert setup.states() == ("6", "6")
+    setup.remove_nodes()
+    setup.assert_nothing_left()
+
+
 def test_driver_may_not_write_the_state(setup: Setup) -> None:
     setup.plug()
     device = setup.front_bus.devices["device/vbd/51712"]

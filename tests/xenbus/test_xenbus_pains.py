@@ -284,7 +284,11 @@ def test_rewriting_what_is_there_changes_nothing(stage: str, seed: int) -> None:
         setup.world.write(path, value)
     setup.world.run()
     assert setup.states() == states
-    assert setup.fabric.hooks == hooks
+    # A connected frontend looks whether there is something new, and that is all.
+    looks = setup.fabric.hooks[len(hooks) :]
+    assert setup.fabric.hooks[: len(hooks)] == hooks
+    assert set(looks) == ({"frontend.refresh"} if stage == "connected" else set())
+    assert len(looks) <= 3
     # (A hook that waits must come to its end before the world is thrown away.)
     setup.world.unplug(KIND, NUMBER, 5, 0)
     setup.world.run()

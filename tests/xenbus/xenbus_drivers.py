@@ -107,6 +107,12 @@ class Front(Counting):
             raise ValueError("no sectors")
         self.fabric.usable[self.where, device.path] = None
 
+    async def refresh(self, device: XenbusDevice) -> None:
+        assert (self.where, device.path) in self.fabric.usable
+        await self.dawdle("refresh", device)
+        device.data["sectors"] = await device.read_otherend("sectors")
+        self.maybe_fail("refresh")
+
     async def close(self, device: XenbusDevice) -> None:
         await self.dawdle("close", device)
         self.fabric.usable.pop((self.where, device.path), None)

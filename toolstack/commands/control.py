@@ -14,7 +14,7 @@ import click
 from toolstack.commands.common import OneSentence, check_output
 from toolstack.control.client import VARIABLE, Control, join
 from toolstack.control.protocol import ControlError, ProtocolError
-from toolstack.disk_spec import parse_disk
+from toolstack.disk_spec import parse_disk, parse_size
 from toolstack.errors import SpecError
 from toolstack.output import StandardOutput
 
@@ -164,6 +164,21 @@ def block_detach(path: Path, domain: str, device: str, force: bool) -> None:
         control.ask("block-detach", domain=domain, device=device, force=force)
 
 
+@click.command("block-resize")
+@_domain
+@click.argument("device", metavar="VDEV")
+@click.argument("size", metavar="SIZE")
+@_with_control
+def block_resize(path: Path, domain: str, device: str, size: str) -> None:
+    """Make a disk of a running guest larger, to SIZE bytes (or K, M, G, T): its image, and what the guest sees."""
+    try:
+        parse_size(size)
+    except SpecError as error:
+        raise OneSentence(str(error)) from None
+    with _host(path) as control:
+        control.ask("block-resize", domain=domain, device=device, size=size)
+
+
 @click.command("block-list")
 @_domain
 @_with_control
@@ -264,6 +279,7 @@ COMMANDS: tuple[click.Command, ...] = (
     console,
     block_attach,
     block_detach,
+    block_resize,
     block_list,
     network_attach,
     network_detach,

@@ -14,7 +14,7 @@ import attrs
 
 from guest_kernel.kernel import Kernel
 from hypervisor.abi import domctl, sched
-from toolstack.disk_spec import parse_disk
+from toolstack.disk_spec import parse_disk, parse_size
 from toolstack.errors import ToolstackError, did_you_mean
 from toolstack.hotplug import Hotplug
 from toolstack.lifecycle import Lifecycle, LiveDomain
@@ -196,6 +196,11 @@ async def _block_detach(toolstack: Toolstack, args: Arguments) -> None:
     await toolstack.hotplug.detach_disk(live, args.text("device"), force=args.flag("force"))
 
 
+async def _block_resize(toolstack: Toolstack, args: Arguments) -> None:
+    live = toolstack.running(args.text("domain"))
+    toolstack.hotplug.resize_disk(live, args.text("device"), parse_size(args.text("size")))
+
+
 async def _block_list(toolstack: Toolstack, args: Arguments) -> list[dict[str, Any]]:
     return await _devices(toolstack, toolstack.find(args.text("domain")), "vbd", "ring-ref")
 
@@ -257,6 +262,7 @@ VERBS: Mapping[str, Verb] = {
     "block-attach": _block_attach,
     "block-detach": _block_detach,
     "block-list": _block_list,
+    "block-resize": _block_resize,
     "network-attach": _network_attach,
     "network-detach": _network_detach,
     "network-list": _network_list,
