@@ -10,6 +10,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,7 +44,7 @@ def shim() -> Path:
     return target
 
 
-class BaseClient:
+class BaseClient(ABC):
     """What clients on sockets and rings have in common: messages out, messages in."""
 
     def __init__(self) -> None:
@@ -51,12 +52,13 @@ class BaseClient:
         self.received: list[Message] = []
         self.barriers = 0
 
+    @abstractmethod
     def send_bytes(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Give bytes to the daemon."""
 
+    @abstractmethod
     def receive_bytes(self) -> bytes | None:
         """What there is now; None: the other end has hung up."""
-        raise NotImplementedError
 
     def send(self, kind: int, payload: bytes, tx: int = 0, req: int = 1) -> None:
         self.send_bytes(encode(kind, req, tx, payload))
