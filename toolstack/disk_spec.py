@@ -13,6 +13,8 @@ from pathlib import Path
 import attrs
 
 from hypervisor.machine.failing_disk import Faults, parse_faults
+from hypervisor.machine.nbd import PREFIX as NBD_PREFIX
+from hypervisor.machine.nbd import NbdAddress, parse_nbd
 from toolstack.errors import SpecError, did_you_mean
 
 RAW_FORMAT = "raw"
@@ -54,8 +56,16 @@ class DiskSpec:
 
     def resolved(self, directory: Path) -> DiskSpec:
         """Return the same with paths that start at `directory` if they are relative."""
+        if self.nbd is not None:
+            nbd = attrs.evolve(self.nbd, path=str(directory / self.nbd.path) if self.nbd.path else "")
+            return attrs.evolve(self, target=str(nbd))
         base = str(directory / self.base) if self.base else ""
         return attrs.evolve(self, target=str(directory / self.target), base=base)
+
+    @property
+    def nbd(self) -> NbdAddress | None:
+        """Where the disk is if that is an NBD server."""
+        return parse_nbd(self.target) if self.target.startswith(NBD_PREFIX) else None
 
     @property
     def devid(self) -> int:
@@ -227,6 +237,13 @@ def _finish(draft: _Draft) -> DiskSpec:
         raise SpecError("an overlay needs a base (base=, the image that it changes)")
     if image_format != OVERLAY_FORMAT and draft.base is not None:
         raise SpecError(f"only an overlay has a base, and this is a disk of format {image_format!r}")
+    if draft.target.startswith(NBD_PREFIX):
+        if image_format != RAW_FORMAT:
+            raise SpecError(f"what an NBD server has is a disk of format 'raw', not {image_format!r}")
+        try:
+            parse_nbd(draft.target)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
     if not draft.backend:
         raise SpecError("the disk parameter 'backend' is empty")
     writable = _ACCESS[access] and not draft.removable

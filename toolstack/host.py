@@ -502,7 +502,8 @@ class Host:
             raise ToolstackError(f"{disk.vdev} is read-only, so its image cannot become larger")
         status = controller.resize(size // SECTOR)
         if status == errno.EOPNOTSUPP:
-            raise ToolstackError(f"{disk.vdev} is of the format {disk.format!r}, which keeps its size")
+            kind = "at an NBD server" if disk.nbd is not None else f"of the format {disk.format!r}"
+            raise ToolstackError(f"{disk.vdev} is {kind}, so it keeps its size")
         if status:
             raise ToolstackError(f"{disk.target}: {os.strerror(status)}")
 

@@ -24,6 +24,7 @@ from guest_kernel.kernel import Kernel
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
+from hypervisor.machine.nbd import NbdDisk
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
 from hypervisor.machine.overlay import Overlay
 from toolstack.builder import check_size, python_kernel
@@ -350,6 +351,12 @@ class ImageError(Exception):
 
 def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
     """Open the image of a domain's disk and note its user. Raises ImageError."""
+    if disk.nbd is not None:
+        # Who else writes there is the server's business.
+        try:
+            return _with_faults(NbdDisk(disk.nbd, readonly=not disk.writable), disk)
+        except DeviceError as error:
+            raise ImageError(str(error)) from None
     path = Path(disk.target)
     uses = {path: disk.writable}
     if disk.format == OVERLAY_FORMAT:
@@ -365,11 +372,13 @@ def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskS
             backing = RawFile(path, readonly=not disk.writable)
     except DeviceError as error:
         raise ImageError(str(error)) from None
-    if disk.faults is not None:
-        backing = FailingDisk(backing, disk.faults)
     for file, writes in uses.items():
         users.setdefault(_image_key(file), {})[f"{owner}/{disk.vdev}"] = attrs.evolve(disk, writable=writes)
-    return backing
+    return _with_faults(backing, disk)
+
+
+def _with_faults(backing: Backing, disk: DiskSpec) -> Backing:
+    return backing if disk.faults is None else FailingDisk(backing, disk.faults)
 
 
 def _image_key(path: Path) -> ImageKey:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,25 @@ def test_guests_on_overlays_of_one_base(scene: Scene) -> None:
         scene.run(guests[0], scene.guest("g2", "pass", files[0], kind=overlay))
     with pytest.raises(UsageError, match="is no file of changes of a disk"):
         scene.run(scene.guest("g2", "pass", scene.image("c.img", data=b"c"), kind=overlay))
+
+
+def test_a_disk_at_an_nbd_server(scene: Scene) -> None:
+    if shutil.which("nbdkit") is None:
+        pytest.skip("nbdkit is not installed, so no real server can be tried")
+    image = scene.image("served.img")
+    place = scene.directory / "s.sock"
+    with subprocess.Popen(["nbdkit", "-f", "-U", place, "file", image]) as server:
+        try:
+            while not place.exists():
+                assert server.poll() is None
+                time.sleep(0.01)
+            guest = scene.guest("guest", RANDOM_TRAFFIC.format(seed=8), Path("nbd:unix:s.sock"))
+            assert scene.run(guest).exit_code == 0, scene.text
+            assert image.read_bytes().strip(b"\0")
+        finally:
+            server.terminate()
+    with pytest.raises(UsageError, match=r"nbd:unix:.*s\.sock: (Connection refused|No such file)"):
+        scene.run(guest)
 
 
 FAILURES = """

@@ -272,7 +272,7 @@ async def test_a_disk_grows_while_it_is_used(tmp_path: Path, backend: str) -> No
             ("xvda", "1073741825", "a disk has whole sectors of 512 bytes, so it cannot have 1073741825 bytes"),
             ("xvda", "big", "'big' is no size of a disk (such as 64M)"),
             ("xvdb", "2M", "xvdb is read-only, so its image cannot become larger"),
-            ("xvdc", "2M", "xvdc is of the format 'overlay', which keeps its size"),
+            ("xvdc", "2M", "xvdc is of the format 'overlay', so it keeps its size"),
             ("xvdd", "2M", "one has no disk 'xvdd'"),
         ):
             with pytest.raises(ControlError) as caught:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypervisor.machine.nbd import NbdAddress
 from toolstack.disk_spec import DiskSpec, parse_disk, parse_size, vdev_number
 from toolstack.errors import SpecError
 from toolstack.vif_spec import Rate, VifSpec, generate_mac, parse_mac, parse_rate, parse_vif
@@ -39,6 +40,26 @@ def test_overlays() -> None:
     assert parse_disk("b,overlay,xvda,ro,base=a.img") == attrs.evolve(disk, writable=False, discard=False)
     assert disk.resolved(Path("/d")) == attrs.evolve(disk, target="/d/b", base="/d/a.img")
     assert parse_disk("b,,xvda").resolved(Path("/d")) == DiskSpec("/d/b", "xvda")
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "resolved"),
+    [
+        ("nbd:unix:/a.sock", NbdAddress(path="/a.sock"), "nbd:unix:/a.sock"),
+        (
+            "nbd:unix:a:b.sock:exportname=x:y,z",
+            NbdAddress("a:b.sock", export="x:y,z"),
+            "nbd:unix:/d/a:b.sock:exportname=x:y,z",
+        ),
+        ("nbd:localhost", NbdAddress(host="localhost"), "nbd:localhost:10809"),
+        ("nbd:10.0.0.1:7:exportname=e", NbdAddress(host="10.0.0.1", port=7, export="e"), "nbd:10.0.0.1:7:exportname=e"),
+    ],
+)
+def test_nbd_targets(target: str, address: NbdAddress, resolved: str) -> None:
+    disk = parse_disk(f"vdev=xvda,target={target}")
+    assert disk.nbd == address
+    assert disk.resolved(Path("/d")).target == resolved
+    assert parse_disk("vdev=xvda,target=/x").nbd is None
 
 
 def test_sizes() -> None:
@@ -92,6 +113,11 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
         ("/x,raw,xvda,backend=", "'backend' is empty"),
         ("/x,raw,xvda,faults=bad:x", "'bad:x' is not of the form bad:SECTOR or bad:FIRST-LAST"),
         ("/x,raw,xvda,faults=flush,faults=flush", "'faults' is given twice"),
+        ("vdev=xvda,target=nbd:", "is not of the form nbd:unix:PATH or nbd:HOST:PORT"),
+        ("vdev=xvda,target=nbd:unix:", "is not of the form"),
+        ("vdev=xvda,target=nbd:host:0", "is not of the form"),
+        ("vdev=xvda,target=nbd:host:65536", "is not of the form"),
+        ("format=overlay,base=b,vdev=xvda,target=nbd:host", "a disk of format 'raw', not 'overlay'"),
         ("/x,overlay,xvda", "an overlay needs a base"),
         ("/x,overlay,xvda,base=", "an overlay needs a base"),
         ("/x,raw,xvda,base=/y", "only an overlay has a base, and this is a disk of format 'raw'"),
