@@ -6,7 +6,7 @@ else (the text log, other formats, replay) reads this stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -74,7 +74,7 @@ class TraceWriter:
         self.close()
 
 
-def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
+def read_trace(path: Path) -> tuple[dict[str, Any], Generator[list[Any], None, None]]:
     """Return the header of a trace and an iterator over its records. Raises TraceError."""
     file = path.open("rb")
     unpacker = msgpack.Unpacker(file, strict_map_key=False, raw=False, max_buffer_size=1 << 30)
@@ -91,8 +91,10 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
         file.close()
         raise TraceError(f"{path} is a trace of version {header.get('version')}; this program reads version {VERSION}")
 
-    def records() -> Iterator[list[Any]]:
+    def records() -> Generator[list[Any], None, None]:
         with file:
+            # From here on the file is closed with the generator, even if nobody asks for a record.
+            yield []
             whole = unpacker.tell()
             try:
                 for record in unpacker:
@@ -105,7 +107,9 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[list[Any]]]:
             if whole != file.tell():
                 raise TraceError(f"{path} is damaged: it ends in the middle of a record")
 
-    return header, records()
+    stream = records()
+    next(stream)
+    return header, stream
 
 
 def read_records(path: Path) -> Iterator[list[Any]]:

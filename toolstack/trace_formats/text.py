@@ -64,14 +64,21 @@ _U32 = 0xFFFFFFFF
 def format_record(record: Sequence[Any]) -> str:
     """Return the line for one record, without line end."""
     time_ns, domid, vcpu_id, kind, *fields = record
-    name, labels = tracepoints.KINDS.get(kind, (f"kind-{kind}", ()))
+    name, _ = tracepoints.KINDS.get(kind, (f"kind-{kind}", ()))
     where = f"d{domid}v{vcpu_id}"
     head = f"{time_ns // 1_000_000_000}.{time_ns % 1_000_000_000:09} {where:<6} {name}"
+    details = describe(kind, fields)
+    return f"{head} {details}" if details else head
+
+
+def describe(kind: int, fields: Sequence[Any]) -> str:
+    """Return the fields of a record in words."""
     if kind == tracepoints.HYPERCALL and len(fields) == 7:
-        return f"{head} {_hypercall(*fields)}"
+        return _hypercall(*fields)
+    _, labels = tracepoints.KINDS.get(kind, ("", ()))
     parts = [_field(kind, label, value) for label, value in zip(labels, fields, strict=False)]
     parts += [str(value) for value in fields[len(labels) :]]
-    return " ".join([head, *parts])
+    return " ".join(parts)
 
 
 def format_trace(records: Iterable[Sequence[Any]]) -> Iterator[str]:
