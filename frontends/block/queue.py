@@ -99,8 +99,8 @@ class FrontQueue:
         """Begin service: the backend has mapped the ring."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
-        # be freed: then it raises its thresholds. This is that block.
-        bytes(self.ring.size * max_sectors << SECTOR_SHIFT)
+        # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
+        bytes(min(self.ring.size * max_sectors << SECTOR_SHIFT, 16 << 20))
         self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
         self.flush_op = flush_op

@@ -300,6 +300,7 @@ class FakeKernel:
         self.block = BlockRegistry()
         self.scheduler = Scheduler(self._failed)
         self.vcpu = run_threads(self.scheduler, self._block)
+        self.cmdline = ""
         self.disks: dict[int, FakeDisk] = {}
         self.hw = SimpleNamespace(disk=lambda unit: self.disks[unit])
         world.kernels[domid] = self
