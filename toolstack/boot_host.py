@@ -21,7 +21,8 @@ from hypervisor.errors import HypercallError
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.kernel_image import PvKernel
 from hypervisor.machine.machine import Machine
-from hypervisor.options import parse_options
+from hypervisor.options import XenOptions, parse_options
+from hypervisor.sched.schedulers import DEFAULT, XENS
 from hypervisor.trace import TraceWriter
 from toolstack.errors import UsageError
 
@@ -129,7 +130,7 @@ class BootHost:
         options = parse_options(spec.xen_cmdline)
         machine = Machine(memory_mib=spec.host_memory_mib, pcpus=spec.pcpus)
         machine.clock.now = XEN_BOOT_NS
-        trace = self._open_trace()
+        trace = self._open_trace(options)
         hv = Hypervisor(machine, trace=None if trace is None else trace.emit, console=self._show, options=options)
         self.hv = hv
         if trace is not None:
@@ -150,7 +151,7 @@ class BootHost:
         describe_dom0(hv, spec.kernel, layout, vcpus)
         hv.domain_ops.unpause(domain)
 
-    def _open_trace(self) -> TraceWriter | None:
+    def _open_trace(self, options: XenOptions) -> TraceWriter | None:
         spec = self.spec
         if spec.trace_file is None:
             return None
@@ -158,6 +159,12 @@ class BootHost:
             file: BinaryIO = spec.trace_file.open("wb")
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(spec.trace_file)!r}: {error.strerror}") from None
-        about = {"pcpus": spec.pcpus, "time": "virtual", "schedule": "fifo", "preempts": False}
+        about = {
+            "pcpus": spec.pcpus,
+            "time": "virtual",
+            "schedule": "",
+            "scheduler": options.scheduler if options.scheduler in XENS else DEFAULT,
+            "preempts": False,
+        }
         self._trace = self._stack.enter_context(TraceWriter(file, seed=spec.seed, about=about))
         return self._trace

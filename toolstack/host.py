@@ -32,8 +32,9 @@ from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.serial import SerialCard
+from hypervisor.sched.algorithm import NEVER
 from hypervisor.sched.policy import Policy, parse_policy
-from hypervisor.sched.scheduler import NEVER
+from hypervisor.sched.schedulers import DEFAULT
 from hypervisor.trace import TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
@@ -90,7 +91,8 @@ class Host:
         pcpus: int = 1,
         time: str = "virtual",
         seed: int = 0,
-        schedule: str = "fifo",
+        scheduler: str = "",
+        schedule: str = "",
         nics: Sequence[NicSpec] = (),
         capture: Path | None = None,
         trace_file: Path | None = None,
@@ -116,7 +118,10 @@ class Host:
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
         self.heartbeat = heartbeat
-        self.policy: Policy = _policy(schedule)
+        self.policy: Policy | None = _policy(schedule) if schedule else None
+        if scheduler and self.policy is not None:
+            raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
+        self.scheduler = self.policy.scheduler if self.policy is not None else scheduler or DEFAULT
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
         self.xenstored: XenStored
@@ -298,6 +303,7 @@ class Host:
         trace = self._open_trace()
         self.hv = hv = Hypervisor(
             machine,
+            scheduler=self.scheduler,
             policy=self.policy,
             trace=None if trace is None else trace.emit,
             console=self._show_host,
@@ -345,7 +351,8 @@ class Host:
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
         about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
-        about["preempts"] = self.policy.preempts
+        about["scheduler"] = self.scheduler
+        about["preempts"] = self.policy is not None and self.policy.preempts
         self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
         return self._trace
 
