@@ -179,7 +179,7 @@ class FrontQueue:
                 return errno.ENOMEM
         segments = shape.segments
         if op == WRITE:
-            if segments == 1:
+            if shape.view is not None:
                 shape.view[:] = request.data
             else:
                 _scatter(request.data, shape.parts)
@@ -232,7 +232,8 @@ class FrontQueue:
             shape = slot.shape
             if shape is not None:
                 if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY:
-                    request.data = bytes(shape.view) if shape.segments == 1 else b"".join(shape.parts)
+                    whole = shape.view
+                    request.data = whole.tobytes() if whole is not None else b"".join(shape.parts)
                 if not persistent:
                     self.pool.revoke(slot, shape.segments)
             free.append(slot)
