@@ -39,6 +39,7 @@ from hypervisor.version import VersionOps
 if TYPE_CHECKING:
     from hypervisor.emulator.processor import Processor
     from hypervisor.machine.machine import Machine
+    from hypervisor.mm.boot_memory import BootMemory
     from hypervisor.trace import Emit
     from hypervisor.vcpu import VCpu
 
@@ -55,7 +56,7 @@ class Hypervisor:
 
     `trace` is the emitter of a `TraceWriter`, or None. `console` receives what Xen and (through console_io) dom0 print
     on the host's serial line. `scheduler` is one of `sched.schedulers.ALGORITHMS`; a `policy` says who runs instead of
-    it. `options` is what Xen's command line says.
+    it. `options` is what Xen's command line says, `boot` where things lie in memory at first.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Hypervisor:
         trace: Emit | None = None,
         console: Callable[[bytes], None] | None = None,
         options: XenOptions | None = None,
+        boot: BootMemory | None = None,
     ) -> None:
         self.machine = machine
         self.memory = machine.memory
@@ -95,7 +97,7 @@ class Hypervisor:
         self.pirqs = Pirqs(self)
         self.events = EventChannelOps(self)
         self.time = GuestTime(self)
-        self.mm = MemoryManager(self)
+        self.mm = MemoryManager(self, boot)
         self.frames = self.mm.frames
         self.grants = GrantTableOps(self)
         self.domain_ops = DomainOps(self)
