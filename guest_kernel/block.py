@@ -4,6 +4,9 @@
     BlockDevice  bounds, read-only, splitting, statistics  a queue of BlockRequests, each at most one slot of a driver
     BlockQueue   run(pending)                              the driver: takes what it has room for, finishes each later
 
+Who has pages of its own that data is to go straight into, or come from, uses a `BlockBuffer`: `device.submit` puts
+requests for it into the queue, any number of them, `device.restart()` starts them, and each calls back when it is done.
+
 A driver that has lost its other end sets `device.queue = None`: requests then wait, and those in flight are put back in
 front with `requeue`, until it is connected again (`connect`) or given up (`kill`). Sectors are 512 bytes everywhere.
 """
@@ -15,10 +18,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from guest_kernel.hotplug import Changes, noted
 from guest_kernel.threads import WaitQueue
+
+if TYPE_CHECKING:
+    from guest_kernel.mm import Page
 
 SECTOR_SIZE = 512
 
@@ -75,22 +81,66 @@ class _Parts(_Transfer):
             )
             for at in starts
         ]
+        for part, at in zip(self.parts, starts, strict=True):
+            part.buffer = whole.buffer
+            part.first = whole.first + (at * size >> 12)
 
     def complete(self) -> None:
         """All parts are done, and so is the whole."""
-        if self.whole.op == READ and not self.error:
+        if self.whole.op == READ and not self.error and self.whole.buffer is None:
             self.whole.data = b"".join([part.data for part in self.parts])
         self.whole.finish(self.error)
+
+
+@final
+class BlockBuffer:
+    """Pages for transfers without a copy, all for one disk. They should hold nothing but that disk's data.
+
+    A driver may keep them granted to its other end for as long as it is connected, or until `release` is called. It
+    takes away (`lose`) a page that the other end does not let go of: what is in the buffer cannot be believed then.
+    """
+
+    __slots__ = ("lost", "pages", "release")
+
+    def __init__(self, pages: list[Page]) -> None:
+        self.pages = pages
+        self.lost: set[int] = set()
+        """Pages, by their index, that are not this buffer's any more: whoever frees the others lets these alone."""
+        self.release: Callable[[], None] = lambda: None
+        """Take back what the driver has granted; to be called before the pages are freed, with nothing under way."""
+
+    def lose(self, index: int) -> None:
+        """The driver keeps a page, and frees it when it can."""
+        self.lost.add(index)
+
+    def kept(self) -> list[Page]:
+        """Return the pages that are still this buffer's."""
+        return [page for index, page in enumerate(self.pages) if index not in self.lost]
+
+
+class _Submission(_Transfer):
+    """What `BlockDevice.submit` was asked for: one or several requests, and who is to be told."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, requests: int, done: Callable[[int], None]) -> None:
+        super().__init__(requests)
+        self.done = done
+
+    def complete(self) -> None:
+        """All requests are done."""
+        self.done(self.error)
 
 
 @final
 class BlockRequest:
     """One request to a driver: at most `BlockDevice.max_sectors` sectors, a flush (count 0), a discard of any count.
 
-    `data` holds the bytes to write; the driver of a finished read puts the bytes read there.
+    `data` holds the bytes to write; the driver of a finished read puts the bytes read there. With a `buffer` the data
+    is in its pages instead, from the page `first` on, and `max_buffer_sectors` is the limit.
     """
 
-    __slots__ = ("count", "data", "done", "error", "op", "sector", "transfer", "waiters")
+    __slots__ = ("buffer", "count", "data", "done", "error", "first", "op", "sector", "transfer", "waiters")
 
     def __init__(
         self, op: int, sector: int, count: int, data: bytes | memoryview = b"", transfer: _Transfer | None = None
@@ -99,6 +149,8 @@ class BlockRequest:
         self.sector = sector
         self.count = count
         self.data = data
+        self.buffer: BlockBuffer | None = None
+        self.first = 0
         self.error = 0
         self.done = False
         self.waiters = WaitQueue() if transfer is None else transfer.waiters
@@ -141,12 +193,15 @@ class BlockDevice:
     __slots__ = (
         "_resized",
         "_spare",
+        "can_discard",
+        "can_flush",
         "dead",
         "discards",
         "errors",
         "flushes",
         "holders",
         "info",
+        "max_buffer_sectors",
         "max_sectors",
         "name",
         "on_release",
@@ -166,11 +221,15 @@ class BlockDevice:
         self.name = name
         self.max_sectors = max_sectors
         """Most sectors that one request of the driver can carry."""
+        self.max_buffer_sectors = max_sectors
+        """The same, of one that has a buffer of its own."""
         self.sectors = 0
         """Capacity; it may change while the disk is used (`resized`)."""
         self._resized = WaitQueue()
         self.sector_size = SECTOR_SIZE
         self.readonly = False
+        self.can_flush = False
+        self.can_discard = False
         self.info = 0
         """What else the driver knows of the disk (VDISK_ flags of blkif.h)."""
         self.queue: BlockQueue | None = None
@@ -273,6 +332,46 @@ class BlockDevice:
             self.sectors_discarded += count
             await self._perform(BlockRequest(DISCARD, sector, count))
 
+    def submit(
+        self,
+        op: int,
+        sector: int,
+        count: int,
+        done: Callable[[int], None],
+        buffer: BlockBuffer | None = None,
+        first: int = 0,
+    ) -> None:
+        """Queue an operation, to be started by the next `restart`: a READ or WRITE between sectors and a buffer, from
+        its page `first` on; a FLUSH (no count), a DISCARD.
+
+        `done` is called with 0 or an errno, in upcall context or inside of `restart`; the buffer must be left alone
+        until then. The caller has seen to it that the sectors are on the disk, and that it can be written to.
+        """
+        most = self.max_buffer_sectors if buffer is not None else count
+        if op == READ:
+            self.reads += 1
+            self.sectors_read += count
+        elif op == WRITE:
+            self.writes += 1
+            self.sectors_written += count
+        elif op == FLUSH:
+            self.flushes += 1
+        else:
+            self.discards += 1
+            self.sectors_discarded += count
+        if count <= most:
+            request = BlockRequest(op, sector, count, transfer=_Submission(1, done))
+            request.buffer = buffer
+            request.first = first
+            self.pending.append(request)
+            return
+        submission = _Submission(-(-count // most), done)
+        for at in range(0, count, most):
+            request = BlockRequest(op, sector + at, min(most, count - at), transfer=submission)
+            request.buffer = buffer
+            request.first = first + (at * self.sector_size >> 12)
+            self.pending.append(request)
+
     async def resized(self) -> int:
         """Wait until the disk has another capacity than now; return that, in sectors."""
         before = self.sectors
@@ -344,11 +443,14 @@ class BlockDevice:
         while pending:
             pending.popleft().finish(number)
 
-    def connect(self, queue: BlockQueue, max_sectors: int = 0) -> None:
-        """The driver is connected: issue what has been waiting. `max_sectors`: what it can carry from now on."""
+    def connect(self, queue: BlockQueue, max_sectors: int = 0, max_buffer_sectors: int = 0) -> None:
+        """The driver is connected: issue what has been waiting. What it can carry from now on: `max_sectors`, or
+        `max_buffer_sectors` in a buffer of the caller's.
+        """
         self.dead = 0
         if max_sectors:
             self.max_sectors = max_sectors
+            self.max_buffer_sectors = max(max_sectors, max_buffer_sectors)
             if any(request.count > max_sectors for request in self.pending):
                 self._take_apart(max_sectors)
         self.queue = queue
@@ -358,8 +460,9 @@ class BlockDevice:
         """Put parts in the place of waiting requests that are too large for the driver as it is now."""
         fitting: deque[BlockRequest] = deque()
         for request in self.pending:
-            if request.op != DISCARD and request.count > most:
-                fitting.extend(_Parts(request, most).parts)
+            limit = most if request.buffer is None else self.max_buffer_sectors
+            if request.op != DISCARD and request.count > limit:
+                fitting.extend(_Parts(request, limit).parts)
             else:
                 fitting.append(request)
         self.pending.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -29,6 +29,8 @@ class Program(Protocol):
 
 
 DriverFactory = Callable[["Kernel"], "XenbusDriver"]
+Service = Callable[["Kernel"], Coroutine[Any, Any, None]]
+"""What runs beside the program: called with the kernel, returns what a thread of its own is to run."""
 
 
 def _symbols() -> Mapping[str, int]:
@@ -49,12 +51,14 @@ class PythonKernelImage:
 
     `main` is called with the kernel and makes the program (a subclass of Guest, as a rule); `drivers` are called with
     the kernel and make a xenbus driver each (driver classes, or `functools.partial` of one with its options).
+    `services` run in threads beside the program; a kernel that has some does not power off when the program returns.
     `options` is for programs: the kernel does not look at it.
     """
 
     name: str
     main: Callable[[Kernel], Program]
     drivers: Sequence[DriverFactory] = ()
+    services: Sequence[Service] = ()
     options: Mapping[str, Any] = attrs.field(factory=dict)
     virt_base: int = VIRT_BASE
     virt_entry: int = SYMBOLS["startup"]

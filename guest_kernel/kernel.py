@@ -80,6 +80,8 @@ class Kernel:
         self._bring_up_console()
         self._bring_up_drivers()
         self.power.program = self.spawn(self._main(), "main")
+        for service in self.image.services:
+            self.spawn(service(self), "service")
         self.events.enable(0)
         if self.smp is None:
             return run_threads(self.scheduler, self.cpu.hypercall)
@@ -168,6 +170,8 @@ class Kernel:
             name = type(program).__qualname__
             raise GuestError(f"the main of {name} is no coroutine: define it with 'async def main(self)' and no yield")
         await running
+        if self.image.services:
+            await self.never()  # until somebody asks for the end
         await self.power.poweroff()
 
     # Parts that not every guest has

@@ -7,6 +7,7 @@ the frames of that domain, and those that other domains have granted to it for a
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 Allowed = Callable[[int], bool]
 """`allowed(mfn)`: whether the device may access the frame. Valid until guest code runs again."""
 
+Reach = Callable[[int, int], bool]
+"""`reach(first, count)`: whether the device may access all of these frames. Valid until guest code runs again."""
+
 
 class Iommu:
     """Assignments of devices, by their interrupt lines."""
@@ -24,6 +28,8 @@ class Iommu:
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
         self._assigned: dict[int, Domain] = {}
+        self.on_release: dict[int, Callable[[], None]] = {}
+        """By line: what resets a device that acts by itself, when the domain that has it loses it."""
 
     def assign(self, line: int, domain: Domain) -> None:
         """Give the device on an interrupt line to a domain."""
@@ -33,24 +39,44 @@ class Iommu:
         """Take a device away from a domain, if it has it; it is dom0's again."""
         if self._assigned.get(line) is domain:
             del self._assigned[line]
+            reset = self.on_release.get(line)
+            if reset is not None:
+                reset()
 
     def context(self, line: int) -> Allowed | None:
         """Return what the device on a line may access now; None if it may access everything."""
         domain = self._assigned.get(line)
         if domain is None:
             return None
-        owner, end, domid = self._hv.frames.owner, self._hv.frames.frames, domain.domid
+        owner, domid = self._hv.frames.owner, domain.domid
         granted: set[int] | None = None
 
         def allowed(mfn: int) -> bool:
             nonlocal granted
-            if mfn < end and owner(mfn) == domid:
+            if owner(mfn) == domid:
                 return True
             if granted is None:
                 granted = mapped_frames(domain)
             return mfn in granted
 
         return allowed
+
+    def reach(self, line: int) -> Reach | None:
+        """Return the same as `context`, for a device that accesses neighbouring frames at once."""
+        domain = self._assigned.get(line)
+        if domain is None:
+            return None
+        allowed = self.context(line)
+        assert allowed is not None
+        tags, tag = self._hv.frames.owner_tag, domain.domid + 1
+
+        def reach(first: int, count: int) -> bool:
+            if count == 1:
+                return tags[first] == tag or allowed(first)
+            own = array("H", [tag]) * count
+            return tags[first : first + count] == memoryview(own) or all(map(allowed, range(first, first + count)))
+
+        return reach
 
 
 def mapped_frames(domain: Domain) -> set[int]:

@@ -23,6 +23,7 @@ from guest_kernel.guest import Guest
 from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.net.addresses import mac_from_text
+from hypervisor.abi.device import socket_irq
 from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
@@ -32,9 +33,9 @@ from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.serial import SerialCard
-from hypervisor.sched.algorithm import NEVER
+from hypervisor.machine.socket_card import SocketCard
 from hypervisor.sched.policy import Policy, parse_policy
-from hypervisor.sched.schedulers import DEFAULT
+from hypervisor.sched.scheduler import NEVER
 from hypervisor.trace import TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
@@ -43,6 +44,7 @@ from toolstack.disk_spec import DiskSpec
 from toolstack.errors import GuestHangError, ToolstackError, UsageError
 from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
+from toolstack.nbd_export import ExportDoor, ExportSpec, follow
 from toolstack.outside import Outside
 from toolstack.preparation import (
     MAX_DISKS,
@@ -91,10 +93,10 @@ class Host:
         pcpus: int = 1,
         time: str = "virtual",
         seed: int = 0,
-        scheduler: str = "",
-        schedule: str = "",
+        schedule: str = "fifo",
         nics: Sequence[NicSpec] = (),
         capture: Path | None = None,
+        exports: Sequence[ExportSpec] = (),
         trace_file: Path | None = None,
         consoles: ConsoleLog | None = None,
         dom0: DomainConfig | None = None,
@@ -111,6 +113,8 @@ class Host:
         if not self.real_time and any(nic.tap for nic in self.nics):
             raise UsageError("a TAP interface leads to a network in real time: --nic BRIDGE=tap:NAME needs --time real")
         self.capture = capture
+        self.exports = list(exports)
+        """Disks that are served to clients outside."""
         self.trace_file = trace_file
         self.consoles = consoles or ConsoleLog(lambda line: None)
         self.outside = outside or Outside()
@@ -118,10 +122,7 @@ class Host:
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
         self.heartbeat = heartbeat
-        self.policy: Policy | None = _policy(schedule) if schedule else None
-        if scheduler and self.policy is not None:
-            raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
-        self.scheduler = self.policy.scheduler if self.policy is not None else scheduler or DEFAULT
+        self.policy: Policy = _policy(schedule)
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
         self.xenstored: XenStored
@@ -146,6 +147,7 @@ class Host:
         self._disk_owners: dict[int, tuple[str, DiskSpec]] = {}
         self._spare_disks: dict[DiskSpec, int] = {}
         """Controllers that driver domains have and nobody uses: by the domain, the image, whether it is written to."""
+        self._socket_cards: dict[int, SocketCard] = {}
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
@@ -163,6 +165,7 @@ class Host:
             self.nics,
             self.seed,
             capture=self.capture,
+            exports=self.exports,
             hang_limit=self.hang_limit,
             heartbeat=self.heartbeat,
         )
@@ -303,7 +306,6 @@ class Host:
         trace = self._open_trace()
         self.hv = hv = Hypervisor(
             machine,
-            scheduler=self.scheduler,
             policy=self.policy,
             trace=None if trace is None else trace.emit,
             console=self._show_host,
@@ -322,6 +324,8 @@ class Host:
                 self.outside.tasks.append(wire.follow)
         for _, capture in prepared.captures:
             capture.now = lambda: machine.clock.wallclock_base + hv.now()
+        for unit, door in enumerate(prepared.exports):
+            self._plug_socket_card(unit, door)
         self.card = SerialCard(machine, self.outside.panel)
         self.card.rouse = self.wake
         self._build_dom0(prepared, nics)
@@ -351,8 +355,7 @@ class Host:
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
         about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
-        about["scheduler"] = self.scheduler
-        about["preempts"] = self.policy is not None and self.policy.preempts
+        about["preempts"] = self.policy.preempts
         self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
         return self._trace
 
@@ -495,6 +498,20 @@ class Host:
         controller = self._disks.pop(unit)
         self._prepared.disks.remove(controller.backing)
         controller.unplug()
+
+    def _plug_socket_card(self, unit: int, door: ExportDoor) -> None:
+        card = SocketCard(self.hv.machine, unit, door.listener, reach=self.hv.iommu.reach)
+        self.hv.iommu.on_release[socket_irq(unit)] = card.reset
+        self._socket_cards[unit] = card
+        self._stack.callback(card.unplug)
+        self.outside.tasks.append(partial(follow, card))
+        self.outside.listeners += 1
+
+    def unplug_socket_card(self, unit: int) -> None:
+        """See `Platform.unplug_socket_card`."""
+        self._socket_cards.pop(unit).unplug()
+        self._prepared.exports[unit].close()
+        self.outside.listeners -= 1
 
     def resize_disk(self, unit: int, size: int) -> None:
         """See `Platform.resize_disk`."""

@@ -68,6 +68,8 @@ class DomainPlan:
     """Disk controllers of the machine, in the order of `config.disks`."""
     macs: tuple[str, ...] = ()
     """Addresses, in the order of `config.vifs`."""
+    socket_units: tuple[int, ...] = ()
+    """Socket cards of the machine that the domain drives."""
 
 
 @attrs.define(eq=False)
@@ -138,6 +140,10 @@ class Platform(Protocol):
 
     def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
         """Return the address of a new interface of a domain. Raises ToolstackError if there is no such bridge."""
+        ...
+
+    def unplug_socket_card(self, unit: int) -> None:
+        """Take a socket card out of the machine; nobody drives it any more."""
         ...
 
     def unplug_vif(self, mac: str) -> None:
@@ -243,6 +249,8 @@ class Lifecycle:
             self.unplug_disk(device, unit)
         for mac in live.plan.macs:
             self.platform.unplug_vif(mac)
+        for unit in live.plan.socket_units:
+            self.platform.unplug_socket_card(unit)
 
     def unplug_disk(self, device: DeviceNodes, unit: int) -> None:
         """Take a disk's controller out of the machine; a driver domain keeps what it was given, for the next time."""
@@ -306,6 +314,9 @@ class Lifecycle:
         live = LiveDomain(domid, plan, config.name, self._devices(domid, plan, backends), self.kernel.monotonic_ns())
         self.live[domid] = live
         self._assign_disks(live)
+        for unit in plan.socket_units:
+            port = machine_device.socket_port(unit)
+            self._pass_through(domid, port, machine_device.SOCKET_PORT_COUNT, machine_device.socket_irq(unit))
         await self._announce(live, store, console)
         return live
 
@@ -379,9 +390,13 @@ class Lifecycle:
             return
         self.live[domid].disk_units.add(unit)
         port = machine_device.disk_port(unit)
-        self.xc.ioport_permission(domid, port, machine_device.DISK_PORT_COUNT, allow=True)
-        self.xc.map_pirq(domid, machine_device.disk_irq(unit))
-        self.xc.irq_permission(domid, machine_device.disk_irq(unit), allow=True)
+        self._pass_through(domid, port, machine_device.DISK_PORT_COUNT, machine_device.disk_irq(unit))
+
+    def _pass_through(self, domid: int, port: int, ports: int, line: int) -> None:
+        """Give a device of the machine to a domain: its ports and its interrupt line, and with that its memory."""
+        self.xc.ioport_permission(domid, port, ports, allow=True)
+        self.xc.map_pirq(domid, line)
+        self.xc.irq_permission(domid, line, allow=True)
 
     async def _announce(self, live: LiveDomain, store: Connection, console: Connection) -> None:
         """Write all nodes in one transaction, and introduce the domain to xenstored."""

@@ -21,6 +21,7 @@ from frontends.net import NetFront
 from guest_kernel.guest import Guest
 from guest_kernel.image import DriverFactory, PythonKernelImage
 from guest_kernel.kernel import Kernel
+from guest_kernel.nbd import NbdExport
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
@@ -34,6 +35,7 @@ from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.lifecycle import DomainPlan
 from toolstack.machine_code import MachineCode, is_machine_code, read_file, read_kernel, require_emulator
+from toolstack.nbd_export import ExportDoor, ExportSpec, check_exports
 from toolstack.tap import MAX_NAME, TapWire
 from toolstack.vif_spec import DEFAULT_BRIDGE, generate_mac
 from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
@@ -119,6 +121,8 @@ class Preparation:
     """Who uses which image: name and disk of each, by device and inode."""
     macs: set[str] = attrs.field(factory=set)
     """Addresses of interfaces that are taken."""
+    exports: list[ExportDoor] = attrs.field(factory=list)
+    """Disks that clients outside are served, by the unit of the socket card."""
 
     def close(self) -> None:
         """Let go of image files and captures; for runs that never got to plug them in."""
@@ -128,6 +132,8 @@ class Preparation:
             wire.close()
         for _, capture in self.captures:
             capture.close()
+        for door in self.exports:
+            door.close()
 
     def watches(self, *, driver_domain: bool = False) -> dict[str, Watch]:
         """Return who watches the bridges of dom0, or of a driver domain: by bridge."""
@@ -154,12 +160,13 @@ def prepare(
     seed: int,
     *,
     capture: Path | None = None,
+    exports: Sequence[ExportSpec] = (),
     hang_limit: float = DEFAULT_LIMIT,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Preparation:
     """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then.
 
-    `capture` is a file that gets every frame at every port of every bridge.
+    `capture` is a file that gets every frame at every port of every bridge; `exports` are disks to be served.
 
     A guest file may execute for `hang_limit` seconds when it is loaded (see `Watchdog`).
     """
@@ -172,6 +179,7 @@ def prepare(
     macs = _assign_macs(configs, seed)
     kernels = {id(config): _kernel(config, hang_limit, heartbeat) for config in configs}
     _check_sizes(configs, kernels)
+    check_exports(exports, configs, lambda config: kernels[id(config)])
     prepared = Preparation([], [], bridges, [])
     try:
         units = _open_disks(configs, prepared)
@@ -184,6 +192,8 @@ def prepare(
                 prepared.captures.append((nic.bridge, of_bridge))
         if capture is not None:
             prepared.captures.append((None, Capture(capture)))
+        for export in exports:
+            prepared.exports.append(ExportDoor(export))
     except UsageError:
         prepared.close()
         raise
@@ -197,6 +207,7 @@ def prepare(
                 kernel=kernel if isinstance(kernel, MachineCode) else partial(make_image, config, kernel, prepared),
                 disk_units=units[config.name],
                 macs=macs[config.name],
+                socket_units=tuple(unit for unit, export in enumerate(exports) if export.guest == config.name),
             )
         )
     return prepared
@@ -269,8 +280,18 @@ def make_image(config: DomainConfig, program: GuestProgram, prepared: Preparatio
     if config.driver_domain:
         watches = prepared.watches(driver_domain=True)
         drivers += [BlockBack, partial(NetBack, bridges=tuple(prepared.bridges), watches=watches)]
+    services = [
+        partial(_serve_export, door.spec.vdev, unit)
+        for unit, door in enumerate(prepared.exports)
+        if door.spec.guest == config.name
+    ]
     guest: Callable[[Kernel], Guest] = program.load()
-    return PythonKernelImage(name=config.name, main=guest, drivers=drivers)
+    return PythonKernelImage(name=config.name, main=guest, drivers=drivers, services=services)
+
+
+async def _serve_export(vdev: str, unit: int, kernel: Kernel) -> None:
+    """Run the server of one disk in a guest."""
+    await NbdExport(kernel, vdev, unit).serve()
 
 
 def _bridges(nics: Sequence[NicSpec]) -> list[str]:

@@ -9,6 +9,7 @@ from frontends.block.names import disk_name
 from frontends.block.queue import FLUSH_OPERATIONS, FrontQueue
 from frontends.block.slots import (
     MAX_INDIRECT_SEGMENTS,
+    MAX_LENT_SEGMENTS,
     MAX_SECTORS,
     SECTORS_PER_PAGE,
     Withheld,
@@ -52,8 +53,6 @@ def _number(nodes: dict[str, str | None], key: str, default: int | None, limit: 
     return int(text)
 
 
-SEGMENTS_PARAMETER = "xen_blkfront.max_indirect_segments="
-"""What asks for more or fewer of them on the kernel's command line."""
 MEMORY_SHARE = 8
 """The pages of a ring full of the largest requests may take this part of a guest's memory: 1/8."""
 RING_SLOTS = 32
@@ -63,8 +62,7 @@ class BlockFront(XenbusDriver):
     """Driver of virtual disks.
 
     Options: `persistent` (default True): offer persistent grants; `max_indirect_segments`: how many a request has whose
-    descriptors are in a page of their own (default: 32 if there is memory enough, else none). The kernel's command line
-    can say that too: `xen_blkfront.max_indirect_segments=N`.
+    descriptors are in a page of their own (default: 32 if there is memory enough, else none).
     """
 
     type: ClassVar[str] = "vbd"
@@ -77,22 +75,9 @@ class BlockFront(XenbusDriver):
 
     def _indirect_segments(self) -> int:
         """Return how many segments an indirect request may have: 0 in a guest that has no memory for all of them."""
-        wanted = self._wanted_segments()
-        if wanted is not None:
-            return wanted
-        enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * MAX_INDIRECT_SEGMENTS
-        return MAX_INDIRECT_SEGMENTS if enough else 0
-
-    def _wanted_segments(self) -> int | None:
-        """Return what the driver's option or the command line asks for, if one does so with a number."""
-        option = self.options.get("max_indirect_segments")
-        if option is not None:
-            return int(option)
-        for word in self.kernel.cmdline.split():
-            value = word.removeprefix(SEGMENTS_PARAMETER)
-            if value != word and value.isascii() and value.isdigit() and len(value) < 6:
-                return int(value)
-        return None
+        wanted = int(self.options.get("max_indirect_segments", MAX_INDIRECT_SEGMENTS))
+        forced = "max_indirect_segments" in self.options
+        return wanted if forced or self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * wanted else 0
 
     async def probe(self, device: XenbusDevice) -> None:
         """Name the disk: by `virtual-device`, else by the number in its path."""
@@ -139,8 +124,11 @@ class BlockFront(XenbusDriver):
         info = _number(nodes, "info", 0, 0xFFFFFFFF)
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
         # Granularity and alignment of discards are advice: what is smaller may have no effect.
-        indirect = min(_number(nodes, "feature-max-indirect-segments", 0, 1 << 16), self._indirect_segments())
+        offered = _number(nodes, "feature-max-indirect-segments", 0, 1 << 16)
+        indirect = min(offered, self._indirect_segments())
         max_sectors = max(MAX_SECTORS, indirect * SECTORS_PER_PAGE)
+        # No memory of the driver's is needed for these.
+        lent = min(offered, MAX_LENT_SEGMENTS) * SECTORS_PER_PAGE if indirect else 0
         queue.connect(
             self.persistent and nodes["feature-persistent"] == "1",
             flush_op,
@@ -151,7 +139,9 @@ class BlockFront(XenbusDriver):
         block.resize(sectors)
         block.info = info
         block.readonly = bool(info & VDISK_READONLY)
-        block.connect(queue, max_sectors)
+        block.can_flush = flush_op >= 0
+        block.can_discard = nodes["feature-discard"] == "1"
+        block.connect(queue, max_sectors, lent)
         self.kernel.block.attach(block)
 
     async def refresh(self, device: XenbusDevice) -> None:

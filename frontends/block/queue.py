@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, SECTORS_PER_PAGE, PagePool, Slot
-from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockDevice, BlockRequest
+from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
@@ -99,8 +99,8 @@ class FrontQueue:
         """Begin service: the backend has mapped the ring."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
-        # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
-        bytes(min(self.ring.size * max_sectors << SECTOR_SHIFT, 16 << 20))
+        # be freed: then it raises its thresholds. This is that block.
+        bytes(self.ring.size * max_sectors << SECTOR_SHIFT)
         self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
         self.flush_op = flush_op
@@ -117,7 +117,7 @@ class FrontQueue:
             slot = free.pop()
             op = request.op
             shape = slot.shapes.get(request.count)
-            if shape is None or op or not self.pool.persistent:
+            if shape is None or op or not self.pool.persistent or request.buffer is not None:
                 error = self._put(request, slot, offsets[prod & mask])
                 if error:
                     free.append(slot)
@@ -171,6 +171,8 @@ class FrontQueue:
             slot.shape = None
             _DISCARD.pack_into(view, offset, op, 0, self._handle, slot.index, request.sector, request.count)
             return 0
+        if request.buffer is not None:
+            return self._put_lent(request, request.buffer, slot, offset)
         shape = slot.shapes.get(request.count)
         if shape is None:
             try:
@@ -179,7 +181,7 @@ class FrontQueue:
                 return errno.ENOMEM
         segments = shape.segments
         if op == WRITE:
-            if shape.view is not None:
+            if segments == 1:
                 shape.view[:] = request.data
             else:
                 _scatter(request.data, shape.parts)
@@ -188,6 +190,24 @@ class FrontQueue:
         if not self.pool.persistent:
             self.pool.grant(slot, segments, op == WRITE)
         shape.pack_into(view, offset, op, segments, self._handle, slot.index, request.sector, shape.descriptors)
+        return 0
+
+    def _put_lent(self, request: BlockRequest, buffer: BlockBuffer, slot: Slot, offset: int) -> int:
+        """The same for a request whose data is in pages of the caller's."""
+        if buffer.lost:
+            return errno.EIO
+        try:
+            shape = self.pool.lend(buffer, request.first, request.count)
+        except (OutOfMemory, GrantError):
+            return errno.ENOMEM
+        op = request.op
+        slot.op = op
+        slot.shape = shape
+        if not self.pool.persistent:
+            self.pool.grant_lent(shape, request.first, op == WRITE)
+        shape.pack_into(
+            self.ring.view, offset, op, shape.segments, self._handle, slot.index, request.sector, shape.descriptors
+        )
         return 0
 
     def _interrupt(self) -> None:
@@ -230,10 +250,12 @@ class FrontQueue:
             ring.rsp_cons = cons
             slot.request = None
             shape = slot.shape
-            if shape is not None:
+            if shape is not None and shape.buffered is not None:
+                if not persistent:
+                    self.pool.revoke_lent(shape.buffered, request.first, shape.segments)
+            elif shape is not None:
                 if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY:
-                    whole = shape.view
-                    request.data = whole.tobytes() if whole is not None else b"".join(shape.parts)
+                    request.data = bytes(shape.view) if shape.segments == 1 else b"".join(shape.parts)
                 if not persistent:
                     self.pool.revoke(slot, shape.segments)
             free.append(slot)

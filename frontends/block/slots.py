@@ -23,9 +23,9 @@ from hypervisor.abi.io.blkif import (
 )
 
 if TYPE_CHECKING:
-    from guest_kernel.block import BlockRequest
+    from guest_kernel.block import BlockBuffer, BlockRequest
     from guest_kernel.kernel import Kernel
-    from guest_kernel.mm import MemoryManager, Page
+    from guest_kernel.mm import Page
 
 SECTOR_SHIFT = 9
 SECTORS_PER_PAGE = 8
@@ -33,6 +33,8 @@ MAX_SECTORS = BLKIF_MAX_SEGMENTS_PER_REQUEST * SECTORS_PER_PAGE
 """What a request carries whose descriptors are in the ring."""
 MAX_INDIRECT_SEGMENTS = 32
 """What one carries whose descriptors are in a page of their own: 128 KiB. More would cost memory, and save little."""
+MAX_LENT_SEGMENTS = 256
+"""What one carries whose pages are the caller's: 1 MiB."""
 
 Withheld = tuple[int, "Page"]
 """A grant reference that could not be taken back, and its page."""
@@ -47,25 +49,25 @@ assert INDIRECT.size == blkif_request_indirect.offset("indirect_grefs[1]")
 _SEGMENT: Struct = blkif_request_segment.codec
 
 
-@final
 class Shape:
     """How one slot transfers a number of sectors: segment descriptors, and views of the bytes they cover, in order.
 
     `pack_into(view, offset, operation, segments, handle, id, sector_number, descriptors)` writes such a request.
     """
 
-    __slots__ = ("descriptors", "pack_into", "parts", "segments", "view")
+    __slots__ = ("buffered", "descriptors", "pack_into", "parts", "segments", "view")
 
     pack_into: Callable[..., None]
+    buffered: LentBuffer | None
 
-    def __init__(self, slot: Slot, sectors: int, mm: MemoryManager) -> None:
-        refs = slot.refs
+    def __init__(self, slot: Slot, sectors: int) -> None:
+        pages, refs = slot.pages, slot.refs
         self.segments = -(-sectors // SECTORS_PER_PAGE)
         last = [SECTORS_PER_PAGE - 1] * (self.segments - 1) + [(sectors - 1) % SECTORS_PER_PAGE]
         self.descriptors = b"".join(_SEGMENT.pack(refs[n], 0, last[n]) for n in range(self.segments))
-        self.parts = mm.runs(slot.pages, sectors << SECTOR_SHIFT)
-        self.view = self.parts[0] if len(self.parts) == 1 else None
-        """All of it, if it is in one piece."""
+        self.parts = tuple(pages[n].view[: (last[n] + 1) << SECTOR_SHIFT] for n in range(self.segments))
+        self.view = self.parts[0]
+        self.buffered = None
         if self.segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
             self.pack_into = REQUESTS[self.segments].pack_into
         else:
@@ -128,6 +130,56 @@ class Slot:
 
 
 @final
+class LentShape(Shape):
+    """How a number of sectors is transferred to or from the pages of a `BlockBuffer`, in whatever slot."""
+
+    __slots__ = ("table", "table_ref")
+
+    def __init__(self, lent: LentBuffer, first: int, sectors: int) -> None:
+        self.segments = -(-sectors // SECTORS_PER_PAGE)
+        last = [SECTORS_PER_PAGE - 1] * (self.segments - 1) + [(sectors - 1) % SECTORS_PER_PAGE]
+        refs = lent.refs[first : first + self.segments]
+        self.descriptors = b"".join(_SEGMENT.pack(ref, 0, end) for ref, end in zip(refs, last, strict=True))
+        self.parts = ()
+        self.view = memoryview(b"")
+        self.buffered = lent
+        self.table: Page | None = None
+        self.table_ref = -1
+        self.pack_into = (
+            REQUESTS[self.segments].pack_into
+            if self.segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST
+            else self.pack_indirect_into
+        )
+
+    def pack_indirect_into(
+        self,
+        view: memoryview,
+        offset: int,
+        op: int,
+        segments: int,
+        handle: int,
+        index: int,
+        sector: int,
+        _descriptors: bytes,
+    ) -> None:
+        """Write an indirect request into the ring; its descriptors are in their page."""
+        INDIRECT.pack_into(view, offset, BLKIF_OP_INDIRECT, op, segments, index, sector, handle, self.table_ref)
+
+
+@final
+class LentBuffer:
+    """A `BlockBuffer` as it is granted on one connection."""
+
+    __slots__ = ("buffer", "refs", "shapes")
+
+    def __init__(self, buffer: BlockBuffer, refs: list[int]) -> None:
+        self.buffer = buffer
+        self.refs = refs
+        self.shapes: dict[tuple[int, int], LentShape] = {}
+        """By first page and number of sectors."""
+
+
+@final
 class PagePool:
     """Gives slots their pages and grants them to the backend's domain, and takes both back."""
 
@@ -139,6 +191,7 @@ class PagePool:
         """Of the largest request: more than fit into the ring if the backend takes indirect ones."""
         self.persistent = False
         """Whether the backend keeps pages mapped: then a page is granted once for all its requests."""
+        self._lent: dict[BlockBuffer, LentBuffer] = {}
         self.withheld: list[Withheld] = []
         """Pages that the backend still maps though it has no more business with them (XSA-396): nobody reuses these."""
 
@@ -165,8 +218,80 @@ class PagePool:
                 self._mm.free_page(table)
                 raise
             slot.table = table
-        shape = slot.shapes[sectors] = Shape(slot, sectors, self._mm)
+        shape = slot.shapes[sectors] = Shape(slot, sectors)
         return shape
+
+    # -- pages of the caller's ------------------------------------------------------------------------------------
+
+    def lend(self, buffer: BlockBuffer, first: int, sectors: int) -> LentShape:
+        """Return how sectors are transferred to or from a buffer. Raises OutOfMemory or GrantError."""
+        lent = self._lent.get(buffer)
+        if lent is None:
+            lent = self._lend(buffer)
+        shape = lent.shapes.get((first, sectors))
+        if shape is None:
+            shape = LentShape(lent, first, sectors)
+            if shape.segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
+                table = self._mm.alloc_page()
+                try:
+                    shape.table_ref = self._grants.grant_access(self._domid, table, readonly=True)
+                except GrantError:
+                    self._mm.free_page(table)
+                    raise
+                table.view[: len(shape.descriptors)] = shape.descriptors
+                shape.table = table
+            lent.shapes[first, sectors] = shape
+        return shape
+
+    def _lend(self, buffer: BlockBuffer) -> LentBuffer:
+        refs: list[int] = []
+        try:
+            for page in buffer.pages:
+                refs.append(self._grants.take_ref())
+                if self.persistent:
+                    self._grants.grant_raw(refs[-1], self._domid, page.mfn, GTF_permit_access)
+        except GrantError:
+            self._grants.end_access_many(refs)
+            raise
+        lent = self._lent[buffer] = LentBuffer(buffer, refs)
+        buffer.release = lambda: self.take_back(buffer)
+        return lent
+
+    def grant_lent(self, shape: LentShape, first: int, readonly: bool) -> None:
+        """Without persistent grants: let the backend at the pages of a transfer."""
+        lent = shape.buffered
+        assert lent is not None
+        flags = GTF_permit_access | GTF_readonly if readonly else GTF_permit_access
+        for n in range(first, first + shape.segments):
+            self._grants.grant_raw(lent.refs[n], self._domid, lent.buffer.pages[n].mfn, flags)
+
+    def revoke_lent(self, lent: LentBuffer, first: int, segments: int) -> None:
+        """Without persistent grants: take the pages of a transfer back; the buffer loses those still mapped."""
+        for n in range(first, first + segments):
+            if n not in lent.buffer.lost and not self._grants.revoke(lent.refs[n]):
+                self._lose(lent, n)
+
+    def _lose(self, lent: LentBuffer, n: int) -> None:
+        self.withheld.append((lent.refs[n], lent.buffer.pages[n]))
+        lent.buffer.lose(n)
+
+    def take_back(self, buffer: BlockBuffer) -> None:
+        """End all grants of a buffer's pages; it loses those that the backend still maps."""
+        lent = self._lent.pop(buffer, None)
+        if lent is None:
+            return
+        buffer.release = lambda: None
+        for shape in lent.shapes.values():
+            if shape.table is not None:
+                if self._grants.end_access(shape.table_ref):
+                    self._mm.free_page(shape.table)
+                else:
+                    self.withheld.append((shape.table_ref, shape.table))
+        for n, ref in enumerate(lent.refs):
+            if n not in buffer.lost and not self._grants.end_access(ref):
+                self._lose(lent, n)
+
+    # -- pages of the slots ---------------------------------------------------------------------------------------
 
     def _grant(self, slot: Slot, n: int, flags: int) -> None:
         self._grants.grant_raw(slot.refs[n], self._domid, slot.pages[n].mfn, flags)
@@ -189,6 +314,8 @@ class PagePool:
 
     def release(self, slots: list[Slot]) -> None:
         """End all grants and free all pages but those that the backend still maps."""
+        for buffer in list(self._lent):
+            self.take_back(buffer)
         for slot in slots:
             slot.shapes.clear()
             slot.shape = None

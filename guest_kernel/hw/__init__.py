@@ -12,11 +12,20 @@ from guest_kernel.hw.disk import PhysicalDisk
 from guest_kernel.hw.errors import NoDeviceError
 from guest_kernel.hw.nic import PhysicalNic
 from guest_kernel.hw.serial import PhysicalSerial, SerialLine
+from guest_kernel.hw.socket_card import PhysicalSocketCard
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
-__all__ = ["Hardware", "NoDeviceError", "PhysicalDisk", "PhysicalNic", "PhysicalSerial", "SerialLine"]
+__all__ = [
+    "Hardware",
+    "NoDeviceError",
+    "PhysicalDisk",
+    "PhysicalNic",
+    "PhysicalSerial",
+    "PhysicalSocketCard",
+    "SerialLine",
+]
 
 
 class Hardware:
@@ -27,6 +36,7 @@ class Hardware:
         self._disks: dict[int, PhysicalDisk] = {}
         self._nics: dict[int, PhysicalNic] = {}
         self._serial: PhysicalSerial | None = None
+        self._socket_cards: dict[int, PhysicalSocketCard] = {}
 
     def disk(self, unit: int) -> PhysicalDisk:
         """Return the disk on controller `unit`. Raises NoDeviceError."""
@@ -47,6 +57,12 @@ class Hardware:
             self._serial = PhysicalSerial(self._kernel)
         return self._serial
 
+    def socket_card(self, unit: int) -> PhysicalSocketCard:
+        """Return socket card `unit`. Raises NoDeviceError."""
+        if unit not in self._socket_cards:
+            self._socket_cards[unit] = PhysicalSocketCard(self._kernel, unit)
+        return self._socket_cards[unit]
+
     def release_disk(self, unit: int) -> None:
         """Let go of a disk that is being unplugged: its pages, its interrupt. Nothing may be under way."""
         disk = self._disks.pop(unit, None)
@@ -60,6 +76,9 @@ class Hardware:
         for nic in self._nics.values():
             nic.close()
         self._nics.clear()
+        for card in self._socket_cards.values():
+            card.close()
+        self._socket_cards.clear()
         if self._serial is not None:
             self._serial.close()
             self._serial = None

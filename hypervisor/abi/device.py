@@ -15,6 +15,11 @@ Serial card (one): ports from `SERIAL_PORT`, line `SERIAL_IRQ`. It has any numbe
 is plugged into a line (a terminal, a log, a person's tool) is the outside's business. Bytes go through one page that
 the driver names. The card raises its interrupt line when a line has news (input, room again, the other side has gone),
 and the driver asks `SERIAL_NEWS` for the lines until there is none.
+
+Socket card, unit n (0 … 14): ports `SOCKET_PORTS(n)`, line `SOCKET_IRQ(n)`. A network card with the whole of TCP on it:
+behind it is one listening socket, and the driver's commands accept connections, receive, send and hang up. As with the
+disk controller, commands stand in a page, name lists of segments that the card moves data to or from by DMA, and are
+answered by completions; unlike there, each command is answered when it can be, a receive perhaps never.
 """
 
 from hypervisor.abi.layout import Layout
@@ -110,6 +115,56 @@ where nothing is plugged in, and ENFILE when there are `SERIAL_LINES` lines."""
 
 SERIAL_LINES = 65536
 
+SOCKET_UNITS = 15
+SOCKET_PORT_BASE = 0x9000
+SOCKET_PORT_COUNT = 64
+SOCKET_IRQ_BASE = 49
+
+SOCKET_MAGIC = 0x434F5350
+"""What the ID register of a plugged-in card reads ("PSOC")."""
+
+SOCKET_ID = 0
+"""Register to read."""
+SOCKET_COMMANDS, SOCKET_COMPLETIONS, SOCKET_DOORBELL, SOCKET_RESET = 32, 36, 40, 44
+"""Registers to write: frame of the command queue, frame of the completion queue, producer index, any value. A reset
+hangs up on everybody and forgets all commands; so does the loss of the domain that had the card."""
+
+SOCKET_ACCEPT, SOCKET_RECEIVE, SOCKET_SEND, SOCKET_CLOSE = 0, 1, 2, 3
+"""Commands. ACCEPT is answered with the number of the next connection. RECEIVE fills segments in their order and is
+answered with how many bytes there are once that is at least `minimum`, or at the end of what the other side sends: then
+with fewer, and with 0 from then on; with `minimum` 0 it is answered at once, with -EAGAIN if there is nothing. SEND is
+answered when all has been sent. CLOSE hangs up; what was under way on the connection is answered with -ECANCELED. The
+sends of a connection are carried out in their order, and so are its receives."""
+
+SOCKET_CONNECTIONS = 16
+"""Connections at a time; later ones wait to be accepted."""
+SOCKET_QUEUE_LENGTH = 128
+"""Commands in the queue's page; a driver has at most this many under way (-EBUSY beyond that)."""
+SOCKET_MAX_SEGMENTS = 256
+
+socket_command = Layout(
+    "socket_command",
+    ("uint8_t", "op"),
+    ("uint8_t", "pad"),
+    ("uint16_t", "nr_segments"),
+    ("uint32_t", "id"),
+    ("uint32_t", "connection"),
+    ("uint32_t", "minimum"),
+    ("uint64_t", "segments"),
+    ("uint64_t", "pad2"),
+)
+"""`segments` is the machine address of `nr_segments` `socket_segment`s, all in one page."""
+
+socket_segment = Layout("socket_segment", ("uint64_t", "maddr"), ("uint64_t", "length"))
+"""`length` bytes from a machine address on; frames that are neighbours can be one segment."""
+
+socket_completion = Layout("socket_completion", ("uint32_t", "id"), ("int32_t", "status"))
+"""`status` is a number as told above or a negative errno. Completions start at offset 8 of their page; the word at 0
+counts them."""
+
+SOCKET_COMPLETIONS_OFFSET = 8
+SOCKET_COMPLETION_SLOTS = 256
+
 
 def disk_port(unit: int) -> int:
     """Return the first I/O port of a disk controller."""
@@ -129,3 +184,13 @@ def nic_port(unit: int) -> int:
 def nic_irq(unit: int) -> int:
     """Return the interrupt line of a network card."""
     return NIC_IRQ_BASE + unit
+
+
+def socket_port(unit: int) -> int:
+    """Return the first I/O port of a socket card."""
+    return SOCKET_PORT_BASE + unit * SOCKET_PORT_COUNT
+
+
+def socket_irq(unit: int) -> int:
+    """Return the interrupt line of a socket card."""
+    return SOCKET_IRQ_BASE + unit

@@ -13,12 +13,12 @@ import click
 import trio
 
 from hypervisor.errors import DeviceError, InvariantError, ReplayError
-from hypervisor.sched.schedulers import DEFAULT, XENS
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.host import Host
+from toolstack.nbd_export import parse_export
 from toolstack.output import StandardOutput
 from toolstack.outside import Outside
 from toolstack.person import ConsolePerson
@@ -61,16 +61,11 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     help="Seed of everything random: MAC addresses, the guests' own random numbers.",
 )
 @click.option(
-    "--scheduler",
-    type=click.Choice(list(XENS)),
-    help=f"Who runs, and for how long: one of Xen's schedulers. [default: {DEFAULT}]",
-)
-@click.option(
     "--schedule",
     metavar="POLICY",
-    default="",
-    help="Overrule the scheduler: fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a "
-    "trace).",
+    default="fifo",
+    show_default=True,
+    help="fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a trace).",
 )
 @click.option(
     "--nic",
@@ -87,6 +82,14 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Record every frame of every network interface in FILE (pcapng, for Wireshark): one interface for each vif.",
+)
+@click.option(
+    "--export-nbd",
+    "exports",
+    metavar="GUEST:VDEV=WHERE",
+    multiple=True,
+    help="Serve a guest's disk, as the guest sees it through its driver, to NBD clients at unix:PATH or "
+    "tcp:HOST:PORT. The guest stays on until it is asked to shut down.",
 )
 @click.option(
     "--trace",
@@ -133,10 +136,10 @@ def run(
     memory: int | None,
     clock: str,
     seed: int,
-    scheduler: str | None,
     schedule: str,
     nics: tuple[str, ...],
     capture: Path | None,
+    exports: tuple[str, ...],
     trace_file: Path | None,
     console: str | None,
     ptys: bool,
@@ -161,10 +164,10 @@ def run(
             pcpus=pcpus,
             time=clock,
             seed=seed,
-            scheduler=scheduler or "",
             schedule=schedule,
             nics=[parse_nic(text) for text in nics],
             capture=capture,
+            exports=[parse_export(text) for text in exports],
             trace_file=trace_file,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
             consoles=None if quiet else _console_log(guests, output, person),
@@ -182,11 +185,7 @@ def run(
     except (UsageError, ReplayError, DeviceError) as error:
         raise OneSentence(str(error)) from None
     except InvariantError as error:
-        how = f"schedule {schedule}" if schedule else f"scheduler {scheduler or DEFAULT}"
-        click.echo(
-            f"paravirt: internal error: {error} (seed {seed}, {how})",
-            err=True,
-        )
+        click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)
         sys.exit(EXIT_INTERNAL)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,185 @@
+"""Pages for the data of requests, granted to the disk's backend for as long as they are used again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol, final
+
+from guest_kernel.block import BlockBuffer
+from guest_kernel.errors import OutOfMemory
+from guest_kernel.hw.socket_card import pack_pages
+from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from guest_kernel.mm import MemoryManager, Page
+
+Sizes = Sequence[tuple[int, int]]
+"""Pages of a buffer, and how many such buffers there are."""
+
+LARGE_GUEST_PAGES = 8192
+"""A guest with 32 MiB or more affords ..."""
+LARGE_SIZES: Sizes = ((1, 32), (16, 16), (256, 2))
+"""... 800 pages: with 16 more for each of 16 connections that is what a backend keeps mapped of a frontend."""
+SMALL_SIZES: Sizes = ((1, 8), (16, 2))
+
+
+class Waiter(Protocol):
+    """Who is told that a buffer has come back."""
+
+    def wake(self) -> None:
+        """Try again."""
+        ...
+
+
+@final
+class Buffer:
+    """Some pages: `size` bytes."""
+
+    __slots__ = ("_packed", "block", "kin", "pages", "size", "views")
+
+    def __init__(self, pages: list[Page], kin: list[Buffer]) -> None:
+        self.pages = pages
+        self.block = BlockBuffer(pages)
+        self.views = [page.view for page in pages]
+        self.size = len(pages) << PAGE_SHIFT
+        self.kin = kin
+        """Where it is when nobody uses it."""
+        self._packed: dict[tuple[int, int], bytes] = {}
+
+    def segments(self, start: int, end: int) -> bytes:
+        """Return a part of the buffer as segments of the socket card."""
+        packed = self._packed.get((start, end))
+        if packed is None:
+            if len(self._packed) > 64:
+                self._packed.clear()
+            packed = self._packed[start, end] = pack_pages(self.pages, start, end)
+        return packed
+
+
+@final
+class BufferPool:
+    """Buffers of a few sizes, made when they are first wanted. All connections of an export share them."""
+
+    def __init__(self, mm: MemoryManager) -> None:
+        self._mm = mm
+        sizes = LARGE_SIZES if mm.nr_pages >= LARGE_GUEST_PAGES else SMALL_SIZES
+        self._free: list[list[Buffer]] = [[] for _ in sizes]
+        self._unmade = [count for _, count in sizes]
+        self._sizes = [pages for pages, _ in sizes]
+        self.largest = self._sizes[-1]
+        """Pages of the largest buffers."""
+        self.wanted: dict[Waiter, None] = {}
+        """Who waits for a buffer to come back."""
+
+    def take(self, size: int) -> Buffer | None:
+        """Return a buffer for `size` bytes, or the largest if none has room for all; None if there is no free one."""
+        for at, pages in enumerate(self._sizes):
+            if pages << PAGE_SHIFT < size and at < len(self._sizes) - 1:
+                continue
+            free = self._free[at]
+            if free:
+                return free.pop()
+            if self._unmade[at]:
+                try:
+                    buffer = self.make(pages, free)
+                except OutOfMemory:
+                    self._unmade[at] = 0
+                else:
+                    self._unmade[at] -= 1
+                    return buffer
+        return None
+
+    def make(self, pages: int, kin: list[Buffer]) -> Buffer:
+        """Return a new buffer. Raises OutOfMemory."""
+        return Buffer(self._mm.alloc_pages(pages), kin)
+
+    def give(self, buffer: Buffer) -> None:
+        """Take a buffer back that nobody uses any more; another one takes the place of one that has lost pages."""
+        if buffer.block.lost:
+            self.free(buffer)
+            with suppress(OutOfMemory):
+                buffer.kin.append(self.make(len(buffer.pages), buffer.kin))
+        else:
+            buffer.kin.append(buffer)
+        if self.wanted:
+            wanted = list(self.wanted)
+            self.wanted.clear()
+            for waiter in wanted:
+                waiter.wake()
+
+    def free(self, buffer: Buffer) -> None:
+        """Free the pages of a buffer that nobody uses."""
+        buffer.block.release()
+        self._mm.free_pages_of(buffer.block.kept())
+
+    def close(self) -> None:
+        """Free all that are not used."""
+        for free in self._free:
+            while free:
+                self.free(free.pop())
+
+
+@final
+class Area:
+    """Consecutive bytes in several pages, for what is parsed or put together: each page has its own view."""
+
+    __slots__ = ("_mm", "_packed", "pages", "size", "views")
+
+    def __init__(self, mm: MemoryManager, pages: int) -> None:
+        """Raises OutOfMemory."""
+        self._mm = mm
+        self.pages = mm.alloc_pages(pages)
+        self.views = [page.view for page in self.pages]
+        self.size = pages << PAGE_SHIFT
+        self._packed: dict[tuple[int, int], bytes] = {}
+
+    def segments(self, start: int, end: int) -> bytes:
+        """Return a part as segments of the socket card."""
+        packed = self._packed.get((start, end))
+        if packed is None:
+            if len(self._packed) > 256:
+                self._packed.clear()
+            packed = self._packed[start, end] = pack_pages(self.pages, start, end)
+        return packed
+
+    def get(self, start: int, size: int) -> bytes:
+        """Return bytes of a part."""
+        index, at = start >> PAGE_SHIFT, start & PAGE_SIZE - 1
+        end = at + size
+        data = bytes(self.views[index][at:end])
+        while end > PAGE_SIZE:
+            end -= PAGE_SIZE
+            index += 1
+            data += self.views[index][:end]
+        return data
+
+    def put(self, start: int, data: bytes | memoryview) -> None:
+        """Write bytes into a part."""
+        index, at = start >> PAGE_SHIFT, start & PAGE_SIZE - 1
+        size = len(data)
+        room = PAGE_SIZE - at
+        if size <= room:
+            self.views[index][at : at + size] = data
+            return
+        self.views[index][at:] = data[:room]
+        while room < size:
+            index += 1
+            part = data[room : room + PAGE_SIZE]
+            self.views[index][: len(part)] = part
+            room += PAGE_SIZE
+
+    def copy_out(self, start: int, views: Sequence[memoryview], at: int, size: int) -> None:
+        """Copy `size` bytes from `start` on into pages, from their byte `at` on."""
+        mine = self.views
+        while size:
+            offset, place = start & PAGE_SIZE - 1, at & PAGE_SIZE - 1
+            part = min(size, PAGE_SIZE - offset, PAGE_SIZE - place)
+            views[at >> PAGE_SHIFT][place : place + part] = mine[start >> PAGE_SHIFT][offset : offset + part]
+            start += part
+            at += part
+            size -= part
+
+    def close(self) -> None:
+        """Free the pages."""
+        self._mm.free_pages_of(self.pages)

@@ -1,0 +1,671 @@
+"""One client that has chosen the export: its requests, from the socket card to the disk and back.
+
+    card ── RECEIVE ──▶ area in ──▶ parse ──▶ disk.submit ──▶ done ──▶ area out ── SEND ──▶ card
+                 └────── rest of a large write ──▶ buffer ──┘    └── a large read's buffer ──┘
+
+A thread does everything that there is to do and waits then; what wakes it are the answers of the card and of the disk,
+so all that comes together is done together: one receive, one doorbell of the ring, one send for many requests. Small
+transfers are copied between a buffer, which the disk's backend has access to, and the areas that are received into and
+sent from in one piece; the card moves large ones from or to the buffer itself.
+
+Whatever a client does, it holds a bounded part of the guest: two areas, one buffer of its own, and of those that all
+share what its requests under way need. Without a free buffer it is not listened to.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, final
+
+from guest_kernel.block import DISCARD, FLUSH, READ, WRITE
+from guest_kernel.errors import OutOfMemory
+from guest_kernel.hw.socket_card import CLOSE, MAX_SEGMENTS, RECEIVE, SEGMENT_SIZE, SEND
+from guest_kernel.mm import PAGE_SIZE
+from guest_kernel.nbd import wire
+from guest_kernel.nbd.buffers import LARGE_GUEST_PAGES, Area, Buffer
+from guest_kernel.nbd.negotiation import Negotiation
+from guest_kernel.threads import WaitQueue
+
+if TYPE_CHECKING:
+    from guest_kernel.nbd.export import NbdExport
+
+SECTOR_SHIFT = 9
+SECTOR_MASK = 511
+REQUEST_SIZE = wire.REQUEST.size
+COPY_LIMIT = 16 << 10
+"""Bytes of a transfer that are rather copied than received or sent by themselves."""
+AREA_PAGES = 40
+"""32 requests to write 4 KiB, with some room."""
+SMALL_AREA_PAGES = 6
+MAX_JOBS = 256
+"""Requests of a connection under way; it is not listened to beyond that."""
+OWN_PAGES = 16
+ZERO_PIECES = 4
+"""Parts of a write-zeroes that are under way at a time."""
+HEADER_ROOM = 32
+"""At least the size of every header of an answer."""
+
+
+@final
+class Job:
+    """A request under way."""
+
+    __slots__ = ("buffer", "connection", "cookie", "error", "flush", "kind", "left", "length", "offset")
+
+    def __init__(self, connection: Connection, kind: int, cookie: int, offset: int, length: int) -> None:
+        self.connection = connection
+        self.kind = kind
+        self.cookie = cookie
+        self.offset = offset
+        self.length = length
+        self.buffer: Buffer | None = None
+        """The data of a read."""
+        self.left = 1
+        """Operations of the disk that are not done, or not begun."""
+        self.error = 0
+        self.flush = False
+        """Whether a flush is still to come (FUA)."""
+
+    def done(self, error: int) -> None:
+        """One operation is done. Called in upcall context."""
+        if error and not self.error:
+            self.error = error
+        self.left -= 1
+        if not self.left:
+            connection = self.connection
+            connection.finished.append(self)
+            if not connection.news:
+                connection.wake()
+
+
+@final
+class Piece:
+    """A part of a write: a buffer that is given back when the disk is done."""
+
+    __slots__ = ("buffer", "filled", "job", "offset", "size")
+
+    def __init__(self, job: Job, buffer: Buffer, offset: int, size: int) -> None:
+        self.job = job
+        self.buffer = buffer
+        self.offset = offset
+        self.size = size
+        self.filled = 0
+
+    def done(self, error: int) -> None:
+        """The disk is done with it."""
+        self.job.connection.export.pool.give(self.buffer)
+        self.job.done(error)
+
+
+@final
+class Operations:
+    """Operations of the disk that a thread waits for."""
+
+    __slots__ = ("_connection", "_waiters", "error", "left")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiters = WaitQueue()
+        self.left = 0
+        self.error = 0
+
+    def add(self) -> None:
+        """One more is about to be submitted."""
+        self.left += 1
+
+    def done(self, error: int) -> None:
+        """One is done. Called in upcall context."""
+        self.left -= 1
+        self.error = self.error or error
+        self._waiters.wake()
+        self._connection.wake()
+
+    async def some(self) -> None:
+        """Wait until one is done, unless none is under way."""
+        if self.left:
+            await self._waiters.wait()
+
+
+class Hangup(Exception):
+    """The client cannot be served any further."""
+
+
+@final
+class Connection:
+    """One client, from its first byte to its last."""
+
+    def __init__(self, export: NbdExport, number: int) -> None:
+        """Raises OutOfMemory."""
+        self.export = export
+        self.number = number
+        self._card = export.card
+        self._disk = export.disk
+        mm = export.kernel.mm
+        pages = AREA_PAGES if mm.nr_pages >= LARGE_GUEST_PAGES else SMALL_AREA_PAGES
+        self._in = Area(mm, pages)
+        try:
+            self._out = Area(mm, pages)
+        except BaseException:
+            self._in.close()
+            raise
+        self._own: list[Buffer] = []
+        """The buffer that nobody else uses: so nobody waits for other clients."""
+        self._own_made = False
+        self.news = False
+        self._waiters = WaitQueue()
+        self.finished: deque[Job] = deque()
+        """Requests that are done, in the order of their ends."""
+        self.jobs = 0
+        """Requests under way or not answered."""
+        self.leaving = False
+        """No more requests are taken; those under way are answered."""
+        self._structured = False
+        self._receiving = False
+        self._sending = 0
+        self._sent_buffers: list[Buffer] = []
+        self._start = self._end = 0
+        """What of the area has been received and not parsed."""
+        self._piece: Piece | None = None
+        """The write whose data comes next."""
+        self._skip = 0
+        """Bytes of data to be thrown away: of a write that was refused."""
+        self._long: Job | None = None
+        """A read that is too long for its buffer, and has the connection for itself."""
+        self._rest: tuple[Job, int, int] | None = None
+        """A long write, where it goes on and how much is missing: it gets its next buffer then."""
+        self._large = False
+        """Whether the last write was a large one: then the next header is received alone."""
+        self._failure = 0
+        self._ended = False
+        """The client has sent its last byte."""
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the client to its end, and free everything."""
+        try:
+            if await self._negotiate():
+                await self._serve()
+        except Hangup:
+            pass
+        finally:
+            await self._close()
+
+    def wake(self) -> None:
+        """Have the thread look around. Callable from upcall handlers."""
+        self.news = True
+        self._waiters.wake()
+
+    def leave(self) -> None:
+        """Take no more requests, answer what is under way, and hang up."""
+        self.leaving = True
+        self.wake()
+
+    async def _pause(self) -> None:
+        if not self.news:
+            await self._waiters.wait()
+        self.news = False
+
+    async def _negotiate(self) -> bool:
+        """Shake hands; returns whether requests follow. Raises Hangup."""
+        negotiation = Negotiation(self.export.info())
+        answer = negotiation.greeting()
+        while True:
+            await self._send_bytes(answer)
+            if negotiation.ready or negotiation.over:
+                break
+            self._receive(self._in.segments(0, self._in.size), 1)
+            while self._receiving:
+                if self.leaving:
+                    return False
+                await self._pause()
+            if self._ended:
+                return False
+            answer = negotiation.feed(self._in.get(0, self._end))
+            self._end = 0
+        self._structured = negotiation.structured
+        self._in.put(0, bytes(negotiation.rest))
+        self._end = len(negotiation.rest)
+        return negotiation.ready
+
+    async def _send_bytes(self, data: bytes) -> None:
+        """Send a few bytes. Raises Hangup."""
+        while data:
+            part, data = data[: self._out.size], data[self._out.size :]
+            self._out.put(0, part)
+            self._send(self._out.segments(0, len(part)))
+            self._card.kick()
+            while self._sending:
+                await self._pause()
+            if self._failure:
+                raise Hangup
+
+    async def _serve(self) -> None:
+        """Take requests and answer them, until the client or the export ends. Raises Hangup."""
+        card, disk = self._card, self._disk
+        while True:
+            self.news = False
+            if not self.leaving:
+                self._parse()
+                self._listen()
+            if self._long is not None:
+                await self._read_long()
+            if self.finished and not self._sending:
+                self._answer()
+            card.kick()
+            if disk.pending:
+                disk.restart()
+            if self._failure:
+                raise Hangup
+            if self.leaving and not self.jobs and not self._sending:
+                return
+            if not self.news:
+                await self._waiters.wait()
+
+    async def _close(self) -> None:
+        """Hang up, wait for what is still under way, and give everything back."""
+        pool = self.export.pool
+        self.leaving = True
+        self._card.submit(CLOSE, self.number, b"", lambda status: None)
+        self._card.kick()
+        self._give_up_data()
+        self._disk.restart()
+        while self._receiving or self._sending or self._unfinished():
+            await self._pause()
+        for buffer in self._own:
+            pool.free(buffer)
+        self._in.close()
+        self._out.close()
+        self.export.left(self)
+
+    def _give_up_data(self) -> None:
+        """The data of a write will not come any more, nor will what a long read still wants be read."""
+        piece, rest, long = self._piece, self._rest, self._long
+        self._piece = self._rest = self._long = None
+        if piece is not None:
+            self.export.pool.give(piece.buffer)
+            piece.job.done(errno.ECANCELED)
+        elif rest is not None:
+            rest[0].done(errno.ECANCELED)
+        if long is not None:
+            long.done(errno.ECANCELED)
+
+    def _unfinished(self) -> bool:
+        """Whether the disk still has something to do for this client."""
+        while self.finished:
+            job = self.finished.popleft()
+            self.jobs -= 1
+            if job.buffer is not None:
+                self.export.pool.give(job.buffer)
+        return self.jobs > 0
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def _receive(self, segments: bytes, minimum: int) -> None:
+        self._receiving = True
+        self._card.submit(RECEIVE, self.number, segments, self._received, minimum)
+        self._card.kick()
+
+    def _received(self, status: int) -> None:
+        """The card has received something. Called in upcall context, or inside of `kick`."""
+        self._receiving = False
+        if status <= 0:
+            self._ended = True
+            self.leaving = True
+        else:
+            piece = self._piece
+            if piece is not None:
+                part = min(status, piece.size - piece.filled)
+                piece.filled += part
+                status -= part
+            self._end += status
+        self.wake()
+
+    def _listen(self) -> None:
+        """Have the card receive what comes next, if there is room for it."""
+        piece, area = self._piece, self._in
+        if self._receiving or self._long is not None or self.leaving:
+            return
+        if piece is None and (self._rest is not None or self.jobs >= MAX_JOBS):
+            return
+        if piece is not None:
+            missing = piece.size - piece.filled
+            segments = piece.buffer.segments(piece.filled, piece.size)
+            if not self._large and len(segments) < (MAX_SEGMENTS - AREA_PAGES) * SEGMENT_SIZE:
+                segments += area.segments(0, area.size)
+            self._start = self._end = 0
+            self._receive(segments, missing)
+            return
+        have = self._end - self._start
+        if have >= REQUEST_SIZE:
+            return  # there is no buffer for the request that is next
+        if have and self._start:
+            area.put(0, area.get(self._start, have))
+        self._start, self._end = 0, have
+        end = REQUEST_SIZE if self._large and not self._skip else area.size
+        self._receive(area.segments(have, end), max(1, REQUEST_SIZE - have))
+
+    def _parse(self) -> None:
+        """Begin what has been received, as far as there are buffers. Raises Hangup."""
+        while True:
+            piece = self._piece
+            if piece is not None:
+                self._fill(piece)
+                if piece.filled < piece.size:
+                    return
+                self._write(piece)
+            if self._long is not None or (self._rest is not None and not self._next_piece()):
+                return
+            if self._piece is not None:
+                continue
+            if self._skip:
+                part = min(self._skip, self._end - self._start)
+                self._start += part
+                self._skip -= part
+            if self._skip or self._end - self._start < REQUEST_SIZE or self.jobs >= MAX_JOBS:
+                return
+            if not self._begin():
+                return
+
+    def _fill(self, piece: Piece) -> None:
+        """Copy what of a write's data has been received into the area."""
+        part = min(self._end - self._start, piece.size - piece.filled)
+        if part:
+            self._in.copy_out(self._start, piece.buffer.views, piece.filled, part)
+            self._start += part
+            piece.filled += part
+
+    def _begin(self) -> bool:
+        """Begin the next request; returns False, and leaves it where it is, if there is no buffer for it."""
+        start = self._start
+        at = start & PAGE_SIZE - 1
+        if at <= PAGE_SIZE - REQUEST_SIZE:
+            header = wire.REQUEST.unpack_from(self._in.views[start >> 12], at)
+        else:
+            header = wire.REQUEST.unpack(self._in.get(start, REQUEST_SIZE))
+        magic, flags, kind, cookie, offset, length = header
+        if magic != wire.REQUEST_MAGIC:
+            raise Hangup
+        if kind == wire.CMD_READ:
+            error = self._check(offset, length, flags, wire.CMD_FLAG_DF)
+            if not error and length:
+                buffer = self._buffer(length)
+                if buffer is None:
+                    return False
+                self._read(cookie, offset, length, buffer)
+        elif kind == wire.CMD_WRITE:
+            if length > wire.MAX_PAYLOAD:
+                raise Hangup  # the data that would have to be thrown away is too much
+            error = self._check(offset, length, flags, wire.CMD_FLAG_FUA, writes=True)
+            if error:
+                self._skip = length
+            elif length:
+                job = self._job(kind, cookie, offset, length)
+                job.flush = bool(flags & wire.CMD_FLAG_FUA)
+                self._large = length > COPY_LIMIT
+                self._rest = job, offset, length
+        elif kind == wire.CMD_DISC:
+            self.leaving = True
+            self._ended = True
+            self._start = self._end
+            return False
+        else:
+            error = self._begin_without_data(kind, flags, cookie, offset, length)
+        if error or (not length and kind in (wire.CMD_READ, wire.CMD_WRITE)):
+            self._refuse(kind, cookie, offset, error)
+        self._start = start + REQUEST_SIZE
+        return True
+
+    def _begin_without_data(self, kind: int, flags: int, cookie: int, offset: int, length: int) -> int:
+        """Begin a request without data; returns an errno if it is refused."""
+        disk = self._disk
+        if kind == wire.CMD_FLUSH:
+            if flags or offset or length:
+                return errno.EINVAL
+            disk.submit(FLUSH, 0, 0, self._job(kind, cookie, 0, 0).done)
+            return 0
+        if kind not in (wire.CMD_TRIM, wire.CMD_WRITE_ZEROES):
+            return errno.EINVAL
+        known = wire.CMD_FLAG_FUA
+        if kind == wire.CMD_WRITE_ZEROES:
+            known |= wire.CMD_FLAG_NO_HOLE | wire.CMD_FLAG_FAST_ZERO
+        error = self._check(offset, length, flags, known, writes=True)
+        if error:
+            return error
+        if flags & wire.CMD_FLAG_FAST_ZERO:
+            return errno.EOPNOTSUPP  # zeros are written like any other data
+        job = self._job(kind, cookie, offset, length)
+        job.flush = bool(flags & wire.CMD_FLAG_FUA)
+        if not length:
+            job.done(0)
+        elif kind == wire.CMD_TRIM:
+            disk.submit(DISCARD, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, job.done)
+        else:
+            self.export.kernel.spawn(self._write_zeros(job), "nbd zeros")
+        return 0
+
+    def _check(self, offset: int, length: int, flags: int, known: int, *, writes: bool = False) -> int:
+        """Return why a request cannot be, as an errno."""
+        if flags & ~known or (offset | length) & SECTOR_MASK:
+            return errno.EINVAL
+        if offset + length > self._disk.sectors << SECTOR_SHIFT:
+            return errno.ENOSPC if writes else errno.EINVAL
+        if writes:
+            return errno.EPERM if self._disk.readonly else 0
+        return errno.EINVAL if length > wire.MAX_PAYLOAD else 0
+
+    def _job(self, kind: int, cookie: int, offset: int, length: int) -> Job:
+        self.jobs += 1
+        return Job(self, kind, cookie, offset, length)
+
+    def _refuse(self, kind: int, cookie: int, offset: int, error: int) -> None:
+        """Answer a request at once."""
+        self._job(kind, cookie, offset, 0).done(error)
+
+    def _buffer(self, size: int) -> Buffer | None:
+        """Return a buffer for `size` bytes, or a smaller one; None if there is none.
+
+        Its own buffer is for a client who has nothing under way: nothing would come back that could be waited for.
+        """
+        pool = self.export.pool
+        buffer = pool.take(size)
+        if buffer is not None:
+            return buffer
+        if not self.jobs or (self.jobs == 1 and self._rest is not None):
+            if self._own:
+                return self._own.pop()
+            if not self._own_made:
+                self._own_made = True
+                return pool.make(OWN_PAGES, self._own)
+        pool.wanted[self] = None
+        return None
+
+    # -- the disk -------------------------------------------------------------------------------------------------
+
+    def _read(self, cookie: int, offset: int, length: int, buffer: Buffer) -> None:
+        job = self._job(wire.CMD_READ, cookie, offset, length)
+        job.buffer = buffer
+        if length > buffer.size:
+            self._long = job
+        else:
+            self._disk.submit(READ, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, job.done, buffer.block)
+
+    async def _read_long(self) -> None:
+        """Carry out a read that is too long for its buffer: its parts come one after the other, and nothing else of
+        this client meanwhile. Raises Hangup, for one thing if a part fails when others have been sent already.
+        """
+        job = self._long
+        assert job is not None
+        buffer = job.buffer
+        assert buffer is not None
+        await self._until_sent()
+        for at in range(0, job.length, buffer.size):
+            size = min(buffer.size, job.length - at)
+            operation = Operations(self)
+            operation.add()
+            self._disk.submit(READ, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, operation.done, buffer.block)
+            self._disk.restart()
+            while operation.left:
+                await self._pause()
+            if operation.error:
+                if at and not self._structured:
+                    raise Hangup
+                job.error = operation.error
+                break
+            if self._structured:
+                done = wire.CHUNK_DONE if at + size == job.length else 0
+                header = wire.DATA_CHUNK.pack(
+                    wire.STRUCTURED_REPLY_MAGIC, done, wire.CHUNK_OFFSET_DATA, job.cookie, 8 + size, job.offset + at
+                )
+            else:
+                header = b"" if at else wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, job.cookie)
+            self._out.put(0, header)
+            self._send_segments((self._out.segments(0, len(header)) if header else b"") + buffer.segments(0, size))
+            await self._until_sent()
+        self._long = None
+        if job.error:
+            job.done(job.error)
+        else:
+            self.jobs -= 1
+            job.buffer = None
+            self.export.pool.give(buffer)
+        self.news = True
+
+    async def _until_sent(self) -> None:
+        """Wait until nothing is being sent. Raises Hangup."""
+        self._card.kick()
+        while self._sending:
+            await self._pause()
+        if self._failure:
+            raise Hangup
+
+    def _next_piece(self) -> bool:
+        """Give a write a buffer for its next data; returns False if there is none."""
+        assert self._rest is not None
+        job, offset, missing = self._rest
+        buffer = self._buffer(missing)
+        if buffer is None:
+            return False
+        size = min(missing, buffer.size)
+        self._piece = Piece(job, buffer, offset, size)
+        self._rest = None if size == missing else (job, offset + size, missing - size)
+        return True
+
+    def _write(self, piece: Piece) -> None:
+        """All data of a piece is there: to the disk with it."""
+        self._piece = None
+        if self._rest is not None:
+            piece.job.left += 1
+        self._disk.submit(
+            WRITE, piece.offset >> SECTOR_SHIFT, piece.size >> SECTOR_SHIFT, piece.done, piece.buffer.block
+        )
+
+    async def _write_zeros(self, job: Job) -> None:
+        """Carry out a write of zeros, from a buffer that holds nothing else: blkif has no operation for it."""
+        try:
+            buffer = self.export.zeros()
+        except OutOfMemory:
+            job.done(errno.ENOMEM)
+            return
+        at = 0
+        operations = Operations(self)
+        while at < job.length and not operations.error and not self._failure:
+            while at < job.length and operations.left < ZERO_PIECES:
+                size = min(buffer.size, job.length - at)
+                operations.add()
+                self._disk.submit(
+                    WRITE, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, operations.done, buffer.block
+                )
+                at += size
+            self._disk.restart()
+            await operations.some()
+        while operations.left:
+            await operations.some()
+        job.done(operations.error)
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def _send(self, segments: bytes) -> None:
+        self._sending += 1
+        self._card.submit(SEND, self.number, segments, self._sent)
+
+    def _sent(self, status: int) -> None:
+        """The card has sent something. Called in upcall context, or inside of `kick`."""
+        self._sending -= 1
+        if status < 0:
+            self._failure = status
+        if not self._sending and self._sent_buffers:
+            for buffer in self._sent_buffers:
+                self.export.pool.give(buffer)
+            self._sent_buffers.clear()
+        self.wake()
+
+    def _send_segments(self, segments: bytes) -> None:
+        """Send any number of segments."""
+        most = MAX_SEGMENTS * SEGMENT_SIZE
+        if len(segments) <= most:
+            self._send(segments)
+        else:
+            for at in range(0, len(segments), most):
+                self._send(segments[at : at + most])
+
+    def _answer(self) -> None:
+        """Answer requests that are done, as many as there is room for, with one send."""
+        area, pool, finished = self._out, self.export.pool, self.finished
+        segments: list[bytes] = []
+        run = at = 0
+        limit = area.size - HEADER_ROOM
+        while finished:
+            job = finished[0]
+            if job.flush and not job.error:
+                finished.popleft()
+                job.flush = False
+                job.left = 1
+                self._disk.submit(FLUSH, 0, 0, job.done)
+                continue
+            buffer = job.buffer
+            length = job.length
+            if at + (length if buffer is not None and length <= COPY_LIMIT else 0) > limit:
+                break
+            finished.popleft()
+            self.jobs -= 1
+            header = self._header(job)
+            area.put(at, header)
+            at += len(header)
+            if buffer is None:
+                continue
+            job.buffer = None
+            if job.error:
+                pool.give(buffer)
+            elif length <= COPY_LIMIT:
+                for view in buffer.views:
+                    part = view[:length] if length < PAGE_SIZE else view
+                    area.put(at, part)
+                    at += len(part)
+                    length -= len(part)
+                    if not length:
+                        break
+                pool.give(buffer)
+            else:
+                segments += (area.segments(run, at), buffer.segments(0, length))
+                run = at
+                self._sent_buffers.append(buffer)
+        if at > run:
+            segments.append(area.segments(run, at))
+        if segments:
+            self._send_segments(segments[0] if len(segments) == 1 else b"".join(segments))
+
+    def _header(self, job: Job) -> bytes:
+        """Return what precedes the data of an answer."""
+        error = job.error and wire.ERRORS.get(job.error, wire.NBD_EIO)
+        if job.kind != wire.CMD_READ or not self._structured:
+            return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, job.cookie)
+        magic = wire.STRUCTURED_REPLY_MAGIC
+        if error:
+            return wire.ERROR_CHUNK.pack(magic, wire.CHUNK_DONE, wire.CHUNK_ERROR, job.cookie, 6, error, 0)
+        if not job.length:
+            return wire.CHUNK.pack(magic, wire.CHUNK_DONE, wire.CHUNK_NONE, job.cookie, 0)
+        return wire.DATA_CHUNK.pack(
+            magic, wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA, job.cookie, 8 + job.length, job.offset
+        )

@@ -1,0 +1,9 @@
+from pathlib import Path
+
+import pytest
+from nbd_scene import Scene
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
