@@ -5,6 +5,9 @@ from an image file, with every hypercall, grant and event. Theirs is `benchmarks
 in one C program, with Xen's own ring.h (package libxen-dev) and pread from the same image. Both read an image of
 256 MiB front to back out of the page cache. They take turns; of each the best slice of 20 ms of processor time counts.
 
+Ours always has persistent grants, so the guest's data is copied once after the disk's DMA. C does that copy, too, where
+the name of a load says "copied"; elsewhere it has the DMA alone.
+
 usage: python benchmarks/block.py [--slices N] [--rounds N] [--check]
 """
 
@@ -24,12 +27,16 @@ from toolstack.xl_config import parse_config
 
 HERE = Path(__file__).parent
 IMAGE_BYTES = 256 << 20
-GOALS = {"qd1": 0.05, "qd32": 0.04, "large": 0.20}
+GOALS = {"qd1": 0.05, "qd32": 0.08, "large": 0.25, "persistent": 0.4, "indirect": 0.4}
 NAMES = {
     "qd1": "4 KiB, one at a time",
     "qd32": "4 KiB, 32 at a time",
     "large": "44 KiB in 11 segments, 32 at a time",
+    "persistent": "the same, copied",
+    "indirect": "1 MiB, indirect, 4 at a time, copied",
 }
+OURS = {"persistent": "large"}
+"""Loads that are the same on our side as another one."""
 Found = dict[str, float]
 """Microseconds for each request, by load."""
 
@@ -62,7 +69,8 @@ def ours(image: Path, slices: int, directory: Path) -> Found:
     """Run a host with one guest that reads its disk."""
     results = directory / "results"
     config = parse_config(
-        f'name = "reader"\nmemory = 16\nkernel = "block_guest.py"\nextra = "{slices} {results}"\n'
+        f'name = "reader"\nmemory = 64\nkernel = "block_guest.py"\n'
+        f'extra = "{slices} {results} xen_blkfront.max_indirect_segments=256"\n'
         f'disk = ["format=raw,vdev=xvda,access=ro,target={image}"]\n',
         "reader.cfg",
         HERE,
@@ -72,7 +80,8 @@ def ours(image: Path, slices: int, directory: Path) -> Found:
         sys.exit(f"the guest did not finish: {result}")
     found = json.loads(results.read_text())
     results.unlink()
-    return {name: ns / count / 1000 for name, (count, ns) in found.items()}
+    times = {name: ns / count / 1000 for name, (count, ns) in found.items()}
+    return {name: times[OURS.get(name, name)] for name in NAMES}
 
 
 def best(before: Found, found: Found) -> Found:

@@ -27,6 +27,11 @@ def announce(hv: Hypervisor, modules: int) -> None:
     hv.log(f"Command line: {hv.options.text}")
     kib = hv.memory.frames << 2
     hv.log(f"System RAM: {kib >> 10}MB ({kib}kB)")
+    algorithm, wanted = hv.sched.algorithm, hv.options.scheduler
+    if wanted and wanted != algorithm.name:
+        hv.log(f"Could not find scheduler: {wanted}")
+        hv.log(f"Using '{algorithm.title}' ({algorithm.name})")
+    hv.log(f"Using scheduler: {algorithm.title} ({algorithm.name})")
     hv.log(f"Brought up {hv.machine.nr_pcpus} CPUs")
     if modules > 1:
         hv.log("Multiple initrd candidates, picking module #1")

@@ -8,6 +8,7 @@ until whoever built it unpauses it.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import pv_layout, xen
@@ -16,6 +17,7 @@ from hypervisor.abi.tracepoints import VCPU_UP
 from hypervisor.errors import InvariantError
 from hypervisor.kernel_image import PvKernel
 from hypervisor.mm.frame_table import PGT_l4_page_table
+from hypervisor.mm.heap import MAX_ORDER, Extent
 from hypervisor.mm.manager import hypercall_page
 from hypervisor.vcpu import VPF_DOWN
 
@@ -29,6 +31,8 @@ _POWER_MANAGEMENT = 3 << 8
 """In SIF_PM_MASK: Xen wants to hear from dom0 about the processors' C and P states."""
 _RFLAGS = 0x202
 _UNLIMITED = 0xFFFFFFFF
+INITRD = 1
+"""Which of the boot modules dom0 gets; the one before it is its kernel."""
 
 
 class BuildError(ValueError):
@@ -45,7 +49,7 @@ def construct_dom0(
     command_line = _command_line(cmdline)
     _check_kernel(kernel)
     layout = _layout(kernel, module, nr_pages)
-    p2m = _allocate(hv, domain, nr_pages)
+    p2m = _allocate(hv, domain, layout)
     if kernel.pae:
         domain.vm_assist |= 1 << xen.VMASST_TYPE_pae_extended_cr3
     for segment in kernel.segments:
@@ -61,6 +65,7 @@ def construct_dom0(
         hv.memory.write(p2m[pfn] << 12, entries.tobytes())
     hv.memory.write(p2m[layout.start_info] << 12, _start_info(domain, kernel, layout, command_line, module))
     _start(hv, domain, kernel, layout, p2m[layout.tables.pfn])
+    hv.frames.discard_modules()
     return layout
 
 
@@ -112,18 +117,41 @@ def _layout(kernel: PvKernel, module: bytes | None, nr_pages: int) -> pv_layout.
     return layout
 
 
-def _allocate(hv: Hypervisor, domain: Domain, nr_pages: int) -> array[int]:
-    """Give the domain its memory; returns the p2m."""
+def _allocate(hv: Hypervisor, domain: Domain, layout: pv_layout.PvLayout) -> array[int]:
+    """Give the domain its memory, from where Xen takes it; returns the p2m.
+
+    One block of a power of two of pages holds all that is mapped at first but the module, whose frames stay where it
+    was loaded. The rest are as large blocks as fit into what is missing.
+    """
+    frames, module = hv.frames, layout.module
+    nr_module = 0 if module is None else module.pages
+    loaded = len(frames.boot.modules) > INITRD and len(frames.boot.modules[INITRD]) == nr_module
+    if layout.nr_pages > frames.free_frames + (nr_module if loaded else 0):
+        free = frames.free_frames >> 8
+        raise BuildError(f"dom0 is to have {layout.nr_pages >> 8} MiB of memory, but the host has {free} MiB free")
     domain.max_pages = _UNLIMITED
-    extents = hv.frames.alloc_frames(domain, nr_pages)
-    if not extents:
-        free = hv.frames.free_frames >> 8
-        raise BuildError(f"dom0 is to have {nr_pages >> 8} MiB of memory, but the host has {free} MiB free")
-    p2m = array("Q")
-    for mfn, count in extents:
-        hv.frames.m2p[mfn : mfn + count] = memoryview(array("Q", range(len(p2m), len(p2m) + count)))
-        p2m.extend(range(mfn, mfn + count))
+    # (Xen refuses a dom0 that is smaller than its block. There is no reason to: only what is used must be there.)
+    block = min(layout.block_pages, layout.nr_pages - nr_module)
+    p2m = _expand(frames.alloc_frames(domain, block))
+    if module is not None:
+        extents = [frames.give_module(INITRD, domain)] if loaded else frames.alloc_frames(domain, nr_module)
+        p2m[module.pfn : module.pfn] = _expand(extents)
+    order = MAX_ORDER
+    while left := layout.nr_pages - len(p2m):
+        order = min(order, left.bit_length() - 1)
+        mfn = frames.alloc(domain, order)
+        if mfn >= 0:
+            p2m.extend(range(mfn, mfn + (1 << order)))
+        else:
+            order -= 1
+    for pfn, mfn in enumerate(p2m):
+        frames.set_gpfn(mfn, pfn)
     return p2m
+
+
+def _expand(extents: Iterable[Extent]) -> array[int]:
+    """Return every single frame of some extents."""
+    return array("Q", [mfn for first, count in extents for mfn in range(first, first + count)])
 
 
 def _write(hv: Hypervisor, p2m: array[int], offset: int, data: bytes) -> None:

@@ -230,6 +230,7 @@ class DomainOps:
         for vcpu in domain.online_vcpus():
             hv.time.stop(vcpu)
             hv.sched.forget(vcpu)
+            hv.sched.remove(vcpu)
             vcpu.pause_flags |= VPF_DOWN
             vcpu.halt()
         image, domain.image = domain.image, None

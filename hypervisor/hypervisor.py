@@ -26,8 +26,9 @@ from hypervisor.pirq import Pirqs
 from hypervisor.platform_op import PlatformOps
 from hypervisor.preempt import Preemption
 from hypervisor.python_vcpu import PythonVCpu
-from hypervisor.sched import Fifo, Policy, Scheduler
+from hypervisor.sched import Policy, Scheduler
 from hypervisor.sched.scheduler import Costs
+from hypervisor.sched.schedulers import ALGORITHMS, DEFAULT
 from hypervisor.sched_op import SchedOps
 from hypervisor.sysctl import SysctlOps
 from hypervisor.time import GuestTime, unknown_op
@@ -38,6 +39,7 @@ from hypervisor.version import VersionOps
 if TYPE_CHECKING:
     from hypervisor.emulator.processor import Processor
     from hypervisor.machine.machine import Machine
+    from hypervisor.mm.boot_memory import BootMemory
     from hypervisor.trace import Emit
     from hypervisor.vcpu import VCpu
 
@@ -53,18 +55,21 @@ class Hypervisor:
     """One running Xen on one machine.
 
     `trace` is the emitter of a `TraceWriter`, or None. `console` receives what Xen and (through console_io) dom0 print
-    on the host's serial line. `options` is what Xen's command line says.
+    on the host's serial line. `scheduler` is one of `sched.schedulers.ALGORITHMS`; a `policy` says who runs instead of
+    it. `options` is what Xen's command line says, `boot` where things lie in memory at first.
     """
 
     def __init__(
         self,
         machine: Machine,
         *,
+        scheduler: str = "",
         policy: Policy | None = None,
         costs: Costs | None = None,
         trace: Emit | None = None,
         console: Callable[[bytes], None] | None = None,
         options: XenOptions | None = None,
+        boot: BootMemory | None = None,
     ) -> None:
         self.machine = machine
         self.memory = machine.memory
@@ -83,14 +88,16 @@ class Hypervisor:
         self.interrupt_idle: Callable[[], None] = lambda: None
         """Called when something becomes runnable: ends the sleep of an idle host."""
 
-        self.sched = Scheduler(self, machine.nr_pcpus, policy or Fifo(), costs or Costs())
+        wanted = policy.scheduler if policy is not None else scheduler or self.options.scheduler
+        algorithm = ALGORITHMS.get(wanted, ALGORITHMS[DEFAULT])
+        self.sched = Scheduler(self, machine.nr_pcpus, policy, costs or Costs(), algorithm)
         self.now = self.sched.now
         self.xen_log = XenLog(lambda data: self.console(data), self.now, self.options)
         self.preempt = Preemption(self)
         self.pirqs = Pirqs(self)
         self.events = EventChannelOps(self)
         self.time = GuestTime(self)
-        self.mm = MemoryManager(self)
+        self.mm = MemoryManager(self, boot)
         self.frames = self.mm.frames
         self.grants = GrantTableOps(self)
         self.domain_ops = DomainOps(self)
@@ -141,7 +148,10 @@ class Hypervisor:
 
     def make_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
         """Make a vCPU of the kind that the domain's kernel needs."""
-        return EmulatedVCpu(domain, vcpu_id) if domain.image is None else PythonVCpu(domain, vcpu_id)
+        make = EmulatedVCpu if domain.image is None else PythonVCpu
+        vcpu = make(domain, vcpu_id)
+        self.sched.insert(vcpu)
+        return vcpu
 
     def processor(self) -> Processor:
         """Return the CPU emulator, which is made when the first machine-code vCPU runs.

@@ -48,12 +48,12 @@ class Iommu:
         domain = self._assigned.get(line)
         if domain is None:
             return None
-        owner, domid = self._hv.frames.owner, domain.domid
+        owner, end, domid = self._hv.frames.owner, self._hv.frames.frames, domain.domid
         granted: set[int] | None = None
 
         def allowed(mfn: int) -> bool:
             nonlocal granted
-            if owner(mfn) == domid:
+            if mfn < end and owner(mfn) == domid:
                 return True
             if granted is None:
                 granted = mapped_frames(domain)

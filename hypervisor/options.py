@@ -23,6 +23,7 @@ _LEVELS = {
 }
 _BOOLEANS = dict.fromkeys(("1", "on", "yes", "true", "enable"), True)
 _BOOLEANS |= dict.fromkeys(("0", "off", "no", "false", "disable"), False)
+RATELIMIT_MIN, RATELIMIT_MAX = 100, 500_000
 _UNITS = {"t": 40, "g": 30, "m": 20, "k": 10, "b": 0, "": 10}
 """Powers of two by the letter behind a size. Without one it is in KiB."""
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([tgmkbTGMKB]?)")
@@ -46,8 +47,8 @@ _OTHERS = frozenset(
     max_cstate max_gsi_irqs maxcpus mce mce_fb mce_verbosity mem memop-max-order mmcfg mmio-relax msi mtrr.show
     mwait-idle nmi noapic noirqbalance nolapic nosmp nr_irqs numa pci pci-phantom pcid pku placeholder ple_gap
     ple_window preferred-cstates psr pv pv-l1tf pv-linear-pt pv-shim rcu-idle-timer-period-ms real-mode reboot rmrr
-    ro-hpet sched sched-gran sched_credit2_max_cpus_runqueue sched_credit2_migrate_resist sched_credit_tslice_ms
-    sched_ratelimit_us sched_smt_power_savings scrub-domheap serial_tx_buffer shim_mem smap smep smt snb_igd_quirk
+    ro-hpet sched-gran sched_credit2_max_cpus_runqueue sched_credit2_migrate_resist sched_credit_tslice_ms
+    sched_smt_power_savings scrub-domheap serial_tx_buffer shim_mem smap smep smt snb_igd_quirk
     spec-ctrl sync_console tboot tbuf_size tdt tevt_mask tickle_one_idle_cpu timer_slop tsc tsx ucode
     unrestricted_guest vcpu_migration_delay vesa-ram vga viridian-spinlock-retry-count viridian-version
     vm-notify-window vpid vpmu watchdog watchdog_timeout x2apic x2apic-mode x2apic_phys xpti xsave""".split()  # noqa: SIM905  # a table of words
@@ -81,6 +82,10 @@ class XenOptions:
     noreboot: bool = False
     clocksource: str = ""
     """What Xen keeps its time by; empty: it chooses."""
+    scheduler: str = ""
+    """The scheduler of pool 0, by its name; empty, or one that there is not: the default."""
+    ratelimit_us: int = 1000
+    """For so long a vCPU keeps its pCPU (credit and credit2); 0: no limit."""
     dom0_mem: MemorySize | None = None
     dom0_mem_min: MemorySize | None = None
     dom0_mem_max: MemorySize | None = None
@@ -150,6 +155,19 @@ def _set_clocksource(options: XenOptions, value: str) -> None:
     options.clocksource = value
 
 
+def _set_sched(options: XenOptions, value: str) -> None:
+    # Xen keeps nine characters of it.
+    options.scheduler = value[:9]
+
+
+def _set_ratelimit(options: XenOptions, value: str) -> None:
+    if not re.fullmatch(r"0[xX][0-9a-fA-F]+|[0-9]+", value):
+        raise _BadValueError
+    number = int(value, 0 if value[:2].lower() == "0x" else 10)
+    # Out of range is the default: Xen says so, and goes on.
+    options.ratelimit_us = number if number == 0 or RATELIMIT_MIN <= number <= RATELIMIT_MAX else 1000
+
+
 def _levels(value: str) -> tuple[int, int]:
     words = value.split("/")
     if len(words) > 2 or any(word not in _LEVELS for word in words):
@@ -216,6 +234,8 @@ def _set_dom0_max_vcpus(options: XenOptions, value: str) -> None:
 _PARSERS: dict[str, Callable[[XenOptions, str], None]] = {
     "noreboot": _set_noreboot,
     "clocksource": _set_clocksource,
+    "sched": _set_sched,
+    "sched_ratelimit_us": _set_ratelimit,
     "loglvl": _set_loglvl,
     "guest_loglvl": _set_guest_loglvl,
     "dom0_mem": _set_dom0_mem,

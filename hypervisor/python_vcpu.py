@@ -58,11 +58,16 @@ class PythonCpu:
             self.trace = lambda kind, *fields: emit(domid, vcpu_id, kind, *fields)
 
     def view(self, address: int, size: int = 4096, /, write: bool = True) -> memoryview:
-        """Return the bytes at a guest virtual address, within one page. Raises PageFault."""
-        if size > 4096 - (address & 0xFFF) or size < 0:
-            raise ValueError(f"a view of {size} bytes at {address:#x} would cross a page")
+        """Return the bytes at a guest virtual address. Raises PageFault; ValueError if they are not in one piece."""
         vcpu = self._vcpu
         maddr = translate_load(vcpu, address, write)
+        room = 4096 - (address & 0xFFF)
+        if not 0 <= size <= room:
+            for offset in range(room, size, 4096):
+                if translate_load(vcpu, address + offset, write) != maddr + offset:
+                    raise ValueError(f"{size} bytes at {address:#x} are not in one piece of machine memory")
+            if size < 0:
+                raise ValueError(f"a view of {size} bytes")
         window = vcpu.hv.memory.b[maddr : maddr + size]
         return window if write else window.toreadonly()
 

@@ -119,7 +119,9 @@ class VCpu(ABC):
     __slots__ = (
         "compute_left",
         "context",
+        "cpus",
         "created",
+        "credit_end",
         "domain",
         "event_queues",
         "flags_at",
@@ -135,6 +137,7 @@ class VCpu(ABC):
         "nmi_masked",
         "nmi_pending",
         "old_tables",
+        "parked",
         "pause_count",
         "pause_flags",
         "periodic_ns",
@@ -157,6 +160,7 @@ class VCpu(ABC):
         "time_running",
         "tlb_r",
         "tlb_w",
+        "unit",
         "user_cr3",
         "vcpu_id",
         "virq_to_port",
@@ -194,6 +198,15 @@ class VCpu(ABC):
         self.pause_flags = VPF_DOWN
         self.pause_count = 0
         self.queued = False
+        """It waits for a pCPU: it is on the run queue, or `parked`."""
+        self.parked = False
+        """Its scheduler does not let it run now."""
+        self.cpus = 0
+        """The pCPUs on which it may run, a bit each. Kept by its scheduler, as are the next two."""
+        self.credit_end = 0
+        """At this value of `time_running` it has used up what its scheduler gave it."""
+        self.unit: Any = None
+        """What its scheduler keeps of it (`hypervisor.sched.algorithm.Unit`)."""
         self.yielding = False
         self.processor = 0
         self.compute_left = 0

@@ -21,7 +21,9 @@ from hypervisor.errors import HypercallError
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.kernel_image import PvKernel
 from hypervisor.machine.machine import Machine
-from hypervisor.options import parse_options
+from hypervisor.mm.boot_memory import booted
+from hypervisor.options import XenOptions, parse_options
+from hypervisor.sched.schedulers import DEFAULT, XENS
 from hypervisor.trace import TraceWriter
 from toolstack.errors import UsageError
 
@@ -42,6 +44,8 @@ class BootSpec:
 
     kernel_path: Path
     kernel: PvKernel
+    kernel_size: int = 0
+    """Size in bytes of the kernel's file, as the boot loader put it into memory."""
     modules: tuple[bytes, ...] = attrs.field(default=(), repr=False)
     cmdline: str = ""
     xen_cmdline: str = DEFAULT_XEN_CMDLINE
@@ -127,10 +131,21 @@ class BootHost:
     def _assemble(self) -> None:
         spec = self.spec
         options = parse_options(spec.xen_cmdline)
-        machine = Machine(memory_mib=spec.host_memory_mib, pcpus=spec.pcpus)
+        machine = Machine(memory_mib=spec.host_memory_mib, pcpus=spec.pcpus, has_firmware=True)
         machine.clock.now = XEN_BOOT_NS
-        trace = self._open_trace()
-        hv = Hypervisor(machine, trace=None if trace is None else trace.emit, console=self._show, options=options)
+        trace = self._open_trace(options)
+        sizes = (spec.kernel_size, *(len(module) for module in spec.modules))
+        try:
+            boot = booted(machine.memory.frames, sizes)
+            hv = Hypervisor(
+                machine,
+                trace=None if trace is None else trace.emit,
+                console=self._show,
+                options=options,
+                boot=boot,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self.hv = hv
         if trace is not None:
             trace.now = hv.now
@@ -150,7 +165,7 @@ class BootHost:
         describe_dom0(hv, spec.kernel, layout, vcpus)
         hv.domain_ops.unpause(domain)
 
-    def _open_trace(self) -> TraceWriter | None:
+    def _open_trace(self, options: XenOptions) -> TraceWriter | None:
         spec = self.spec
         if spec.trace_file is None:
             return None
@@ -158,6 +173,12 @@ class BootHost:
             file: BinaryIO = spec.trace_file.open("wb")
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(spec.trace_file)!r}: {error.strerror}") from None
-        about = {"pcpus": spec.pcpus, "time": "virtual", "schedule": "fifo", "preempts": False}
+        about = {
+            "pcpus": spec.pcpus,
+            "time": "virtual",
+            "schedule": "",
+            "scheduler": options.scheduler if options.scheduler in XENS else DEFAULT,
+            "preempts": False,
+        }
         self._trace = self._stack.enter_context(TraceWriter(file, seed=spec.seed, about=about))
         return self._trace

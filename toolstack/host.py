@@ -34,8 +34,9 @@ from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.serial import SerialCard
 from hypervisor.machine.socket_card import SocketCard
+from hypervisor.sched.algorithm import NEVER
 from hypervisor.sched.policy import Policy, parse_policy
-from hypervisor.sched.scheduler import NEVER
+from hypervisor.sched.schedulers import DEFAULT
 from hypervisor.trace import TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
@@ -93,7 +94,8 @@ class Host:
         pcpus: int = 1,
         time: str = "virtual",
         seed: int = 0,
-        schedule: str = "fifo",
+        scheduler: str = "",
+        schedule: str = "",
         nics: Sequence[NicSpec] = (),
         capture: Path | None = None,
         exports: Sequence[ExportSpec] = (),
@@ -122,7 +124,10 @@ class Host:
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
         self.heartbeat = heartbeat
-        self.policy: Policy = _policy(schedule)
+        self.policy: Policy | None = _policy(schedule) if schedule else None
+        if scheduler and self.policy is not None:
+            raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
+        self.scheduler = self.policy.scheduler if self.policy is not None else scheduler or DEFAULT
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
         self.xenstored: XenStored
@@ -306,6 +311,7 @@ class Host:
         trace = self._open_trace()
         self.hv = hv = Hypervisor(
             machine,
+            scheduler=self.scheduler,
             policy=self.policy,
             trace=None if trace is None else trace.emit,
             console=self._show_host,
@@ -355,7 +361,8 @@ class Host:
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
         about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
-        about["preempts"] = self.policy.preempts
+        about["scheduler"] = self.scheduler
+        about["preempts"] = self.policy is not None and self.policy.preempts
         self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
         return self._trace
 

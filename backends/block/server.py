@@ -291,6 +291,9 @@ class BlockServer:
                 started += self._start_discard(count, ident, sector, segments)
                 continue
             descriptors = segments[: 8 * count]
+            if op <= BLKIF_OP_WRITE and self._start_known(op, ident, sector, descriptors):
+                started += 1
+                continue
             status, checked = self._check(op, count, sector, descriptors)
             if status:
                 self._refuse(ident, op, sector, status)
@@ -325,6 +328,22 @@ class BlockServer:
             self.step(self._barrier, kick=False)
             started += 1
         return started
+
+    def _start_known(self, op: int, ident: int, sector: int, descriptors: bytes) -> bool:
+        """Start a transfer whose segments are known, if there is nothing wrong with it; whether it was started."""
+        plan = self._mapper.plans.get(descriptors)
+        if plan is None or sector + plan.sectors > self.sectors or (op and self.readonly):
+            return False
+        plan.last_use = self._mapper.clock
+        job = self.free.pop()
+        job.id = ident
+        job.op = op
+        job.sector = sector
+        job.plan = plan
+        self.in_flight += 1
+        self._count(op, plan.sectors)
+        self.disk.submit(op, sector, plan.extents, job.done)
+        return True
 
     def _resolve(self, requests: list[Request]) -> list[Request]:
         """Turn indirect requests into ordinary ones with many segments; answer those that are bad.

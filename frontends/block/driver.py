@@ -53,6 +53,8 @@ def _number(nodes: dict[str, str | None], key: str, default: int | None, limit: 
     return int(text)
 
 
+SEGMENTS_PARAMETER = "xen_blkfront.max_indirect_segments="
+"""What asks for more or fewer of them on the kernel's command line."""
 MEMORY_SHARE = 8
 """The pages of a ring full of the largest requests may take this part of a guest's memory: 1/8."""
 RING_SLOTS = 32
@@ -62,7 +64,8 @@ class BlockFront(XenbusDriver):
     """Driver of virtual disks.
 
     Options: `persistent` (default True): offer persistent grants; `max_indirect_segments`: how many a request has whose
-    descriptors are in a page of their own (default: 32 if there is memory enough, else none).
+    descriptors are in a page of their own (default: 32 if there is memory enough, else none). The kernel's command line
+    can say that too: `xen_blkfront.max_indirect_segments=N`.
     """
 
     type: ClassVar[str] = "vbd"
@@ -75,9 +78,22 @@ class BlockFront(XenbusDriver):
 
     def _indirect_segments(self) -> int:
         """Return how many segments an indirect request may have: 0 in a guest that has no memory for all of them."""
-        wanted = int(self.options.get("max_indirect_segments", MAX_INDIRECT_SEGMENTS))
-        forced = "max_indirect_segments" in self.options
-        return wanted if forced or self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * wanted else 0
+        wanted = self._wanted_segments()
+        if wanted is not None:
+            return wanted
+        enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * MAX_INDIRECT_SEGMENTS
+        return MAX_INDIRECT_SEGMENTS if enough else 0
+
+    def _wanted_segments(self) -> int | None:
+        """Return what the driver's option or the command line asks for, if one does so with a number."""
+        option = self.options.get("max_indirect_segments")
+        if option is not None:
+            return int(option)
+        for word in self.kernel.cmdline.split():
+            value = word.removeprefix(SEGMENTS_PARAMETER)
+            if value != word and value.isascii() and value.isdigit() and len(value) < 6:
+                return int(value)
+        return None
 
     async def probe(self, device: XenbusDevice) -> None:
         """Name the disk: by `virtual-device`, else by the number in its path."""

@@ -99,8 +99,8 @@ class FrontQueue:
         """Begin service: the backend has mapped the ring."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
-        # be freed: then it raises its thresholds. This is that block.
-        bytes(self.ring.size * max_sectors << SECTOR_SHIFT)
+        # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
+        bytes(min(self.ring.size * max_sectors << SECTOR_SHIFT, 16 << 20))
         self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
         self.flush_op = flush_op
@@ -181,7 +181,7 @@ class FrontQueue:
                 return errno.ENOMEM
         segments = shape.segments
         if op == WRITE:
-            if segments == 1:
+            if shape.view is not None:
                 shape.view[:] = request.data
             else:
                 _scatter(request.data, shape.parts)
@@ -255,7 +255,8 @@ class FrontQueue:
                     self.pool.revoke_lent(shape.buffered, request.first, shape.segments)
             elif shape is not None:
                 if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY:
-                    request.data = bytes(shape.view) if shape.segments == 1 else b"".join(shape.parts)
+                    whole = shape.view
+                    request.data = whole.tobytes() if whole is not None else b"".join(shape.parts)
                 if not persistent:
                     self.pool.revoke(slot, shape.segments)
             free.append(slot)

@@ -25,7 +25,7 @@ from hypervisor.abi.io.blkif import (
 if TYPE_CHECKING:
     from guest_kernel.block import BlockBuffer, BlockRequest
     from guest_kernel.kernel import Kernel
-    from guest_kernel.mm import Page
+    from guest_kernel.mm import MemoryManager, Page
 
 SECTOR_SHIFT = 9
 SECTORS_PER_PAGE = 8
@@ -60,13 +60,14 @@ class Shape:
     pack_into: Callable[..., None]
     buffered: LentBuffer | None
 
-    def __init__(self, slot: Slot, sectors: int) -> None:
-        pages, refs = slot.pages, slot.refs
+    def __init__(self, slot: Slot, sectors: int, mm: MemoryManager) -> None:
+        refs = slot.refs
         self.segments = -(-sectors // SECTORS_PER_PAGE)
         last = [SECTORS_PER_PAGE - 1] * (self.segments - 1) + [(sectors - 1) % SECTORS_PER_PAGE]
         self.descriptors = b"".join(_SEGMENT.pack(refs[n], 0, last[n]) for n in range(self.segments))
-        self.parts = tuple(pages[n].view[: (last[n] + 1) << SECTOR_SHIFT] for n in range(self.segments))
-        self.view = self.parts[0]
+        self.parts = mm.runs(slot.pages, sectors << SECTOR_SHIFT)
+        self.view = self.parts[0] if len(self.parts) == 1 else None
+        """All of it, if it is in one piece."""
         self.buffered = None
         if self.segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
             self.pack_into = REQUESTS[self.segments].pack_into
@@ -141,7 +142,7 @@ class LentShape(Shape):
         refs = lent.refs[first : first + self.segments]
         self.descriptors = b"".join(_SEGMENT.pack(ref, 0, end) for ref, end in zip(refs, last, strict=True))
         self.parts = ()
-        self.view = memoryview(b"")
+        self.view = None
         self.buffered = lent
         self.table: Page | None = None
         self.table_ref = -1
@@ -218,7 +219,7 @@ class PagePool:
                 self._mm.free_page(table)
                 raise
             slot.table = table
-        shape = slot.shapes[sectors] = Shape(slot, sectors)
+        shape = slot.shapes[sectors] = Shape(slot, sectors, self._mm)
         return shape
 
     # -- pages of the caller's ------------------------------------------------------------------------------------

@@ -41,7 +41,10 @@ class Cpu(Protocol):
         ...
 
     def view(self, address: int, size: int = 4096, /, write: bool = True) -> memoryview:
-        """Memory at a guest virtual address, as bytes ('B'); must not cross a page. Raises `PageFault`.
+        """Memory at a guest virtual address, as bytes ('B'). Raises `PageFault`.
+
+        It may go over several pages only where they are neighbours in machine memory, too: one that does not raises
+        ValueError.
 
         As with a processor's TLB, a view outlives a change of the page tables until the guest lets go of it:
         a kernel drops its views of a page when it unmaps it.

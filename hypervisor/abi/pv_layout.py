@@ -88,6 +88,8 @@ class PvLayout:
     tables_by_level: tuple[int, int, int, int]
     """Number of L4, L3, L2 and L1 tables."""
     boot_stack: int
+    block_pages: int
+    """How many pages come from one block of memory: all that is mapped at first but a module, for a `whole_block`."""
     virt_end: int
     """First address that is not mapped any more, if the domain has that much memory."""
 
@@ -159,10 +161,11 @@ def compute(
     counts, virt_end = _count_tables(virt_base, pfn)
     tables = Area(pfn, sum(counts))
     last = tables.end + 1
-    free = virt_end - virt_base >> PAGE_SHIFT
+    block = free = virt_end - virt_base >> PAGE_SHIFT
     if whole_block:
         mapped_module = 0 if module is None else module.pages
-        free = (1 << (free - mapped_module - 1).bit_length()) + mapped_module
+        block = 1 << (free - mapped_module - 1).bit_length()
+        free = block + mapped_module
     if module_size and not module_is_mapped:
         module = Area(free, pages_of(module_size))
         last = free = module.end
@@ -189,6 +192,7 @@ def compute(
         tables=tables,
         tables_by_level=counts,
         boot_stack=tables.end,
+        block_pages=block,
         virt_end=virt_end,
     )
 

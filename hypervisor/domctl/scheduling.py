@@ -9,7 +9,7 @@ from hypervisor.abi import errno
 from hypervisor.bitmaps import read_bitmap, write_bitmap
 from hypervisor.domctl.operation import Operation, vcpu_of
 from hypervisor.errors import HypercallError
-from hypervisor.sched.params import ALL_CPUS
+from hypervisor.sched.algorithm import ALL_CPUS
 from hypervisor.vnuma import take_topology
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ MAX_NODES = 64
 ALL_NODES = (1 << MAX_NODES) - 1
 ONLINE_NODES = 1
 """The machine has one node, number 0."""
+_SCHEDULER_COMMANDS = (
+    abi.XEN_DOMCTL_SCHEDOP_putinfo,
+    abi.XEN_DOMCTL_SCHEDOP_getinfo,
+    abi.XEN_DOMCTL_SCHEDOP_putvcpuinfo,
+    abi.XEN_DOMCTL_SCHEDOP_getvcpuinfo,
+)
 HARD, SOFT = abi.XEN_VCPUAFFINITY_HARD, abi.XEN_VCPUAFFINITY_SOFT
 
 
@@ -38,25 +44,14 @@ class SchedulingOps:
             abi.XEN_DOMCTL_setvnumainfo: Operation(self._setvnumainfo, "vnuma"),
         }
 
-    # -- credit2 ----------------------------------------------------------------------------------------------------
+    # -- parameters of the scheduler --------------------------------------------------------------------------------
 
     def _scheduler_op(self, _vcpu: VCpu, target: Domain, value: Any) -> Any:
-        """Get or put the weight and the cap of a domain; credit2 has nothing to say about single vCPUs."""
-        params = target.scheduling
-        if value.sched_id != abi.XEN_SCHEDULER_CREDIT2:
+        """Get or put what the scheduler of the domain's pool knows of it, or of its vCPUs."""
+        algorithm = self.hv.sched.algorithm_of(target)
+        if value.sched_id != algorithm.sched_id or value.cmd not in _SCHEDULER_COMMANDS:
             raise HypercallError(errno.EINVAL)
-        if value.cmd == abi.XEN_DOMCTL_SCHEDOP_putinfo:
-            weight, cap = value.u.credit2.weight, value.u.credit2.cap
-            if weight:
-                params.weight = weight
-            if cap > 100 * len(target.online_vcpus()):
-                raise HypercallError(errno.EINVAL)
-            params.cap = cap
-        elif value.cmd != abi.XEN_DOMCTL_SCHEDOP_getinfo:
-            raise HypercallError(errno.EINVAL)
-        else:
-            value.u = {"credit2": {"weight": params.weight, "cap": params.cap}}
-        return value
+        return algorithm.adjust(target, value)
 
     # -- affinity ---------------------------------------------------------------------------------------------------
 
@@ -98,14 +93,19 @@ class SchedulingOps:
                     params.hard[vcpu_id] = before
                 raise
             params.soft[vcpu_id] = soft
+            self.hv.sched.set_soft_affinity(self._existing(target, vcpu_id), soft)
             effective = soft & online & params.hard.get(vcpu_id, ALL_CPUS)
             write_bitmap(vcpu, value.cpumap_soft, effective, nr_pcpus)
 
     def _obey(self, target: Domain, vcpu_id: int, hard: int) -> None:
         """Let the scheduler know on which pCPUs a vCPU may run. Raises HypercallError(EBUSY): it is pinned."""
-        affine = target.vcpu(vcpu_id)
-        assert affine is not None
-        self.hv.sched.set_affinity(affine, hard)
+        self.hv.sched.set_affinity(self._existing(target, vcpu_id), hard)
+
+    @staticmethod
+    def _existing(target: Domain, vcpu_id: int) -> VCpu:
+        vcpu = target.vcpu(vcpu_id)
+        assert vcpu is not None
+        return vcpu
 
     def _getvcpuaffinity(self, vcpu: VCpu, target: Domain, value: Any) -> None:
         vcpu_id = self._affine(target, value)

@@ -58,7 +58,6 @@ from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
 from hypervisor.preempt import Continuation
-from hypervisor.sched.scheduler import TIME_SLICE_NS
 from hypervisor.vcpu import CR0_START, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
@@ -269,7 +268,7 @@ class Processor:
         pCPUs take turns. Code that waits for code on another pCPU would spin for a whole time slice.
         """
         sched, now = self.hv.sched, self.hv.now()
-        end = vcpu.since + TIME_SLICE_NS
+        end = sched.turn_ends(vcpu)
         if len(sched.pcpus) > 1 and (sched.run_queue or sum(pcpu.current is not None for pcpu in sched.pcpus) > 1):
             end = min(end, now + TURN_NS)
         return max(end, now + 1)

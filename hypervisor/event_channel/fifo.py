@@ -208,7 +208,7 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
     neither the port's vCPU nor its priority has changed (`Channel.lane`). Then the queue begins anew with the port.
     """
     b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
-    wake, plain, trace = hv.sched.wake, hv.sched.plain, hv.trace
+    kick, plain, trace = hv.sched.kick, hv.sched.plain, hv.trace
     clock, run_queue = hv.clock, hv.sched.run_queue.append
     fresh = PENDING | LINKED
 
@@ -266,8 +266,8 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
         """The upcall flag of a vCPU has been set."""
         if vcpu.info_registered:
             written[vcpu.info >> 12] = 1
-        if vcpu.pause_flags & VPF_BLOCKED:
-            wake(vcpu)
+        if not plain or vcpu.pause_flags & VPF_BLOCKED:
+            kick(vcpu)
 
     def raise_event(channel: Channel) -> None:
         """Raise an event, in all cases."""

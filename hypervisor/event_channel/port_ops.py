@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from hypervisor.vcpu import VPF_BLOCKED
-
 if TYPE_CHECKING:
     from hypervisor.event_channel.channel import Channel
     from hypervisor.hypervisor import Hypervisor
@@ -52,8 +50,7 @@ def mark_pending(hv: Hypervisor, vcpu: VCpu) -> None:
     if not hv.memory.b[info]:
         hv.memory.b[info] = 1
         hv.memory.written[info >> 12] = 1
-        if vcpu.pause_flags & VPF_BLOCKED:
-            hv.sched.wake(vcpu)
+        hv.sched.kick(vcpu)
 
 
 def check_pollers(channel: Channel) -> None:

@@ -73,7 +73,7 @@ class TwoLevel:
 def _make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
     """Return `set_pending(channel)`: the hottest function of the simulator, on local names."""
     b, q, written = hv.memory.b, hv.memory.q, hv.memory.written
-    wake, plain = hv.sched.wake, hv.sched.plain
+    kick, plain = hv.sched.kick, hv.sched.plain
     clock, queue = hv.clock, hv.sched.run_queue.append
     trace = hv.trace
 
@@ -106,8 +106,8 @@ def _make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:
                         vcpu.queued = True
                         vcpu.ready_at = clock.now
                         queue(vcpu)
-                    elif vcpu.pause_flags & VPF_BLOCKED:
-                        wake(vcpu)
+                    elif not plain or vcpu.pause_flags & VPF_BLOCKED:
+                        kick(vcpu)
         if channel.domain.pollers:
             check_pollers(channel)
 

@@ -20,7 +20,8 @@ PHYSICAL_BITS = 46
 
 RAM, RESERVED = 1, 2
 """Types of the e820 map."""
-_ACPI_TABLES = 128 << 10
+ACPI_TABLES = 128 << 10
+"""Size in bytes of the firmware's own tables, which lie behind the memory that is free to use."""
 _FOUR_GIB = 1 << 32
 
 
@@ -40,10 +41,10 @@ def memory_map(frames: int) -> list[Region]:
         Region(0x9FC00, 0x400, RESERVED),
         Region(0xF0000, 0x10000, RESERVED),
         Region(0x100000, end - 0x100000, RAM),
-        Region(end, _ACPI_TABLES, RESERVED),
+        Region(end, ACPI_TABLES, RESERVED),
     ]
     high = (Region(0xFEFFC000, 0x4000, RESERVED), Region(0xFFFC0000, 0x40000, RESERVED))
-    return regions + [region for region in high if region.start >= end + _ACPI_TABLES]
+    return regions + [region for region in high if region.start >= end + ACPI_TABLES]
 
 
 def io_frames() -> list[range]:

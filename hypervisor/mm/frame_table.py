@@ -24,6 +24,7 @@ from typing import Protocol
 from hypervisor.errors import InvariantError
 from hypervisor.machine.firmware import IO_FRAMES
 from hypervisor.machine.memory import Memory
+from hypervisor.mm.boot_memory import BootMemory, tables_only
 from hypervisor.mm.heap import Extent, Heap
 
 PGT_none = 0
@@ -63,9 +64,6 @@ INVALID_M2P_ENTRY = 0xFFFFFFFFFFFFFFFF
 
 MAX_COUNT = 0x7FFFFFFF
 """Counts that would pass this refuse the new reference instead of wrapping."""
-
-M2P_ALIGN = 512
-"""The M2P starts and ends on a 2 MiB boundary, as machphys_mfn_list tells its place in pieces of that size."""
 
 _ZERO_PAGE = bytes(4096)
 _RUN = 1024
@@ -117,6 +115,7 @@ class FrameTable:
         "_batch",
         "_lists",
         "_xen_lists",
+        "boot",
         "count",
         "flags",
         "frames",
@@ -127,6 +126,7 @@ class FrameTable:
         "m2p_frames",
         "m2p_mfn",
         "memory",
+        "module_frames_freed",
         "next",
         "on_empty",
         "owner_tag",
@@ -140,8 +140,9 @@ class FrameTable:
         "xen_frames",
     )
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, boot: BootMemory | None = None) -> None:
         frames = memory.frames
+        self.boot = boot or tables_only(frames)
         self.memory = memory
         self.frames = frames
         self.owner_tag = _array(frames, 2)
@@ -167,11 +168,9 @@ class FrameTable:
         self._batch: list[Extent] | None = None
         self.heap = Heap()
         self.xen_frames = 0
-        self.m2p_frames = -(-frames * 8 // (M2P_ALIGN * 4096)) * M2P_ALIGN
-        self.m2p_mfn = M2P_ALIGN
-        first_free = self.m2p_mfn + self.m2p_frames
-        if frames <= first_free:
-            raise ValueError(f"a host needs more than {first_free * 4} KiB of memory, not {frames * 4} KiB")
+        self.module_frames_freed = 0
+        """How many frames of boot modules are free memory by now, or dom0's: those that Xen does not keep any more."""
+        self.m2p_mfn, self.m2p_frames = self.boot.m2p.start, len(self.boot.m2p)
         base = self.m2p_mfn * 512
         self.m2p = memory.q[base : base + frames]
         """Machine-to-physical table: 64-bit pfn by mfn, in machine memory; guests see it at MACH2PHYS_VIRT_START.
@@ -182,9 +181,10 @@ class FrameTable:
             end = min(start + _M2P_PIECE, frames * 8)
             memory.b[(self.m2p_mfn << 12) + start : (self.m2p_mfn << 12) + end] = b"\xff" * (end - start)
         self.owner_tag[:IO_FRAMES] = memoryview(array("H", [DOMID_IO + 1]) * IO_FRAMES)
-        self._take_for_xen(self.m2p_mfn, self.m2p_frames)
-        self.heap.add(IO_FRAMES, self.m2p_mfn - IO_FRAMES)
-        self.heap.add(first_free, frames - first_free)
+        for taken in (self.boot.m2p, self.boot.frame_table, self.boot.image, *self.boot.modules):
+            self._take_for_xen(taken.start, len(taken))
+        for free in self.boot.free():
+            self.heap.add(free.start, len(free))
 
     # -- what a frame is ----------------------------------------------------------------------------------------
 
@@ -246,8 +246,8 @@ class FrameTable:
     def alloc(self, domain: Owner, order: int = 0, limit: int = sys.maxsize) -> int:
         """Give a domain 2**order zeroed, contiguous, aligned frames; returns the first mfn, or -1 when memory is short.
 
-        They all lie below frame `limit`. Neither max_pages nor the state of the domain is looked at: that is the
-        caller's business.
+        They all lie below frame `limit`, a power of two. Neither max_pages nor the state of the domain is looked at:
+        that is the caller's business.
         """
         mfn = self.heap.alloc(order, limit)
         if mfn >= 0:
@@ -261,6 +261,28 @@ class FrameTable:
         for mfn, length in extents:
             self._assign(pages, mfn, length)
         return extents
+
+    def give_module(self, index: int, domain: Owner) -> Extent:
+        """Give a domain the frames of a boot module, where they are; returns that extent."""
+        module = self.boot.modules[index]
+        self._let_go_of_module(module)
+        self._assign(self.page_list(domain), module.start, len(module))
+        return module.start, len(module)
+
+    def discard_modules(self) -> None:
+        """Free the boot modules that were not given away: nobody needs them any more (discard_initial_images)."""
+        for module in self.boot.modules:
+            if module and self.owner_tag[module.start] == DOMID_XEN + 1:
+                self._let_go_of_module(module)
+                self._to_heap(module.start, len(module))
+
+    def _let_go_of_module(self, module: range) -> None:
+        for mfn in module:
+            if self.owner_tag[mfn] != DOMID_XEN + 1:
+                raise InvariantError(f"frame {mfn:#x} of a boot module is no frame of Xen any more")
+            self._clear(mfn)
+        self.xen_frames -= len(module)
+        self.module_frames_freed += len(module)
 
     def alloc_xen(self, count: int = 1) -> int:
         """Take `count` contiguous zeroed frames for Xen itself; returns the first mfn, or -1 when memory is short."""

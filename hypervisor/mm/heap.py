@@ -1,4 +1,8 @@
-"""The heap of free machine frames: a binary buddy allocator, lowest address first.
+"""The heap of free machine frames: a binary buddy allocator in zones, highest zone first (page_alloc.c).
+
+A zone holds the frames whose numbers have the same count of bits, so that memory below an address is found at once and
+the low frames, which devices of few address bits need, go last. Within a zone the smallest block that does is broken
+up, the one that was freed last, and its upper half is given out: so memory goes from the top of a block downwards.
 
 Deterministic: what `alloc` returns depends only on the sequence of calls. Nothing in it is proportional to the size of
 the machine, so a host of many gigabytes starts at once.
@@ -6,7 +10,6 @@ the machine, so a host of many gigabytes starts at once.
 
 import sys
 from collections.abc import Iterator
-from heapq import heappop, heappush
 
 from hypervisor.errors import InvariantError
 
@@ -15,27 +18,31 @@ MAX_ORDER = 20
 
 Extent = tuple[int, int]
 """A run of frames: (first mfn, number of frames)."""
+_Zone = list[dict[int, None]]
+"""Per order: the first mfn of each free block, in the order in which they became free."""
 
 
 class Heap:
-    """Free frames as naturally aligned blocks of 2**order frames."""
+    """Free frames as naturally aligned blocks of 2**order frames, in zones."""
 
-    __slots__ = ("_free", "_heaps", "free_frames")
+    __slots__ = ("_descending", "_zones", "free_frames")
 
     def __init__(self) -> None:
         self.free_frames = 0
-        self._free: list[set[int]] = [set() for _ in range(MAX_ORDER + 1)]  # per order: first mfn of each free block
-        self._heaps: list[list[int]] = [[] for _ in range(MAX_ORDER + 1)]  # the same as heaps; may hold stale entries
+        self._zones: dict[int, _Zone] = {}
+        self._descending: list[tuple[int, _Zone]] = []
 
     def is_free(self, mfn: int) -> bool:
         """Whether a frame lies in a free block."""
-        return any(mfn >> order << order in blocks for order, blocks in enumerate(self._free))
+        zone = self._zones.get(mfn.bit_length())
+        return zone is not None and any(mfn >> order << order in blocks for order, blocks in enumerate(zone))
 
     def blocks(self) -> Iterator[Extent]:
-        """Iterate over the free blocks."""
-        for order, starts in enumerate(self._free):
-            for mfn in sorted(starts):
-                yield mfn, 1 << order
+        """Iterate over the free blocks: by size, then by place."""
+        for order in range(MAX_ORDER + 1):
+            for _, zone in reversed(self._descending):
+                for mfn in sorted(zone[order]):
+                    yield mfn, 1 << order
 
     def add(self, mfn: int, count: int) -> None:
         """Give `count` frames from `mfn` on to the heap."""
@@ -45,30 +52,50 @@ class Heap:
             order = min(MAX_ORDER, (end - mfn).bit_length() - 1)
             if mfn:
                 order = min(order, (mfn & -mfn).bit_length() - 1)
+            else:
+                # Frame 0 is alone in its zone.
+                order = 0
             self._insert(mfn, order)
             mfn += 1 << order
 
     def alloc(self, order: int, limit: int = sys.maxsize) -> int:
         """Take one aligned block of 2**order frames, all below frame `limit`; returns its first mfn, or -1 if none is.
 
-        The smallest block that does is broken up, the lowest one of its size.
+        As zones end at powers of two, of a zone that a limit cuts in two nothing is given.
         """
-        for larger in range(order, MAX_ORDER + 1):
-            mfn = self._lowest(larger)
-            if 0 <= mfn <= limit - (1 << order):
-                heappop(self._heaps[larger])
-                self._free[larger].remove(mfn)
-                while larger > order:
-                    larger -= 1
-                    self._put(mfn + (1 << larger), larger)
-                self.free_frames -= 1 << order
-                return mfn
+        highest = limit.bit_length() - 1
+        for bits, zone in self._descending:
+            if bits > highest:
+                continue
+            for larger in range(order, MAX_ORDER + 1):
+                if zone[larger]:
+                    mfn = zone[larger].popitem()[0]
+                    while larger > order:
+                        larger -= 1
+                        zone[larger][mfn] = None
+                        mfn += 1 << larger
+                    self.free_frames -= 1 << order
+                    return mfn
         return -1
 
     def alloc_frames(self, count: int) -> list[Extent]:
-        """Take `count` frames in as few extents as the free blocks allow; [] and nothing taken when memory is short."""
-        if count > self.free_frames:
+        """Take `count` frames in as few extents as the free blocks allow; [] and nothing taken when memory is short.
+
+        They are the upper part of one block if there is one that large, and else of the largest that there are.
+        """
+        if not 0 < count <= self.free_frames:
             return []
+        order = (count - 1).bit_length()
+        mfn = self.alloc(order) if order <= MAX_ORDER else -1
+        if mfn >= 0:
+            spare = (1 << order) - count
+            if spare:
+                self.add(mfn, spare)
+            return [(mfn + spare, count)]
+        return self._gather(count)
+
+    def _gather(self, count: int) -> list[Extent]:
+        """Take frames from the largest blocks on; neighbours are joined."""
         extents: list[Extent] = []
         order = MAX_ORDER
         while count:
@@ -83,35 +110,29 @@ class Heap:
             count -= size
             if extents and sum(extents[-1]) == mfn:
                 extents[-1] = (extents[-1][0], extents[-1][1] + size)
+            elif extents and mfn + size == extents[-1][0]:
+                extents[-1] = (mfn, extents[-1][1] + size)
             else:
                 extents.append((mfn, size))
         return extents
 
-    def _lowest(self, order: int) -> int:
-        heap, free = self._heaps[order], self._free[order]
-        while heap:
-            mfn = heap[0]
-            if mfn in free:
-                return mfn
-            heappop(heap)
-        return -1
-
-    def _put(self, mfn: int, order: int) -> None:
-        free, heap = self._free[order], self._heaps[order]
-        free.add(mfn)
-        if len(heap) > 64 + 2 * len(free):
-            heap[:] = sorted(free)
-        else:
-            heappush(heap, mfn)
-
     def _insert(self, mfn: int, order: int) -> None:
-        if mfn in self._free[order]:
+        zone = self._zone(mfn.bit_length())
+        if mfn in zone[order]:
             raise InvariantError(f"frame {mfn:#x} is freed twice")
         while order < MAX_ORDER:
             buddy = mfn ^ (1 << order)
-            if buddy not in self._free[order]:
+            if buddy not in zone[order]:
                 break
-            self._free[order].remove(buddy)
+            del zone[order][buddy]
             mfn = min(mfn, buddy)
             order += 1
-        self._put(mfn, order)
+        zone[order][mfn] = None
+
+    def _zone(self, bits: int) -> _Zone:
+        """Return the zone of the frames whose numbers have so many bits."""
+        zone = self._zones.get(bits)
+        if zone is None:
+            zone = self._zones[bits] = [{} for _ in range(MAX_ORDER + 1)]
+            self._descending = sorted(self._zones.items(), reverse=True)
+        return zone

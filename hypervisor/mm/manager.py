@@ -29,6 +29,7 @@ from hypervisor.preempt import Restart
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Handler, Hypervisor
+    from hypervisor.mm.boot_memory import BootMemory
     from hypervisor.vcpu import VCpu
 
 Held = tuple[int, int]
@@ -48,9 +49,9 @@ class MemoryManager:
     mappings of grants; `mm.check` asks them.
     """
 
-    def __init__(self, hv: Hypervisor) -> None:
+    def __init__(self, hv: Hypervisor, boot: BootMemory | None = None) -> None:
         self.hv = hv
-        self.frames = FrameTable(hv.memory)
+        self.frames = FrameTable(hv.memory, boot)
         self.slots = XenSlots(self.frames)
         self.types = PageTypes(hv, self.frames, self._fill_xen_slots)
         self.claims = Claims(self.frames)

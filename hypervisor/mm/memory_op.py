@@ -9,7 +9,7 @@ from hypervisor.abi import errno, memory, xen
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import access_ok, copy_from_guest, copy_to_guest, write_u64
 from hypervisor.mm.acquire_resource import AcquireResource
-from hypervisor.mm.frame_table import M2P_ALIGN
+from hypervisor.mm.boot_memory import SUPERPAGE
 from hypervisor.mm.memory_maps import MemoryMaps
 from hypervisor.mm.reservation import EXTENT_SHIFT
 from hypervisor.vnuma import tell_topology
@@ -161,9 +161,9 @@ class MemoryOps:
         """List the frames at which each 2 MiB of the M2P starts."""
         request = _MFN_LIST.unpack_from(copy_from_guest(vcpu, arg, _MFN_LIST.size))
         frames = self._frames
-        pieces = min(request.max_extents, frames.m2p_frames // M2P_ALIGN)
+        pieces = min(request.max_extents, frames.m2p_frames // SUPERPAGE)
         for index in range(pieces):
-            write_u64(vcpu, request.extent_start + index * 8, frames.m2p_mfn + index * M2P_ALIGN)
+            write_u64(vcpu, request.extent_start + index * 8, frames.m2p_mfn + index * SUPERPAGE)
         request.nr_extents = pieces
         copy_to_guest(vcpu, arg, _MFN_LIST.pack(request))
         return 0

@@ -7,6 +7,7 @@ preempted between two extents: the former note in the command how many are done,
 
 from __future__ import annotations
 
+import sys
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,8 @@ _NR_EXCHANGED = _EXCHANGE.offset("nr_exchanged")
 class Place:
     """Where memory may come from, as XENMEMF_* say."""
 
-    limit: int
-    """Frames below this one only."""
+    limit: int = sys.maxsize
+    """Frames below this one only: a power of two, or no limit."""
     possible: bool = True
     """False when it must come from a NUMA node that this machine does not have: it has node 0 only."""
 
@@ -309,7 +310,7 @@ class Reservations:
 
     def _exchange_place(self, flags: int) -> Place:
         bits = flags & 0xFF
-        limit = 1 << max(1, bits - _PAGE_SHIFT) if bits else self._frames.frames
+        limit = 1 << max(1, bits - _PAGE_SHIFT) if bits else sys.maxsize
         return Place(limit, _can_have_node(flags))
 
 
@@ -417,7 +418,7 @@ def max_order(domain: Domain) -> int:
 
 def place_of(caller: Domain, domain: Domain, flags: int, frames: int) -> Place | None:
     """Return where a domain's reservation may come from on a host of so many frames; None for flags that cannot be."""
-    limit = frames
+    limit = sys.maxsize
     bits = flags & 0xFF
     if bits and bits < (frames - 1).bit_length() + _PAGE_SHIFT:
         if bits <= _PAGE_SHIFT:

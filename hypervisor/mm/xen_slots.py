@@ -8,7 +8,8 @@ which a real Xen has its code, its frame table and its direct map stay empty: he
 from __future__ import annotations
 
 from hypervisor.errors import InvariantError
-from hypervisor.mm.frame_table import M2P_ALIGN, FrameTable
+from hypervisor.mm.boot_memory import SUPERPAGE
+from hypervisor.mm.frame_table import FrameTable
 from hypervisor.mm.pte import ACCESSED, DIRTY, ENTRIES, FIRST_XEN_SLOT, NX, PRESENT, PSE, RW, USER
 
 M2P_SLOT = FIRST_XEN_SLOT
@@ -38,7 +39,7 @@ class XenSlots:
         """Map the M2P read-only in superpages of 2 MiB; returns the frame of its L3 table."""
         frames = self._frames
         q = frames.memory.q
-        superpages = frames.m2p_frames // M2P_ALIGN
+        superpages = frames.m2p_frames // SUPERPAGE
         nr_l2 = -(-superpages // ENTRIES)
         l3 = frames.alloc_xen()
         l2 = frames.alloc_xen(nr_l2)
@@ -47,7 +48,7 @@ class XenSlots:
         for index in range(nr_l2):
             q[(l3 << 9) + index] = (l2 + index) << 12 | GUEST_READS
         for index in range(superpages):
-            q[(l2 << 9) + index] = (frames.m2p_mfn + index * M2P_ALIGN) << 12 | GUEST_READS | PSE
+            q[(l2 << 9) + index] = (frames.m2p_mfn + index * SUPERPAGE) << 12 | GUEST_READS | PSE
         return l3
 
     def init_domain(self, domid: int) -> bool:

@@ -1,6 +1,6 @@
-"""Schedule policies: which of the runnable vCPUs comes next.
+"""Schedule policies, which overrule the scheduler: which of the runnable vCPUs comes next.
 
-`fifo` is the ordinary round robin. `random:SEED` explores other orders, the same ones for the same seed. `replay:FILE`
+`fifo` is a plain round robin. `random:SEED` explores other orders, the same ones for the same seed. `replay:FILE`
 repeats the order that a trace recorded.
 """
 
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi.tracepoints import SCHEDULE
 from hypervisor.errors import ReplayError
-from hypervisor.trace import read_trace
+from hypervisor.trace import TraceError, read_trace
 
 if TYPE_CHECKING:
     from hypervisor.vcpu import VCpu
+
+
+_SCHEDULERS = ("credit2", "credit", "rtds", "null", "arinc653", "fifo")
 
 
 class Policy(ABC):
@@ -26,6 +29,8 @@ class Policy(ABC):
 
     in_order: bool = False
     """The policy always takes the head of the queue, so that nobody needs to ask it."""
+    scheduler: str = "fifo"
+    """What decides how long a vCPU may run."""
     preempts: bool = False
     """The policy may take the processor away at every preemption point, not only at the end of a time slice."""
 
@@ -67,7 +72,12 @@ class Replay(Policy):
         self._file = file
         header, records = read_trace(file)
         # When a processor is taken away must be as it was then, or the records would not fit.
-        self.preempts = bool((header.get("about") or {}).get("preempts"))
+        about = header.get("about") or {}
+        self.preempts = bool(about.get("preempts"))
+        scheduler = str(about.get("scheduler", "fifo"))
+        if scheduler not in _SCHEDULERS:
+            raise TraceError(f"{file} was recorded with the scheduler {scheduler!r}, which is not known here")
+        self.scheduler = scheduler
         self._order = deque((record[0], record[1], record[2]) for record in records if record[3] == SCHEDULE)
 
     def choose(self, runnable: Sequence[VCpu]) -> int:

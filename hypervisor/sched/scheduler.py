@@ -1,7 +1,8 @@
 """The pCPU loop: physical CPUs take vCPUs from the run queue and run them until they stop.
 
-The host is one thread, so pCPUs are simulated: each has its own time, and the one that is furthest behind acts next. A
-vCPU runs from one yield to the next; what it costs is `cost.hypercall` per hypercall, `cost.run` for the stretch
+The host is one thread, so pCPUs are simulated: each has its own time, and the one that is furthest behind acts next.
+Which vCPU runs, how long at most, and who takes whose place is for the scheduler to say (`algorithm.py`). A vCPU runs
+from one yield to the next; what it costs is `cost.hypercall` per hypercall, `cost.run` for the stretch
 itself, `cost.switch` when the pCPU turned to another vCPU, and the nanoseconds of computing it asked for. In real time
 the same loop follows the wall clock, and a pCPU whose guest computes is simply busy until then.
 """
@@ -9,7 +10,7 @@ the same loop follows the wall clock, and a pCPU whose guest computes is simply 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import TYPE_CHECKING
 
@@ -18,16 +19,15 @@ import attrs
 from hypervisor.abi import errno
 from hypervisor.abi.tracepoints import DESCHEDULE, SCHEDULE, WAKE
 from hypervisor.errors import HypercallError
+from hypervisor.sched.algorithm import ALL_CPUS, NEVER, Algorithm
+from hypervisor.sched.pcpu import PCpu
 from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
+    from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.sched.policy import Policy
     from hypervisor.vcpu import VCpu
-
-NEVER = 1 << 63
-
-TIME_SLICE_NS = 10_000_000
 
 
 @attrs.frozen
@@ -41,24 +41,21 @@ class Costs:
     """A yield while nobody else has work to do: who yields in a loop waits for time to pass."""
 
 
-class PCpu:
-    """A physical CPU. `now` is its own time: it is busy, or has been, until then."""
-
-    __slots__ = ("busy", "cpu_id", "current", "last", "now")
-
-    def __init__(self, cpu_id: int) -> None:
-        self.cpu_id = cpu_id
-        self.now = 0
-        self.busy = 0
-        """Nanoseconds that vCPUs ran on it: only kept where there are several pCPUs (`Scheduler.idle_time`)."""
-        self.current: VCpu | None = None
-        self.last: VCpu | None = None
-
-
 class Scheduler:
-    """The run queue and the loop that drains it."""
+    """The run queue and the loop that drains it.
 
-    def __init__(self, hv: Hypervisor, nr_pcpus: int, policy: Policy, costs: Costs) -> None:
+    `algorithm` makes the scheduler of the pool that all pCPUs are in at first. A `policy` overrules it: to repeat a
+    run, or to see another one.
+    """
+
+    def __init__(
+        self,
+        hv: Hypervisor,
+        nr_pcpus: int,
+        policy: Policy | None,
+        costs: Costs,
+        algorithm: Callable[[Scheduler], Algorithm],
+    ) -> None:
         self.hv = hv
         self.policy = policy
         self.costs = costs
@@ -74,13 +71,18 @@ class Scheduler:
         """Nanoseconds that the vCPUs of domains that are gone have run."""
         self._yielded: dict[VCpu, int] = {}
         """Who yielded last when. Who is on the run queue since that time is there because of it."""
-        self.allowed: dict[VCpu, int] = {}
-        """On which pCPUs a vCPU may run, a bit each; those that are not here may run on all (hard affinity)."""
         self.overridden: dict[VCpu, int] = {}
-        """What `allowed` said of the vCPUs that SCHEDOP_pin_override has pinned."""
+        """The hard affinity that vCPUs had before SCHEDOP_pin_override pinned them."""
+        self.algorithm = algorithm(self)
+        """The scheduler of the pool with number 0."""
+        for pcpu in self.pcpus:
+            self.algorithm.add_pcpu(pcpu)
         self._single = nr_pcpus == 1
-        self.plain = self._single and not hv.clock.real and hv.trace is None
+        self._tells_wakes = not self._single or self.algorithm.hears_wakes
+        self._takes_head = self.algorithm.in_order and (policy is None or policy.in_order)
+        self.plain = not self._tells_wakes and not hv.clock.real and hv.trace is None
         """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
+        self._quick = self.plain and (policy is None or policy.in_order)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -104,6 +106,20 @@ class Scheduler:
             domains = self.hv.domains.values()
             busy = self.retired + sum(vcpu.time_running for domain in domains for vcpu in domain.online_vcpus())
         return max(self.now() - busy, 0)
+
+    # -- vCPUs that come and go -----------------------------------------------------------------------------------
+
+    def insert(self, vcpu: VCpu) -> None:
+        """Take note of a new vCPU, which is down."""
+        self.algorithm.insert_unit(vcpu)
+
+    def remove(self, vcpu: VCpu) -> None:
+        """Forget a vCPU of a dying domain for good."""
+        vcpu.unit.algorithm.remove_unit(vcpu)
+
+    def algorithm_of(self, domain: Domain) -> Algorithm:
+        """Return the scheduler of the pool that a domain is in."""
+        return self.algorithm
 
     # -- waking and sleeping --------------------------------------------------------------------------------------
 
@@ -129,6 +145,8 @@ class Scheduler:
         self.run_queue.append(vcpu)
         if hv.trace is not None:
             hv.trace(vcpu.domain.domid, vcpu.vcpu_id, WAKE)
+        if self._tells_wakes:
+            vcpu.unit.algorithm.wake(vcpu, vcpu.ready_at)
         if hv.sleeping:
             hv.interrupt_idle()
 
@@ -158,7 +176,104 @@ class Scheduler:
     def _dequeue(self, vcpu: VCpu) -> None:
         """Take a vCPU off the run queue: only what may run is on it."""
         vcpu.queued = False
+        if vcpu.parked:
+            vcpu.parked = False
+        else:
+            self.run_queue.remove(vcpu)
+        vcpu.unit.algorithm.sleep(vcpu, self.now())
+
+    # -- what a scheduler asks of the loop ------------------------------------------------------------------------
+
+    def park(self, vcpu: VCpu) -> None:
+        """Keep a vCPU that is on the run queue from running until `unpark`. It counts as waiting for a processor."""
         self.run_queue.remove(vcpu)
+        vcpu.parked = True
+
+    def unpark(self, vcpu: VCpu, now: int) -> None:
+        """Let a parked vCPU run again."""
+        vcpu.parked = False
+        if vcpu.ready_at < now:
+            # Nobody may find that it could have run before.
+            vcpu.time_runnable += now - vcpu.ready_at
+            vcpu.ready_at = now
+        self.run_queue.append(vcpu)
+        if self._tells_wakes:
+            vcpu.unit.algorithm.wake(vcpu, now)
+        if self.hv.sleeping:
+            self.hv.interrupt_idle()
+
+    def tickle(self, pcpu: PCpu, now: int) -> None:
+        """Let a pCPU decide at `now`, or soon after, whether its vCPU goes on.
+
+        One that does nothing but let a guest compute can be stopped in the past: nobody has seen it since.
+        """
+        vcpu = pcpu.current
+        if vcpu is not None and vcpu is not self.running and pcpu.algorithm is not None:
+            self._cut(pcpu, vcpu, max(now, vcpu.since + pcpu.algorithm.ratelimit_ns))
+
+    def kick(self, vcpu: VCpu) -> None:
+        """An upcall is due: the vCPU wakes, or is interrupted if it computes on another pCPU (Xen: vcpu_kick)."""
+        if vcpu.pause_flags & VPF_BLOCKED:
+            self.wake(vcpu)
+        elif not self._single and vcpu is not self.running:
+            pcpu = vcpu.unit.pcpu
+            if pcpu is not None and pcpu.current is vcpu:
+                self._cut(pcpu, vcpu, self.now())
+
+    def _cut(self, pcpu: PCpu, vcpu: VCpu, now: int) -> None:
+        """End the computing that a pCPU is at by `now` at the latest."""
+        if pcpu.computes_from >= 0:
+            now = max(now, pcpu.computes_from)
+            if now < pcpu.now:
+                vcpu.compute_left += pcpu.now - now
+                pcpu.now = now
+
+    def waiting(self, pcpu: PCpu, now: int) -> Sequence[VCpu]:
+        """Return who could run on a pCPU at `now` and does not, in the order in which they came."""
+        if self._single:
+            return self.run_queue
+        bit = 1 << pcpu.cpu_id
+        return [vcpu for vcpu in self.run_queue if vcpu.ready_at <= now and vcpu.cpus & bit]
+
+    def rivals(self, pcpu: PCpu, now: int) -> Sequence[VCpu]:
+        """Return who waits for this pCPU at `now`, and is not about to go to another one that is idle."""
+        waiting = self.waiting(pcpu, now)
+        if self._single or not waiting:
+            return waiting
+        rivals = []
+        for vcpu in waiting:
+            place = vcpu.unit.pcpu
+            if place is None or place is pcpu or place.current is not None or not vcpu.cpus >> place.cpu_id & 1:
+                rivals.append(vcpu)
+        return rivals
+
+    def just_yielded(self, vcpu: VCpu, pcpu: PCpu) -> bool:
+        """Whether a vCPU waits because it has yielded a pCPU, on which nobody has run since."""
+        return self._yielded.get(vcpu) == vcpu.ready_at == pcpu.now
+
+    def turn_ends(self, vcpu: VCpu) -> int:
+        """Return until when the vCPU that runs may go on before the scheduler is asked again."""
+        pcpu = vcpu.unit.pcpu
+        assert pcpu is not None
+        return self._turn_ends(pcpu, vcpu, self.now())
+
+    def _turn_ends(self, pcpu: PCpu, vcpu: VCpu, now: int) -> int:
+        end = self._slice_end(pcpu, vcpu)
+        if self.run_queue and pcpu.algorithm is not None:
+            rate_end = vcpu.since + pcpu.algorithm.ratelimit_ns
+            if now < rate_end < end:
+                return rate_end
+        return end
+
+    def _slice_end(self, pcpu: PCpu, vcpu: VCpu) -> int:
+        since = vcpu.since
+        if pcpu.slice_of != since:
+            algorithm = pcpu.algorithm
+            pcpu.slice_of = since
+            pcpu.slice_end = since if algorithm is None else since + algorithm.slice(pcpu, vcpu, since)
+        return pcpu.slice_end
+
+    # -- waking and sleeping, continued ---------------------------------------------------------------------------
 
     @property
     def progress(self) -> int:
@@ -181,8 +296,8 @@ class Scheduler:
             self.end_poll(vcpu)
         if vcpu.queued:
             self._dequeue(vcpu)
-        for notes in (self._yielded, self.allowed, self.overridden):
-            notes.pop(vcpu, None)
+        self._yielded.pop(vcpu, None)
+        self.overridden.pop(vcpu, None)
         for pcpu in self.pcpus:
             if pcpu.current is vcpu:
                 pcpu.current = None
@@ -207,8 +322,7 @@ class Scheduler:
         pcpu = pcpus[0]
         single, real = self._single, clock.real
         cost_run, cost_hypercall, cost_switch = self.costs.run, self.costs.hypercall, self.costs.switch
-        in_order = self.policy.in_order
-        quick = self.plain and in_order
+        quick = self._quick
         while steps and not hv.stopped:
             if quick and pcpu.current is None:
                 steps = self._drain_quickly(steps)
@@ -221,14 +335,13 @@ class Scheduler:
             vcpu = pcpu.current
             now = pcpu.now
             if vcpu is None:
-                if queue:
-                    ready = queue[0].ready_at if not self.allowed else self._next_ready(pcpu)
-                    if ready > now:
-                        now = ready
-                elif self._fire_timer(NEVER):
-                    continue
-                else:
+                ready = NEVER if not queue else queue[0].ready_at if single else self._next_ready(pcpu)
+                if ready == NEVER:
+                    if self._fire_timer(NEVER):
+                        continue
                     return timers.next_deadline
+                if ready > now:
+                    now = ready
             if timers.next_deadline <= now:
                 if not self._fire_timer(now):
                     return timers.next_deadline
@@ -241,8 +354,13 @@ class Scheduler:
                 clock.now = now
             # Which vCPU?
             if vcpu is None:
-                vcpu = queue.popleft() if in_order and not self.allowed else self._choose(now, pcpu)
+                vcpu = self._choose(pcpu, now)
+                algorithm = vcpu.unit.algorithm
+                if vcpu.time_running >= vcpu.credit_end and algorithm.exhausted(vcpu, now):
+                    vcpu.parked = True
+                    continue
                 vcpu.queued = False
+                pcpu.slice_of = -1
                 vcpu.time_runnable += now - vcpu.ready_at
                 vcpu.since = now
                 if trace is not None:
@@ -256,9 +374,11 @@ class Scheduler:
                     now += cost_switch
                     if not single:
                         vcpu.processor = pcpu.cpu_id
-            elif vcpu.pause_flags:
-                # Somebody has stopped it between two of its stretches.
-                self._take_off(pcpu, vcpu)
+                        vcpu.unit.pcpu = pcpu
+            elif vcpu.pause_flags or self._must_leave(pcpu, vcpu, now):
+                # Somebody has stopped it between two of its stretches, or its turn is over.
+                self._leave(pcpu, vcpu, now, vcpu.pause_flags)
+                steps += 1  # this was none
                 continue
             # Run it, and charge what it did.
             self.running = vcpu
@@ -276,7 +396,7 @@ class Scheduler:
     def _drain_quickly(self, steps: int) -> int:  # noqa: C901 - for the same reason
         """Do what `drain` does, as far as vCPUs come from the queue, run and block, and timers fire; nothing else.
 
-        For one pCPU, virtual time, a policy that takes the head of the queue, no trace, and no vCPU on the pCPU.
+        For one pCPU, virtual time, no trace, no vCPU on the pCPU, and a scheduler that need not know who wakes up.
         Returns how many of the steps are left: what comes next is for `drain`, if there are any.
         """
         hv, queue, pcpu, areas = self.hv, self.run_queue, self.pcpus[0], self.runstate_areas
@@ -284,6 +404,7 @@ class Scheduler:
         heap, next_vcpu = timers.heap, queue.popleft
         cost_run, cost_hypercall = self.costs.run, self.costs.hypercall
         cost_switched = cost_run + self.costs.switch
+        takes_head, algorithm = self._takes_head, self.algorithm
         while steps and not hv.stopped:
             steps -= 1
             if queue:
@@ -293,7 +414,15 @@ class Scheduler:
                 if ready > now:
                     now = ready
                 is_due = timers.next_deadline <= now
-                if is_due or vcpu.compute_left:
+                if queue and not takes_head and not is_due:
+                    # Somebody else waits, too.
+                    queue.appendleft(vcpu)
+                    vcpu = algorithm.pick(pcpu, queue, now)
+                    if vcpu.compute_left:
+                        return steps + 1
+                    queue.remove(vcpu)
+                    ready = vcpu.ready_at
+                elif is_due or vcpu.compute_left:
                     # It has to wait, where it was.
                     queue.appendleft(vcpu)
                     if not is_due:
@@ -318,6 +447,9 @@ class Scheduler:
                 continue
             if now > clock.now:
                 clock.now = now
+            if vcpu.time_running >= vcpu.credit_end and algorithm.exhausted(vcpu, now):
+                vcpu.parked = True
+                continue
             vcpu.queued = False
             vcpu.time_runnable += now - ready
             vcpu.since = now
@@ -344,23 +476,40 @@ class Scheduler:
         return steps
 
     def _stretch_over(self, pcpu: PCpu, vcpu: VCpu, now: int, compute: int) -> None:
-        """A vCPU has run until `now` and wants to compute for some ns: see whether it stays on its pCPU."""
+        """A vCPU has run until `now` and wants to compute for some ns: see whether it can stay on its pCPU."""
         flags = vcpu.pause_flags
+        pcpu.computes_from = -1
         if compute:
-            now = self._compute(vcpu, now, compute)
-        if vcpu.yielding and not flags and not vcpu.compute_left:
-            now = self._yield(vcpu, now)
-        pcpu.now = now
+            end = self._compute(pcpu, vcpu, now, compute)
+            if not vcpu.spent:
+                pcpu.computes_from = now
+            now = end
         if flags:
-            pcpu.current = None
             if vcpu.queued:
                 # An event woke it while it went to sleep, and it went to sleep again.
                 self._dequeue(vcpu)
-        elif self._stays(vcpu, pcpu, now):
+        elif not vcpu.compute_left and vcpu.yielding:
+            now = self._yield(vcpu, now)
+        elif not vcpu.queued and (self.policy is None or not self.policy.preempts):
+            pcpu.now = now
             pcpu.current = vcpu
             return
-        else:
-            pcpu.current = None
+        self._leave(pcpu, vcpu, now, flags)
+
+    def _must_leave(self, pcpu: PCpu, vcpu: VCpu, now: int) -> bool:
+        """Whether a vCPU that could go on must go: its time is up, somebody is preferred, or its place is elsewhere."""
+        if now >= self._slice_end(pcpu, vcpu):
+            return True
+        algorithm = pcpu.algorithm
+        if algorithm is None or not vcpu.cpus >> pcpu.cpu_id & 1:
+            return True
+        return bool(self.run_queue) and algorithm.preempts(pcpu, vcpu, now)
+
+    def _leave(self, pcpu: PCpu, vcpu: VCpu, now: int, flags: int) -> None:
+        """A vCPU leaves its pCPU at `now`: it sleeps (`flags` says why), or it goes to the end of the run queue."""
+        pcpu.current = None
+        pcpu.now = now
+        if not flags:
             vcpu.yielding = False
             # (It is queued already if an event woke it while it went to sleep.)
             if not vcpu.queued:
@@ -376,12 +525,8 @@ class Scheduler:
             trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, pcpu.cpu_id, now - since, flags)
         if vcpu in self.runstate_areas:
             self.runstate_areas[vcpu](vcpu, now)
-
-    def _stays(self, vcpu: VCpu, pcpu: PCpu, now: int) -> bool:
-        """Whether a vCPU that can go on goes on where it is."""
-        if vcpu.yielding or now >= vcpu.since + TIME_SLICE_NS or self.policy.preempts or vcpu.queued:
-            return False
-        return not self.allowed or self._may_run(vcpu, pcpu)
+        if self._tells_wakes:
+            vcpu.unit.algorithm.descheduled(pcpu, vcpu, now)
 
     def _yield(self, vcpu: VCpu, now: int) -> int:
         """A vCPU gives way at `now`; returns when its turn is over.
@@ -399,23 +544,23 @@ class Scheduler:
         return now
 
     def _next_start(self, pcpu: PCpu) -> int:
+        """When a pCPU has something to do, doubled: of several idle ones that comes first which a vCPU is to go to."""
         if pcpu.current is not None:
-            return pcpu.now
-        queue = self.run_queue
-        if self.allowed:
-            ready = self._next_ready(pcpu)
-        elif queue:
-            ready = queue[0].ready_at
-        else:
-            return NEVER
-        return ready if ready > pcpu.now else pcpu.now
+            return pcpu.now << 1
+        bit, now, ready, is_other = 1 << pcpu.cpu_id, pcpu.now, NEVER, True
+        for vcpu in self.run_queue:
+            if vcpu.cpus & bit:
+                when = vcpu.ready_at if vcpu.ready_at > now else now
+                if when < ready:
+                    ready, is_other = when, vcpu.unit.pcpu is not pcpu
+                elif when == ready and vcpu.unit.pcpu is pcpu:
+                    is_other = False
+        return ready << 1 | is_other
 
     def _next_ready(self, pcpu: PCpu) -> int:
         """When somebody is ready who may run on the pCPU."""
-        return min((vcpu.ready_at for vcpu in self.run_queue if self._may_run(vcpu, pcpu)), default=NEVER)
-
-    def _may_run(self, vcpu: VCpu, pcpu: PCpu) -> bool:
-        return bool(self.allowed.get(vcpu, -1) >> pcpu.cpu_id & 1)
+        bit = 1 << pcpu.cpu_id
+        return min([vcpu.ready_at for vcpu in self.run_queue if vcpu.cpus & bit], default=NEVER)
 
     # -- affinity -------------------------------------------------------------------------------------------------
 
@@ -430,10 +575,13 @@ class Scheduler:
 
     def _allow(self, vcpu: VCpu, pcpus: int) -> None:
         everywhere = (1 << len(self.pcpus)) - 1
-        if pcpus & everywhere == everywhere:
-            self.allowed.pop(vcpu, None)
-        else:
-            self.allowed[vcpu] = pcpus
+        unit = vcpu.unit
+        unit.hard = ALL_CPUS if pcpus & everywhere == everywhere else pcpus
+        unit.algorithm.place(unit)
+
+    def set_soft_affinity(self, vcpu: VCpu, pcpus: int) -> None:
+        """Let the scheduler prefer these pCPUs for a vCPU."""
+        vcpu.unit.soft = pcpus
 
     def override(self, vcpu: VCpu, pcpu: int) -> None:
         """Pin a vCPU to a pCPU for a while. Raises HypercallError: EINVAL for a missing pCPU, EBUSY if it is pinned."""
@@ -441,8 +589,9 @@ class Scheduler:
             raise HypercallError(errno.EBUSY)
         if pcpu >= len(self.pcpus):
             raise HypercallError(errno.EINVAL)
-        self.overridden[vcpu] = self.allowed.get(vcpu, -1)
-        self._allow(vcpu, 1 << pcpu)
+        self.overridden[vcpu] = vcpu.unit.hard
+        vcpu.unit.hard = 1 << pcpu
+        vcpu.unit.algorithm.place(vcpu.unit)
 
     def end_override(self, vcpu: VCpu) -> bool:
         """Let a vCPU run where it could before `override`; False if it was not pinned."""
@@ -453,9 +602,10 @@ class Scheduler:
 
     def pinned_to(self, vcpu: VCpu) -> int:
         """Return the one pCPU that a vCPU has been restricted to, or -1."""
-        if vcpu not in self.allowed and vcpu not in self.overridden:
+        hard = vcpu.unit.hard
+        if hard == ALL_CPUS:
             return -1
-        mask = self.allowed.get(vcpu, -1) & (1 << len(self.pcpus)) - 1
+        mask = hard & (1 << len(self.pcpus)) - 1
         return mask.bit_length() - 1 if mask and not mask & (mask - 1) else -1
 
     def _fire_timer(self, until: int) -> bool:
@@ -481,34 +631,25 @@ class Scheduler:
         function()
         return True
 
-    def _choose(self, now: int, pcpu: PCpu) -> VCpu:
-        """Take the vCPU that the policy wants from the queue, of those that may run on the pCPU at `now`."""
+    def _choose(self, pcpu: PCpu, now: int) -> VCpu:
+        """Take who runs on the pCPU at `now` from the queue: there is somebody who may."""
         queue = self.run_queue
-        if self._single:
-            index = self.policy.choose(queue)
-            vcpu = queue[index]
-            del queue[index]
-            return vcpu
+        if self._takes_head and self._single:
+            return queue.popleft()
         # pCPUs have times of their own: who was woken by one that is ahead cannot run on one that is behind.
-        ready = [vcpu for vcpu in queue if vcpu.ready_at <= now and self._may_run(vcpu, pcpu)]
-        vcpu = ready[self.policy.choose(ready)]
+        ready = self.waiting(pcpu, now)
+        if self.policy is not None:
+            vcpu = ready[self.policy.choose(ready)]
+        elif len(ready) == 1:
+            vcpu = ready[0]
+        else:
+            algorithm = pcpu.algorithm
+            assert algorithm is not None
+            vcpu = algorithm.pick(pcpu, ready, now)
         queue.remove(vcpu)
         return vcpu
 
-    def _take_off(self, pcpu: PCpu, vcpu: VCpu) -> None:
-        """End the turn of a vCPU that was stopped from outside."""
-        pcpu.current = None
-        now, since = pcpu.now, vcpu.since
-        vcpu.time_running += now - since
-        pcpu.busy += now - since
-        vcpu.since = now
-        if self.hv.trace is not None:
-            fields = pcpu.cpu_id, now - since, vcpu.pause_flags
-            self.hv.trace(vcpu.domain.domid, vcpu.vcpu_id, DESCHEDULE, *fields)
-        if vcpu in self.runstate_areas:
-            self.runstate_areas[vcpu](vcpu, now)
-
-    def _compute(self, vcpu: VCpu, now: int, work: int) -> int:
+    def _compute(self, pcpu: PCpu, vcpu: VCpu, now: int, work: int) -> int:
         """Let time pass for a computing guest: to the end of its work, of its slice, or to the next timer."""
         if vcpu.spent:
             # Machine code has done its work already, and has been stopped in time.
@@ -517,7 +658,7 @@ class Scheduler:
         if vcpu.pause_flags:
             vcpu.compute_left = work
             return now
-        end = min(now + work, max(vcpu.since + TIME_SLICE_NS, now + 1))
+        end = min(now + work, max(self._turn_ends(pcpu, vcpu, now), now + 1))
         deadline = self.hv.machine.timers.next_deadline
         if now < deadline < end:
             end = deadline

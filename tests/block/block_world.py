@@ -117,6 +117,18 @@ class FakeMM:
             raise OutOfMemory("no pages")
         return [self.alloc_page() for _ in range(n)]
 
+    def runs(self, pages: list[FakePage], size: int) -> tuple[memoryview, ...]:
+        """Like the kernel's, with every second pair of neighbours as one."""
+        views: list[memoryview] = []
+        first = 0
+        while size > 0:
+            mfn, pair = pages[first].mfn, [page.mfn for page in pages[first : first + 2]]
+            length = min(size, 2 * PAGE if pair == [mfn, mfn + 1] else PAGE)
+            views.append(self.world.memory[mfn * PAGE : mfn * PAGE + length])
+            first += -(-length // PAGE)
+            size -= length
+        return tuple(views)
+
     def free_page(self, page: FakePage) -> None:
         for kernel in self.world.kernels.values():
             for ref, entry in kernel.grants.entries.items():
@@ -300,6 +312,7 @@ class FakeKernel:
         self.block = BlockRegistry()
         self.scheduler = Scheduler(self._failed)
         self.vcpu = run_threads(self.scheduler, self._block)
+        self.cmdline = ""
         self.disks: dict[int, FakeDisk] = {}
         self.hw = SimpleNamespace(disk=lambda unit: self.disks[unit])
         world.kernels[domid] = self

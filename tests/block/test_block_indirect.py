@@ -7,6 +7,7 @@ import pytest
 from block_pair import Pair
 from block_raw import RawFront
 
+import backends.block.server
 from backends.block.indirect import MAX_SEGMENTS
 from guest_kernel.block import READ, WRITE, BlockError
 from hypervisor.abi.io import blkif
@@ -154,6 +155,24 @@ def test_a_full_ring_of_them_takes_one_copy(make_pair: Maker) -> None:
     front.down()
 
 
+def test_well_known_segments_are_parsed_once_and_checked_each_time(
+    make_pair: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair(mode="r")
+    front = IndirectFront(pair)
+    whole = [(front.grant(), 0, 7) for _ in range(12)]
+    assert front.indirect(READ, 0, whole) == OKAY
+    monkeypatch.setattr(backends.block.server, "parse_segments", lambda descriptors: pytest.fail("they are known"))
+    assert front.indirect(READ, 96, whole) == OKAY
+    assert pair.server.statistics.sectors_read == 2 * 96
+    monkeypatch.undo()
+    assert front.indirect(READ, pair.disk.sectors - 95, whole) == ERROR
+    assert front.indirect(READ, 2**64 - 1, whole) == ERROR
+    assert front.indirect(WRITE, 0, whole) == ERROR
+    assert [entry[0] for entry in pair.disk.log] == [READ, READ]
+    front.down()
+
+
 def test_a_backend_without_memory_for_them(make_pair: Maker) -> None:
     pair = make_pair()
     front = IndirectFront(pair)
@@ -223,6 +242,17 @@ def test_a_guest_with_little_memory_makes_none(make_pair: Maker) -> None:
     pair.front_kernel.mm.nr_pages = 8 * 32 * 32
     pair.up()
     assert pair.device.max_sectors == 256
+    pair.down()
+
+
+@pytest.mark.parametrize(
+    ("text", "sectors"), [("256", 2048), ("16", 128), ("0", 88), ("many", 88), ("-1", 88), ("", 88), ("9" * 9, 88)]
+)
+def test_the_command_line_says_how_many(make_pair: Maker, text: str, sectors: int) -> None:
+    pair = make_pair()
+    pair.front_kernel.cmdline = f"quiet xen_blkfront.max_indirect_segments={text} other"
+    pair.up()
+    assert pair.device.max_sectors == sectors
     pair.down()
 
 

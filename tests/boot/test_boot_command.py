@@ -162,7 +162,7 @@ def test_the_sizes_that_are_asked_for(mini: Path) -> None:
     assert result.exit_code == 0
     assert '(XEN) parameter "fun" unknown!\n' in result.stdout
     assert "(XEN) Command line: fun dom0_mem=24M dom0_max_vcpus=3\n" in result.stdout
-    assert "(XEN) System RAM: 128MB (131072kB)\n" in result.stdout
+    assert "(XEN) System RAM: 127MB (130944kB)\n" in result.stdout
 
 
 def test_keys_go_to_dom0(mini: Path) -> None:

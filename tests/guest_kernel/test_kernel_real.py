@@ -28,6 +28,37 @@ def test_two_guests_boot_print_and_power_off() -> None:
     assert list(host.hv.domains) == [0]
 
 
+def test_neighbouring_pages_are_seen_in_one_piece() -> None:
+    async def main(kernel: Kernel) -> None:
+        mm, view = kernel.mm, kernel.cpu.view
+        pages = mm.alloc_pages(600)
+        size = 599 * 4096 + 100
+        runs = mm.runs(pages, size)
+        assert sum(map(len, runs)) == size
+        assert 1 <= len(runs) < 10
+        for number, page in enumerate(pages):
+            page.i[0] = number
+        data = b"".join(runs)
+        assert [int.from_bytes(data[n << 12 : (n << 12) + 4], "little") for n in range(600)] == list(range(600))
+        shuffled = [pages[n] for n in (4, 3, 7, 8, 9, 1)]
+        runs = mm.runs(shuffled, 5 * 4096 + 1)
+        assert [run.cast("B")[0] for run in runs] == [4, 3, 7, 1]
+        assert [len(run) for run in runs] == [4096, 4096, 3 * 4096, 1]
+        assert mm.runs(shuffled, 0) == ()
+
+        scattered = mm.map_machine([pages[3].mfn, pages[4].mfn, pages[6].mfn])
+        assert len(view(scattered.va + 5, 2 * 4096 - 5)) == 2 * 4096 - 5
+        for address, length in ((scattered.va, 2 * 4096 + 1), (scattered.va + 4095, 4096 + 2), (scattered.va, -1)):
+            with pytest.raises(ValueError, match=r"view of|one piece"):
+                view(address, length)
+        with pytest.raises(PageFault) as fault:
+            view(scattered.va + 2 * 4096, 4097)
+        assert fault.value.address == scattered.va + 3 * 4096
+        mm.unmap_foreign(scattered)
+
+    run_guests(Guest(main, mib=12))
+
+
 def test_a_destroyed_guest_leaves_nothing_behind() -> None:
     free: list[int] = []
     hosts: list[RealHost] = []

@@ -31,7 +31,8 @@ def test_dom0s_devices_reach_everything_and_a_driver_domains_only_its_own() -> N
     assert allowed is not None
     assert allowed(mine)
     assert not allowed(theirs)
-    assert not allowed(driver.shared_info_mfn + 1000)
+    assert not allowed(driver.shared_info_mfn - 1000)
+    assert not allowed(hv.frames.frames)
 
     hv.iommu.release(LINE, guest)
     assert hv.iommu.context(LINE) is not None, "only the domain that has a device gives it back"

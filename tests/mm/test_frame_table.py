@@ -19,16 +19,51 @@ class Owner:
         self.max_pages = 1 << 30
 
 
+def test_memory_goes_from_the_top_of_the_smallest_block() -> None:
+    heap = Heap()
+    heap.add(0x100, 0x1F00)
+    heap.add(0x2010, 0x10)
+    # The highest zone first, and there the upper half of what is broken up.
+    assert [heap.alloc(0), heap.alloc(2), heap.alloc(0)] == [0x201F, 0x2018, 0x201E]
+    assert heap.alloc(4) == 0x1FF0
+    # The only block that is left of the right size goes before a larger one is broken up.
+    assert heap.alloc(3) == 0x2010
+    assert heap.alloc(8) == 0x1E00
+    assert heap.alloc(0) == 0x201D
+
+
+def test_memory_below_an_address() -> None:
+    heap = Heap()
+    heap.add(0x100, 0x3F00)
+    assert heap.alloc(0) == 0x3FFF
+    assert heap.alloc(0, 0x1000) == 0xFFF
+    assert heap.alloc(4, 0x200) == 0x1F0
+    assert heap.alloc(8, 0x200) == -1
+    assert heap.alloc(0, 0x100) == -1
+    assert [heap.alloc_frames(0xF0), heap.alloc(0, 0x200)] == [[(0x3E10, 0xF0)], 0x1EF]
+
+
+def test_what_was_freed_last_goes_first() -> None:
+    heap = Heap()
+    heap.add(0x1000, 0x40)
+    taken = [heap.alloc(3) for _ in range(8)]
+    assert taken == [0x1038 - 8 * i for i in range(8)]
+    heap.add(0x1010, 8)
+    heap.add(0x1030, 8)
+    assert [heap.alloc(3), heap.alloc(3), heap.alloc(3)] == [0x1030, 0x1010, -1]
+
+
 def test_a_large_host_costs_little() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     frames = FrameTable(Memory(4 << 20))
     assert frames.free_frames > (4 << 20) - 10000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
+    # (The M2P, 32 MiB, is there from the beginning: it says of every frame that it is nobody's.)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (32 + 4) << 10  # KiB
 
 
 def test_a_host_that_is_too_small_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs more than 4096 KiB"):
-        FrameTable(Memory(1024))
+    with pytest.raises(ValueError, match="needs more than 3000 KiB"):
+        FrameTable(Memory(750))
 
 
 def test_page_lists_keep_their_order() -> None:
@@ -187,7 +222,7 @@ def test_heap_against_a_set(steps: list[tuple[str, int]]) -> None:
     assert all(heap.is_free(mfn) == (mfn in free) for mfn in range(520))
 
 
-def test_neighbours_merge_and_heaps_stay_small() -> None:
+def test_neighbours_merge() -> None:
     heap = Heap()
     heap.add(1 << MAX_ORDER, 1 << MAX_ORDER)
     for _ in range(2000):
@@ -195,5 +230,4 @@ def test_neighbours_merge_and_heaps_stay_small() -> None:
         heap.add(mfn, 1)
         heap.add(mfn + 1, 1)
     assert list(heap.blocks()) == [(1 << MAX_ORDER, 1 << MAX_ORDER)]
-    assert all(len(entries) < 200 for entries in heap._heaps)
     assert heap.alloc(MAX_ORDER + 1) == -1

@@ -501,7 +501,9 @@ def test_populate_on_demand_is_nothing(world: World, guest: Guest) -> None:
     assert world.dom0.reservation(memory.XENMEM_populate_physmap, [1], flags=on_demand, order=21, domid=1)[0] == 0
 
 
-def test_order_limits(world: World, guest: Guest) -> None:
+def test_order_limits() -> None:
+    world = World(64)
+    guest = world.guest()
     guest.domain.max_pages += 1 << 13
 
     def largest(caller: Guest) -> int:

@@ -112,6 +112,7 @@ def boot(
         spec = BootSpec(
             kernel_path=kernel,
             kernel=read_kernel(kernel),
+            kernel_size=kernel.stat().st_size,
             modules=tuple(read_file(path, "module") for path in modules),
             cmdline=cmdline,
             xen_cmdline=_xen_cmdline(xen_cmdline, memory, vcpus),

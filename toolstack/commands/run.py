@@ -13,6 +13,7 @@ import click
 import trio
 
 from hypervisor.errors import DeviceError, InvariantError, ReplayError
+from hypervisor.sched.schedulers import DEFAULT, XENS
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
@@ -61,11 +62,16 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     help="Seed of everything random: MAC addresses, the guests' own random numbers.",
 )
 @click.option(
+    "--scheduler",
+    type=click.Choice(list(XENS)),
+    help=f"Who runs, and for how long: one of Xen's schedulers. [default: {DEFAULT}]",
+)
+@click.option(
     "--schedule",
     metavar="POLICY",
-    default="fifo",
-    show_default=True,
-    help="fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a trace).",
+    default="",
+    help="Overrule the scheduler: fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a "
+    "trace).",
 )
 @click.option(
     "--nic",
@@ -136,6 +142,7 @@ def run(
     memory: int | None,
     clock: str,
     seed: int,
+    scheduler: str | None,
     schedule: str,
     nics: tuple[str, ...],
     capture: Path | None,
@@ -164,6 +171,7 @@ def run(
             pcpus=pcpus,
             time=clock,
             seed=seed,
+            scheduler=scheduler or "",
             schedule=schedule,
             nics=[parse_nic(text) for text in nics],
             capture=capture,
@@ -185,7 +193,11 @@ def run(
     except (UsageError, ReplayError, DeviceError) as error:
         raise OneSentence(str(error)) from None
     except InvariantError as error:
-        click.echo(f"paravirt: internal error: {error} (seed {seed}, schedule {schedule})", err=True)
+        how = f"schedule {schedule}" if schedule else f"scheduler {scheduler or DEFAULT}"
+        click.echo(
+            f"paravirt: internal error: {error} (seed {seed}, {how})",
+            err=True,
+        )
         sys.exit(EXIT_INTERNAL)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
