@@ -46,12 +46,12 @@ class SchedulingOps:
 
     # -- parameters of the scheduler --------------------------------------------------------------------------------
 
-    def _scheduler_op(self, _vcpu: VCpu, target: Domain, value: Any) -> Any:
+    def _scheduler_op(self, vcpu: VCpu, target: Domain, value: Any) -> Any:
         """Get or put what the scheduler of the domain's pool knows of it, or of its vCPUs."""
         algorithm = self.hv.sched.algorithm_of(target)
         if value.sched_id != algorithm.sched_id or value.cmd not in _SCHEDULER_COMMANDS:
             raise HypercallError(errno.EINVAL)
-        return algorithm.adjust(target, value)
+        return algorithm.adjust(vcpu, target, value)
 
     # -- affinity ---------------------------------------------------------------------------------------------------
 

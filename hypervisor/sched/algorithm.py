@@ -18,9 +18,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypervisor.abi import errno
-from hypervisor.errors import HypercallError
-
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.sched.pcpu import PCpu
@@ -124,6 +121,8 @@ class Algorithm(ABC):
     def remove_unit(self, vcpu: VCpu) -> None:
         """Forget a vCPU; it is on no pCPU and on no queue."""
         self.units.remove(vcpu.unit)
+        if not self.units:
+            self.retire()
 
     def place(self, unit: Unit) -> None:
         """Write into `VCpu.cpus` where a vCPU may run, after a change of its affinity or of the pool's pCPUs."""
@@ -144,7 +143,7 @@ class Algorithm(ABC):
             vcpu.unit.pcpu = pcpu
 
     def sleep(self, vcpu: VCpu, now: int) -> None:  # noqa: B027
-        """A vCPU that was parked, or on the run queue, is stopped by somebody."""
+        """A vCPU that is on no pCPU is stopped by somebody (once more, perhaps)."""
 
     def yielded(self, vcpu: VCpu) -> None:  # noqa: B027
         """A vCPU has asked to go behind the others once."""
@@ -195,13 +194,16 @@ class Algorithm(ABC):
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
-    def adjust(self, domain: Domain, op: Any) -> Any:
-        """Do XEN_DOMCTL_scheduler_op: get or put parameters of a domain. Raises HypercallError(EINVAL)."""
-        raise HypercallError(errno.EINVAL)
+    def adjust(self, caller: VCpu, domain: Domain, op: Any) -> Any:
+        """Do XEN_DOMCTL_scheduler_op: get or put parameters of a domain. Raises HypercallError.
 
-    def adjust_global(self, op: Any) -> Any:
-        """Do XEN_SYSCTL_scheduler_op: get or put parameters of the scheduler. Raises HypercallError(EINVAL)."""
-        raise HypercallError(errno.EINVAL)
+        Xen leaves the structure as it is, and is content, if a scheduler has nothing to adjust.
+        """
+        return op
+
+    def adjust_global(self, caller: VCpu, op: Any) -> Any:
+        """Do XEN_SYSCTL_scheduler_op: get or put parameters of the scheduler, in the same way."""
+        return op
 
 
 class FifoOrder(Algorithm):

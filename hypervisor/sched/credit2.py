@@ -45,7 +45,7 @@ MAX_CPUS_RUNQUEUE = 16
 class Domain2:
     """What credit2 keeps of a domain."""
 
-    __slots__ = ("budget", "cap", "quota", "timer", "total", "units", "weight")
+    __slots__ = ("budget", "cap", "phase", "quota", "timer", "total", "units", "weight")
 
     def __init__(self) -> None:
         self.weight = DEFAULT_WEIGHT
@@ -57,6 +57,8 @@ class Domain2:
         """What no vCPU has taken of it."""
         self.quota = 0
         """What a vCPU takes at a time."""
+        self.phase = 0
+        """When the first period began."""
         self.units: list[Unit2] = []
         self.timer: Timer | None = None
 
@@ -327,7 +329,7 @@ class Credit2(Algorithm):
     def exhausted(self, vcpu: VCpu, now: int) -> bool:
         """Take more of the domain's budget, and give credit to everybody; True if there is no budget left."""
         unit = cast("Unit2", vcpu.unit)
-        if vcpu.time_running >= unit.budget_end and not self._grab_budget(unit):
+        if vcpu.time_running >= unit.budget_end and not self._grab_budget(unit, now):
             return True
         if vcpu.time_running >= unit.zero:
             self._reset_credit(unit, now)
@@ -406,18 +408,14 @@ class Credit2(Algorithm):
 
     # -- caps -------------------------------------------------------------------------------------------------------
 
-    def _grab_budget(self, unit: Unit2) -> bool:
+    def _grab_budget(self, unit: Unit2, now: int) -> bool:
         """Take a share of the domain's budget, which pays first for what the vCPU has overrun; False if it is empty."""
         of_domain, running = unit.of_domain, unit.vcpu.time_running
+        if of_domain.timer is None:
+            self._start_period(of_domain, now)
         of_domain.budget += unit.budget_end - running
         unit.budget_end = running
-        for other in of_domain.units:
-            # What others have taken and do not use, as they sleep, is there for all.
-            vcpu = other.vcpu
-            if other is not unit and vcpu.pause_flags and not self.loop.is_on_cpu(vcpu):
-                of_domain.budget += other.budget_end - vcpu.time_running
-                other.budget_end = vcpu.time_running
-                other.note_end()
+        self._take_back(of_domain, unit)
         if of_domain.budget <= 0:
             return False
         taken = min(of_domain.budget, of_domain.quota)
@@ -425,15 +423,29 @@ class Credit2(Algorithm):
         unit.budget_end = running + taken
         return True
 
+    def _take_back(self, of_domain: Domain2, taker: Unit2 | None) -> None:
+        """What others have taken and do not use, as they sleep, is there for all."""
+        for unit in of_domain.units:
+            vcpu = unit.vcpu
+            if unit is not taker and vcpu.pause_flags and not self.loop.is_on_cpu(vcpu):
+                of_domain.budget += unit.budget_end - vcpu.time_running
+                unit.budget_end = vcpu.time_running
+                unit.note_end()
+
     def _replenish(self, of_domain: Domain2, when: int) -> None:
         """A new period begins: the budget is full again, less what was overrun; who is parked goes on."""
+        self._take_back(of_domain, None)
+        is_used = of_domain.budget < of_domain.total
         of_domain.budget = min(of_domain.budget + of_domain.total, of_domain.total)
-        self._start_period(of_domain, when)
+        of_domain.timer = None
+        if is_used or any(unit.vcpu.queued or self.loop.is_on_cpu(unit.vcpu) for unit in of_domain.units):
+            self._start_period(of_domain, when)
         if of_domain.budget > 0:
             self._unpark(of_domain, when)
 
     def _start_period(self, of_domain: Domain2, now: int) -> None:
-        end = now + CAP_PERIOD
+        """Periods keep their phase; while nobody runs there is no timer, and nobody can tell."""
+        end = now + CAP_PERIOD - (now - of_domain.phase) % CAP_PERIOD
         of_domain.timer = self.loop.hv.timers.add(end, lambda: self._replenish(of_domain, end))
 
     def _unpark(self, of_domain: Domain2, now: int) -> None:
@@ -446,7 +458,7 @@ class Credit2(Algorithm):
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
-    def adjust(self, domain: Domain, op: Any) -> Any:
+    def adjust(self, caller: VCpu, domain: Domain, op: Any) -> Any:
         """Get or put the weight (0: leave it) and the cap of a domain."""
         of_domain = self.of_domain(domain)
         if op.cmd == domctl.XEN_DOMCTL_SCHEDOP_putinfo:
@@ -481,22 +493,23 @@ class Credit2(Algorithm):
             self._share_budget(of_domain)
             if not before:
                 of_domain.budget = of_domain.total
+                of_domain.phase = now
                 self._start_period(of_domain, now)
                 for unit in of_domain.units:
                     unit.budget_end = unit.running_time(now)
                     unit.note_end()
                     if unit.pcpu is not None and unit.pcpu.current is unit.vcpu:
-                        unit.pcpu.slice_of = -1
-                        self.loop.tickle(unit.pcpu, now)
+                        self.loop.expire(unit.pcpu, now)
         elif before:
             if of_domain.timer is not None:
                 of_domain.timer.cancel()
+                of_domain.timer = None
             for unit in of_domain.units:
                 unit.budget_end = NEVER
                 unit.note_end()
             self._unpark(of_domain, now)
 
-    def adjust_global(self, op: Any) -> Any:
+    def adjust_global(self, caller: VCpu, op: Any) -> Any:
         """Get or put for how many us a vCPU runs at least; 0 switches that off."""
         if op.cmd == sysctl.XEN_SYSCTL_SCHEDOP_putinfo:
             wanted = op.u.sched_credit2.ratelimit_us

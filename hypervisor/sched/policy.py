@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hypervisor.vcpu import VCpu
 
 
-_SCHEDULERS = ("credit2", "credit", "rtds", "null", "arinc653", "fifo")
+_SCHEDULERS = ("credit2", "credit", "credit-sampled", "rtds", "null", "arinc653", "fifo")
 
 
 class Policy(ABC):

@@ -166,12 +166,15 @@ class Scheduler:
     def stop(self, vcpu: VCpu, flag: int) -> None:
         """Give a vCPU a reason (`VPF_*`) not to run. One that runs is taken off its pCPU before its next stretch."""
         vcpu.pause_flags |= flag
+        on_cpu = self.is_on_cpu(vcpu)
         if vcpu.queued:
             self._dequeue(vcpu)
-            if not self.is_on_cpu(vcpu):
+            if not on_cpu:
                 now = max(self.now(), vcpu.ready_at)
                 vcpu.time_runnable += now - vcpu.ready_at
                 vcpu.since = now
+        if not on_cpu:
+            vcpu.unit.algorithm.sleep(vcpu, self.now())
 
     def _dequeue(self, vcpu: VCpu) -> None:
         """Take a vCPU off the run queue: only what may run is on it."""
@@ -180,7 +183,6 @@ class Scheduler:
             vcpu.parked = False
         else:
             self.run_queue.remove(vcpu)
-        vcpu.unit.algorithm.sleep(vcpu, self.now())
 
     # -- what a scheduler asks of the loop ------------------------------------------------------------------------
 
@@ -210,6 +212,14 @@ class Scheduler:
         vcpu = pcpu.current
         if vcpu is not None and vcpu is not self.running and pcpu.algorithm is not None:
             self._cut(pcpu, vcpu, max(now, vcpu.since + pcpu.algorithm.ratelimit_ns))
+
+    def expire(self, pcpu: PCpu, now: int) -> None:
+        """End the turn of the vCPU on a pCPU, at `now` if it only computes, else after its stretch."""
+        vcpu = pcpu.current
+        if vcpu is not None:
+            if vcpu is not self.running:
+                self._cut(pcpu, vcpu, now)
+            pcpu.slice_of, pcpu.slice_end = vcpu.since, now
 
     def kick(self, vcpu: VCpu) -> None:
         """An upcall is due: the vCPU wakes, or is interrupted if it computes on another pCPU (Xen: vcpu_kick)."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from hypervisor.sched.algorithm import Algorithm, FifoOrder
+from hypervisor.sched.arinc653 import Arinc653
+from hypervisor.sched.credit import Credit, SampledCredit
 from hypervisor.sched.credit2 import Credit2
+from hypervisor.sched.null import Null
+from hypervisor.sched.rtds import Rtds
 
 DEFAULT = "credit2"
-XENS: dict[str, type[Algorithm]] = {algorithm.name: algorithm for algorithm in (Credit2,)}
+XENS: dict[str, type[Algorithm]] = {algorithm.name: algorithm for algorithm in (Credit2, Credit, Rtds, Null, Arinc653)}
 """Those of Xen, which pools of pCPUs can have."""
-ALGORITHMS: dict[str, type[Algorithm]] = {**XENS, FifoOrder.name: FifoOrder}
+CHOICES = (*XENS, SampledCredit.name)
+"""Those that a person can choose."""
+ALGORITHMS: dict[str, type[Algorithm]] = {**XENS, SampledCredit.name: SampledCredit, FifoOrder.name: FifoOrder}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.abi import domctl, errno
+from hypervisor.abi import errno
 from hypervisor.abi import sysctl as abi
 from hypervisor.bitmaps import write_bitmap
 from hypervisor.errors import HypercallError
@@ -13,16 +13,12 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
-SCHEDULER = domctl.XEN_SCHEDULER_CREDIT2
-DEFAULT_RATELIMIT_US = 1000
-
 
 class PoolOps:
     """Pool-0, which all pCPUs and domains are in."""
 
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
-        self._ratelimit_us = DEFAULT_RATELIMIT_US
         self.handlers = {
             abi.XEN_SYSCTL_sched_id: ("sched_id", self._sched_id),
             abi.XEN_SYSCTL_scheduler_op: ("scheduler_op", self._scheduler_op),
@@ -37,24 +33,18 @@ class PoolOps:
             abi.XEN_SYSCTL_CPUPOOL_OP_FREEINFO: self._freeinfo,
         }
 
-    @staticmethod
-    def _sched_id(_vcpu: VCpu, _value: Any) -> dict[str, int]:
-        return {"sched_id": SCHEDULER}
+    def _sched_id(self, _vcpu: VCpu, _value: Any) -> dict[str, int]:
+        return {"sched_id": self.hv.sched.algorithm.sched_id}
 
-    def _scheduler_op(self, _vcpu: VCpu, value: Any) -> Any:
-        """Get or put how long credit2 lets a vCPU run at least, in us. It is kept, and the run queue does not look."""
+    def _scheduler_op(self, vcpu: VCpu, value: Any) -> Any:
+        """Get or put the parameters of a pool's scheduler."""
         if value.cmd not in (abi.XEN_SYSCTL_SCHEDOP_putinfo, abi.XEN_SYSCTL_SCHEDOP_getinfo):
             raise HypercallError(errno.EINVAL)
         self._find(value.cpupool_id, errno.ESRCH)
-        if value.sched_id != SCHEDULER:
+        algorithm = self.hv.sched.algorithm
+        if value.sched_id != algorithm.sched_id:
             raise HypercallError(errno.EINVAL)
-        if value.cmd == abi.XEN_SYSCTL_SCHEDOP_putinfo:
-            wanted = value.u.sched_credit2.ratelimit_us
-            if wanted and not abi.XEN_SYSCTL_SCHED_RATELIMIT_MIN <= wanted <= abi.XEN_SYSCTL_SCHED_RATELIMIT_MAX:
-                raise HypercallError(errno.EINVAL)
-            self._ratelimit_us = wanted
-        value.u = {"sched_credit2": {"ratelimit_us": self._ratelimit_us}}
-        return value
+        return algorithm.adjust_global(vcpu, value)
 
     # -- pools ------------------------------------------------------------------------------------------------------
 
@@ -78,7 +68,7 @@ class PoolOps:
     def _info(self, vcpu: VCpu, value: Any) -> None:
         self._find(value.cpupool_id)
         pcpus = len(self.hv.sched.pcpus)
-        value.sched_id, value.n_dom = SCHEDULER, len(self.hv.domains)
+        value.sched_id, value.n_dom = self.hv.sched.algorithm.sched_id, len(self.hv.domains)
         write_bitmap(vcpu, value.cpumap, (1 << pcpus) - 1, pcpus)
 
     def _addcpu(self, _vcpu: VCpu, value: Any) -> None:

@@ -80,3 +80,22 @@ def check_times(world: World) -> None:
         for vcpu in guest.vcpus:
             info = vcpu_runstate_info.unpack(world.hv.time.runstate(vcpu))
             assert sum(info.time) == max(now, vcpu.since) - vcpu.created, vcpu
+
+
+def set_rtds(control: Guest, target: Guest, period: int, budget: int, *, extra: bool, vcpu: int = 0) -> int:
+    """XEN_DOMCTL_SCHEDOP_putvcpuinfo of one vCPU, in us. Returns 0 or an errno."""
+    rtds = {"period": period, "budget": budget, "flags": int(extra)}
+    params = domctl.xen_domctl_schedparam_vcpu.pack(vcpuid=vcpu, u={"rtds": rtds})
+    control.poke(control.va(0), params)
+    op = {
+        "sched_id": domctl.XEN_SCHEDULER_RTDS,
+        "cmd": domctl.XEN_DOMCTL_SCHEDOP_putvcpuinfo,
+        "u": {"v": {"vcpus": control.va(0), "nr_vcpus": 1}},
+    }
+    fields = {
+        "cmd": domctl.XEN_DOMCTL_scheduler_op,
+        "interface_version": domctl.XEN_DOMCTL_INTERFACE_VERSION,
+        "domain": target.domid,
+        "u": {"scheduler_op": op},
+    }
+    return control.call(xen.HYPERVISOR_domctl, layout=domctl.xen_domctl, **fields)[0]

@@ -13,7 +13,7 @@ import click
 import trio
 
 from hypervisor.errors import DeviceError, InvariantError, ReplayError
-from hypervisor.sched.schedulers import DEFAULT, XENS
+from hypervisor.sched.schedulers import CHOICES, DEFAULT
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
@@ -63,7 +63,7 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
 )
 @click.option(
     "--scheduler",
-    type=click.Choice(list(XENS)),
+    type=click.Choice(list(CHOICES)),
     help=f"Who runs, and for how long: one of Xen's schedulers. [default: {DEFAULT}]",
 )
 @click.option(
