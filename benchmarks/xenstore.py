@@ -1,6 +1,10 @@
 """The store behind a socket, beside Xen's own xenstored in the same run; and what nodes and watches cost.
 
-python -m benchmarks.xenstore [--seconds S] [--nodes N] [--watches N]
+python -m benchmarks.xenstore [--seconds S] [--nodes N] [--watches N] [--placement one|two|both]
+
+Both servers always run on the same processor, and the clients on it too ("one": what a request costs in all) or on
+another ("two": what the server alone can do, and how long two processors take to wake each other). Left to itself the
+kernel chooses anew each time, and one row of one run would be this and the next that.
 
 Where Xen's daemon (Debian: xen-utils-4.17) or a compiler is missing, the other end is a trio echo server with the same
 framing: what a server could do at most if it had nothing to do.
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import resource
 import socket
 import statistics
@@ -17,8 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -36,21 +42,6 @@ Load = Callable[[list[socket.socket], int], None]
 
 
 # ---- loads: each does `count` requests
-
-
-def receive(sock: socket.socket, messages: int) -> bytes:
-    """Read so many messages; return what came last."""
-    buffer = b""
-    while True:
-        buffer += sock.recv(1 << 16)
-        while len(buffer) >= HEADER_SIZE:
-            end = HEADER_SIZE + HEADER.unpack_from(buffer)[3]
-            if len(buffer) < end:
-                break
-            messages -= 1
-            if not messages:
-                return buffer[:end]
-            buffer = buffer[end:]
 
 
 def receive_one(sock: socket.socket) -> bytes:
@@ -87,14 +78,26 @@ def side_by_side(request: bytes) -> Load:
 
 
 def pipelined(request: bytes) -> Load:
-    """32 requests in flight."""
-    batch = request * IN_FLIGHT
+    """32 requests in flight, always: for every reply that has come, one request more is sent."""
 
     def load(socks: list[socket.socket], count: int) -> None:
         sock = socks[0]
-        for _ in range(count // IN_FLIGHT):
-            sock.sendall(batch)
-            receive(sock, IN_FLIGHT)
+        sock.send(request)
+        # The same request has the same reply, so bytes tell how many have come; looking at each would only make the
+        # client the slower of the two.
+        size = len(receive_one(sock))
+        sent = min(IN_FLIGHT, count - 1)
+        sock.sendall(request * sent)
+        come, missing = 0, (count - 1) * size
+        while missing:
+            data = len(sock.recv(1 << 16))
+            come += data
+            missing -= data
+            whole, come = divmod(come, size)
+            more = min(whole, count - 1 - sent)
+            if more:
+                sent += more
+                sock.sendall(request * more)
 
     return load
 
@@ -129,6 +132,13 @@ LOADS: dict[str, tuple[int, Load, float]] = {
 # ---- servers
 
 
+class Running(NamedTuple):
+    """A server: its socket and its process."""
+
+    path: Path
+    pid: int
+
+
 def _serve_store(path: str, nodes: int, watches: int, report: multiprocessing.connection.Connection) -> None:
     from benchmarks.xenstore_core import fill
     from toolstack.xenstore.service import Service
@@ -141,7 +151,7 @@ def _serve_store(path: str, nodes: int, watches: int, report: multiprocessing.co
     if watches:
         fill(service.server, 0, watches)
     report.send(((between - before) / max(1, nodes), (_resident() - between) / max(1, watches)))
-    trio.run(service.run)
+    service.run()
 
 
 def _resident() -> int:
@@ -150,7 +160,7 @@ def _resident() -> int:
 
 
 @contextmanager
-def our_store(directory: Path, nodes: int = 0, watches: int = 0) -> Iterator[tuple[Path, tuple[float, float]]]:
+def our_store(directory: Path, nodes: int = 0, watches: int = 0) -> Iterator[tuple[Running, tuple[float, float]]]:
     """`paravirt xenstored` in a process of its own, with so much in it; and how many bytes a node and a watch take."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -158,14 +168,16 @@ def our_store(directory: Path, nodes: int = 0, watches: int = 0) -> Iterator[tup
     process = context.Process(target=_serve_store, args=(str(path), nodes, watches, theirs))
     process.start()
     try:
-        yield path, ours.recv()
+        costs = ours.recv()
+        assert process.pid is not None
+        yield Running(path, process.pid), costs
     finally:
         process.terminate()
         process.join()
 
 
 @contextmanager
-def xens_store(directory: Path) -> Iterator[Path | None]:
+def xens_store(directory: Path) -> Iterator[Running | None]:
     """Xen's own daemon; None where there is none."""
     sys.path.insert(0, str(TESTS))
     try:
@@ -183,7 +195,7 @@ def xens_store(directory: Path) -> Iterator[Path | None]:
         yield None
         return
     with daemon:
-        yield daemon.path
+        yield Running(daemon.path, daemon.process.pid)
 
 
 async def _echo(listener: socket.socket) -> None:
@@ -221,13 +233,14 @@ def _serve_echo(path: str) -> None:
 
 
 @contextmanager
-def echo_server(directory: Path) -> Iterator[Path]:
+def echo_server(directory: Path) -> Iterator[Running]:
     """A trio server that does nothing but framing."""
     path = directory / "echo"
     process = multiprocessing.get_context("spawn").Process(target=_serve_echo, args=(str(path),))
     process.start()
     try:
-        yield path
+        assert process.pid is not None
+        yield Running(path, process.pid)
     finally:
         process.terminate()
         process.join()
@@ -268,6 +281,28 @@ def rate(path: Path, clients: int, load: Load, seconds: float) -> float:
             sock.close()
 
 
+@contextmanager
+def pinned(servers: list[Running], placement: str) -> Iterator[None]:
+    """Have the servers on one processor and this process on it too, or on another."""
+    allowed = os.sched_getaffinity(0)
+    for server in servers:
+        os.sched_setaffinity(server.pid, {max(allowed)})
+    os.sched_setaffinity(0, {max(allowed) if placement == "one" else min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def placements(wanted: str) -> list[str]:
+    """Return the placements to measure, of those that there are processors for."""
+    names = ["one", "two"] if wanted == "both" else [wanted]
+    if len(os.sched_getaffinity(0)) < 2 and "two" in names:
+        print("clients and servers share the only processor there is")
+        names = ["one"]
+    return names
+
+
 def compare(ours: Path, theirs: Path, seconds: float, name: str) -> None:
     """Print the rates of both, one after the other so that the machine's moods hit both, and the ratio."""
     for path in (ours, theirs):
@@ -285,7 +320,8 @@ def compare(ours: Path, theirs: Path, seconds: float, name: str) -> None:
 def scale(directory: Path, nodes: int, watches: int, seconds: float) -> None:
     """Print what much in the store costs: memory, and time."""
     for some, many in ((1000, 100), (nodes, watches)):
-        with our_store(directory, some, many) as (path, (node, watch)):
+        with our_store(directory, some, many) as (store, (node, watch)):
+            path = store.path
             with connect(path) as sock:
                 sock.send(WRITE)
                 receive_one(sock)
@@ -302,15 +338,19 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=0.5, help="how long each measurement takes")
     arguments.add_argument("--nodes", type=int, default=100_000)
     arguments.add_argument("--watches", type=int, default=10_000)
+    arguments.add_argument("--placement", choices=["one", "two", "both"], default="both", help="processors")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with our_store(directory) as (ours, _), xens_store(directory) as theirs:
-            if theirs is not None:
-                compare(ours, theirs, options.seconds, "C daemon")
-            else:
-                with echo_server(directory) as echo:
-                    compare(ours, echo, options.seconds, "trio echo")
+        with (
+            our_store(directory) as (ours, _),
+            xens_store(directory) as theirs,
+            nullcontext(theirs) if theirs is not None else echo_server(directory) as other,
+        ):
+            for placement in placements(options.placement):
+                print(f"servers on one processor, clients on {'it too' if placement == 'one' else 'another'}:")
+                with pinned([ours, other], placement):
+                    compare(ours.path, other.path, options.seconds, "C daemon" if theirs else "trio echo")
         scale(directory, options.nodes, options.watches, options.seconds)
 
 

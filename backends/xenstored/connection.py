@@ -110,6 +110,16 @@ class Connection:
         out = self._out
         if not out or room <= 0:
             return b""
+        if self.queued <= room:
+            if len(out) > 1 or self._offset:
+                return self._take_all()
+            message, cause, event = out.pop()
+            self.queued = 0
+            if event is not None:
+                self._events.clear()
+            if cause is not None:
+                cause.delivered()
+            return message
         parts = []
         left = room
         while out and left:
@@ -131,6 +141,11 @@ class Connection:
                 cause.delivered()
         self.queued -= room - left
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _take_all(self) -> bytes:
+        data = b"".join([message for message, _, _ in self._out])[self._offset :]
+        self.drop_output()
+        return data
 
     def waiting(self) -> tuple[bytes, int]:
         """Return all bytes that wait, and how many of them are the rest of a message that has been taken in part."""

@@ -43,6 +43,8 @@ CHANGES: Final = frozenset({XS_WRITE, XS_MKDIR, XS_RM, XS_SET_PERMS})
 SMALL_REPLY: Final = 16
 """A reply up to this size is always made, whatever the memory quota says."""
 _HEADER_SIZE: Final = HEADER.size
+_pack: Final = HEADER.pack
+_unpack: Final = HEADER.unpack_from
 
 
 class DomainState(NamedTuple):
@@ -238,12 +240,11 @@ class Server:
         buffer = connection.input + data if connection.input else data
         size = len(buffer)
         at = 0
-        unpack = HEADER.unpack_from
         bound = not connection.privileged
         while size - at >= _HEADER_SIZE:
             if bound and not self.may_read(connection):
                 break
-            kind, req_id, tx_id, length = unpack(buffer, at)
+            kind, req_id, tx_id, length = _unpack(buffer, at)
             start = at + _HEADER_SIZE
             if length > XENSTORE_PAYLOAD_MAX:
                 self.fail(connection, XENSTORE_ERROR_PROTO)
@@ -259,13 +260,11 @@ class Server:
         connection.input = buffer[at:] if at else buffer
 
     def _serve(self, connection: Connection, kind: int, req_id: int, tx_id: int, payload: bytes) -> None:
-        cause = None
+        cause = transaction = None
         if not connection.privileged:
-            cause = Pending(connection)
+            self._cause = cause = Pending(connection)
             connection.domain.outstanding += 1
-        self._cause = cause
         began = self.store.next_generation
-        transaction = None
         try:
             operation = OPERATIONS.get(kind)
             if operation is None:
@@ -288,9 +287,9 @@ class Server:
                 self._check_reply(connection, len(reply))
         except StoreError as error:
             answer, reply = XS_ERROR, error.name
-        if transaction is None and kind in CHANGES:
+        if cause is not None and transaction is None and kind in CHANGES:
             self._disturbed(connection, self.store.next_generation - began)
-        connection.push(HEADER.pack(answer, req_id, tx_id, len(reply)) + reply, cause)
+        connection.push(_pack(answer, req_id, tx_id, len(reply)) + reply, cause)
         self.dirty[connection] = None
         if self.trace is not None:
             self._trace(connection, kind, payload, answer, reply)
@@ -304,8 +303,8 @@ class Server:
             action()
 
     def _disturbed(self, connection: Connection, written: int) -> None:
-        """Count the nodes that a request has written, with directories above and what was refused for its size."""
-        if self.open_transactions and not connection.privileged:
+        """Count the nodes that a guest's request has written, directories above and refused ones included."""
+        if self.open_transactions:
             connection.domain.disturbances += written
 
     def _check_reply(self, connection: Connection, size: int) -> None:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import trio
 from c_daemon import shim
 from real_xen import program
 from store_process import PATIENCE, connect, receive, service
@@ -216,10 +215,10 @@ def test_xens_own_daemon_takes_over(tmp_path: Path, ours: str, monkeypatch: pyte
 
 def test_a_state_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the state"):
-        trio.run(Service(tmp_path / "socket", live_update=True).run)
+        Service(tmp_path / "socket", live_update=True).run()
     (tmp_path / "state_dump").write_bytes(b"nonsense")
     with pytest.raises(UsageError, match=r"cannot go on with the state .*: the state is too short"):
-        trio.run(Service(tmp_path / "socket", live_update=True).run)
+        Service(tmp_path / "socket", live_update=True).run()
 
 
 def test_the_store_of_a_running_host_updates_in_place(tmp_path: Path) -> None:

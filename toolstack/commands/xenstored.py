@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import trio
 
 from toolstack.commands.common import OneSentence
 from toolstack.errors import UsageError
@@ -65,7 +64,7 @@ def xenstored(
             live_update=live_update,
             arguments=sys.argv[1:],
         )
-        trio.run(service.run)
+        service.run()
     except UsageError as error:
         raise OneSentence(str(error)) from None
     except KeyboardInterrupt:

@@ -12,13 +12,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Final, final
-
-import trio
 
 from backends.xenstored.connection import Connection
 from backends.xenstored.domains import LARGEST_DOMID
@@ -30,10 +28,6 @@ from hypervisor.trace import TraceWriter
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.xenstore.address import identity, listen, remove
 from toolstack.xenstore.sockets import SocketServer
-
-ROUNDS: Final = 64
-"""Wake-ups that are served before trio is asked what else there is."""
-
 
 MOST_PORTS: Final = 1 << 17
 """Event channels that a domain can have (event_channel.h, EVTCHN_FIFO_NR_CHANNELS)."""
@@ -99,37 +93,34 @@ class Service:
         self.arguments = list(arguments)
         self.sockets: SocketServer
 
-    async def run(self, started: trio.Event | None = None) -> None:
-        """Serve. Raises `UsageError` if the socket, the state or the trace cannot be had."""
+    def run(self) -> None:
+        """Serve. Raises `UsageError` if the socket, the state or the trace cannot be had.
+
+        Nothing else goes on in this process, so it waits in the sockets' own epoll: an event loop above it would
+        have as much to do for a request as the store itself.
+        """
         with ExitStack() as stack:
             self.log.open(self.server)
             stack.callback(self.log.close)
             self.sockets = self._take_over() if self.live_update else SocketServer(self.server, listen(self.path))
             stack.callback(remove, self.path, identity(self.path))
             stack.callback(self.sockets.close)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._serve)
-                    if started is not None:
-                        started.set()
-                    async for number in signals:
-                        if number == signal.SIGHUP:
-                            # Whoever rotates logs says so; the C daemon opens its own anew.
-                            self.log.reopen()
-                            continue
-                        nursery.cancel_scope.cancel()
-                        break
+            caught = stack.enter_context(_signals(self.sockets))
+            self._serve(caught)
         self.log.check()
 
-    async def _serve(self) -> None:
+    def _serve(self, caught: set[int]) -> None:
         poll, server = self.sockets.poll, self.server
         while True:
-            await trio.lowlevel.wait_readable(self.sockets)
-            for _ in range(ROUNDS):
-                if not poll():
-                    break
-                if server.update is not None and server.update.started:
-                    self._give_way(server.update)
+            poll(None)
+            if server.update is not None and server.update.started:
+                self._give_way(server.update)
+            if caught:
+                if caught - {signal.SIGHUP}:
+                    return
+                caught.discard(signal.SIGHUP)
+                # Whoever rotates logs says so; the C daemon opens its own anew.
+                self.log.reopen()
 
     # ---- live update
 
@@ -209,6 +200,27 @@ class Service:
         self.server.go_on()
         sockets.flush()
         return sockets
+
+
+@contextmanager
+def _signals(sockets: SocketServer) -> Iterator[set[int]]:
+    """Have signals that are caught collected in a set, and `sockets.poll` come back for them."""
+    caught: set[int] = set()
+    reader, writer = socket.socketpair()
+    with reader, writer, ExitStack() as stack:
+        reader.setblocking(False)
+        writer.setblocking(False)
+
+        def drain() -> None:
+            with suppress(BlockingIOError):
+                reader.recv(4096)
+
+        sockets.attend(reader.fileno(), drain)
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            old = signal.signal(number, lambda number, frame: caught.add(number))
+            stack.callback(signal.signal, number, old)
+        yield caught
 
 
 def _tell(sentence: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -75,10 +76,13 @@ class Store(Protocol[E]):
 class SocketClient:
     """One client: its socket, its end of the store, and what the socket would not take."""
 
-    __slots__ = ("connection", "events", "pending", "socket")
+    __slots__ = ("connection", "events", "pending", "recv", "send", "socket")
 
     def __init__(self, sock: socket.socket, connection: Any) -> None:
         self.socket = sock
+        #: The socket's own methods: they are called for every request.
+        self.recv = sock.recv
+        self.send = sock.send
         self.connection = connection
         #: What epoll is asked for.
         self.events = _IN
@@ -102,35 +106,58 @@ class SocketServer:
         self._number = 0
         self._listening = False
         self._epoll = select.epoll()
+        #: Whom to call for a descriptor that is no client's.
+        self._others: dict[int, Callable[[], None]] = {}
+        if listener is not None:
+            self._others[listener.fileno()] = self._accept
         self._listen()
+
+    def attend(self, number: int, call: Callable[[], None]) -> None:
+        """Have `poll` call somebody whenever this descriptor is readable."""
+        self._others[number] = call
+        self._epoll.register(number, _IN)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `poll` has something to do."""
         return self._epoll.fileno()
 
-    def poll(self, timeout: float = 0) -> bool:
-        """Serve everybody who is ready; wait at most `timeout` seconds for somebody. Tells whether there was one."""
+    def poll(self, timeout: float | None = 0) -> bool:
+        """Serve everybody who is ready; wait at most `timeout` seconds for somebody (None: as long as it takes).
+
+        Tells whether there was one.
+        """
         ready = self._epoll.poll(timeout)
         clients = self.clients
         for number, events in ready:
             client = clients.get(number)
             if client is None:
-                self._accept()
-                continue
-            if events & _OUT:
-                self._send(client)
-                if client.socket.fileno() < 0:
-                    continue
-            if events & ~_OUT and client.events & _IN:
+                self._call(number)
+            elif events == _IN:
                 self._read(client)
-            elif events & ~(_IN | _OUT) and number in clients:
-                # It has gone while it was not listened to.
-                self.drop(client)
+            else:
+                self._attend_to(client, events)
         return bool(ready)
+
+    def _call(self, number: int) -> None:
+        """See to a descriptor that is no client's; one that was, until a moment ago, is nobody's."""
+        call = self._others.get(number)
+        if call is not None:
+            call()
+
+    def _attend_to(self, client: SocketClient, events: int) -> None:
+        if events & _OUT:
+            self._send(client)
+            if client.socket.fileno() < 0:
+                return
+        if events & ~_OUT and client.events & _IN:
+            self._read(client)
+        elif events & ~(_IN | _OUT) and client.socket.fileno() >= 0:
+            # It has gone while it was not listened to.
+            self.drop(client)
 
     def _read(self, client: SocketClient) -> None:
         try:
-            data = client.socket.recv(READ_SIZE)
+            data = client.recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError:
@@ -138,8 +165,15 @@ class SocketServer:
         if not data:
             self.drop(client)
             return
-        self._receive(client.connection, data)
-        self.flush()
+        connection = client.connection
+        self._receive(connection, data)
+        dirty = self.store.dirty
+        if len(dirty) == 1 and connection in dirty and not connection.error and not client.pending:
+            # Most requests concern nobody else.
+            dirty.clear()
+            self._send(client)
+        else:
+            self.flush()
 
     # ---- answers
 
@@ -177,7 +211,7 @@ class SocketServer:
         data = client.pending or connection.take(SEND_SIZE)
         while data:
             try:
-                count = client.socket.send(data)
+                count = client.send(data)
             except BlockingIOError:
                 count = 0
             except OSError:
@@ -190,7 +224,8 @@ class SocketServer:
             if not connection.queued:
                 break
             data = connection.take(SEND_SIZE)
-        self._ask_for(client)
+        if client.pending or client.events != _IN:
+            self._ask_for(client)
 
     def _ask_for(self, client: SocketClient) -> None:
         """Tell epoll what is waited for: room while something is pending, requests unless too much is."""
