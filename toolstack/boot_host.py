@@ -26,6 +26,7 @@ from hypervisor.options import XenOptions, parse_options
 from hypervisor.sched.schedulers import DEFAULT, XENS
 from hypervisor.trace import TraceWriter
 from toolstack.errors import UsageError
+from toolstack.pace import Pace
 
 DEFAULT_XEN_CMDLINE = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all dom0_mem=64M dom0_max_vcpus=2"
 DEFAULT_HOST_MIB = 512
@@ -34,8 +35,6 @@ XEN_BOOT_NS = 2_000_000_000
 """How long Xen takes to start: that much time has passed when dom0 begins."""
 XEN_PAGES = 512
 """Free pages that Xen keeps for itself: tables of its own, further domains' bookkeeping."""
-STEPS = 10
-"""Stretches of guest code between two looks at the world outside: each may take a tenth of a second."""
 
 
 @attrs.frozen(kw_only=True)
@@ -110,14 +109,15 @@ class BootHost:
         self._wake.set()
 
     async def _drain(self) -> None:
-        hv = self.hv
+        hv, pace = self.hv, Pace()
         while not hv.stopped and not self._end:
             if self._typed and hv.console_io.room:
                 # A person who pastes a page is not to lose the end of it.
                 data = bytes(self._typed[: hv.console_io.room])
                 del self._typed[: len(data)]
                 hv.console_io.feed(data)
-            until = hv.sched.drain(STEPS)
+            until = hv.sched.drain(pace.start())
+            pace.stop()
             if until == 0 or hv.stopped:
                 await trio.lowlevel.checkpoint()
             elif self._types:

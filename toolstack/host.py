@@ -47,6 +47,7 @@ from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.nbd_export import ExportDoor, ExportSpec, follow
 from toolstack.outside import Outside
+from toolstack.pace import Pace
 from toolstack.preparation import (
     MAX_DISKS,
     SECTOR,
@@ -74,8 +75,6 @@ KEPT_LIVES = 16
 """Lives of a domain that is preserved and restarted (rename-restart) for which a host of automatic size has room."""
 KEPT_MIB = 4096
 """... as long as that is not more than this: Xen's books of the memory are not free."""
-STEPS = 500
-"""Stretches of guest code between two looks at the world outside (trio)."""
 
 
 class Host:
@@ -242,13 +241,14 @@ class Host:
 
     async def _drain(self) -> None:
         """Run the pCPUs until dom0 has shut the host down."""
-        hv = self.hv
+        hv, pace = self.hv, Pace()
         self._token = trio.lowlevel.current_trio_token()
         while not hv.stopped:
             if self._obeyed < self.interrupts:
                 self._obey_interrupts()
             try:
-                until = hv.sched.drain(STEPS)
+                until = hv.sched.drain(pace.start())
+                pace.stop()
             except GuestHangError as error:
                 self._blame(str(error))
                 continue

@@ -28,8 +28,9 @@ from toolstack.control.protocol import (
     pack,
 )
 from toolstack.control.verbs import VERBS, state_letters
-from toolstack.errors import UsageError
+from toolstack.errors import SpecError, UsageError
 from toolstack.host import Host
+from toolstack.memory_spec import parse_memory
 from toolstack.outside import Outside
 from toolstack.xl_config import DomainConfig
 
@@ -77,6 +78,16 @@ async def test_list_and_names(tmp_path: Path) -> None:
         ("pause", {"domain": 1}, "pause: the argument 'domain' is to be a text"),
         ("shutdown", {"domain": "one", "wait": 1}, "shutdown: the argument 'wait' is to be true or false"),
         ("paus", {"domain": "one"}, "this host knows no verb 'paus'; did you mean 'pause'?"),
+        ("mem-set", {"domain": "one", "kib": 8192}, "one cannot have more than its maximum of 4 MiB"),
+        ("mem-set", {"domain": "one", "kib": 0}, "a domain without memory is none"),
+        ("mem-set", {"domain": "one", "kib": "1"}, "mem-set: the argument 'kib' is to be a whole number"),
+        ("vcpu-set", {"domain": "one", "count": 2}, "one has 1 vCPU: it cannot have 2"),
+        ("vcpu-set", {"domain": "two", "count": 0}, "two has 2 vCPUs: it cannot have 0"),
+        (
+            "vcpu-set",
+            {"domain": "two", "count": 2},
+            "that would overcommit: 2 vCPUs on 1 physical CPU (--ignore-host does it)",
+        ),
         ("sysrq", {"domain": "one", "letter": "ab"}, "a sysrq request is one letter, not 'ab'"),
         ("sysrq", {"domain": "one", "letter": "\n"}, "a sysrq request is one letter, not '\\n'"),
     ],
@@ -167,6 +178,39 @@ async def test_sysrq_is_answered_on_the_console(tmp_path: Path) -> None:
         await host.says("one | up")
         await host.ask("sysrq", domain="one", letter="m")
         await host.says("one | sysrq: show-memory-usage")
+
+
+async def test_memory_is_set_in_xen_and_told_to_the_guest(tmp_path: Path) -> None:
+    async with steered(tmp_path, two) as host:
+        await host.says("one | up")
+        await host.ask("mem-set", domain="one", kib=3072)
+        assert host.store("/local/domain/1/memory/target") == "3072"
+        domain = host.host.hv.domains[1]
+        assert domain.max_pages == 768
+        assert host.store("/local/domain/1/memory/static-max") == "4096"
+
+
+async def test_vcpus_are_set_by_their_nodes(tmp_path: Path) -> None:
+    async with steered(tmp_path, two) as host:
+        await host.says("two | up")
+        for count, second in ((1, "offline"), (2, "online")):
+            await host.ask("vcpu-set", domain="two", count=count, ignore_host=True)
+            assert host.store("/local/domain/2/cpu/0/availability") == "online"
+            assert host.store("/local/domain/2/cpu/1/availability") == second
+
+
+@pytest.mark.parametrize(
+    ("text", "kib"),
+    [("256", 262144), ("256m", 262144), ("1G", 1 << 20), ("2t", 2 << 30), ("512k", 512), ("2048b", 2)],
+)
+def test_amounts_of_memory(text: str, kib: int) -> None:
+    assert parse_memory(text) == kib
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1", "1.5g", "0", "1023b", "1p", "99999999999t", "\uff11"])
+def test_no_amounts_of_memory(text: str) -> None:
+    with pytest.raises(SpecError, match="is no amount of memory"):
+        parse_memory(text)
 
 
 # -- consoles -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from toolstack import host as host_module
-from toolstack import lifecycle
+from toolstack import lifecycle, pace
 from toolstack.console_log import ConsoleLog
 from toolstack.errors import UsageError
 from toolstack.host import Host
@@ -343,7 +343,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing(
     server = bench.guest("server", "await self.kernel.never()", "driver_domain = 1")
     body = 'disk = await self.disk("xvda")\nfor n in range(50):\n    await disk.write(n, bytes(512))'
     client = bench.guest("client", body, 'disk = ["d.img,raw,xvda,rw,backend=server"]', 'vif = [""]')
-    monkeypatch.setattr(host_module, "STEPS", 1)
+    monkeypatch.setattr(pace, "MAX_STEPS", 1)
     count = 0
     checkpoint = trio.lowlevel.checkpoint
 

@@ -16,6 +16,7 @@ from toolstack.control.client import VARIABLE, Control, join
 from toolstack.control.protocol import ControlError, ProtocolError
 from toolstack.disk_spec import parse_disk, parse_size
 from toolstack.errors import SpecError
+from toolstack.memory_spec import parse_memory
 from toolstack.output import StandardOutput
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -133,6 +134,34 @@ def sysrq(path: Path, domain: str, letter: str) -> None:
     """Send a magic SysRq letter to a guest; it answers on its console."""
     with _host(path) as control:
         control.ask("sysrq", domain=domain, letter=letter)
+
+
+# -- memory and vCPUs ---------------------------------------------------------------------------------------------
+
+
+@click.command("mem-set")
+@_domain
+@click.argument("memory", metavar="MEMORY")
+@_with_control
+def mem_set(path: Path, domain: str, memory: str) -> None:
+    """Ask a guest to give memory back, or let it take some: MEMORY in MiB (or with b, k, m, g, t)."""
+    try:
+        kib = parse_memory(memory)
+    except SpecError as error:
+        raise OneSentence(str(error)) from None
+    with _host(path) as control:
+        control.ask("mem-set", domain=domain, kib=kib)
+
+
+@click.command("vcpu-set")
+@_domain
+@click.argument("vcpus", metavar="VCPUS", type=click.IntRange(min=1))
+@click.option("--ignore-host", "-i", is_flag=True, help="Even if the host has fewer physical CPUs.")
+@_with_control
+def vcpu_set(path: Path, domain: str, vcpus: int, ignore_host: bool) -> None:
+    """Let a guest use so many of its vCPUs."""
+    with _host(path) as control:
+        control.ask("vcpu-set", domain=domain, count=vcpus, ignore_host=ignore_host)
 
 
 # -- devices ------------------------------------------------------------------------------------------------------
@@ -276,6 +305,8 @@ COMMANDS: tuple[click.Command, ...] = (
     _ending("reboot", "Ask a guest to reboot.", "ended its present life"),
     _simple("destroy", "End a guest at once, without asking it."),
     sysrq,
+    mem_set,
+    vcpu_set,
     console,
     block_attach,
     block_detach,

@@ -43,6 +43,13 @@ class Arguments:
             raise ArgumentError(f"{self._verb}: the argument {name!r} is to be a text")
         return value
 
+    def number(self, name: str) -> int:
+        """Return a whole number that is not negative. Raises ArgumentError."""
+        value = self._values.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ArgumentError(f"{self._verb}: the argument {name!r} is to be a whole number")
+        return value
+
     def flag(self, name: str) -> bool:
         """Return a truth value, False if it is missing. Raises ArgumentError."""
         value = self._values.get(name, False)
@@ -182,6 +189,41 @@ async def _sysrq(toolstack: Toolstack, args: Arguments) -> None:
     await toolstack.kernel.xenbus.write(f"{live.home}/control/sysrq", letter)
 
 
+# -- memory and vCPUs ---------------------------------------------------------------------------------------------
+
+
+async def _mem_set(toolstack: Toolstack, args: Arguments) -> None:
+    """Tell a guest's balloon driver how much memory to have, and Xen to give it no more (libxl_set_memory_target)."""
+    live = toolstack.running(args.text("domain"))
+    target = args.number("kib")
+    if target == 0:
+        raise ToolstackError("a domain without memory is none")
+    static_max = await toolstack.kernel.xenbus.read_or_none(f"{live.home}/memory/static-max")
+    most = int(static_max) if static_max and static_max.isdecimal() else 0
+    if target > most:
+        raise ToolstackError(f"{live.name} cannot have more than its maximum of {most // 1024} MiB")
+    toolstack.lifecycle.xc.max_mem(live.domid, target)
+    await toolstack.kernel.xenbus.write(f"{live.home}/memory/target", str(target))
+
+
+async def _vcpu_set(toolstack: Toolstack, args: Arguments) -> None:
+    """Tell a guest which of its vCPUs it may use: the first `count` (cpu/N/availability)."""
+    live = toolstack.running(args.text("domain"))
+    count = args.number("count")
+    info = toolstack.lifecycle.xc.domain_info(live.domid)
+    most = 0 if info is None else info.max_vcpu_id + 1
+    if not 1 <= count <= most:
+        raise ToolstackError(f"{live.name} has {most} vCPU{'s' * (most != 1)}: it cannot have {count}")
+    pcpus = toolstack.lifecycle.xc.physinfo().nr_cpus
+    if count > pcpus and not args.flag("ignore_host"):
+        raise ToolstackError(
+            f"that would overcommit: {count} vCPUs on {pcpus} physical CPU{'s' * (pcpus != 1)} (--ignore-host does it)"
+        )
+    for vcpu_id in range(most):
+        word = "online" if vcpu_id < count else "offline"
+        await toolstack.kernel.xenbus.write(f"{live.home}/cpu/{vcpu_id}/availability", word)
+
+
 # -- devices ------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +301,8 @@ VERBS: Mapping[str, Verb] = {
     "reboot": _reboot,
     "destroy": _destroy,
     "sysrq": _sysrq,
+    "mem-set": _mem_set,
+    "vcpu-set": _vcpu_set,
     "block-attach": _block_attach,
     "block-detach": _block_detach,
     "block-list": _block_list,
