@@ -1,0 +1,81 @@
+"""Debian's Linux for the tests: the kernel from its package, and a ramdisk with a job.
+
+They are built by `examples/linux/build.py`, which needs Debian's packages. PARAVIRT_LINUX_BUILD names a directory where
+the packages are kept between runs; without it the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from toolstack.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIABLE = "PARAVIRT_LINUX_BUILD"
+Build = Callable[..., "Kernel"]
+
+
+@attrs.frozen
+class Kernel:
+    """A kernel and its ramdisk."""
+
+    vmlinuz: Path
+    initrd: Path
+
+    def config(self, path: Path, *settings: str, memory: int = 192, extra: str = "") -> Path:
+        """Write the configuration of a guest with this kernel."""
+        lines = (
+            f'name = "{path.stem}"',
+            f'kernel = "{self.vmlinuz}"',
+            f'ramdisk = "{self.initrd}"',
+            f'extra = "console=hvc0 quiet {extra}"',
+            f"memory = {memory}",
+            *settings,
+        )
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+
+def builder() -> ModuleType:
+    """The script of the example, as a module."""
+    spec = importlib.util.spec_from_file_location("build_linux", ROOT / "examples" / "linux" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Make a kernel and a ramdisk that runs a job."""
+    if VARIABLE not in os.environ:
+        pytest.skip(f"no packages of a Linux kernel ({VARIABLE} names a directory for them; it may be empty)")
+    pytest.importorskip("unicorn", reason="machine code needs the extra 'emulator'")
+    module = builder()
+    directory = Path(os.environ[VARIABLE]).resolve()
+
+    def make(job: str, name: str = "linux", flavour: str = "cloud-amd64") -> Kernel:
+        script = tmp_path / f"{name}.sh"
+        script.write_text(job)
+        output = tmp_path / name
+        output.mkdir()
+        (directory / "packages").mkdir(parents=True, exist_ok=True)
+        (output / "packages").symlink_to(directory / "packages")
+        vmlinuz, initrd = module.build(flavour, output, script)
+        return Kernel(vmlinuz, initrd)
+
+    return make
+
+
+def paravirt(*words: str | Path) -> Result:
+    """Run the command in this process, so that the leak check sees its host."""
+    return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)

@@ -1,0 +1,145 @@
+"""Debian's stock kernel with its own frontends, on our backends: it must work as on any Xen."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Build, paravirt
+
+MIB = 1 << 20
+PEER = """
+from guest_kernel.guest import Guest
+
+
+class Peer(Guest):
+    async def main(self):
+        eth0 = await self.net.interface("eth0")
+        eth0.configure("10.0.0.1/24")
+        while True:
+            try:
+                took = await self.net.ping("10.0.0.2")
+                break
+            except OSError:
+                await self.sleep(0.1)
+        self.print(f"ping: {took > 0}")
+        await self.sleep(10)
+"""
+
+
+def test_disk_and_network(build: Build, tmp_path: Path) -> None:
+    """64 MiB read with the right hash, a file system that is clean afterwards, a Python guest on the same bridge."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("no mkfs.ext4 here (Debian: e2fsprogs)")
+    random_disk, ext4 = tmp_path / "random.img", tmp_path / "ext4.img"
+    data = random.Random(1).randbytes(MIB) * 64
+    random_disk.write_bytes(data)
+    ext4.write_bytes(bytes(32 * MIB))
+    subprocess.run(["mkfs.ext4", "-q", "-F", ext4], check=True, capture_output=True)
+    linux = build(
+        """
+        echo "hash: $(dd if=/dev/xvda bs=1M 2>/dev/null | md5sum)"
+        mount -t ext4 /dev/xvdb /mnt
+        dd if=/dev/xvda of=/mnt/copy bs=1M count=8 2>/dev/null
+        mkdir /mnt/dir && echo hello > /mnt/dir/file && sync && rm /mnt/copy
+        dd if=/dev/xvda of=/mnt/kept bs=64k count=32 2>/dev/null
+        umount /mnt
+        ip link set eth0 up
+        ip addr add 10.0.0.2/24 dev eth0
+        ping -c 2 10.0.0.1
+        """
+    )
+    disks = f'disk = ["{random_disk},raw,xvda,r", "{ext4},raw,xvdb,w"]'
+    config = linux.config(tmp_path / "linux.cfg", disks, 'vif = ["bridge=xenbr0"]')
+    (tmp_path / "peer.py").write_text(PEER)
+    peer = tmp_path / "peer.cfg"
+    peer.write_text('name = "peer"\nkernel = "peer.py"\nmemory = 8\nvif = ["bridge=xenbr0"]\n')
+    done = paravirt("run", config, peer)
+    assert done.exit_code == 0, done.output
+    assert f"hash: {hashlib.md5(data).hexdigest()}" in done.output
+    assert "2 packets transmitted, 2 packets received, 0% packet loss" in done.output
+    assert "peer     | ping: True\n" in done.output
+    checked = subprocess.run(["e2fsck", "-fn", ext4], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    listed = subprocess.run(["debugfs", "-R", "stat kept", ext4], capture_output=True, text=True, check=True)
+    assert f"Size: {2 * MIB}" in listed.stdout
+    shown = subprocess.run(["debugfs", "-R", "cat dir/file", ext4], capture_output=True, text=True, check=True)
+    assert shown.stdout == "hello\n"
+
+
+def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
+    """Linux's own stack at both ends, our netback, bridge and netback in between."""
+    server = build(
+        'ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0\necho "server: $(nc -l -p 5000 | md5sum)"', "server"
+    )
+    client = build(
+        """
+        ip link set eth0 up; ip addr add 10.0.0.3/24 dev eth0
+        dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null
+        echo "client: $(md5sum < /tmp/data)"
+        until ping -c 1 10.0.0.2 >/dev/null; do sleep 1; done
+        until nc 10.0.0.2 5000 < /tmp/data; do sleep 1; done
+        """,
+        "client",
+    )
+    configs = [
+        kernel.config(tmp_path / f"{name}.cfg", 'vif = ["bridge=xenbr0"]', memory=128)
+        for name, kernel in (("server", server), ("client", client))
+    ]
+    done = paravirt("run", *configs)
+    assert done.exit_code == 0, done.output
+    sums = dict(re.findall(r"(server|client): ([0-9a-f]{32})", done.output))
+    assert len(sums) == 2
+    assert sums["server"] == sums["client"]
+
+
+def test_reboot_is_another_life(build: Build, tmp_path: Path) -> None:
+    """The disk remembers the first life; the second one, of the same host, ends it."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(MIB))
+    linux = build(
+        """
+        if [ "$(dd if=/dev/xvda bs=5 count=1 2>/dev/null)" = again ]; then
+            echo "the second life, $(date -u +%Y)"
+        else
+            echo "the first life"
+            echo -n again | dd of=/dev/xvda conv=fsync 2>/dev/null
+            reboot -f
+        fi
+        """
+    )
+    done = paravirt("run", linux.config(tmp_path / "linux.cfg", f'disk = ["{disk},raw,xvda,w"]'))
+    assert done.exit_code == 0, done.output
+    assert done.output.count("the first life") == 1
+    assert "the second life, 2023" in done.output
+    assert re.search(r"linux +2 +poweroff \(2 lives\)", done.output)
+
+
+def test_a_panic_is_a_crash(build: Build, tmp_path: Path) -> None:
+    linux = build("echo 1 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger")
+    done = paravirt("run", linux.config(tmp_path / "linux.cfg"))
+    assert done.exit_code == 1
+    assert "Kernel panic - not syncing: sysrq triggered crash" in done.output
+    assert re.search(r"linux +1 +crash", done.output)
+
+
+def test_the_same_seed_gives_the_same_boot(build: Build, tmp_path: Path) -> None:
+    """Console and trace, byte for byte; with two vCPUs."""
+    linux = build("nproc; ls /sys/bus/xen/devices; dd if=/dev/urandom bs=64 count=1 2>/dev/null | md5sum")
+    config = linux.config(tmp_path / "linux.cfg", "vcpus = 2", 'vif = ["bridge=xenbr0"]')
+    consoles, traces = [], []
+    for name in ("one", "two"):
+        trace = tmp_path / f"{name}.trace"
+        done = paravirt("run", "--seed", "7", "--trace", trace, config)
+        assert done.exit_code == 0, done.output
+        # The closing table tells how long it took by the wall clock.
+        consoles.append([line for line in done.output.splitlines() if " | " in line])
+        traces.append(trace.read_bytes())
+    assert consoles[0] == consoles[1]
+    assert "linux    | 2" in consoles[0]
+    assert traces[0] == traces[1]
