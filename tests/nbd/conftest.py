@@ -1,3 +1,5 @@
+"""The scene that the tests of exported disks play in."""
+
 from pathlib import Path
 
 import pytest
