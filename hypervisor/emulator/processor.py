@@ -73,6 +73,8 @@ CR4 = 0x6A0
 FIRST_COUNT = 1 << 40
 TURN_NS = 50_000
 """How far a pCPU gets ahead of the others at a time."""
+REAL_TURN_NS = 1_000_000
+"""How long a stretch is in real time, by the guest's clock, and so how far a guest gets ahead of the wall clock."""
 INTERRUPT_NS = 2_000
 """How long the guest goes on, at least, until a timer that has come due interrupts it."""
 TRAP_NS = 1_000
@@ -265,16 +267,32 @@ class Processor:
     def _end_of_stretch(self, vcpu: EmulatedVCpu) -> int:
         """Return until when the vCPU may run at most: the end of its time slice, or sooner if others run beside it.
 
-        pCPUs take turns. Code that waits for code on another pCPU would spin for a whole time slice.
+        pCPUs take turns. Code that waits for code on another pCPU would spin for a whole time slice. In real time
+        guest and wall clock are brought together between two stretches, which are short for that.
         """
         sched, now = self.hv.sched, self.hv.now()
         end = sched.turn_ends(vcpu)
+        if self.hv.clock.real:
+            end = min(end, now + REAL_TURN_NS)
         if len(sched.pcpus) > 1 and (sched.run_queue or sum(pcpu.current is not None for pcpu in sched.pcpus) > 1):
             end = min(end, now + TURN_NS)
         return max(end, now + 1)
 
-    def _must_leave(self, vcpu: EmulatedVCpu) -> bool:
+    @property
+    def guest_time(self) -> int:
+        """Return the time that the guest which ran last has got to: what its TSC read."""
+        return self._last_tsc
+
+    def _now(self) -> int:
+        """Return the time as the running vCPU has it: in real time its work may be ahead of the wall clock."""
         now = self.hv.now()
+        if self.hv.clock.real:
+            words = self._words
+            return max(now, words[COUNT] + words[BASE] & U64)
+        return now
+
+    def _must_leave(self, vcpu: EmulatedVCpu) -> bool:
+        now = self._now()
         return bool(
             vcpu.pause_flags
             or vcpu.yielding
@@ -292,7 +310,7 @@ class Processor:
     def _set_deadline(self) -> None:
         """Let the CPU be stopped at the next timer or at the end of the time slice."""
         self._stops_at = min(self._limit, self._timers.next_deadline)
-        left = self._stops_at - self.hv.now()
+        left = self._stops_at - self._now()
         self._words[DEADLINE] = self._words[COUNT] + max(left, INTERRUPT_NS)
 
     def _load(self, vcpu: EmulatedVCpu) -> None:
