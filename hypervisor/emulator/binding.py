@@ -410,3 +410,7 @@ class Binding:
     def hook_blocks(self, function: int, data: int) -> None:
         """Call machine code before each block: `function(engine, address, size, data)`."""
         self._hook(self._unicorn.UC_HOOK_BLOCK, ctypes.c_void_p(function), data)
+
+    def hook_translations(self, function: int, data: int) -> None:
+        """Call machine code whenever a block has been translated: `function(engine, block, block before, data)`."""
+        self._hook(self._unicorn.UC_HOOK_EDGE_GENERATED, ctypes.c_void_p(function), data)

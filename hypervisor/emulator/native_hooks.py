@@ -1,6 +1,7 @@
 """Hooks that cannot be Python: the start of a block of code, the reading of the TSC, port access.
 
-A guest executes twenty million blocks a second, and one that waits reads the TSC a million times. And IN and OUT, which
+A guest executes twenty million blocks a second, and one that waits reads the TSC a million times. One that rewrites its
+own code has forty thousand blocks translated in a second. And IN and OUT, which
 Unicorn lets anybody execute, have to become a #GP, which must leap over whatever has called the hook. So these hooks
 are machine code, put together here by hand, which needs no compiler.
 
@@ -15,6 +16,10 @@ a signal, Unicorn's CPU goes wrong. It does two things:
 
 The TSC is `COUNT + BASE`; reading it takes `TSC_COST`.
 
+The translation hook keeps a guest from holding everybody up whose code must be translated again and again: Unicorn
+takes a thousand times as long for that as for executing it. `TRANSLATIONS` of them are for nothing, each further one
+adds `TRANSLATION_NS` to `COUNT`.
+
 On another processor than x86-64 functions in Python do the same, slowly.
 """
 
@@ -25,13 +30,14 @@ import mmap
 import platform
 from collections.abc import Callable
 
-COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE = range(9)
+COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS = range(10)
 """Words of the hooks' data. `SPACE` tells one address space from another in the tags of the table; `STATE` is the
 address of the CPU's registers."""
 TABLE = 16
 """The table begins at this word: per entry its tag (page number xor SPACE, never 0) and the address of the mark."""
 ENTRIES = 4096
 NEVER = (1 << 64) - 1
+TRANSLATION_NS = 20_000
 WRITTEN = 1
 
 Listing = tuple[tuple[str, str], ...]
@@ -94,6 +100,13 @@ PORT_IO: Listing = (
     ("31d2", "xor edx, edx"),
     ("ff6140", "jmp [rcx+64]              # RAISE(state, vector, error code)"),
 )
+TRANSLATION: Listing = (
+    # rdi = engine, rsi = the new block, rdx = the one before it, rcx = our data
+    ("48ff4948", "dec qword ptr [rcx+72]    # TRANSLATIONS"),
+    ("7907", "jns done"),
+    ("488101204e0000", "add qword ptr [rcx], 20000 # COUNT, TRANSLATION_NS"),
+    ("c3", "done: ret"),
+)
 OUT_PREFIX: Listing = (
     # The beginning of OUT's hook: rcx = value, r8 = our data.
     ("4c89c1", "mov rcx, r8"),
@@ -109,7 +122,9 @@ RDTSCP_AT = 0x80
 RDTSC_AT = RDTSCP_AT + len(code(CLEAR_TSC_AUX))
 OUT_AT = 0xC0
 IN_AT = OUT_AT + len(code(OUT_PREFIX))
+TRANSLATION_AT = 0x100
 _Block = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+_Translation = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 Miss = Callable[[int, int], None]
 """Called with the address and the size of a block whose page is unknown, or whose frame was written to."""
@@ -138,17 +153,20 @@ class NativeHooks:
         if can_be_native():
             self._executable = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             before_out = code(BLOCK).ljust(RDTSCP_AT) + code(CLEAR_TSC_AUX) + code(READ_TSC)
-            self._executable.write(before_out.ljust(OUT_AT) + code(OUT_PREFIX) + code(PORT_IO))
+            before_translation = before_out.ljust(OUT_AT) + code(OUT_PREFIX) + code(PORT_IO)
+            self._executable.write(before_translation.ljust(TRANSLATION_AT) + code(TRANSLATION))
             self.block = ctypes.addressof(ctypes.c_char.from_buffer(self._executable))
             self.rdtsc, self.rdtscp = self.block + RDTSC_AT, self.block + RDTSCP_AT
             self.port_in, self.port_out = self.block + IN_AT, self.block + OUT_AT
+            self.translation = self.block + TRANSLATION_AT
         else:
             self._in_python = (
                 _Block(lambda engine, address, size, _data: self.run_block(engine, address, size)),
                 _Instruction(lambda _engine, _data: self.read_tsc(clear_aux=False)),
                 _Instruction(lambda _engine, _data: self.read_tsc(clear_aux=True)),
+                _Translation(lambda _engine, _block, _before, _data: self.count_translation()),
             )
-            self.block, self.rdtsc, self.rdtscp = (_address(function) for function in self._in_python)
+            self.block, self.rdtsc, self.rdtscp, self.translation = (_address(function) for function in self._in_python)
             # A function in Python cannot raise the exception: there, ports read as ones for everybody.
             self.port_in = self.port_out = 0
 
@@ -175,6 +193,13 @@ class NativeHooks:
             if words[entry] != page ^ words[SPACE] or ctypes.c_uint8.from_address(words[entry + 1]).value == WRITTEN:
                 self._miss(engine, address, size, None)
                 return
+
+    def count_translation(self) -> None:
+        """Do what the machine code of the translation hook does."""
+        words = self.words
+        words[TRANSLATIONS] = left = words[TRANSLATIONS] - 1 & NEVER
+        if left >> 63:
+            words[COUNT] += TRANSLATION_NS
 
     def enter(self, page: int, mark: int) -> None:
         """Put a page of the present address space into the table, with the address of its frame's mark."""

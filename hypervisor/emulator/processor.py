@@ -49,7 +49,7 @@ from hypervisor.emulator.binding import (
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.cpuid import QUESTIONS, Leaf
 from hypervisor.emulator.instruction import LONGEST
-from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, NativeHooks
+from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, TRANSLATION_NS, TRANSLATIONS, NativeHooks
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.table_stores import TableStores
@@ -77,6 +77,8 @@ REAL_TURN_NS = 1_000_000
 """How long a stretch is in real time, by the guest's clock, and so how far a guest gets ahead of the wall clock."""
 INTERRUPT_NS = 2_000
 """How long the guest goes on, at least, until a timer that has come due interrupts it."""
+FREE_TRANSLATIONS = 20_000
+"""How many blocks of a vCPU may be translated at once without further cost: those of code that is new."""
 TRAP_NS = 1_000
 """What a trap takes, with what Xen does about it."""
 RDTSC_NS = 500
@@ -135,6 +137,7 @@ class Processor:
         cpu.hook_ports(self.native.port_in, self.native.port_out, self.native.address)
         cpu.hook_cpuid(self._guard(self.privileged.cpuid))
         cpu.hook_blocks(self.native.block, self.native.address)
+        cpu.hook_translations(self.native.translation, self.native.address)
 
     # -- making it ----------------------------------------------------------------------------------------------------
 
@@ -232,6 +235,7 @@ class Processor:
             now = max(now, self._last_tsc)
         words[BASE] = now - self._began & U64
         self._load(vcpu)
+        self._allow_translations(vcpu, now)
         self.vcpu = vcpu
         self._limit = self._end_of_stretch(vcpu)
         while True:
@@ -256,6 +260,8 @@ class Processor:
                 self._single_step = False
                 cpu.set_flags(cpu.flags() | TF)
         vcpu.spent = max(1, words[COUNT] - self._began)
+        left = words[TRANSLATIONS]
+        vcpu.translations = left - (left >> 63 << 64)
         self._last_tsc = words[COUNT] + words[BASE] & U64
         if hv.clock.real:
             # The pCPU is busy until the wall clock has come to where the guest's work is.
@@ -263,6 +269,12 @@ class Processor:
         self._store(vcpu)
         self.vcpu = None
         return vcpu.spent
+
+    def _allow_translations(self, vcpu: EmulatedVCpu, now: int) -> None:
+        """Let a vCPU have as many blocks translated for nothing as it has not used yet, and one more as time passes."""
+        since, vcpu.translations_at = now - vcpu.translations_at, now
+        left = max(vcpu.translations, 0) + since // TRANSLATION_NS
+        self._words[TRANSLATIONS] = min(left, FREE_TRANSLATIONS)
 
     def _end_of_stretch(self, vcpu: EmulatedVCpu) -> int:
         """Return until when the vCPU may run at most: the end of its time slice, or sooner if others run beside it.

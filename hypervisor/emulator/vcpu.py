@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
@@ -20,7 +21,15 @@ class EmulatedVCpu(VCpu):
     Between two runs all of its state is here: the registers in `context`, the FPU in `fpu` (the emulator's own form).
     """
 
-    __slots__ = ("fpu", "gdt_loaded", "ldt_loaded", "processor_of_host", "tlb_is_stale")
+    __slots__ = (
+        "fpu",
+        "gdt_loaded",
+        "ldt_loaded",
+        "processor_of_host",
+        "tlb_is_stale",
+        "translations",
+        "translations_at",
+    )
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
         super().__init__(domain, vcpu_id)
@@ -32,6 +41,9 @@ class EmulatedVCpu(VCpu):
         self.ldt_loaded = (0, 0)
         self.tlb_is_stale = True
         """The emulated CPU may hold translations that the page tables no longer say."""
+        self.translations = sys.maxsize
+        self.translations_at = 0
+        """How many blocks of code may still be translated without cost, and when that was so."""
 
     def run(self) -> int:
         """Execute until the guest gives the processor back, or a timer or the end of its time slice comes."""

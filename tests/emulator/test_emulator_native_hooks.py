@@ -15,6 +15,7 @@ LISTINGS = {
     "abort": abort_guard.HANDLER,
     "block": native_hooks.BLOCK,
     "rdtscp": native_hooks.CLEAR_TSC_AUX + native_hooks.READ_TSC,
+    "translation": native_hooks.TRANSLATION,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
 }
 
