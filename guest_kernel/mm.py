@@ -249,6 +249,23 @@ class MemoryManager:
             size -= length
         return tuple(views)
 
+    def pieces(self, addresses: Sequence[int], writable: bool = True) -> list[memoryview]:
+        """Return views of mapped pages of any kind, in order: one for those that are neighbours in both ways."""
+        views = []
+        first = 0
+        frames = [self.virt_to_mfn(va) for va in addresses]
+        while first < len(addresses):
+            va, frame, count = addresses[first], frames[first], 1
+            while (
+                first + count < len(addresses)
+                and addresses[first + count] == va + (count << PAGE_SHIFT)
+                and frames[first + count] == frame + count
+            ):
+                count += 1
+            views.append(self._view(va, count << PAGE_SHIFT, writable))
+            first += count
+        return views
+
     def free_page(self, page: Page) -> None:
         """Give a page back. No grant, no foreign mapping and no hypercall may still use it."""
         if not page.allocated:

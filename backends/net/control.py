@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from guest_kernel import vectors
+from guest_kernel.net.page_rows import PageRows
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_PROD, BackRing
 
@@ -41,6 +43,8 @@ class ControlRing:
         self.mapped: dict[int, memoryview] = {}
         self.writable: dict[int, memoryview] = {}
         """The part of `mapped` that may be written to."""
+        self.changed: Callable[[PageRows | None], None] = lambda rows: None
+        """Told of the same pages as rows of arrays, when they have changed and there is numpy."""
         self.port = 0
         self.broken = False
         self.queued = False
@@ -117,9 +121,18 @@ class ControlRing:
             self.mapped[grant.ref] = grant.view
             if grant.ref in writable_refs:
                 self.writable[grant.ref] = grant.view
+        self._arrange()
         return SUCCESS
 
+    def _arrange(self) -> None:
+        """Make the rows anew."""
+        if vectors.numpy() is not None:
+            pages = [(grant.ref, grant.va, grant.ref in self.writable) for grant in self._grants.values()]
+            self.changed(PageRows(self._kernel.mm, pages))
+
     def _delete(self, entries: list[tuple[int, int]], view: memoryview) -> int:
+        # What is unmapped must not be seen any more.
+        self.changed(None)
         gone = []
         for number, (ref, _) in enumerate(entries):
             grant = self._grants.pop(ref, None)
@@ -130,6 +143,7 @@ class ControlRing:
                 gone.append(grant)
         if gone:
             self._kernel.grants.unmap(gone)
+        self._arrange()
         return len(gone)
 
     def _drop(self, grant: MappedGrant) -> None:
@@ -140,6 +154,7 @@ class ControlRing:
     def close(self) -> None:
         """Unmap everything."""
         self.broken = True
+        self.changed(None)
         if self.port:
             self._kernel.events.unbind(self.port)
             self.port = 0

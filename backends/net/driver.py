@@ -184,6 +184,7 @@ class NetBack(XenbusDriver):
             raise ValueError(f"the frontend's control ring (grant {ref}) cannot be mapped")
         control = connection.control = ControlRing(self.kernel, device.otherend_id, grant)
         connection.vif.mapped, connection.vif.writable = control.mapped, control.writable
+        control.changed = connection.vif.arrange
         control.ready = self._control_event
         control.port = self.kernel.events.bind_interdomain(device.otherend_id, port, control.interrupt)
 

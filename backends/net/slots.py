@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, read_words
+from guest_kernel import vectors
+from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, copy_block, read_words
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import BackRing
 
@@ -34,14 +36,36 @@ class TxSlots:
     Of slot n: `refs[n]` is the grant reference, `marks[n]` offset | flags << 16, `sizes[n]` id | size << 16.
     """
 
-    __slots__ = ("count", "marks", "refs", "sizes")
-
     def __init__(self, ring: BackRing, words: memoryview, count: int) -> None:
         self.count = count
         place = (TX_WORDS, ring.size, ring.req_cons, count)
-        self.refs = read_words(words, TX_BASE, *place)
-        self.marks = read_words(words, TX_BASE + 1, *place)
-        self.sizes = read_words(words, TX_BASE + 2, *place)
+        self.block: Any = None
+        """The same as rows of a numpy array, if there are many; then that is the copy, and the lists are made of it."""
+        if count >= vectors.MIN_BATCH and vectors.numpy() is not None:
+            self.block = copy_block(words, TX_BASE, *place)
+        else:
+            self.refs = read_words(words, TX_BASE, *place)
+            self.marks = read_words(words, TX_BASE + 1, *place)
+            self.sizes = read_words(words, TX_BASE + 2, *place)
+
+    @cached_property
+    def refs(self) -> list[int]:
+        """Of each slot, the grant reference."""
+        return self._column(0)
+
+    @cached_property
+    def marks(self) -> list[int]:
+        """Of each slot, offset | flags << 16."""
+        return self._column(1)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Of each slot, id | size << 16."""
+        return self._column(2)
+
+    def _column(self, number: int) -> list[int]:
+        column: list[int] = self.block[:, number].tolist()
+        return column
 
     def request(self, at: int) -> Request:
         """Return slot `at` as a request."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backends.net.bridge import Bridge, Port
 from backends.net.copies import CopyBatch
@@ -23,7 +23,9 @@ from backends.net.slots import EXTRA, MORE, HostileFrontend, Packet, TxSlots
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import Counters
-from guest_kernel.net.ring_words import RX_SLOT, TX_BASE, TX_SLOT, TX_WORDS, write_words
+from guest_kernel.net.page_rows import PageRows, leading
+from guest_kernel.net.ring_words import RX_SLOT, TX_BASE, TX_SLOT, TX_WORDS, write_block, write_words
+from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.grant_table import GNTCOPY_dest_gref, GNTCOPY_source_gref
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, BackRing
@@ -74,6 +76,8 @@ class Vif(Port):
         self.mapped: dict[int, memoryview] = {}
         """Pages of the guest that stay mapped, by grant reference (see `control`)."""
         self.writable: dict[int, memoryview] = {}
+        self.rows: PageRows | None = None
+        """The same pages as rows of arrays, if there is numpy."""
         self.scatter = False
         """The guest takes frames of several slots (feature-sg)."""
         self.mtu: int | None = None
@@ -96,6 +100,10 @@ class Vif(Port):
         self._trace = kernel.cpu.trace
 
     # -- guest to bridge ------------------------------------------------------------------------------------------
+
+    def arrange(self, rows: PageRows | None) -> None:
+        """Have other rows for the guest's mapped pages, or none."""
+        self.rows = rows
 
     def poll_tx(self) -> None:
         """Take everything that the guest sends. Raises HostileFrontend."""
@@ -165,8 +173,11 @@ class Vif(Port):
         requests: list[int] = []
         writable: dict[int, memoryview] = {}
         special = SPECIAL
-        last = done = 0
-        for ref, mark, size in zip(slots.refs[start:], slots.marks[start:], slots.sizes[start:], strict=True):
+        last = 0
+        done = self._express_blocks(bridge, slots, start, lanes)
+        first = start + done
+        rest = () if first == slots.count else (slots.refs[first:], slots.marks[first:], slots.sizes[first:])
+        for ref, mark, size in zip(*rest, strict=True):
             source = mapped.get(ref)
             length = size >> 16
             offset = mark & 0xFFFF
@@ -195,8 +206,44 @@ class Vif(Port):
         for vif, lane in lanes.items():
             vif.end_lane(lane)
         bridge.counters.forwarded += done
-        self._answer_express(slots.sizes[start : start + done])
+        self._answer_express(slots, start, start + done)
         return start + done
+
+    def _express_blocks(self, bridge: Bridge, slots: TxSlots, start: int, lanes: dict[Vif, Lane]) -> int:
+        """Do what the loop of `_express` does for frames that come many alike, if there is numpy; returns how many."""
+        done = 0
+        if slots.block is not None:
+            while moved := self._express_block(bridge, slots.block[start + done :], lanes):
+                done += moved
+        return done
+
+    def _express_block(self, bridge: Bridge, block: Any, lanes: dict[Vif, Lane]) -> int:
+        """Do for the first frames of a block what the loop of `_express` does, all at once; returns how many.
+
+        They have all the same addresses, length and flags. (In each array those that go are the first ones.)
+        """
+        rows = self.rows
+        if rows is None or len(block) < MIN_BATCH:
+            return 0
+        mark, length = int(block[0, 1]), int(block[0, 2]) >> 16
+        if mark & (SPECIAL | 0xFFFF) or not ETHERNET_HEADER <= length <= PAGE_SIZE:
+            return 0
+        sources = rows.find(block[:, 0])
+        count = leading((sources >= 0) & (block[:, 1] == mark) & (block[:, 2] >> 16 == length))
+        if count < MIN_BATCH:
+            return 0
+        headers = rows.read(sources[:count], ADDRESSES.size)
+        count = leading(headers == headers[0])
+        lane = self._find_lane(bridge, ADDRESSES.unpack(headers[0].tobytes()), lanes)
+        if lane is None or lane.rows is None or (mark & BLANK and not lane.takes_blank):
+            return 0
+        targets = lane.rows.find_writable(lane.posted[:count] >> 32)
+        count = leading(targets >= 0)
+        if not count:
+            return 0
+        lane.rows.write(targets[:count], rows.read(sources[:count], length))
+        lane.take(count, lane.posted[:count] & 0xFFFF | (RX_FLAGS[mark >> 16 & 3] << 32 | length << 48))
+        return count
 
     def _find_lane(self, bridge: Bridge, addresses: tuple[int, ...], lanes: dict[Vif, Lane]) -> Lane | None:
         """Return the lane to whom a frame with these addresses goes, if it goes to one vif that has a lane."""
@@ -219,26 +266,34 @@ class Vif(Port):
         if self.mtu is not None and self.mtu + HEADER_AND_TAG < PAGE_SIZE:
             # Whoever uses a lane does not compare lengths; none is above a page.
             return None
-        return Lane(ring, self._rx_words, count, self.writable, self.counters, self.takes_blank)
+        return Lane(ring, self._rx_words, count, self.writable, self.counters, self.takes_blank, self.rows)
 
     def end_lane(self, lane: Lane) -> None:
         """Show the guest what a lane has brought."""
         if lane.close():
             if self._trace is not None:
-                self._trace_packets("rx", [answer >> 48 for answer in lane.answers])
+                self._trace_packets("rx", lane.sizes())
             self._push(self._rx, "rx")
 
-    def _answer_express(self, sizes: list[int]) -> None:
-        """Answer the requests at the head of the ring, given their ids and sizes, with NETIF_RSP_OKAY."""
-        ring, count = self._tx, len(sizes)
-        idents = [size & 0xFFFF for size in sizes]
-        write_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt, idents)
+    def _answer_express(self, slots: TxSlots, start: int, end: int) -> None:
+        """Answer the slots from `start` to `end`, the first that are not answered, with NETIF_RSP_OKAY."""
+        ring, count = self._tx, end - start
+        place = (TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt)
+        if slots.block is not None:
+            block = slots.block[start:end, 2]
+            write_block(self._tx_words, *place, block & 0xFFFF)
+            total = int((block >> 16).sum())
+        else:
+            sizes = slots.sizes[start:end]
+            idents = [size & 0xFFFF for size in sizes]
+            write_words(self._tx_words, *place, idents)
+            total = sum(sizes) - sum(idents) >> 16
         ring.rsp_prod_pvt = ring.rsp_prod_pvt + count & MASK32
         ring.req_cons = ring.req_cons + count & MASK32
         self.counters.rx_packets += count
-        self.counters.rx_bytes += sum(sizes) - sum(idents) >> 16
+        self.counters.rx_bytes += total
         if self._trace is not None:
-            self._trace_packets("tx", [size >> 16 for size in sizes])
+            self._trace_packets("tx", [size >> 16 for size in slots.sizes[start:end]])
 
     # -- over the bridge ------------------------------------------------------------------------------------------
 

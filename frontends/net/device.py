@@ -15,25 +15,30 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, final
 
 from frontends.net.control import ControlRing
 from frontends.net.pages import Granted, GrantedPages
+from guest_kernel import vectors
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import NetDevice
+from guest_kernel.net.page_rows import PageRows
 from guest_kernel.net.ring_words import (
     RX_BASE,
     RX_SLOT,
     TX_BASE,
     TX_SLOT,
     TX_WORDS,
+    copy_block,
     read_run,
     read_words,
+    write_block,
     write_run,
     write_words,
 )
 from guest_kernel.threads import WaitQueue
+from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
 from hypervisor.abi.tracepoints import RING_PUSH
@@ -59,6 +64,29 @@ RX_FIRST = 64
 
 async def _nobody_asked(wanted: bool) -> None:
     raise ValueError("the device is not on a bus")
+
+
+@final
+class _Block:
+    """The buffers of a ring as arrays: their pages, and a word that belongs to each, by buffer id."""
+
+    def __init__(self, kernel: Kernel, code: str) -> None:
+        self._mm = kernel.mm
+        self._code = code
+        self._rows: PageRows | None = None
+        self._words: Any = ()
+
+    def get(self, addresses: list[int], words: list[int]) -> tuple[PageRows, Any]:
+        """Return both; there are more of them than last time, or the same."""
+        if self._rows is None or len(self._words) < len(words):
+            self._rows = PageRows(self._mm, [(ident, va, True) for ident, va in enumerate(addresses)])
+            self._words = vectors.numpy().array(words, self._code)
+        return self._rows, self._words
+
+    def forget(self) -> None:
+        """Let go of the pages."""
+        self._rows = None
+        self._words = ()
 
 
 class FrontDevice(NetDevice):
@@ -93,7 +121,11 @@ class FrontDevice(NetDevice):
         self._tx_free: list[int] = []
         self._extras_out = 0
         """Slots of extra info that are not answered yet."""
+        self._tx_vas: list[int] = []
+        self._tx_block = _Block(kernel, "I")
         self._rx_views: list[memoryview] = []
+        self._rx_vas: list[int] = []
+        self._rx_block = _Block(kernel, "Q")
         self._rx_posts: list[int] = []
         self._rx_growing = True
         self._pieces: list[bytes] = []
@@ -203,6 +235,9 @@ class FrontDevice(NetDevice):
         free, views, refs = self._tx_free, self._tx_views, self._tx_refs
         idents = free[-count:]
         del free[-count:]
+        if count >= MIN_BATCH and vectors.numpy() is not None and min(sizes) == max(sizes):
+            self._put_block(frames, idents, sizes[0], flags)
+            return
         last = -1
         for ident, frame, length in zip(idents, frames, map(len, frames), strict=False):
             if length != last:
@@ -218,6 +253,20 @@ class FrontDevice(NetDevice):
         write_run(self._tx_order, index, idents)
         ring.req_prod_pvt = index + count & MASK32
 
+    def _put_block(self, frames: Sequence[bytes | memoryview], idents: list[int], length: int, flags: int) -> None:
+        """Do what `_put_batch` does for many frames of one length (flags are for all), at once."""
+        np = vectors.numpy()
+        ring, words, count = self._tx, self._tx_words, len(idents)
+        chosen = np.array(idents, np.uint32)
+        rows, refs = self._tx_block.get(self._tx_vas, self._tx_refs)
+        rows.write(rows.find(chosen), np.frombuffer(b"".join(frames[:count]), f"V{length}"))
+        place = (TX_WORDS, ring.size, ring.req_prod_pvt)
+        write_block(words, TX_BASE, *place, refs[chosen])
+        write_block(words, TX_BASE + 1, *place, np.full(count, flags << 16, np.uint32))
+        write_block(words, TX_BASE + 2, *place, chosen | length << 16)
+        write_run(self._tx_order, ring.req_prod_pvt, idents)
+        ring.req_prod_pvt = ring.req_prod_pvt + count & MASK32
+
     def _take_tx_buffers(self, count: int) -> int:
         """See that there are `count` free buffers; returns how many there are, if memory or grants run out."""
         free = self._tx_free
@@ -226,6 +275,7 @@ class FrontDevice(NetDevice):
                 page, ref = self._pages.add(readonly=True)
                 free.append(len(self._tx_views))
                 self._tx_views.append(page.view)
+                self._tx_vas.append(page.va)
                 self._tx_refs.append(ref)
         except (OutOfMemory, GrantError):
             return len(free)
@@ -329,6 +379,7 @@ class FrontDevice(NetDevice):
         page, ref = self._pages.add()
         self._rx_posts.append(len(self._rx_posts) | ref << 32)
         self._rx_views.append(page.view)
+        self._rx_vas.append(page.va)
 
     def _grow_rx(self) -> None:
         """Hand the backend more empty pages: twice as many, up to a whole ring of them, as far as memory goes."""
@@ -340,10 +391,14 @@ class FrontDevice(NetDevice):
             self._rx_growing = False
         self._post(list(range(known, len(self._rx_posts))))
 
-    def _post(self, idents: list[int]) -> None:
-        """Put requests for these buffers into the ring, without showing them."""
+    def _post(self, idents: list[int], chosen: Any = None) -> None:
+        """Put requests for these buffers into the ring, without showing them. `chosen`: the same as an array."""
         ring, posts = self._rx, self._rx_posts
-        write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, [posts[ident] for ident in idents])
+        if chosen is not None:
+            _, requests = self._rx_block.get(self._rx_vas, posts)
+            write_block(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, requests[chosen])
+        else:
+            write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, [posts[n] for n in idents])
         write_run(self._rx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + len(idents) & MASK32
 
@@ -362,16 +417,24 @@ class FrontDevice(NetDevice):
             return True
         if count > ring.outstanding():
             return self._give_up(f"the backend filled more buffers than it was given (rsp_prod {produced})")
-        answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-        idents = [answer & 0xFFFF for answer in answers]
+        block = chosen = None
+        if count >= MIN_BATCH and vectors.numpy() is not None:
+            block = copy_block(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
+            chosen = block & 0xFFFF
+            idents = chosen.tolist()
+        else:
+            answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
+            idents = [answer & 0xFFFF for answer in answers]
         if idents != read_run(self._rx_order, ring.rsp_cons, count) and not self._reorder(ring, self._rx_order, idents):
             return self._give_up("the backend filled a buffer that it does not have")
-        collected = self._collect(idents, answers)
+        collected = None if block is None else self._collect_block(block, chosen)
+        if collected is None:
+            collected = self._collect(idents, answers if block is None else block.tolist())
         if collected is None:
             return self._give_up("the backend sent extra info, which was not offered")
         # The bytes are copied out: the buffers go back before anybody looks at the frames.
         ring.rsp_cons = produced
-        self._post(idents)
+        self._post(idents, chosen)
         if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
             self._grow_rx()
         self._push_rx()
@@ -399,6 +462,20 @@ class FrontDevice(NetDevice):
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += sum(sizes)
         return frames, answers
+
+    def _collect_block(self, answers: Any, idents: Any) -> tuple[list[bytes], list[int]] | None:
+        """Do what `_collect` does for frames of one slot, one length and the same flags, at once; else None."""
+        answer = int(answers[0])
+        length = answer >> 48
+        if answer & RX_SPECIAL or not 0 < length <= PAGE_SIZE or self._pieces or self._pieces_bad:
+            return None
+        if not (answers >> 16 == answer >> 16).all():
+            return None
+        rows, _ = self._rx_block.get(self._rx_vas, self._rx_posts)
+        frames: list[bytes] = rows.read(rows.find(idents), length).tolist()
+        self.counters.rx_packets += len(frames)
+        self.counters.rx_bytes += len(frames) * length
+        return frames, [answer] * len(frames)
 
     def _collect_pieces(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[int]] | None:
         """Do the same for answers of any kind."""
@@ -466,6 +543,8 @@ class FrontDevice(NetDevice):
             self.port = self.rx_port = 0
             self._tx.release()
             self._rx.release()
+        self._tx_block.forget()
+        self._rx_block.forget()
         if self.control is not None:
             self.control.close()
             self.control = None

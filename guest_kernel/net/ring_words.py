@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+from guest_kernel import vectors
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import HEADER_SIZE
 
@@ -37,8 +38,11 @@ def read_words(words: memoryview, base: int, stride: int, size: int, start: int,
 
 def write_words(words: memoryview, base: int, stride: int, size: int, start: int, values: Iterable[int]) -> None:
     """Write one word of each slot of a run. `words` is a view of 'I' or of 'Q' words."""
-    code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"
-    data = array(code, values)
+    _write(words, base, stride, size, start, array("I" if words.itemsize == 4 else "Q", values))
+
+
+def _write(words: memoryview, base: int, stride: int, size: int, start: int, data: Any) -> None:
+    """Do it with an array or a view of such words."""
     count = len(data)
     first = start & size - 1
     at = base + first * stride
@@ -48,6 +52,26 @@ def write_words(words: memoryview, base: int, stride: int, size: int, start: int
     else:
         words[at : at + room * stride : stride] = data[:room]
         words[base : base + (count - room) * stride : stride] = data[room:]
+
+
+def copy_block(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> Any:
+    """Return all words of a run of slots as a numpy array of its own: slots, or slots by words if they have several."""
+    np = vectors.numpy()
+    first = start & size - 1
+    at = base + first * stride
+    room = size - first
+    if count <= room:
+        block = np.array(words[at : at + count * stride])
+    else:
+        parts = (words[at : at + room * stride], words[base : base + (count - room) * stride])
+        block = np.concatenate([np.array(part) for part in parts])
+    return block.reshape(count, stride) if stride > 1 else block
+
+
+def write_block(words: memoryview, base: int, stride: int, size: int, start: int, values: Any) -> None:
+    """Do what `write_words` does for a numpy array, whose items have the size of the words."""
+    code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"
+    _write(words, base, stride, size, start, memoryview(values).cast("B").cast(code))
 
 
 def read_run(slots: list[int], start: int, count: int) -> list[int]:

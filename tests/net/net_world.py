@@ -126,6 +126,10 @@ class FakeMM:
             raise OutOfMemory("no pages")
         return [self.alloc_page() for _ in range(n)]
 
+    def pieces(self, addresses: Sequence[int], writable: bool = True) -> list[memoryview]:
+        views = [self.world.memory[va : va + PAGE] for va in addresses]
+        return views if writable else [view.toreadonly() for view in views]
+
     def free_page(self, page: FakePage) -> None:
         for kernel in self.world.kernels.values():
             for ref, entry in kernel.grants.entries.items():
@@ -190,7 +194,7 @@ class FakeGrants:
         entry.pins += 1
         self.next_handle += 1
         view = self.kernel.world.memory[entry.mfn * PAGE : (entry.mfn + 1) * PAGE]
-        grant = MappedGrant(ref, 0, self.next_handle, 0, view if writable else view.toreadonly())
+        grant = MappedGrant(ref, 0, self.next_handle, entry.mfn * PAGE, view if writable else view.toreadonly())
         self.maps[grant.handle] = (entry, grant)
         return grant
 
