@@ -91,7 +91,7 @@ class InfoOps:
             len(vcpus) - 1 if vcpus else abi.XEN_INVALID_MAX_VCPU_ID,
             0,
             domain.handle,
-            0,
+            domain.scheduling.pool,
             GPADDR_BITS,
             b"",
             domain.emulation_flags,

@@ -63,13 +63,16 @@ class LifecycleOps:
         """Make a PV domain (XEN_DOMCTL_createdomain). 0 or a number out of range asks for a free one.
 
         Raises HypercallError: EEXIST, EINVAL for what this machine or no PV domain can be, EOPNOTSUPP for emulated
-        devices, ENOENT for a pool of pCPUs that there is not, ENOMEM.
+        devices, ESRCH for a pool of pCPUs that there is not, ENODEV for one without pCPUs, ENOMEM.
         """
         named = 0 < wanted < xen.DOMID_FIRST_RESERVED
         if named and wanted in self.hv.domains:
             raise HypercallError(errno.EEXIST)
         domid = wanted if named else self.hv.domain_ops.free_domid()
         self._check(config)
+        pool = self.hv.sched.pools.find(config.cpupool_id, errno.ESRCH)
+        if not pool.algorithm.pcpus:
+            raise HypercallError(errno.ENODEV)
         domain = self.hv.domain_ops.create(
             domid,
             max_vcpus=config.max_vcpus,
@@ -79,6 +82,7 @@ class LifecycleOps:
             max_grant_version=config.grant_opts & abi.XEN_DOMCTL_GRANT_version_mask,
             handle=config.handle,
         )
+        domain.scheduling.pool = pool.pool_id
         domain.is_xenstore = bool(config.flags & abi.XEN_DOMCTL_CDF_xs_domain)
         domain.emulation_flags = config.arch.emulation_flags
         return domain
@@ -98,8 +102,6 @@ class LifecycleOps:
             raise HypercallError(errno.EINVAL)
         if config.arch.emulation_flags & ~xen.XEN_X86_EMU_PIT:
             raise HypercallError(errno.EOPNOTSUPP)
-        if config.cpupool_id:
-            raise HypercallError(errno.ENOENT)
 
     # -- pausing ----------------------------------------------------------------------------------------------------
 

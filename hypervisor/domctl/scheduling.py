@@ -72,7 +72,7 @@ class SchedulingOps:
         vcpu_id = self._affine(target, value)
         params = target.scheduling
         nr_pcpus = len(self.hv.sched.pcpus)
-        online = (1 << nr_pcpus) - 1
+        online = self.hv.sched.algorithm_of(target).cpu_mask
         before = params.hard.get(vcpu_id, ALL_CPUS)
         affine = target.vcpu(vcpu_id)
         if affine is not None and value.flags & abi.XEN_VCPUAFFINITY_FORCE:
@@ -111,7 +111,7 @@ class SchedulingOps:
         vcpu_id = self._affine(target, value)
         params = target.scheduling
         nr_pcpus = len(self.hv.sched.pcpus)
-        online = (1 << nr_pcpus) - 1
+        online = self.hv.sched.algorithm_of(target).cpu_mask
         if value.flags & HARD:
             write_bitmap(vcpu, value.cpumap_hard, params.hard.get(vcpu_id, ALL_CPUS) & online, nr_pcpus)
         if value.flags & SOFT:

@@ -189,6 +189,7 @@ class Credit2(Algorithm):
     def remove_unit(self, vcpu: VCpu) -> None:
         """Forget a vCPU, and its domain with the last one."""
         unit = cast("Unit2", vcpu.unit)
+        self._stopped(vcpu, self.loop.now())
         super().remove_unit(vcpu)
         unit.queue.units.remove(unit)
         self._reweigh(unit.queue)

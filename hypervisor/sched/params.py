@@ -9,6 +9,8 @@ import attrs
 class SchedulingParams:
     """Of one domain."""
 
+    pool: int = 0
+    """The pool of pCPUs that it is in."""
     nodes: int | None = None
     """NUMA nodes, as a mask; None follows the vCPUs."""
     hard: dict[int, int] = attrs.Factory(dict)

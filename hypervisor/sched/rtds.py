@@ -117,6 +117,12 @@ class Rtds(Algorithm):
             self._extra_budget(unit)
         elif vcpu.queued and not vcpu.parked:
             self.loop.park(vcpu)
+        if vcpu.queued and unit.timer is None:
+            # It has come from another pool, amid its turn.
+            self._new_period(unit, now)
+            self._arm(unit)
+            if vcpu.parked:
+                self.loop.unpark(vcpu, now)
 
     # -- budgets ----------------------------------------------------------------------------------------------------
 

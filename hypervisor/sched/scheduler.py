@@ -20,6 +20,7 @@ from hypervisor.abi import errno
 from hypervisor.abi.tracepoints import DESCHEDULE, SCHEDULE, WAKE
 from hypervisor.errors import HypercallError
 from hypervisor.sched.algorithm import ALL_CPUS, NEVER, Algorithm
+from hypervisor.sched.cpupool import CpuPools
 from hypervisor.sched.pcpu import PCpu
 from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
@@ -75,6 +76,7 @@ class Scheduler:
         """The hard affinity that vCPUs had before SCHEDOP_pin_override pinned them."""
         self.algorithm = algorithm(self)
         """The scheduler of the pool with number 0."""
+        self.pools = CpuPools(self, self.algorithm)
         for pcpu in self.pcpus:
             self.algorithm.add_pcpu(pcpu)
         self._single = nr_pcpus == 1
@@ -111,7 +113,7 @@ class Scheduler:
 
     def insert(self, vcpu: VCpu) -> None:
         """Take note of a new vCPU, which is down."""
-        self.algorithm.insert_unit(vcpu)
+        self.algorithm_of(vcpu.domain).insert_unit(vcpu)
 
     def remove(self, vcpu: VCpu) -> None:
         """Forget a vCPU of a dying domain for good."""
@@ -119,7 +121,7 @@ class Scheduler:
 
     def algorithm_of(self, domain: Domain) -> Algorithm:
         """Return the scheduler of the pool that a domain is in."""
-        return self.algorithm
+        return self.pools.of(domain).algorithm
 
     # -- waking and sleeping --------------------------------------------------------------------------------------
 
@@ -264,8 +266,9 @@ class Scheduler:
     def turn_ends(self, vcpu: VCpu) -> int:
         """Return until when the vCPU that runs may go on before the scheduler is asked again."""
         pcpu = vcpu.unit.pcpu
-        assert pcpu is not None
-        return self._turn_ends(pcpu, vcpu, self.now())
+        now = self.now()
+        # (Nowhere is it after it has moved itself to another pool, or taken its pCPU out of this one.)
+        return now if pcpu is None else self._turn_ends(pcpu, vcpu, now)
 
     def _turn_ends(self, pcpu: PCpu, vcpu: VCpu, now: int) -> int:
         end = self._slice_end(pcpu, vcpu)

@@ -15,3 +15,5 @@ XENS: dict[str, type[Algorithm]] = {algorithm.name: algorithm for algorithm in (
 CHOICES = (*XENS, SampledCredit.name)
 """Those that a person can choose."""
 ALGORITHMS: dict[str, type[Algorithm]] = {**XENS, SampledCredit.name: SampledCredit, FifoOrder.name: FifoOrder}
+BY_NUMBER = {algorithm.sched_id: algorithm for algorithm in XENS.values()}
+"""Those of Xen by XEN_SCHEDULER_*."""

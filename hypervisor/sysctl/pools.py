@@ -1,4 +1,4 @@
-"""Operations on pools of pCPUs, of which there is one, and on its scheduler."""
+"""Operations on pools of pCPUs and their schedulers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypervisor.abi import errno
 from hypervisor.abi import sysctl as abi
 from hypervisor.bitmaps import write_bitmap
 from hypervisor.errors import HypercallError
+from hypervisor.sched.schedulers import BY_NUMBER
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PoolOps:
-    """Pool-0, which all pCPUs and domains are in."""
+    """What is said of pools, and asked of them (`hypervisor.sched.cpupool`)."""
 
     def __init__(self, hv: Hypervisor) -> None:
         self.hv = hv
@@ -25,6 +26,7 @@ class PoolOps:
             abi.XEN_SYSCTL_cpupool_op: ("cpupool_op", self._cpupool_op),
         }
         self._pool_ops = {
+            abi.XEN_SYSCTL_CPUPOOL_OP_CREATE: self._create,
             abi.XEN_SYSCTL_CPUPOOL_OP_DESTROY: self._destroy,
             abi.XEN_SYSCTL_CPUPOOL_OP_INFO: self._info,
             abi.XEN_SYSCTL_CPUPOOL_OP_ADDCPU: self._addcpu,
@@ -40,53 +42,50 @@ class PoolOps:
         """Get or put the parameters of a pool's scheduler."""
         if value.cmd not in (abi.XEN_SYSCTL_SCHEDOP_putinfo, abi.XEN_SYSCTL_SCHEDOP_getinfo):
             raise HypercallError(errno.EINVAL)
-        self._find(value.cpupool_id, errno.ESRCH)
-        algorithm = self.hv.sched.algorithm
+        algorithm = self.hv.sched.pools.find(value.cpupool_id, errno.ESRCH).algorithm
         if value.sched_id != algorithm.sched_id:
             raise HypercallError(errno.EINVAL)
         return algorithm.adjust_global(vcpu, value)
 
     # -- pools ------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _find(pool: int, missing: int = errno.ENOENT) -> None:
-        if pool:
-            raise HypercallError(missing)
-
     def _cpupool_op(self, vcpu: VCpu, value: Any) -> Any:
-        """Look at the pool. Making others (CREATE) is not built."""
         handler = self._pool_ops.get(value.op)
         if handler is None:
             raise HypercallError(errno.ENOSYS)
         handler(vcpu, value)
         return value
 
+    def _create(self, _vcpu: VCpu, value: Any) -> None:
+        algorithm = BY_NUMBER.get(value.sched_id)
+        value.cpupool_id = self.hv.sched.pools.create(_unless_any(value.cpupool_id), algorithm).pool_id
+
     def _destroy(self, _vcpu: VCpu, value: Any) -> None:
-        self._find(value.cpupool_id)
-        raise HypercallError(errno.EBUSY)
+        self.hv.sched.pools.destroy(value.cpupool_id)
 
     def _info(self, vcpu: VCpu, value: Any) -> None:
-        self._find(value.cpupool_id)
-        pcpus = len(self.hv.sched.pcpus)
-        value.sched_id, value.n_dom = self.hv.sched.algorithm.sched_id, len(self.hv.domains)
-        write_bitmap(vcpu, value.cpumap, (1 << pcpus) - 1, pcpus)
+        """Tell of a pool, or of the next one if there is none with the number: that is how they are listed."""
+        pools = self.hv.sched.pools
+        pool = pools.next(value.cpupool_id)
+        value.cpupool_id, value.sched_id = pool.pool_id, pool.algorithm.sched_id
+        value.n_dom = len(pools.domains(pool))
+        write_bitmap(vcpu, value.cpumap, pool.algorithm.cpu_mask, len(self.hv.sched.pcpus))
 
     def _addcpu(self, _vcpu: VCpu, value: Any) -> None:
-        """Every pCPU is in the pool already."""
-        self._find(value.cpupool_id)
-        known = value.cpu == abi.XEN_SYSCTL_CPUPOOL_PAR_ANY or value.cpu < len(self.hv.sched.pcpus)
-        raise HypercallError(errno.ENODEV if known else errno.EINVAL)
+        self.hv.sched.pools.add_cpu(value.cpupool_id, _unless_any(value.cpu))
 
     def _rmcpu(self, _vcpu: VCpu, value: Any) -> None:
-        """The pool keeps its pCPUs: it has domains."""
-        self._find(value.cpupool_id)
-        known = value.cpu == abi.XEN_SYSCTL_CPUPOOL_PAR_ANY or value.cpu < len(self.hv.sched.pcpus)
-        raise HypercallError(errno.EBUSY if known else errno.EINVAL)
+        self.hv.sched.pools.remove_cpu(value.cpupool_id, _unless_any(value.cpu))
 
     def _movedomain(self, vcpu: VCpu, value: Any) -> None:
-        if self.hv.domain(value.domid & 0xFFFF) is vcpu.domain:
+        domain = self.hv.domain(value.domid & 0xFFFF)
+        if domain is vcpu.domain:
             raise HypercallError(errno.EPERM)
-        self._find(value.cpupool_id)
+        self.hv.sched.pools.move(domain, value.cpupool_id)
 
     def _freeinfo(self, vcpu: VCpu, value: Any) -> None:
-        write_bitmap(vcpu, value.cpumap, 0, len(self.hv.sched.pcpus))
+        write_bitmap(vcpu, value.cpumap, self.hv.sched.pools.free, len(self.hv.sched.pcpus))
+
+
+def _unless_any(number: int) -> int | None:
+    return None if number == abi.XEN_SYSCTL_CPUPOOL_PAR_ANY else number

@@ -164,7 +164,7 @@ class TestCreate:
         assert create(pair.dom0, arch={"emulation_flags": xen.XEN_X86_EMU_LAPIC}) == EOPNOTSUPP
 
     def test_pools(self, pair):
-        assert create(pair.dom0, cpupool_id=1) == ENOENT
+        assert create(pair.dom0, cpupool_id=1) == ESRCH
 
     def test_flags_that_mean_nothing_for_pv(self, pair):
         assert create(pair.dom0, flags=abi.XEN_DOMCTL_CDF_oos_off) > 0

@@ -12,8 +12,9 @@ from hypervisor.abi import grant_table as gnt
 from hypervisor.abi import sysctl as abi
 from hypervisor.log import WARNING
 
-EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, ESRCH = (
+EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, ESRCH = (
     -errno.EBUSY,
+    -errno.EEXIST,
     -errno.EFAULT,
     -errno.EINVAL,
     -errno.ENODEV,
@@ -234,10 +235,11 @@ class TestPools:
         assert (told.sched_id, told.n_dom, dom0.peek(dom0.va(0), 2)) == (CREDIT2, 2, b"\x01\0")
         assert pool(free).op == free
         assert dom0.peek(dom0.va(0), 2) == b"\0\0"
-        assert (pool(create), pool(destroy), pool(0), pool(8)) == (ENOSYS, EBUSY, ENOSYS, ENOSYS)
+        assert (pool(create), pool(create, cpupool_id=3, sched_id=4)) == (EEXIST, ENOENT)
+        assert (pool(destroy), pool(0), pool(8)) == (EBUSY, ENOSYS, ENOSYS)
         assert [pool(op, cpupool_id=1) for op in (destroy, info, add, remove)] == [ENOENT] * 4
         assert [pool(add, cpu=cpu) for cpu in (0, 1, 0xFFFFFFFF)] == [ENODEV, EINVAL, ENODEV]
-        assert [pool(remove, cpu=cpu) for cpu in (0, 1, 0xFFFFFFFF)] == [EBUSY, EINVAL, EBUSY]
+        assert [pool(remove, cpu=cpu) for cpu in (0, 1, 0xFFFFFFFF)] == [EINVAL, EINVAL, EINVAL]
         assert [pool(move, domid=domid) for domid in (0, 77)] == [EPERM, ESRCH]
         assert pool(move, domid=1).domid == 1
         assert pool(move, domid=1, cpupool_id=1) == ENOENT
