@@ -71,6 +71,7 @@ _Invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 _Unmapped = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 )
+_Code = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -256,6 +257,10 @@ class Binding:
         """Drop the translations of the code in the frame behind a page of the present address space."""
         self._uc.ctl_remove_cache(page << 12, (page + 1) << 12)
 
+    def forget_all_code(self) -> None:
+        """Drop all translations; to be called while the CPU does not run."""
+        self._uc.ctl_flush_tb()
+
     # -- registers that are more than a word ------------------------------------------------------------------------
 
     def flags(self) -> int:
@@ -328,7 +333,8 @@ class Binding:
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
-    def _hook(self, kind: int, function: Any, data: int | None, *instruction: int) -> None:
+    def _hook(self, kind: int, function: Any, data: int | None, *instruction: int, begin: int = 1, end: int = 0) -> int:
+        """Set a hook, on all addresses or from `begin` to `end`; returns its handle."""
         self._hooks.append(function)
         handle = ctypes.c_size_t()
         status = self._lib.uc_hook_add(
@@ -337,12 +343,13 @@ class Binding:
             kind,
             ctypes.cast(function, ctypes.c_void_p),
             data,
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
             *map(ctypes.c_int, instruction),
         )
         if status:
             raise self._unknown(f"a hook is refused ({self.error(status)})")
+        return handle.value or 0
 
     def hook_syscall(self, function: Callable[[int, int], None]) -> None:
         """Call `function(engine, data)` at each SYSCALL; it must not raise.
@@ -414,3 +421,15 @@ class Binding:
     def hook_translations(self, function: int, data: int) -> None:
         """Call machine code whenever a block has been translated: `function(engine, block, block before, data)`."""
         self._hook(self._unicorn.UC_HOOK_EDGE_GENERATED, ctypes.c_void_p(function), data)
+
+    def hook_instruction(self, address: int, function: Callable[[int], None]) -> int:
+        """Call `function(address)` before the instruction there; returns a handle for `unhook`. It must not raise.
+
+        If it stops the CPU, the instruction is not executed. What is translated already is not hooked.
+        """
+        hook = _Code(lambda _engine, address, _size, _data: function(address))
+        return self._hook(self._unicorn.UC_HOOK_CODE, hook, None, begin=address, end=address)
+
+    def unhook(self, handle: int) -> None:
+        """Take a hook away."""
+        self._lib.uc_hook_del(self._uc._uch, ctypes.c_size_t(handle))

@@ -47,6 +47,7 @@ from hypervisor.emulator.binding import (
     selector_at,
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
+from hypervisor.emulator.breakpoints import Breakpoints
 from hypervisor.emulator.cpuid import QUESTIONS, Leaf
 from hypervisor.emulator.instruction import LONGEST
 from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, TRANSLATION_NS, TRANSLATIONS, NativeHooks
@@ -128,6 +129,7 @@ class Processor:
         self._power_on()
         self.privileged = Privileged(self, self._native_cpuid)
         self.stores = TableStores(self)
+        self.breakpoints = Breakpoints(self, cpu)
         self._fresh_fpu = cpu.save_fpu()
         cpu.hook_syscall(self._make_syscall())
         cpu.hook_exceptions(self._exception)
@@ -248,6 +250,7 @@ class Processor:
                 break
             self._sync(vcpu)
             self._set_deadline()
+            self.breakpoints.apply()
             status = cpu.run(self.segments.area(vcpu) + 14 * 4096 + 0xFF8)
             vcpu.spent = words[COUNT] - self._began
             if self._failure is not None:
@@ -256,6 +259,8 @@ class Processor:
                 self.crash(vcpu, f"the CPU emulator gave up: {cpu.error(status)}")
             if self._stale:
                 self._drop_stale_code()
+            if self.breakpoints.hit:
+                self._break(vcpu)
             if self._single_step:
                 self._single_step = False
                 cpu.set_flags(cpu.flags() | TF)
@@ -275,6 +280,13 @@ class Processor:
         since, vcpu.translations_at = now - vcpu.translations_at, now
         left = max(vcpu.translations, 0) + since // TRANSLATION_NS
         self._words[TRANSLATIONS] = min(left, FREE_TRANSLATIONS)
+
+    def _break(self, vcpu: EmulatedVCpu) -> None:
+        """Let the guest take the #DB of a breakpoint that the CPU was stopped for."""
+        status, self.breakpoints.hit = self.breakpoints.hit, 0
+        if not vcpu.domain.shutting_down:
+            self._words[COUNT] += TRAP_NS
+            self.traps.inject_debug(vcpu, status)
 
     def _end_of_stretch(self, vcpu: EmulatedVCpu) -> int:
         """Return until when the vCPU may run at most: the end of its time slice, or sooner if others run beside it.

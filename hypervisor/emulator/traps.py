@@ -35,6 +35,8 @@ TF, IF, DIRECTION, IOPL = 1 << 8, 1 << 9, 1 << 10, 3 << 12
 NT, RF, VM, ALIGN = 1 << 14, 1 << 16, 1 << 17, 1 << 18
 LEAVE = ALIGN | VM | RF | NT | TF
 """What a processor clears of RFLAGS when it takes a trap."""
+NO_FAULTS = frozenset({DB, NMI, BP, OF})
+"""Exceptions behind an instruction, and #DB, with which RF is not set in the frame."""
 FRAME_5 = struct.Struct("<7Q")
 FRAME_6 = struct.Struct("<8Q")
 FAILSAFE_FRAME = struct.Struct("<11Q")
@@ -81,6 +83,8 @@ class Traps:
         info = vcpu.info
         saved_mask = memory.i[info >> 2] >> 8 & 0xFF
         pushed = flags & ~(IF | IOPL)
+        if vcpu.resumes_at == rip:
+            pushed |= RF
         if not saved_mask:
             pushed |= IF
         if vcpu.domain.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1:
@@ -119,7 +123,11 @@ class Traps:
             say_unhandled(vcpu, vector, error if vector in HAS_ERROR_CODE else 0)
             return self._processor.crash(vcpu, f"unhandled exception {vector} at {rip:#x}{code}")
         code_or_none = error if vector in HAS_ERROR_CODE else None
-        return self.bounce(vcpu, entry[2], rip, cpu.flags(), code_or_none, bool(entry[0] & TI_MASK))
+        flags = cpu.flags()
+        if vector not in NO_FAULTS and self._processor.breakpoints.of(vcpu):
+            # The instruction is begun again; a breakpoint at it has been told already.
+            flags |= RF
+        return self.bounce(vcpu, entry[2], rip, flags, code_or_none, bool(entry[0] & TI_MASK))
 
     def deliver_nmi(self, vcpu: EmulatedVCpu, rip: int, flags: int) -> bool:
         """Enter the NMI handler, once until its iret; without a handler the NMI is lost."""
@@ -191,7 +199,9 @@ class Traps:
         else:
             q[R11], q[RCX] = r11, rcx
         q[RIP], q[RSP] = rip, rsp
-        self._processor.return_with(rflags & 0xFFFFFFFF & ~(IOPL | VM) | IF | 2)
+        # The engine never clears RF; so it does not get to see it.
+        vcpu.resumes_at = rip if rflags & RF and self._processor.breakpoints.of(vcpu) else -1
+        self._processor.return_with(rflags & 0xFFFFFFFF & ~(IOPL | VM | RF) | IF | 2)
         segments = self._processor.segments
         code, stack = code & 0xFFFF | 3, stack & 0xFFFF | 3
         # What the processor refuses to return to is a #GP at the instruction to come, with the bad selector.

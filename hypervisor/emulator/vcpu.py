@@ -26,6 +26,7 @@ class EmulatedVCpu(VCpu):
         "gdt_loaded",
         "ldt_loaded",
         "processor_of_host",
+        "resumes_at",
         "tlb_is_stale",
         "translations",
         "translations_at",
@@ -39,6 +40,8 @@ class EmulatedVCpu(VCpu):
         self.gdt_loaded: list[int] | None = None
         """The `gdt_frames` that are mapped in the domain's own area for this vCPU; None: nothing is."""
         self.ldt_loaded = (0, 0)
+        self.resumes_at = -1
+        """Where it has returned to with RF set: a breakpoint there lets the instruction pass once."""
         self.tlb_is_stale = True
         """The emulated CPU may hold translations that the page tables no longer say."""
         self.translations = sys.maxsize
@@ -50,6 +53,7 @@ class EmulatedVCpu(VCpu):
         processor = self.processor_of_host
         if processor is None:
             processor = self.processor_of_host = self.hv.processor()
+            processor.breakpoints.changed(self)
         return processor.run(self)
 
     def deliver_upcall(self) -> None:
@@ -115,6 +119,11 @@ class EmulatedVCpu(VCpu):
         if self.processor_of_host is not None:
             self.processor_of_host.unload(self)
 
+    def debugreg_changed(self) -> None:
+        """Let the CPU know of breakpoints; one that is made later asks for them itself."""
+        if self.processor_of_host is not None:
+            self.processor_of_host.breakpoints.changed(self)
+
     def callbacks_changed(self) -> None:
         """Do nothing: entry points are looked up when they are entered."""
 
@@ -122,4 +131,5 @@ class EmulatedVCpu(VCpu):
         """Forget the code that was running: there is nothing but the registers."""
         self.fpu = b""
         if self.processor_of_host is not None:
+            self.processor_of_host.breakpoints.forget(self)
             self.processor_of_host.unload(self)

@@ -1,0 +1,92 @@
+"""Instruction breakpoints: DR0-3 with R/W bits of zero, as the processor's manual, volume 3, chapter 17 has them.
+
+A breakpoint is a #DB before the instruction at its address, a fault. RF in the flags of an iret lets the instruction
+that is returned to pass, once. The engine has breakpoints of its own but forgets to clear RF, and so lets others pass;
+here each address that any vCPU has a breakpoint at gets a hook instead, before its instruction, wherever it is mapped.
+
+Hooks are set and taken away between two runs of the CPU: what was translated without them is translated again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hypervisor.emulator.binding import Binding
+    from hypervisor.emulator.processor import Processor
+    from hypervisor.emulator.vcpu import EmulatedVCpu
+
+EXECUTE = 0
+"""R/W bits in DR7 of a breakpoint on an instruction; its length must be zero, too."""
+NR_BREAKPOINTS = 4
+
+
+class Breakpoints:
+    """The breakpoints of all vCPUs, in the CPU of a host."""
+
+    def __init__(self, processor: Processor, cpu: Binding) -> None:
+        self._processor = processor
+        self._cpu = cpu
+        self._hooks: dict[int, int] = {}
+        """Handles of the hooks that are set, by address."""
+        self._wanted: dict[EmulatedVCpu, dict[int, int]] = {}
+        """Per vCPU that has breakpoints: for each address the bits of DR6 that say which."""
+        self._is_dirty = False
+        self.hit = 0
+        """Bits of DR6: the CPU was stopped for a breakpoint."""
+
+    def changed(self, vcpu: EmulatedVCpu) -> None:
+        """Take note of new debug registers; the hooks are set before the CPU runs again."""
+        wanted = enabled(vcpu.context.debugreg)
+        if wanted == self._wanted.get(vcpu, {}):
+            return
+        if wanted:
+            self._wanted[vcpu] = wanted
+        else:
+            del self._wanted[vcpu]
+        self._is_dirty = True
+        if self._processor.vcpu is not None:
+            self._cpu.stop()
+
+    def forget(self, vcpu: EmulatedVCpu) -> None:
+        """Take note that a vCPU is gone."""
+        self._is_dirty = self._wanted.pop(vcpu, None) is not None or self._is_dirty
+
+    def of(self, vcpu: EmulatedVCpu) -> dict[int, int]:
+        """Return the addresses of a vCPU's breakpoints, with their bits of DR6."""
+        return self._wanted.get(vcpu, {})
+
+    def apply(self) -> None:
+        """Set the hooks that are missing, take away the others; to be called while the CPU does not run."""
+        if not self._is_dirty:
+            return
+        self._is_dirty = False
+        addresses = dict.fromkeys(address for wanted in self._wanted.values() for address in wanted)
+        for address in [address for address in self._hooks if address not in addresses]:
+            self._cpu.unhook(self._hooks.pop(address))
+        for address in addresses:
+            if address not in self._hooks:
+                self._hooks[address] = self._cpu.hook_instruction(address, self._reached)
+        self._cpu.forget_all_code()
+
+    def _reached(self, address: int) -> None:
+        """Stop the CPU before an instruction at which the running vCPU has a breakpoint."""
+        vcpu = self._processor.vcpu
+        bits = 0 if vcpu is None else self.of(vcpu).get(address, 0)
+        if not bits or vcpu is None:
+            return
+        if vcpu.resumes_at == address:
+            vcpu.resumes_at = -1
+            return
+        self.hit = bits
+        self._cpu.stop()
+
+
+def enabled(registers: list[int]) -> dict[int, int]:
+    """Return the addresses at which DR0-7 have breakpoints on instructions, with the bits of DR6 that say which."""
+    control = registers[7]
+    found: dict[int, int] = {}
+    for number in range(NR_BREAKPOINTS):
+        if control >> 2 * number & 3 and control >> 16 + 4 * number & 15 == EXECUTE:
+            found[registers[number]] = found.get(registers[number], 0) | 1 << number
+    return found
