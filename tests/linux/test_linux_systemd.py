@@ -39,7 +39,9 @@ class Terminal:
         while (match := re.search(pattern, self.seen)) is None:
             ready, _, _ = select.select([self._fd], [], [], max(deadline - time.monotonic(), 0))
             assert ready, f"{pattern!r} does not come after:\n{self.seen[-3000:]}"
-            self.seen += os.read(self._fd, 4096).decode(errors="replace")
+            data = os.read(self._fd, 4096)
+            assert data, f"the host has ended, and {pattern!r} did not come after:\n{self.seen[-3000:]}"
+            self.seen += data.decode(errors="replace")
         before, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return before
 
@@ -90,9 +92,7 @@ def test_systemd_to_login_and_down(build: Build, tmp_path: Path) -> None:
         shown = terminal.expect("done-3")
         assert "1 received" in shown
         assert "eth0" in shown
-        terminal.type(
-            "dd if=/dev/zero bs=64k count=16 2>/dev/null | tee /root/data | md5sum; sync; echo done-$((2+2))\n"
-        )
+        terminal.type("dd if=/dev/zero bs=64k count=16 2>/dev/null | tee data | md5sum; sync; echo done-$((2+2))\n")
         assert "b6d81b360a5672d80c27430f39153e2c" in terminal.expect("done-4")
         terminal.type("systemctl poweroff\n")
         output, _ = process.communicate(timeout=SECONDS)
