@@ -40,9 +40,11 @@ def search(server: "Server", connection: Connection, view: View, name: bytes, wa
     path = connection.absolute(name)
     limit = (connection.domain.quotas or server.quotas).path_max
     # A node that is there has a good name; in a transaction the very look at it would count.
-    if (view is not server.store or view.get(path) is None or len(path) > limit) and not is_valid(path, limit):
+    node = view.get(path) if view is server.store else None
+    if (node is None or len(path) > limit) and not is_valid(path, limit):
         raise StoreError(EINVAL)
-    node = view.get(path)
+    if view is not server.store:
+        node = view.get(path)
     if node is not None and (connection.privileged or connection.rights(node) & want == want):
         return path, node
     nearest = _nearest(view, path)

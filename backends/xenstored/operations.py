@@ -84,9 +84,14 @@ def _directory_part(server: "Server", connection: Connection, transaction: Trans
 
 def _read(server: "Server", connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
     if transaction is None:
-        # The hot path: the name of a node that is there needs no check.
+        # The hot path: the name of a node that is there needs no check but that of its length, which may have been
+        # good when the node was made.
         node = server.store.get(payload[:-1]) if payload[-1:] == b"\0" else None
-        if node is not None and payload[-1:] == b"\0" and (connection.privileged or connection.rights(node) & READ):
+        if (
+            node is not None
+            and len(payload) <= (connection.domain.quotas or server.quotas).path_max
+            and (connection.privileged or connection.rights(node) & READ)
+        ):
             return node.value
     return find(server, connection, transaction or server.store, _one(payload), READ)[1].value
 

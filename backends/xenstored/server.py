@@ -477,7 +477,7 @@ class Server:
         """Tell the watches, now or when the transaction commits."""
         if transaction is not None:
             transaction.note_event(path, exact)
-        else:
+        elif self.watches.by_path:
             self.fire(path, after, before, exact)
 
     def disturb(self, connection: Connection) -> None:

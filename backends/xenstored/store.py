@@ -78,7 +78,9 @@ class Store:
         self.next_generation = generation + 1
         self.tree.set(path, Node(value, children, perms, generation))
         if old is not None and (old.perms is perms or old.perms == perms):
-            self.domains.owner(perms.owner).memory += len(value) + len(children) - len(old.value) - len(old.children)
+            more = len(value) + len(children) - len(old.value) - len(old.children)
+            if more:
+                self.domains.owner(perms.owner).memory += more
             return
         if old is not None:
             self._discharge(path, old)

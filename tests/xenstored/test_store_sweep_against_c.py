@@ -202,6 +202,26 @@ def node_sizes() -> Iterator[Step]:
         yield Send("d0", xs.XS_WRITE, b"big\0" + b"v" * size)
 
 
+def limits_that_shrink() -> Iterator[Step]:
+    """Nodes that were good when they were made, and would not be any more."""
+    name = b"/a/" + b"p" * 60
+    for path in (name, b"/local/domain/1/" + b"p" * 60):
+        yield Send("d0", xs.XS_WRITE, path + b"\0v")
+        yield Send("d0", xs.XS_SET_PERMS, path + b"\0b1\0")
+    for limit in (64, 63, 62, 60, 59):
+        yield Send("d0", xs.XS_CONTROL, b"quota\0set\0path-max\0%d\0" % limit)
+        for client in ("d0", "g1"):
+            for path in (name, b"/local/domain/1/" + b"p" * 60, b"p" * 60):
+                for kind in (xs.XS_READ, xs.XS_DIRECTORY, xs.XS_GET_PERMS, xs.XS_MKDIR):
+                    yield Send(client, kind, path + b"\0")
+                yield Send(client, xs.XS_WRITE, path + b"\0v")
+                yield Send(client, xs.XS_WATCH, path + b"\0t\0")
+                yield Send(client, xs.XS_UNWATCH, path + b"\0t\0")
+    for client in ("d0", "g1"):
+        yield Send(client, xs.XS_RM, name + b"\0")
+    yield Send("d0", xs.XS_RM, b"/a\0")
+
+
 def counts() -> Iterator[Step]:
     """Nodes, watches, transactions, rights, nodes in a transaction: up to the limit and over it."""
     for name, limit in ((b"nodes", 8), (b"watches", 6), (b"transactions", 3), (b"permissions", 3)):
@@ -327,6 +347,7 @@ SPECIALS = {
     "lengths of paths": path_lengths,
     "sizes of events": event_sizes,
     "sizes of nodes": node_sizes,
+    "limits that shrink": limits_that_shrink,
     "counts": counts,
     "directories": directories,
     "conflicts": conflicts,
