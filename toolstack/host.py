@@ -59,6 +59,7 @@ from toolstack.preparation import (
     open_image,
     prepare,
 )
+from toolstack.quick_ear import QuickEar
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.tap import TapWire
 from toolstack.vif_spec import VifSpec, generate_mac
@@ -152,6 +153,7 @@ class Host:
         self._spare_disks: dict[DiskSpec, int] = {}
         """Controllers that driver domains have and nobody uses: by the domain, the image, whether it is written to."""
         self._socket_cards: dict[int, SocketCard] = {}
+        self._ear = QuickEar()
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
@@ -176,6 +178,7 @@ class Host:
         self.is_on = True
         with self._stack:
             self._stack.callback(prepared.close)
+            self._stack.callback(self._ear.close)
             self._stack.callback(gc.set_threshold, *gc.get_threshold())
             gc.set_threshold(*GC_THRESHOLDS)
             self._assemble(prepared)
@@ -264,6 +267,8 @@ class Host:
                 break
             if until == 0:
                 await trio.lowlevel.checkpoint()
+            elif self._ear.hear(until - hv.clock.read() if hv.clock.real else NEVER):
+                continue
             elif hv.clock.real:
                 await self._sleep_until(until)
             elif self.outside.may_speak:
@@ -510,13 +515,16 @@ class Host:
         card = SocketCard(self.hv.machine, unit, door.listener, reach=self.hv.iommu.reach)
         self.hv.iommu.on_release[socket_irq(unit)] = card.reset
         self._socket_cards[unit] = card
+        self._ear.add(card)
         self._stack.callback(card.unplug)
         self.outside.tasks.append(partial(follow, card))
         self.outside.listeners += 1
 
     def unplug_socket_card(self, unit: int) -> None:
         """See `Platform.unplug_socket_card`."""
-        self._socket_cards.pop(unit).unplug()
+        card = self._socket_cards.pop(unit)
+        self._ear.remove(card)
+        card.unplug()
         self._prepared.exports[unit].close()
         self.outside.listeners -= 1
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guest_kernel.mm import Page
 
 ACCEPT, RECEIVE, SEND, CLOSE = sheet.SOCKET_ACCEPT, sheet.SOCKET_RECEIVE, sheet.SOCKET_SEND, sheet.SOCKET_CLOSE
+LISTENER = sheet.SOCKET_LISTENER
 MAX_SEGMENTS = sheet.SOCKET_MAX_SEGMENTS
 
 Done = Callable[[int], None]

@@ -40,6 +40,10 @@ AREA_PAGES = 40
 SMALL_AREA_PAGES = 6
 MAX_JOBS = 256
 """Requests of a connection under way; it is not listened to beyond that."""
+BATCH = 16
+"""Requests that are begun before the disk and the card get theirs. Were it all that a client has, client and server
+would take turns to wait for each other.
+"""
 OWN_PAGES = 16
 ZERO_PIECES = 4
 """Parts of a write-zeroes that are under way at a time."""
@@ -339,7 +343,7 @@ class Connection:
             return
         have = self._end - self._start
         if have >= REQUEST_SIZE:
-            return  # there is no buffer for the request that is next
+            return  # the request that is next waits for its turn, or for a buffer
         if have and self._start:
             area.put(0, area.get(self._start, have))
         self._start, self._end = 0, have
@@ -347,7 +351,8 @@ class Connection:
         self._receive(area.segments(have, end), max(1, REQUEST_SIZE - have))
 
     def _parse(self) -> None:
-        """Begin what has been received, as far as there are buffers. Raises Hangup."""
+        """Begin what has been received, as far as there are buffers, up to a batch. Raises Hangup."""
+        batch = self.jobs + BATCH
         while True:
             piece = self._piece
             if piece is not None:
@@ -363,7 +368,7 @@ class Connection:
                 part = min(self._skip, self._end - self._start)
                 self._start += part
                 self._skip -= part
-            if self._skip or self._end - self._start < REQUEST_SIZE or self.jobs >= MAX_JOBS:
+            if self._skip or self._end - self._start < REQUEST_SIZE or self.jobs >= MAX_JOBS or self.jobs >= batch:
                 return
             if not self._begin():
                 return

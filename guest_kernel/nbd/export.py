@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw import NoDeviceError, PhysicalSocketCard
-from guest_kernel.hw.socket_card import ACCEPT, CLOSE
+from guest_kernel.hw.socket_card import ACCEPT, CLOSE, LISTENER
 from guest_kernel.nbd import wire
 from guest_kernel.nbd.buffers import Buffer, BufferPool
 from guest_kernel.nbd.connection import Connection
@@ -51,6 +51,7 @@ class NbdExport:
             kernel.console.write(f"nbd: {self.name} is not exported: {error}\n")
             return
         kernel.power.on_shutdown(self.close)
+        self._accept()
         while not self._closing:
             self.disk = await kernel.block.get(self.name)
             kernel.spawn(self._watch(), "nbd unplug")
@@ -59,7 +60,6 @@ class NbdExport:
     async def _serve_disk(self) -> None:
         """Accept clients until the disk is unplugged."""
         disk, registry = self.disk, self.kernel.block
-        self._accept()
         while registry.devices.get(self.name) is disk:
             while self._accepted:
                 self._begin(self._accepted.pop(0))
@@ -115,6 +115,9 @@ class NbdExport:
     async def close(self) -> None:
         """Hang up on everybody, when they have got their answers; wait for that a second at most."""
         self._closing = True
+        # Who comes now waits for the next life of this guest, if it has one.
+        self.card.submit(CLOSE, LISTENER, b"", lambda status: None)
+        self.card.kick()
         for connection in list(self._connections):
             connection.leave()
         if self._connections:

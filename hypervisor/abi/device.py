@@ -133,8 +133,12 @@ SOCKET_ACCEPT, SOCKET_RECEIVE, SOCKET_SEND, SOCKET_CLOSE = 0, 1, 2, 3
 """Commands. ACCEPT is answered with the number of the next connection. RECEIVE fills segments in their order and is
 answered with how many bytes there are once that is at least `minimum`, or at the end of what the other side sends: then
 with fewer, and with 0 from then on; with `minimum` 0 it is answered at once, with -EAGAIN if there is nothing. SEND is
-answered when all has been sent. CLOSE hangs up; what was under way on the connection is answered with -ECANCELED. The
-sends of a connection are carried out in their order, and so are its receives."""
+answered when all has been sent. CLOSE hangs up, and what was under way on the connection is answered with -ECANCELED;
+one of `SOCKET_LISTENER` does that to all ACCEPTs. The sends of a connection are carried out in their order, and so are
+its receives."""
+
+SOCKET_LISTENER = 0xFFFFFFFF
+"""In the place of a connection's number: those who have not been accepted."""
 
 SOCKET_CONNECTIONS = 16
 """Connections at a time; later ones wait to be accepted."""

@@ -206,6 +206,11 @@ class SocketCard:
             self._accepts.append(ident)
             self._accept()
             return
+        if op == sheet.SOCKET_CLOSE and number == sheet.SOCKET_LISTENER:
+            while self._accepts:
+                self._complete(self._accepts.popleft(), -errno.ECANCELED)
+            self._complete(ident, 0)
+            return
         connection = self._connections.get(number)
         if connection is None:
             self._complete(ident, -errno.ENOTCONN)

@@ -1,0 +1,111 @@
+"""A disk served through a guest's split driver, against nbdkit with a disk in its memory: the same fio jobs on each.
+
+Ours is a process with a whole host: the client's requests come through a socket card into the memory of a guest, its
+NBD server hands them to blkfront, which puts them on the ring; blkback in dom0 has the disk controller move the data
+from or to an image file by DMA. Theirs is `nbdkit memory allocator=malloc`, written in C, with threads. Both listen on
+a Unix socket, and they take turns; of each the best turn counts.
+
+usage: python -m benchmarks.nbd [--seconds S] [--rounds N] [--time virtual|real] [--check]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SIZE_MIB = 256
+GOAL = 0.7
+LOADS = {
+    "4 KiB random reads, 32 at a time": ("--rw=randread", "--bs=4k", "--iodepth=32"),
+    "4 KiB random writes, 32 at a time": ("--rw=randwrite", "--bs=4k", "--iodepth=32"),
+    "1 MiB reads, 4 at a time": ("--rw=read", "--bs=1M", "--iodepth=4"),
+    "1 MiB writes, 4 at a time": ("--rw=write", "--bs=1M", "--iodepth=4"),
+}
+PATIENCE = 10.0
+MEMORY = "/dev/shm"
+"""Where a file is not also on a disk."""
+
+
+def wait_for(place: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until somebody listens."""
+    deadline = time.monotonic() + PATIENCE
+    while not place.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"{process.args!r} does not serve: exit code {process.poll()}")
+        time.sleep(0.01)
+
+
+@contextmanager
+def serving(place: Path, *command: str) -> Iterator[None]:
+    """Run a server for a while."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(place, process)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def fio(place: Path, seconds: float, *job: str) -> float:
+    """Run a job; return requests a second."""
+    command = ["fio", "--output-format=json", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={place}"]
+    command += [f"--size={SIZE_MIB}M", "--time_based", f"--runtime={round(seconds * 1000)}ms", *job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
+    if done.returncode:
+        sys.exit(f"fio failed: {done.stderr or done.stdout}")
+    (found,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
+    return float(found["read"]["iops"] + found["write"]["iops"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn")
+    parser.add_argument("--rounds", type=int, default=4, help="turns that each side takes with each load")
+    parser.add_argument("--time", choices=["virtual", "real"], default="virtual", help="our host's time")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
+    arguments = parser.parse_args()
+    for tool in ("fio", "nbdkit"):
+        if shutil.which(tool) is None:
+            sys.exit(f"{tool} is not installed (packages fio and nbdkit), so there is nothing to compare with")
+    missed = False
+    with (
+        tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name,
+        tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as memory,
+    ):
+        directory = Path(name)
+        image = Path(memory) / "disk.img"
+        # Memory against memory.
+        image.write_bytes(bytes(range(256)) * (SIZE_MIB << 12))
+        shutil.copy(HERE / "nbd_guest.py", directory)
+        config = directory / "storage.cfg"
+        disk = f"format=raw,vdev=xvda,access=rw,target={image}"
+        config.write_text(f'name = "storage"\nmemory = 64\nkernel = "nbd_guest.py"\ndisk = ["{disk}"]\n')
+        ours, theirs = directory / "ours", directory / "theirs"
+        paravirt = (sys.executable, "-c", "from toolstack.cli import main; main()", "run", "--quiet")
+        export = ("--export-nbd", f"storage:xvda=unix:{ours}", "--time", arguments.time, str(config))
+        nbdkit = ("nbdkit", "-f", "-U", str(theirs), "memory", f"{SIZE_MIB}M", "allocator=malloc")
+        with serving(ours, *paravirt, *export), serving(theirs, *nbdkit):
+            fio(theirs, arguments.seconds, "--rw=write", "--bs=1M", "--iodepth=4")  # its memory, once touched
+            for load, job in LOADS.items():
+                turns = [
+                    (fio(ours, arguments.seconds, *job), fio(theirs, arguments.seconds, *job))
+                    for _ in range(arguments.rounds)
+                ]
+                mine, other = (max(side) for side in zip(*turns, strict=True))
+                missed |= mine / other < GOAL
+                rates = f"{mine:8.0f} /s   nbdkit {other:8.0f} /s"
+                print(f"{load:36} {rates}   ratio {mine / other:.3f} (goal: at least {GOAL})", flush=True)
+    sys.exit(arguments.check and missed)
+
+
+if __name__ == "__main__":
+    main()
