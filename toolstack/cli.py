@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from toolstack.commands import control
+from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
 from toolstack.commands.run import run
 from toolstack.commands.trace import trace
@@ -38,5 +38,5 @@ def main() -> None:
     """
 
 
-for _command in (run, boot, trace, xenstore, xenstored, *control.COMMANDS):
+for _command in (run, boot, trace, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

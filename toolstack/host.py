@@ -55,6 +55,7 @@ from toolstack.preparation import (
     ImageError,
     NicSpec,
     Preparation,
+    check_processors,
     forget_image,
     open_image,
     prepare,
@@ -166,6 +167,7 @@ class Host:
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
         self.outside.check()
+        check_processors(configs, self.pcpus, self.scheduler)
         prepared = prepare(
             configs,
             self.nics,

@@ -30,6 +30,7 @@ from toolstack.machine_code import MachineCode
 from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, console_backend, disk_nodes, domain_nodes, vif_nodes
 from toolstack.vif_spec import VifSpec
 from toolstack.xc import DomainState, Xc
+from toolstack.xc_scheduling import XcScheduling
 from toolstack.xl_config import DomainConfig
 
 SECOND = 1_000_000_000
@@ -332,6 +333,7 @@ class Lifecycle:
             kernel = python_kernel(image)
             self.platform.load(domid, image)
         xc.max_vcpus(domid, config.maxvcpus)
+        self._schedule(domid, config)
         xc.set_address_size(domid, ADDRESS_BITS)
         xc.max_mem(domid, (config.maxmem << 10) + MAXMEM_SLACK_KIB)
         store_port = xc.alloc_unbound(domid, DOM0)
@@ -340,6 +342,18 @@ class Lifecycle:
             domid, kernel, config, store_port=store_port, console_port=console_port, ramdisk=ramdisk
         )
         return Connection(built.store_mfn, store_port), Connection(built.console_mfn, console_port)
+
+    def _schedule(self, domid: int, config: DomainConfig) -> None:
+        """Tell Xen where a domain's vCPUs may run, and its weight and cap. (They have been checked.)"""
+        scheduling = XcScheduling(self.xc)
+        if config.cpus is not None:
+            for vcpu in range(config.maxvcpus):
+                scheduling.set_affinity(domid, vcpu, config.cpus)
+        wanted = {"weight": config.cpu_weight, "cap": config.cap}
+        values = {key: value for key, value in wanted.items() if value is not None}
+        if values:
+            scheduler = scheduling.pools()[0].scheduler
+            scheduling.set_params(domid, scheduler, **{**scheduling.params(domid, scheduler), **values})
 
     def _backends(self, config: DomainConfig) -> dict[str, int]:
         """Return the numbers of the backend domains that a configuration names. Raises ToolstackError."""

@@ -6,7 +6,7 @@ out as one sentence (`UsageError`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -171,8 +171,6 @@ def prepare(
     A guest file may execute for `hang_limit` seconds when it is loaded (see `Watchdog`).
     """
     check_together(configs)
-    for config in configs:
-        _refuse_unbuilt(config)
     bridges = _bridges(nics)
     _check_bridges(configs, bridges)
     _check_backends(configs)
@@ -211,15 +209,6 @@ def prepare(
             )
         )
     return prepared
-
-
-def _refuse_unbuilt(config: DomainConfig) -> None:
-    """Refuse what is understood but would have no effect on this host."""
-    if config.cpus is not None:
-        raise config.error("cpus", 'vCPUs cannot be bound to CPUs here yet; only cpus = "all" is possible')
-    for key in ("cpu_weight", "cap"):
-        if getattr(config, key) is not None:
-            raise config.error(key, f"the scheduler here knows no weights and caps yet, so {key!r} is not supported")
 
 
 def _kernel(config: DomainConfig, hang_limit: float, heartbeat: Callable[[], None]) -> GuestProgram | MachineCode:
@@ -435,3 +424,16 @@ def forget_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, Dis
     """Note that a domain's disk has gone: its image may be used by others."""
     for others in users.values():
         others.pop(f"{owner}/{disk.vdev}", None)
+
+
+def check_processors(configs: Iterable[DomainConfig], pcpus: int, scheduler: str) -> None:
+    """Check what the domains want of the host's processors and of its scheduler. Raises `ConfigError`."""
+    for config in configs:
+        if config.cpus is not None and config.cpus[0] >= pcpus:
+            raise config.error("cpus", f"none of these CPUs is there: the host has {pcpus}, and the first is number 0")
+        for key in ("cpu_weight", "cap"):
+            if getattr(config, key) is not None and not scheduler.startswith("credit"):
+                raise config.error(key, f"the scheduler {scheduler!r} knows no weights and caps")
+        if config.cap is not None and config.cap > 100 * config.maxvcpus:
+            most = 100 * config.maxvcpus
+            raise config.error("cap", f"{config.maxvcpus} vCPUs can use {most} % of a CPU at most, not {config.cap}")

@@ -175,7 +175,7 @@ class Xc:
         found: list[DomainState] = []
         first = 0
         while True:
-            op = self._sysctl(
+            op = self.sysctl(
                 sysctl.XEN_SYSCTL_getdomaininfolist,
                 "getdomaininfolist",
                 first_domain=first,
@@ -190,9 +190,19 @@ class Xc:
 
     def physinfo(self) -> Value:
         """Return the host's xen_sysctl_physinfo."""
-        return self._sysctl(sysctl.XEN_SYSCTL_physinfo, "physinfo").u.physinfo  # type: ignore[no-any-return]
+        return self.sysctl(sysctl.XEN_SYSCTL_physinfo, "physinfo").u.physinfo  # type: ignore[no-any-return]
 
-    def _sysctl(self, command: int, member: str, /, **values: Any) -> Value:
+    @property
+    def scratch(self) -> Page:
+        """A page for lists and bitmaps that a call reads or writes; the next one overwrites it."""
+        return self._list
+
+    def answer(self) -> Value:
+        """Return the union of the last domctl, as Xen left it."""
+        return domctl.xen_domctl.unpack_from(self._page.view, 0).u  # type: ignore[no-any-return]
+
+    def sysctl(self, command: int, member: str, /, **values: Any) -> Value:
+        """Make one sysctl with `values` in this member of the union; returns what Xen left. Raises XenError."""
         sysctl.xen_sysctl.pack_into(
             self._page.view,
             0,

@@ -438,8 +438,8 @@ def test_a_killed_guest_leaves_nothing(bench: Bench) -> None:
         (['kernel = "two.py:C"'], r"g\.cfg:4: .*two\.py has no guest class 'C' \(there is A, B\)"),
         (['kernel = "fails.py"'], r"g\.cfg:4: .*fails\.py:2: the guest file cannot be loaded: ZeroDivisionError"),
         (['kernel = "elf"'], r"g\.cfg:4: the kernel '.*elf' is cut short: 4 bytes"),
-        (['cpus = "0-1"'], r"g\.cfg:4: vCPUs cannot be bound to CPUs here yet"),
-        (["cap = 50"], r"g\.cfg:4: the scheduler here knows no weights"),
+        (['cpus = "1-2"'], r"g\.cfg:4: none of these CPUs is there: the host has 1, and the first is number 0"),
+        (["cap = 101"], r"g\.cfg:4: 1 vCPUs can use 100 % of a CPU at most, not 101"),
         (['ramdisk = "d.img"'], r"g\.cfg:4: a guest written in Python has no use for a ramdisk"),
     ],
 )

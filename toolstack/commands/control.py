@@ -22,7 +22,7 @@ from toolstack.output import StandardOutput
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _with_control(function: F) -> F:
+def with_control(function: F) -> F:
     """Give a command the option that says which host is meant."""
     return click.option(
         "--control",
@@ -36,7 +36,7 @@ def _with_control(function: F) -> F:
 
 
 @contextmanager
-def _host(path: Path) -> Iterator[Control]:
+def on_host(path: Path) -> Iterator[Control]:
     """Connect to a host; what goes wrong is one sentence. What the host refuses is exit code 1, as with xl."""
     try:
         with Control(path) as control:
@@ -48,7 +48,8 @@ def _host(path: Path) -> Iterator[Control]:
         sys.exit(1)
 
 
-def _print(*lines: str) -> None:
+def print_lines(*lines: str) -> None:
+    """Print lines; a reader that has gone ends the program quietly."""
     output = StandardOutput()
     for line in lines:
         output.write(line + "\n")
@@ -63,12 +64,12 @@ _domain = click.argument("domain", metavar="DOMAIN")
 
 @click.command("list")
 @click.argument("domain", metavar="[DOMAIN]", default="")
-@_with_control
+@with_control
 def list_(path: Path, domain: str) -> None:
     """List the domains of a running host, or one of them."""
-    with _host(path) as control:
+    with on_host(path) as control:
         rows = control.ask("list", domain=domain)
-    _print("Name                                        ID   Mem VCPUs\tState\tTime(s)", *map(_domain_row, rows))
+    print_lines("Name                                        ID   Mem VCPUs\tState\tTime(s)", *map(_domain_row, rows))
 
 
 def _domain_row(row: Mapping[str, Any]) -> str:
@@ -78,22 +79,22 @@ def _domain_row(row: Mapping[str, Any]) -> str:
 
 @click.command()
 @_domain
-@_with_control
+@with_control
 def domid(path: Path, domain: str) -> None:
     """Print the number of a domain."""
-    with _host(path) as control:
+    with on_host(path) as control:
         number = control.ask("domid", domain=domain)
-    _print(str(number))
+    print_lines(str(number))
 
 
 @click.command()
 @click.argument("domain", metavar="DOMID")
-@_with_control
+@with_control
 def domname(path: Path, domain: str) -> None:
     """Print the name of a domain."""
-    with _host(path) as control:
+    with on_host(path) as control:
         name = control.ask("domname", domain=domain)
-    _print(name)
+    print_lines(name)
 
 
 # -- the lives of domains -----------------------------------------------------------------------------------------
@@ -104,9 +105,9 @@ def _simple(verb: str, help_: str) -> click.Command:
 
     @click.command(verb, help=help_)
     @_domain
-    @_with_control
+    @with_control
     def command(path: Path, domain: str) -> None:
-        with _host(path) as control:
+        with on_host(path) as control:
             control.ask(verb, domain=domain)
 
     return command
@@ -118,9 +119,9 @@ def _ending(verb: str, help_: str, what: str) -> click.Command:
     @click.command(verb, help=help_)
     @_domain
     @click.option("--wait", "-w", "wait", is_flag=True, help=f"Wait until the guest has {what}.")
-    @_with_control
+    @with_control
     def command(path: Path, domain: str, wait: bool) -> None:
-        with _host(path) as control:
+        with on_host(path) as control:
             control.ask(verb, domain=domain, wait=wait)
 
     return command
@@ -129,10 +130,10 @@ def _ending(verb: str, help_: str, what: str) -> click.Command:
 @click.command()
 @_domain
 @click.argument("letter", metavar="LETTER")
-@_with_control
+@with_control
 def sysrq(path: Path, domain: str, letter: str) -> None:
     """Send a magic SysRq letter to a guest; it answers on its console."""
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("sysrq", domain=domain, letter=letter)
 
 
@@ -142,14 +143,14 @@ def sysrq(path: Path, domain: str, letter: str) -> None:
 @click.command("mem-set")
 @_domain
 @click.argument("memory", metavar="MEMORY")
-@_with_control
+@with_control
 def mem_set(path: Path, domain: str, memory: str) -> None:
     """Ask a guest to give memory back, or let it take some: MEMORY in MiB (or with b, k, m, g, t)."""
     try:
         kib = parse_memory(memory)
     except SpecError as error:
         raise OneSentence(str(error)) from None
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("mem-set", domain=domain, kib=kib)
 
 
@@ -157,10 +158,10 @@ def mem_set(path: Path, domain: str, memory: str) -> None:
 @_domain
 @click.argument("vcpus", metavar="VCPUS", type=click.IntRange(min=1))
 @click.option("--ignore-host", "-i", is_flag=True, help="Even if the host has fewer physical CPUs.")
-@_with_control
+@with_control
 def vcpu_set(path: Path, domain: str, vcpus: int, ignore_host: bool) -> None:
     """Let a guest use so many of its vCPUs."""
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("vcpu-set", domain=domain, count=vcpus, ignore_host=ignore_host)
 
 
@@ -170,7 +171,7 @@ def vcpu_set(path: Path, domain: str, vcpus: int, ignore_host: bool) -> None:
 @click.command("block-attach")
 @_domain
 @click.argument("spec", metavar="DISK-SPEC...", nargs=-1, required=True)
-@_with_control
+@with_control
 def block_attach(path: Path, domain: str, spec: tuple[str, ...]) -> None:
     """Give a running guest another disk (xl-disk-configuration(5), as in `disk = [...]`)."""
     text = ",".join(spec)
@@ -178,7 +179,7 @@ def block_attach(path: Path, domain: str, spec: tuple[str, ...]) -> None:
         parse_disk(text)
     except SpecError as error:
         raise OneSentence(f"{text!r}: {error}") from None
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("block-attach", domain=domain, spec=text, cwd=os.getcwd())
 
 
@@ -186,10 +187,10 @@ def block_attach(path: Path, domain: str, spec: tuple[str, ...]) -> None:
 @_domain
 @click.argument("device", metavar="VDEV")
 @click.option("--force", "-f", is_flag=True, help="Do not wait for the guest to let go of the disk.")
-@_with_control
+@with_control
 def block_detach(path: Path, domain: str, device: str, force: bool) -> None:
     """Take a disk away from a running guest: by name (xvdb), or by number."""
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("block-detach", domain=domain, device=device, force=force)
 
 
@@ -197,25 +198,25 @@ def block_detach(path: Path, domain: str, device: str, force: bool) -> None:
 @_domain
 @click.argument("device", metavar="VDEV")
 @click.argument("size", metavar="SIZE")
-@_with_control
+@with_control
 def block_resize(path: Path, domain: str, device: str, size: str) -> None:
     """Make a disk of a running guest larger, to SIZE bytes (or K, M, G, T): its image, and what the guest sees."""
     try:
         parse_size(size)
     except SpecError as error:
         raise OneSentence(str(error)) from None
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("block-resize", domain=domain, device=device, size=size)
 
 
 @click.command("block-list")
 @_domain
-@_with_control
+@with_control
 def block_list(path: Path, domain: str) -> None:
     """List the disks of a guest."""
-    with _host(path) as control:
+    with on_host(path) as control:
         rows = control.ask("block-list", domain=domain)
-    _print(
+    print_lines(
         f"{'Vdev':<5} {'BE':<3} {'handle':<6} {'state':<5} {'evt-ch':<6} {'ring-ref':<8} {'BE-path':<30}",
         *(
             f"{row['devid']:<5d} {row['backend_id']:<3d} {0:<6d} {_number(row, 'state'):<5d} "
@@ -228,31 +229,31 @@ def block_list(path: Path, domain: str) -> None:
 @click.command("network-attach")
 @_domain
 @click.argument("spec", metavar="[VIF-SPEC...]", nargs=-1)
-@_with_control
+@with_control
 def network_attach(path: Path, domain: str, spec: tuple[str, ...]) -> None:
     """Give a running guest another network interface (xl-network-configuration(5), as in `vif = [...]`)."""
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("network-attach", domain=domain, spec=",".join(spec))
 
 
 @click.command("network-detach")
 @_domain
 @click.argument("device", metavar="DEVID|MAC")
-@_with_control
+@with_control
 def network_detach(path: Path, domain: str, device: str) -> None:
     """Take a network interface away from a running guest."""
-    with _host(path) as control:
+    with on_host(path) as control:
         control.ask("network-detach", domain=domain, device=device)
 
 
 @click.command("network-list")
 @_domain
-@_with_control
+@with_control
 def network_list(path: Path, domain: str) -> None:
     """List the network interfaces of a guest."""
-    with _host(path) as control:
+    with on_host(path) as control:
         rows = control.ask("network-list", domain=domain)
-    _print(
+    print_lines(
         f"{'Idx':<3} {'BE':<2} {'Mac Addr.':<17} {'handle':<6} {'state':<5} {'evt-ch':<6} "
         f"{'tx-':>5}/{'rx-ring-ref':<5} {'BE-path':<30}",
         *(
@@ -275,14 +276,14 @@ def _number(row: Mapping[str, Any], key: str) -> int:
 
 @click.command()
 @_domain
-@_with_control
+@with_control
 def console(path: Path, domain: str) -> None:
     """Attach to the console of a guest. Ctrl-] leaves it.
 
     What the guest has printed and nobody has read comes first.
     """
     typed, shown = sys.stdin.fileno(), sys.stdout.fileno()
-    with _host(path) as control:
+    with on_host(path) as control:
         place = control.ask("console", domain=domain)
         if "tty" in place:
             try:

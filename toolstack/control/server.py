@@ -9,6 +9,7 @@ from guest_kernel.hw.serial import MANAGEMENT, SerialLine
 from guest_kernel.threads import Thread, WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
 from toolstack.control.protocol import Messages, ProtocolError, check_request, pack
+from toolstack.control.scheduling import SCHEDULING_VERBS
 from toolstack.control.verbs import VERBS, ArgumentError, Arguments, Toolstack
 from toolstack.errors import SpecError, ToolstackError, did_you_mean
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 READ_SIZE = 4096
+_VERBS = {**VERBS, **SCHEDULING_VERBS}
 
 
 @final
@@ -55,9 +57,9 @@ class ControlServer:
     async def _reply(self, message: object) -> dict[str, Any]:
         try:
             verb, args = check_request(message)
-            handler = VERBS.get(verb)
+            handler = _VERBS.get(verb)
             if handler is None:
-                return {"error": f"this host knows no verb {verb!r}{did_you_mean(verb, VERBS)}"}
+                return {"error": f"this host knows no verb {verb!r}{did_you_mean(verb, _VERBS)}"}
             return {"result": await handler(self._toolstack, Arguments(verb, args))}
         except (ProtocolError, ArgumentError, ToolstackError, SpecError) as error:
             return {"error": str(error)}

@@ -43,9 +43,11 @@ class Arguments:
             raise ArgumentError(f"{self._verb}: the argument {name!r} is to be a text")
         return value
 
-    def number(self, name: str) -> int:
-        """Return a whole number that is not negative. Raises ArgumentError."""
+    def number(self, name: str, default: int | None = None) -> int:
+        """Return a whole number that is not negative. Raises ArgumentError, also if it is missing (no default)."""
         value = self._values.get(name)
+        if value is None and default is not None:
+            return default
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ArgumentError(f"{self._verb}: the argument {name!r} is to be a whole number")
         return value
