@@ -7,11 +7,14 @@ a guest sees no difference, and neither does a trace; where a batch is anything 
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cache
 from typing import Any
 
 MIN_BATCH = 16
 """A call of numpy's costs as much as ten steps of a loop: fewer things than this are done one by one."""
+
+THREADS = "OPENBLAS_NUM_THREADS"
 
 disabled = False
 """Do without it although it is there (tests compare the two)."""
@@ -24,7 +27,13 @@ def numpy() -> Any:
 
 @cache
 def _numpy() -> Any:
+    # A host is one thread: the threads of numpy's linear algebra, which nobody uses, would only be in the way.
+    before = os.environ.get(THREADS)
+    os.environ.setdefault(THREADS, "1")
     try:
         return importlib.import_module("numpy")
     except ImportError:
         return None
+    finally:
+        if before is None:
+            del os.environ[THREADS]

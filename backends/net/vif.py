@@ -232,7 +232,8 @@ class Vif(Port):
         count = leading((sources >= 0) & (block[:, 1] == mark) & (block[:, 2] >> 16 == length))
         if count < MIN_BATCH:
             return 0
-        headers = rows.read(sources[:count], ADDRESSES.size)
+        run = rows.home(sources[:count])
+        headers = rows.read(sources[:count], ADDRESSES.size, run)
         count = leading(headers == headers[0])
         lane = self._find_lane(bridge, ADDRESSES.unpack(headers[0].tobytes()), lanes)
         if lane is None or lane.rows is None or (mark & BLANK and not lane.takes_blank):
@@ -241,7 +242,7 @@ class Vif(Port):
         count = leading(targets >= 0)
         if not count:
             return 0
-        lane.rows.write(targets[:count], rows.read(sources[:count], length))
+        lane.rows.write(targets[:count], rows.read(sources[:count], length, run))
         lane.take(count, lane.posted[:count] & 0xFFFF | (RX_FLAGS[mark >> 16 & 3] << 32 | length << 48))
         return count
 

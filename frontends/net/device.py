@@ -181,6 +181,8 @@ class FrontDevice(NetDevice):
             return 0
         batch = frames[: self._tx.free_requests()]
         sizes = list(map(len, batch))
+        if vectors.numpy() is not None and self._transmit_block(batch, sizes):
+            return len(batch)
         if not batch or max(sizes) > PAGE_SIZE:
             sent = 0
             while sent < len(batch) and self._put(batch[sent], False):
@@ -235,9 +237,6 @@ class FrontDevice(NetDevice):
         free, views, refs = self._tx_free, self._tx_views, self._tx_refs
         idents = free[-count:]
         del free[-count:]
-        if count >= MIN_BATCH and vectors.numpy() is not None and min(sizes) == max(sizes):
-            self._put_block(frames, idents, sizes[0], flags)
-            return
         last = -1
         for ident, frame, length in zip(idents, frames, map(len, frames), strict=False):
             if length != last:
@@ -253,16 +252,30 @@ class FrontDevice(NetDevice):
         write_run(self._tx_order, index, idents)
         ring.req_prod_pvt = index + count & MASK32
 
-    def _put_block(self, frames: Sequence[bytes | memoryview], idents: list[int], length: int, flags: int) -> None:
-        """Do what `_put_batch` does for many frames of one length (flags are for all), at once."""
+    def _transmit_block(self, frames: Sequence[bytes | memoryview], sizes: list[int]) -> bool:
+        """Do what `transmit_many` does for many frames of one length, at once, if that is what they are."""
+        count = len(sizes)
+        if count < MIN_BATCH or not 0 < sizes[0] <= PAGE_SIZE or sizes.count(sizes[0]) < count:
+            return False
+        if self._take_tx_buffers(count) < count:
+            return False
+        self._put_block(frames, sizes[0])
+        self.counters.tx_packets += count
+        self.counters.tx_bytes += count * sizes[0]
+        self._push_tx()
+        return True
+
+    def _put_block(self, frames: Sequence[bytes | memoryview], length: int) -> None:
         np = vectors.numpy()
-        ring, words, count = self._tx, self._tx_words, len(idents)
+        ring, words, count = self._tx, self._tx_words, len(frames)
+        idents = self._tx_free[-count:]
+        del self._tx_free[-count:]
         chosen = np.array(idents, np.uint32)
         rows, refs = self._tx_block.get(self._tx_vas, self._tx_refs)
-        rows.write(rows.find(chosen), np.frombuffer(b"".join(frames[:count]), f"V{length}"))
+        rows.write(rows.find(chosen), np.frombuffer(b"".join(frames), f"V{length}"))
         place = (TX_WORDS, ring.size, ring.req_prod_pvt)
         write_block(words, TX_BASE, *place, refs[chosen])
-        write_block(words, TX_BASE + 1, *place, np.full(count, flags << 16, np.uint32))
+        write_block(words, TX_BASE + 1, *place, np.zeros(count, np.uint32))
         write_block(words, TX_BASE + 2, *place, chosen | length << 16)
         write_run(self._tx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + count & MASK32
@@ -438,13 +451,17 @@ class FrontDevice(NetDevice):
         if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
             self._grow_rx()
         self._push_rx()
+        frames, validated = collected
+        if self.received_many is not None:
+            self.received_many(frames, validated)
+            return True
         received = self.received
-        for frame, answer in zip(*collected, strict=True):
-            received(frame, answer & VALIDATED != 0)
+        for frame, good in zip(frames, validated, strict=True):
+            received(frame, good)
         return True
 
-    def _collect(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[int]] | None:
-        """Return the frames that the answered buffers hold, each with the answer of its last slot.
+    def _collect(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[bool]] | None:
+        """Return the frames that the answered buffers hold, and of each whether its checksums need no look.
 
         None if there is extra info among the answers.
         """
@@ -461,9 +478,9 @@ class FrontDevice(NetDevice):
             frames.append(views[ident][part].tobytes())
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += sum(sizes)
-        return frames, answers
+        return frames, [answer & VALIDATED != 0 for answer in answers]
 
-    def _collect_block(self, answers: Any, idents: Any) -> tuple[list[bytes], list[int]] | None:
+    def _collect_block(self, answers: Any, idents: Any) -> tuple[list[bytes], list[bool]] | None:
         """Do what `_collect` does for frames of one slot, one length and the same flags, at once; else None."""
         answer = int(answers[0])
         length = answer >> 48
@@ -475,11 +492,11 @@ class FrontDevice(NetDevice):
         frames: list[bytes] = rows.read(rows.find(idents), length).tolist()
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += len(frames) * length
-        return frames, [answer] * len(frames)
+        return frames, [answer & VALIDATED != 0] * len(frames)
 
-    def _collect_pieces(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[int]] | None:
+    def _collect_pieces(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[bool]] | None:
         """Do the same for answers of any kind."""
-        frames, ends = [], []
+        frames, validated = [], []
         for ident, answer in zip(idents, answers, strict=True):
             if answer & RX_EXTRA:
                 return None
@@ -490,10 +507,10 @@ class FrontDevice(NetDevice):
             frame = self._take_piece(data, answer)
             if frame:
                 frames.append(frame)
-                ends.append(answer)
+                validated.append(answer & VALIDATED != 0)
                 self.counters.rx_packets += 1
                 self.counters.rx_bytes += len(frame)
-        return frames, ends
+        return frames, validated
 
     def _take_piece(self, data: bytes, answer: int) -> bytes:
         """Collect the slots of a frame; returns the frame with its last slot. One with a bad slot is dropped."""

@@ -11,6 +11,10 @@ Received = Callable[[bytes, bool], None]
 """`received(frame, validated)`: an Ethernet frame; `validated` says that its checksums need no look."""
 
 
+ReceivedMany = Callable[[list[bytes], list[bool]], None]
+"""The same for frames that came together."""
+
+
 @attrs.define
 class Counters:
     """Frames and bytes that went through a device, and what was lost."""
@@ -44,6 +48,8 @@ class NetDevice(ABC):
         self.mtu = mtu
         self.counters = Counters()
         self.received: Received = lambda frame, validated: None
+        self.received_many: ReceivedMany | None = None
+        """If there is one, a driver that has several frames at once calls this instead."""
         self.checksum_offload = False
         """The device takes frames whose TCP/UDP checksum is only the pseudo header's (csum_blank)."""
 

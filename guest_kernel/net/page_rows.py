@@ -25,7 +25,7 @@ def leading(good: Any) -> int:
 
 
 @final
-class _Run:
+class Run:
     """Neighbours: the rows `first` to `end`."""
 
     __slots__ = ("_cells", "_length", "_view", "end", "first")
@@ -58,12 +58,12 @@ class PageRows:
     def __init__(self, mm: MemoryManager, pages: Iterable[tuple[int, int, bool]]) -> None:
         np = vectors.numpy()
         ordered = sorted(pages, key=lambda page: (page[2], page[1]))
-        self._runs: list[_Run] = []
+        self._runs: list[Run] = []
         self._writable_from = sum(not writable for _, _, writable in ordered)
         row = 0
         for writable, group in ((False, ordered[: self._writable_from]), (True, ordered[self._writable_from :])):
             for view in mm.pieces([va for _, va, _ in group], writable):
-                self._runs.append(_Run(row, view))
+                self._runs.append(Run(row, view))
                 row = self._runs[-1].end
         keys = [key for key, _, _ in ordered]
         # The last one stands for all keys beyond.
@@ -81,9 +81,10 @@ class PageRows:
         rows[rows < self._writable_from] = -1
         return rows
 
-    def read(self, rows: Any, length: int) -> Any:
-        """Return the first `length` bytes of rows, as an array of that many bytes each."""
-        run = self._home(rows)
+    def read(self, rows: Any, length: int, run: Run | None = None) -> Any:
+        """Return the first `length` bytes of rows, as an array of that many bytes each. `run`: see `home`."""
+        if run is None:
+            run = self.home(rows)
         if run is not None:
             return run.cells(length)[rows - run.first]
         np = vectors.numpy()
@@ -97,7 +98,7 @@ class PageRows:
     def write(self, rows: Any, data: Any) -> None:
         """Put an array of equally many bytes each at the beginning of rows; a row that comes twice gets the last."""
         length = data.itemsize
-        run = self._home(rows)
+        run = self.home(rows)
         if run is not None:
             run.cells(length)[rows - run.first] = data
             return
@@ -107,9 +108,11 @@ class PageRows:
             if len(chosen):
                 run.cells(length)[rows[chosen] - run.first] = data[chosen]
 
-    def _home(self, rows: Any) -> _Run | None:
-        """Return the run that all rows are in, if there is one."""
-        low, high = rows.min(), rows.max()
+    def home(self, rows: Any) -> Run | None:
+        """Return the run that all rows are in, if there is one: who reads several times asks once."""
+        if len(self._runs) == 1:
+            return self._runs[0]
+        low, high = rows[rows.argmin()], rows[rows.argmax()]
         for run in self._runs:
             if run.first <= low and high < run.end:
                 return run
