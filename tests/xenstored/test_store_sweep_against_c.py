@@ -343,12 +343,76 @@ def ends_of_domains() -> Iterator[Step]:
         yield from world()
 
 
+RIGHTS = [
+    b"n0",
+    b"b0",
+    b"n1",
+    b"n2",
+    b"r0 w1",
+    b"w0 r1",
+    b"n1 b2",
+    b"b1 n2",
+    b"n0 n1 b1",
+    b"n0 b1 n1",
+    b"r2 w1 n2 b1",
+    b"n3 b1",
+]
+
+
+def inheritance() -> Iterator[Step]:
+    """Nodes made below each kind of directory by everybody, their rights, who hears of it, and who may do what then."""
+    for number, rights in enumerate(RIGHTS):
+        top = b"/a/t%d" % number
+        yield Send("d0", xs.XS_MKDIR, top + b"\0")
+        yield Send("d0", xs.XS_SET_PERMS, top + b"\0" + rights.replace(b" ", b"\0") + b"\0")
+        for client in ("d0", "g1", "g2"):
+            name = top + b"/" + client.encode()
+            yield Send(client, xs.XS_WRITE, name + b"/deep/er\0v")
+            yield Send(client, xs.XS_MKDIR, name + b"dir/deep\0")
+            yield Send(client, xs.XS_TRANSACTION_START, b"\0")
+            for path in (top, name, name + b"/deep", name + b"/deep/er", name + b"dir", name + b"/missing/below"):
+                for other in ("d0", "g1", "g2"):
+                    for kind in (xs.XS_GET_PERMS, xs.XS_READ, xs.XS_DIRECTORY):
+                        yield Send(other, kind, path + b"\0")
+            for other in ("g1", "g2"):
+                yield Send(other, xs.XS_SET_PERMS, name + b"\0n1\0r2\0")
+                yield Send(other, xs.XS_WRITE, name + b"/deep\0w")
+                yield Send(other, xs.XS_WRITE, name + b"/other\0w")
+                yield Send(other, xs.XS_RM, name + b"/deep\0")
+                yield Send(other, xs.XS_RM, name + b"/missing\0")
+            yield Send("d0", xs.XS_GET_PERMS, name + b"\0")
+            yield Send("d0", xs.XS_SET_PERMS, name + b"\0n0\0")
+            yield Send("d0", xs.XS_RM, name + b"dir\0")
+        yield Send("d0", xs.XS_RM, top + b"\0")
+
+
+def targets() -> Iterator[Step]:
+    """A guest that acts for another one."""
+    yield Send("d0", xs.XS_WRITE, b"/of2\0v")
+    yield Send("d0", xs.XS_SET_PERMS, b"/of2\0n2\0")
+    for rights in RIGHTS:
+        yield Send("d0", xs.XS_SET_PERMS, b"/of2\0" + rights.replace(b" ", b"\0") + b"\0")
+        for target in (b"0", b"2", b"1", b"77"):
+            yield Send("d0", xs.XS_SET_TARGET, b"1\0" + target + b"\0")
+            yield Send("g1", xs.XS_SET_TARGET, b"1\0" + target + b"\0")
+            for client in ("g1", "g2"):
+                for kind in (xs.XS_READ, xs.XS_GET_PERMS, xs.XS_DIRECTORY):
+                    yield Send(client, kind, b"/of2\0")
+                yield Send(client, xs.XS_WRITE, b"/of2/new/below\0v")
+                yield Send("d0", xs.XS_GET_PERMS, b"/of2/new\0")
+                yield Send(client, xs.XS_SET_PERMS, b"/of2/new\0n1\0")
+                yield Send(client, xs.XS_SET_PERMS, b"/of2/new\0n2\0")
+                yield Send(client, xs.XS_RM, b"/of2/new\0")
+
+
 SPECIALS = {
     "lengths of paths": path_lengths,
     "sizes of events": event_sizes,
     "sizes of nodes": node_sizes,
     "limits that shrink": limits_that_shrink,
     "counts": counts,
+    "inheritance": inheritance,
+    "targets": targets,
     "directories": directories,
     "conflicts": conflicts,
     "ends of domains": ends_of_domains,
