@@ -27,7 +27,17 @@ from toolstack.devices import Devices, put
 from toolstack.disk_spec import DiskSpec
 from toolstack.errors import ToolstackError
 from toolstack.machine_code import MachineCode
-from toolstack.nodes import DOM0, Connection, DeviceNodes, Node, console_backend, disk_nodes, domain_nodes, vif_nodes
+from toolstack.nodes import (
+    DOM0,
+    Connection,
+    DeviceNodes,
+    Node,
+    console_backend,
+    disk_nodes,
+    domain_nodes,
+    other_nodes,
+    vif_nodes,
+)
 from toolstack.vif_spec import VifSpec
 from toolstack.xc import DomainState, Xc
 from toolstack.xc_scheduling import XcScheduling
@@ -360,6 +370,7 @@ class Lifecycle:
         found: dict[str, int] = {}
         named = [("disk", index, disk.backend) for index, disk in enumerate(config.disks)]
         named += [("vif", index, vif.backend) for index, vif in enumerate(config.vifs)]
+        named += [("device", index, other.backend) for index, other in enumerate(config.others)]
         for key, index, backend in named:
             domid = self.domid_of(backend)
             if domid is None:
@@ -387,7 +398,10 @@ class Lifecycle:
             vif_nodes(domid, backends[vif.backend], vif, index if vif.devid is None else vif.devid, mac)
             for index, (vif, mac) in enumerate(zip(config.vifs, plan.macs, strict=True))
         ]
-        return (*disks, *vifs)
+        others = [
+            other_nodes(domid, backends[other.backend], other, index) for index, other in enumerate(config.others)
+        ]
+        return (*disks, *vifs, *others)
 
     def _assign_disks(self, live: LiveDomain) -> None:
         """Give driver domains the disk controllers that they are to serve the new domain from.

@@ -14,6 +14,7 @@ import attrs
 
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_X86_64
 from hypervisor.abi.io.xenbus import XenbusStateInitialising
+from toolstack.device_spec import DeviceSpec
 from toolstack.disk_spec import DiskSpec
 from toolstack.vif_spec import VifSpec
 from toolstack.xl_config import DomainConfig
@@ -135,6 +136,11 @@ def vif_nodes(domid: int, backend_domid: int, vif: VifSpec, devid: int, mac: str
         frontend.append(("mtu", vif.mtu))
         backend.append(("mtu", vif.mtu))
     return DeviceNodes("vif", devid, domid, backend_domid, tuple(frontend), tuple(backend))
+
+
+def other_nodes(domid: int, backend_domid: int, device: DeviceSpec, devid: int) -> DeviceNodes:
+    """Return the nodes of a device whose class only its drivers know."""
+    return DeviceNodes(device.kind, devid, domid, backend_domid, (), ())
 
 
 @attrs.frozen

@@ -314,6 +314,7 @@ def _check_backends(configs: Sequence[DomainConfig]) -> None:
     for config in configs:
         named = [("disk", index, disk.backend) for index, disk in enumerate(config.disks)]
         named += [("vif", index, vif.backend) for index, vif in enumerate(config.vifs)]
+        named += [("device", index, other.backend) for index, other in enumerate(config.others)]
         for key, index, backend in named:
             if backend in ("0", "Domain-0") or (backend in drivers and backend != config.name):
                 continue

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import attrs
 
+from toolstack.device_spec import DeviceSpec, parse_device
 from toolstack.disk_spec import DiskSpec, parse_disk
 from toolstack.errors import ConfigError, SpecError, UsageError, did_you_mean
 from toolstack.vif_spec import VifSpec, parse_vif
@@ -28,16 +29,16 @@ DOM0_MIN_MEMORY_MIB = 8
 MAX_CMDLINE = 1023
 """Bytes of a kernel's command line: start_info has room for them and a NUL."""
 MAX_VCPUS = 32
-_Spec = TypeVar("_Spec", DiskSpec, VifSpec)
+_Spec = TypeVar("_Spec", DiskSpec, VifSpec, DeviceSpec)
 _DOM0_KEYS = ("memory", "vcpus", "extra", "root", "cmdline")
 _MAX_MEMORY_MIB = 1 << 20
 _MAX_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 _SUPPORTED = (
-    "builder", "cap", "cmdline", "cpu_weight", "cpus", "disk", "driver_domain", "extra", "kernel", "max_event_channels",
-    "max_grant_frames", "max_maptrack_frames", "maxmem", "maxvcpus", "memory", "name", "on_crash", "on_poweroff",
-    "on_reboot", "on_watchdog", "ramdisk", "root", "seed", "type", "uuid", "vcpus", "vif",
+    "builder", "cap", "cmdline", "cpu_weight", "cpus", "device", "disk", "driver_domain", "extra", "kernel",
+    "max_event_channels", "max_grant_frames", "max_maptrack_frames", "maxmem", "maxvcpus", "memory", "name", "on_crash",
+    "on_poweroff", "on_reboot", "on_watchdog", "ramdisk", "root", "seed", "type", "uuid", "vcpus", "vif",
 )  # fmt: skip
 _XL_ONLY = (
     "acpi", "altp2m", "apic", "argo", "bios", "blkdev_start", "boot", "bootloader", "bootloader_args",
@@ -76,6 +77,8 @@ class DomainConfig:
     cmdline: str = ""
     disks: tuple[DiskSpec, ...] = ()
     vifs: tuple[VifSpec, ...] = ()
+    others: tuple[DeviceSpec, ...] = ()
+    """Devices of other classes."""
     on_poweroff: str = "destroy"
     on_reboot: str = "restart"
     on_watchdog: str = "destroy"
@@ -142,6 +145,7 @@ def parse_config(text: str, source: str, directory: Path) -> DomainConfig:
         cmdline=reader.cmdline(),
         disks=reader.disks(),
         vifs=reader.specs("vif", parse_vif),
+        others=reader.specs("device", parse_device),
         on_poweroff=reader.action("on_poweroff", "destroy"),
         on_reboot=reader.action("on_reboot", "restart"),
         on_watchdog=reader.action("on_watchdog", "destroy"),

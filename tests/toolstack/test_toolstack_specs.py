@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.machine.nbd import NbdAddress
+from toolstack.device_spec import DeviceSpec, parse_device
 from toolstack.disk_spec import DiskSpec, parse_disk, parse_size, vdev_number
 from toolstack.errors import SpecError
 from toolstack.vif_spec import Rate, VifSpec, generate_mac, parse_mac, parse_rate, parse_vif
@@ -228,3 +229,24 @@ def test_any_text_is_a_spec_or_one_sentence(text: str) -> None:
     for parse in (parse_disk, parse_vif):
         with contextlib.suppress(SpecError):  # and no other exception
             parse(text)
+
+
+def test_a_device_of_another_class() -> None:
+    assert parse_device(" backend=dealer , type=dice") == DeviceSpec("dice", "dealer")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "key=value"),
+        ("dice", "key=value"),
+        ("type=dice", "has no 'backend'"),
+        ("type=dice,backend=a,backend=b", "twice"),
+        ("type=dice,backnd=a", "did you mean 'backend'"),
+        ("type=../x,backend=a", "no class of devices"),
+        ("type=vbd,backend=a", "setting of their own"),
+    ],
+)
+def test_devices_that_are_refused(text: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        parse_device(text)
