@@ -9,6 +9,7 @@ import click
 from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
 from toolstack.commands.run import run
+from toolstack.commands.top import top
 from toolstack.commands.trace import trace
 from toolstack.commands.xenstore import xenstore
 from toolstack.commands.xenstored import xenstored
@@ -38,5 +39,5 @@ def main() -> None:
     """
 
 
-for _command in (run, boot, trace, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
+for _command in (run, boot, trace, top, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

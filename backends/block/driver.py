@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from backends.block.indirect import MAX_SEGMENTS, DescriptorCopier
 from backends.block.mapping import GrantMapper
 from backends.block.protocol import PROTOCOLS
-from backends.block.server import BlockServer, Disk
+from backends.block.server import BlockServer, Disk, Statistics
 from guest_kernel.block import SECTOR_SIZE
 from guest_kernel.threads import Thread
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
@@ -17,6 +17,7 @@ from hypervisor.abi.io.ring import BackRing
 
 if TYPE_CHECKING:
     from guest_kernel.grants import MappedGrant
+    from guest_kernel.kernel import Kernel
 
 MAX_PERSISTENT_GRANTS = 1056
 """Grants of one frontend that stay mapped: three rings full of the largest requests."""
@@ -64,6 +65,14 @@ class BlockBack(XenbusDriver):
 
     type: ClassVar[str] = "vbd"
     side: ClassVar[Side] = "backend"
+
+    def __init__(self, kernel: Kernel, **options: Any) -> None:
+        super().__init__(kernel, **options)
+        self._servers: dict[XenbusDevice, BlockServer] = {}
+
+    def statistics_of(self, domid: int) -> list[Statistics]:
+        """Return what was done for each disk that a frontend domain is connected to, since it has been."""
+        return [server.statistics for device, server in self._servers.items() if device.otherend_id == domid]
 
     async def probe(self, device: XenbusDevice) -> None:
         """A new virtual disk; which one of the machine it is may not be known yet."""
@@ -124,7 +133,7 @@ class BlockBack(XenbusDriver):
             self.kernel, vbd.name, disk, ring, protocol, vbd.mapper, discards=vbd.discards, copier=vbd.copier
         )
         server.on_broken = lambda why: self._broken(device, why)
-        vbd.server = server
+        vbd.server = self._servers[device] = server
         vbd.flusher = self.kernel.spawn(_flush(server), f"{vbd.name} responses")
         # The event that binding raises makes the server look into the ring: it may hold requests already.
         vbd.port = self.kernel.events.bind_interdomain(device.otherend_id, remote_port, server.wake)
@@ -149,6 +158,7 @@ class BlockBack(XenbusDriver):
         if vbd.disk is not None:
             vbd.disk.watch(None)
         server, vbd.server = vbd.server, None
+        self._servers.pop(device, None)
         if server is not None:
             await _drain(server)
             server.release()

@@ -212,6 +212,10 @@ class NetBack(XenbusDriver):
         """Return the traffic of all vifs that a frontend domain has and has had."""
         return self._served.get(domid, ())
 
+    def vifs_of(self, domid: int) -> int:
+        """Return how many vifs a frontend domain has now."""
+        return sum(device.otherend_id == domid for device in self._devices.values())
+
     # -- the worker -----------------------------------------------------------------------------------------------
 
     def _event(self, vif: Vif) -> None:

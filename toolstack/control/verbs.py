@@ -14,10 +14,11 @@ import attrs
 
 from guest_kernel.kernel import Kernel
 from hypervisor.abi import domctl, sched
+from toolstack.control.top import sample
 from toolstack.disk_spec import parse_disk, parse_size
 from toolstack.errors import ToolstackError, did_you_mean
 from toolstack.hotplug import Hotplug
-from toolstack.lifecycle import Lifecycle, LiveDomain
+from toolstack.lifecycle import MAXMEM_SLACK_KIB, Lifecycle, LiveDomain
 from toolstack.nodes import DOM0
 from toolstack.vif_spec import parse_vif
 from toolstack.xl_config import DOM0_NAME
@@ -133,6 +134,11 @@ def state_letters(flags: int) -> str:
     return "".join(letter if is_set else "-" for letter, is_set in letters)
 
 
+async def _top(toolstack: Toolstack, args: Arguments) -> dict[str, Any]:
+    names = {DOM0: DOM0_NAME, **{domid: live.name for domid, live in toolstack.lifecycle.live.items()}}
+    return sample(toolstack.kernel, toolstack.lifecycle, names)
+
+
 async def _domid(toolstack: Toolstack, args: Arguments) -> int:
     name = args.text("domain")
     return DOM0 if name == DOM0_NAME else toolstack.find(name).domid
@@ -204,7 +210,7 @@ async def _mem_set(toolstack: Toolstack, args: Arguments) -> None:
     most = int(static_max) if static_max and static_max.isdecimal() else 0
     if target > most:
         raise ToolstackError(f"{live.name} cannot have more than its maximum of {most // 1024} MiB")
-    toolstack.lifecycle.xc.max_mem(live.domid, target)
+    toolstack.lifecycle.xc.max_mem(live.domid, target + MAXMEM_SLACK_KIB)
     await toolstack.kernel.xenbus.write(f"{live.home}/memory/target", str(target))
 
 
@@ -295,6 +301,7 @@ async def _console(toolstack: Toolstack, args: Arguments) -> dict[str, Any]:
 
 VERBS: Mapping[str, Verb] = {
     "list": _list,
+    "top": _top,
     "domid": _domid,
     "domname": _domname,
     "pause": _pause,
