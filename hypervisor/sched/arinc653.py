@@ -173,10 +173,12 @@ class Arinc653(Algorithm):
         runtimes = [_signed(entry.runtime) for entry in entries]
         if frame <= 0 or not 1 <= count <= MAX_WINDOWS or min(runtimes) <= 0 or sum(runtimes) > frame:
             raise HypercallError(errno.EINVAL)
-        self.windows = [
-            Window(bytes(entry.dom_handle), entry.vcpu_id, runtime)
-            for entry, runtime in zip(entries, runtimes, strict=True)
-        ]
+        pairs = zip(entries, runtimes, strict=True)
+        self.set_timetable([Window(bytes(entry.dom_handle), entry.vcpu_id, runtime) for entry, runtime in pairs], frame)
+
+    def set_timetable(self, windows: list[Window], frame: int) -> None:
+        """Begin at once with another timetable; the windows are not longer than the frame."""
+        self.windows = windows
         self.major_frame = frame
         now = self.begun = self.loop.now()
         self.retire()
