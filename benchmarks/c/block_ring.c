@@ -9,6 +9,7 @@
  *   large  44 KiB in 11 segments, a full ring; both ends in one loop
  *   persistent  the same, and the frontend copies the data out of the granted pages into a buffer of its user's
  *   indirect    1 MiB in 256 segments, four requests; both ends in one loop, with the same copy
+ *   lent        the same without it
  *
  * Reads are sequential and begin again at the end of the image. Grants are a table from reference to page; the data
  * lands in the granted page, as in a driver domain whose disk does DMA. That is the only copy of qd1, qd32 and large:
@@ -334,5 +335,6 @@ int main(int argc, char **argv)
     run("large", RING_SLOTS, SEGMENTS, 0, 0, slices);
     run("persistent", RING_SLOTS, SEGMENTS, 0, 1, slices);
     run("indirect", LARGE_SLOTS, LARGE_SEGMENTS, 0, 1, slices);
+    run("lent", LARGE_SLOTS, LARGE_SEGMENTS, 0, 0, slices);
     return failed;
 }
