@@ -12,6 +12,7 @@ checked by comparing two lists.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from functools import reduce
 from operator import or_
@@ -35,6 +36,7 @@ from guest_kernel.net.ring_words import (
     read_words,
     write_block,
     write_run,
+    write_slots,
     write_words,
 )
 from guest_kernel.threads import WaitQueue
@@ -270,13 +272,13 @@ class FrontDevice(NetDevice):
         ring, words, count = self._tx, self._tx_words, len(frames)
         idents = self._tx_free[-count:]
         del self._tx_free[-count:]
-        chosen = np.array(idents, np.uint32)
+        chosen = np.frombuffer(array("I", idents), np.uint32)
         rows, refs = self._tx_block.get(self._tx_vas, self._tx_refs)
         rows.write(rows.find(chosen), np.frombuffer(b"".join(frames), f"V{length}"))
-        place = (TX_WORDS, ring.size, ring.req_prod_pvt)
-        write_block(words, TX_BASE, *place, refs[chosen])
-        write_block(words, TX_BASE + 1, *place, np.zeros(count, np.uint32))
-        write_block(words, TX_BASE + 2, *place, chosen | length << 16)
+        requests = np.zeros((count, TX_WORDS), np.uint32)
+        requests[:, 0] = refs[chosen]
+        requests[:, 2] = chosen | length << 16
+        write_slots(words, TX_BASE, ring.size, ring.req_prod_pvt, requests)
         write_run(self._tx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + count & MASK32
 

@@ -67,13 +67,12 @@ class PageRows:
                 row = self._runs[-1].end
         keys = [key for key, _, _ in ordered]
         # The last one stands for all keys beyond.
-        self._rows = np.full(max(keys, default=0) + 2, -1, np.int32)
-        self._rows[keys] = np.arange(row, dtype=np.int32)
+        self._rows = np.full(max(keys, default=0) + 2, -1, np.intp)
+        self._rows[keys] = np.arange(row)
 
     def find(self, keys: Any) -> Any:
         """Return the row of each key (an array of unsigned numbers), -1 where there is none."""
-        rows = self._rows
-        return rows[vectors.numpy().minimum(keys, len(rows) - 1)]
+        return self._rows.take(keys, mode="clip")
 
     def find_writable(self, keys: Any) -> Any:
         """Return the row of each key, -1 where there is none that may be written to."""

@@ -74,6 +74,16 @@ def write_block(words: memoryview, base: int, stride: int, size: int, start: int
     _write(words, base, stride, size, start, memoryview(values).cast("B").cast(code))
 
 
+def write_slots(words: memoryview, base: int, size: int, start: int, block: Any) -> None:
+    """Write whole slots: a numpy array of slots by words, as `copy_block` returns it."""
+    count, stride = block.shape
+    room = min(count, size - (start & size - 1))
+    data = memoryview(block).cast("B").cast("I" if words.itemsize == 4 else "Q")
+    at = base + (start & size - 1) * stride
+    words[at : at + room * stride] = data[: room * stride]
+    words[base : base + (count - room) * stride] = data[room * stride :]
+
+
 def read_run(slots: list[int], start: int, count: int) -> list[int]:
     """Return a run of a private list that has an item for each slot of a ring."""
     first = start & len(slots) - 1
