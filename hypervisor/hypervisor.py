@@ -27,7 +27,8 @@ from hypervisor.platform_op import PlatformOps
 from hypervisor.preempt import Preemption
 from hypervisor.python_vcpu import PythonVCpu
 from hypervisor.sched import Policy, Scheduler
-from hypervisor.sched.scheduler import Costs
+from hypervisor.sched.charges import install as install_charges
+from hypervisor.sched.costs import Costs
 from hypervisor.sched.schedulers import ALGORITHMS, DEFAULT
 from hypervisor.sched_op import SchedOps
 from hypervisor.sysctl import SysctlOps
@@ -126,6 +127,8 @@ class Hypervisor:
         for part in parts:
             for nr, handler in part.hypercalls.items():
                 self.table[nr] = handler
+        if self.sched.costs.has_extras:
+            install_charges(self)
 
     # -- privilege ------------------------------------------------------------------------------------------------
 

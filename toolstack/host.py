@@ -35,6 +35,7 @@ from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.serial import SerialCard
 from hypervisor.machine.socket_card import SocketCard
 from hypervisor.sched.algorithm import NEVER
+from hypervisor.sched.costs import CostError, Costs, load_costs
 from hypervisor.sched.policy import Policy, parse_policy
 from hypervisor.sched.schedulers import DEFAULT
 from hypervisor.trace import TraceError, TraceWriter
@@ -97,6 +98,7 @@ class Host:
         seed: int = 0,
         scheduler: str = "",
         schedule: str = "",
+        costs: str = "",
         nics: Sequence[NicSpec] = (),
         capture: Path | None = None,
         exports: Sequence[ExportSpec] = (),
@@ -125,6 +127,10 @@ class Host:
         self.dom0 = dom0 or default_dom0_config()
         self.hang_limit = hang_limit
         self.heartbeat = heartbeat
+        try:
+            self.costs = load_costs(costs) if costs else Costs()
+        except CostError as error:
+            raise UsageError(str(error)) from None
         self.policy: Policy | None = _policy(schedule) if schedule else None
         if scheduler and self.policy is not None:
             raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
@@ -320,6 +326,7 @@ class Host:
             machine,
             scheduler=self.scheduler,
             policy=self.policy,
+            costs=self.costs,
             trace=None if trace is None else trace.emit,
             console=self._show_host,
         )

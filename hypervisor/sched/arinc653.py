@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 DOM0_WINDOW = 10 * MS
 MAX_WINDOWS = sysctl.ARINC653_MAX_DOMAINS_PER_SCHEDULE
-NO_HANDLE = bytes(16)
 
 
 @attrs.frozen
@@ -60,7 +59,7 @@ class Arinc653(Algorithm):
         super().insert_unit(vcpu)
         vcpu.credit_end = 0  # `exhausted` is asked each time
         if vcpu.domain.domid == 0 and len(self.windows) < MAX_WINDOWS:
-            self.windows.append(Window(NO_HANDLE, vcpu.vcpu_id, DOM0_WINDOW))
+            self.windows.append(Window(vcpu.domain.handle, vcpu.vcpu_id, DOM0_WINDOW))
             self.major_frame += DOM0_WINDOW
 
     def retire(self) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import TYPE_CHECKING
 
-import attrs
-
 from hypervisor.abi import errno
 from hypervisor.abi.tracepoints import DESCHEDULE, SCHEDULE, WAKE
 from hypervisor.errors import HypercallError
 from hypervisor.sched.algorithm import ALL_CPUS, NEVER, Algorithm
+from hypervisor.sched.costs import Costs
 from hypervisor.sched.cpupool import CpuPools
 from hypervisor.sched.pcpu import PCpu
 from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.sched.policy import Policy
     from hypervisor.vcpu import VCpu
-
-
-@attrs.frozen
-class Costs:
-    """What the simulated machine charges, in virtual nanoseconds. In real time only the wall clock counts."""
-
-    hypercall: int = 200
-    run: int = 300
-    switch: int = 700
-    idle_yield: int = 50_000
-    """A yield while nobody else has work to do: who yields in a loop waits for time to pass."""
 
 
 class Scheduler:
@@ -84,7 +72,11 @@ class Scheduler:
         self._takes_head = self.algorithm.in_order and (policy is None or policy.in_order)
         self.plain = not self._tells_wakes and not hv.clock.real and hv.trace is None
         """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
-        self._quick = self.plain and (policy is None or policy.in_order)
+        self.charged = 0
+        """Nanoseconds that the present stretch is charged for what costs extra (`Costs.has_extras`)."""
+        self._quick = self.plain and (policy is None or policy.in_order) and not costs.has_extras
+        if costs.has_extras:
+            self.now = self._now_with_charges  # type: ignore[method-assign]
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -97,6 +89,12 @@ class Scheduler:
         if vcpu is None:
             return clock.now
         return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self.costs.hypercall + vcpu.spent
+
+    def _now_with_charges(self) -> int:
+        """Return the current time where some things cost extra: what `now` is then."""
+        if self.running is None or self.hv.clock.real:
+            return Scheduler.now(self)
+        return Scheduler.now(self) + self.charged
 
     def idle_time(self, cpu_id: int) -> int:
         """Return how many nanoseconds a pCPU has had nothing to do.
@@ -401,7 +399,8 @@ class Scheduler:
                 compute = vcpu.compute_left
             else:
                 compute = vcpu.run()
-            now = clock.read() if real else now + cost_run + (vcpu.hypercalls - before) * cost_hypercall
+            now = clock.read() if real else now + cost_run + (vcpu.hypercalls - before) * cost_hypercall + self.charged
+            self.charged = 0
             self._stretch_over(pcpu, vcpu, now, compute)
         self.running = None
         return NEVER if hv.stopped else 0

@@ -136,6 +136,26 @@ def test_a_host_under_another_scheduler(tmp_path: Path, scheduler: str) -> None:
     assert one[300:] == two[len(two) - len(one) + 300 :], "what was recorded under any scheduler can be replayed"
 
 
+def test_a_guest_without_a_window_never_runs(tmp_path: Path) -> None:
+    (tmp_path / "g.cfg").write_text('name = "g"\nkernel = "g.py"\nmemory = 4\n')
+    (tmp_path / "g.py").write_text(CODE)
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "g.cfg"), "--scheduler", "arinc653"])
+    assert done.exit_code == 1
+    assert "everything in this guest waits for something that cannot happen any more" in done.output
+
+
+def test_costs(tmp_path: Path) -> None:
+    (tmp_path / "g.cfg").write_text('name = "g"\nkernel = "g.py"\nmemory = 4\n')
+    (tmp_path / "g.py").write_text(CODE)
+    (tmp_path / "c.toml").write_text("hypercall = 5000\n[hypercalls]\nsched_op = 1_000_000\n")
+    for costs in (str(tmp_path / "c.toml"), "off"):
+        done = CliRunner().invoke(main, ["run", str(tmp_path / "g.cfg"), "--costs", costs])
+        assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "g.cfg"), "--costs", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert "cannot read the costs" in done.output
+
+
 def test_weights_want_a_scheduler_that_knows_them(tmp_path: Path) -> None:
     (tmp_path / "g.cfg").write_text('name = "g"\nkernel = "g.py"\nmemory = 4\ncpu_weight = 512\n')
     (tmp_path / "g.py").write_text(

@@ -74,6 +74,12 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     "trace).",
 )
 @click.option(
+    "--costs",
+    metavar="FILE|off",
+    default="",
+    help="What hypercalls, switches, copies cost in virtual time: a TOML file (docs/costs.md), or nothing.",
+)
+@click.option(
     "--nic",
     "nics",
     metavar="BRIDGE=WIRE",
@@ -144,6 +150,7 @@ def run(
     seed: int,
     scheduler: str | None,
     schedule: str,
+    costs: str,
     nics: tuple[str, ...],
     capture: Path | None,
     exports: tuple[str, ...],
@@ -173,6 +180,7 @@ def run(
             seed=seed,
             scheduler=scheduler or "",
             schedule=schedule,
+            costs=costs,
             nics=[parse_nic(text) for text in nics],
             capture=capture,
             exports=[parse_export(text) for text in exports],
