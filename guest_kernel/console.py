@@ -91,6 +91,17 @@ class Console:
         """How many bytes have found no room yet."""
         return len(self._backlog)
 
+    async def send(self, data: bytes | str) -> None:
+        """Print all of it, waiting for the reader at the other end: nothing is lost, however much it is.
+
+        What several threads send is mixed, each in pieces of at most a ring's size.
+        """
+        if isinstance(data, str):
+            data = data.encode("utf-8", "backslashreplace")
+        for start in range(0, len(data), _OUT_SIZE):
+            await self.drain()
+            self.write(data[start : start + _OUT_SIZE])
+
     async def drain(self) -> None:
         """Wait until everything printed has gone into the ring."""
         while self._backlog:

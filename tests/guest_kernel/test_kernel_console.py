@@ -53,6 +53,49 @@ def test_everything_arrives_in_order_however_slow_the_reader(parts: list[bytes],
     assert b"".join(chunks) + machine.read_console() == b"".join(parts)
 
 
+def test_a_sender_waits_for_a_slow_reader_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far more than is kept for writers that cannot wait, from two threads, past a reader of 100 bytes at once."""
+    monkeypatch.setattr(console_module, "BACKLOG_LIMIT", 4096)
+    most = 0
+
+    async def main(kernel: Kernel) -> None:
+        async def send(letter: str) -> None:
+            nonlocal most
+            for _ in range(10):
+                await kernel.console.send(letter * 2000)
+                most = max(most, kernel.console.waiting)
+
+        threads = [kernel.spawn(send(letter)) for letter in "ab"]
+        for thread in threads:
+            await thread.join()
+        await kernel.console.send(bytes(50_000))
+        await kernel.console.drain()
+
+    chunks: list[bytes] = []
+    booted = Booted(main, reading_machine(chunks, 100, nr_pages=1024))
+    booted.run()
+    booted.code.close()
+    text = b"".join(chunks) + booted.machine.read_console()
+    assert (text.count(b"a"), text.count(b"b"), text.count(b"\0"), len(text)) == (20_000, 20_000, 50_000, 90_000)
+    assert 0 < most <= 4096
+
+
+def test_events_without_work_cost_the_console_nothing() -> None:
+    """XSA-391: a thousand events from the daemon that bring nothing; none goes back, and printing goes on."""
+
+    async def main(kernel: Kernel) -> None:
+        machine = kernel.cpu
+        assert isinstance(machine, FakeMachine)
+        sent = len(machine.sent)
+        for _ in range(1000):
+            machine.raise_event(CONSOLE_PORT)
+            await kernel.sleep(1)
+        assert len(machine.sent) == sent
+        kernel.console.write("still here")
+
+    assert run(main).read_console() == b"still here"
+
+
 def test_a_console_that_nobody_reads_loses_output_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console_module, "BACKLOG_LIMIT", 3000)
 

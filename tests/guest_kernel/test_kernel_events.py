@@ -150,3 +150,31 @@ def test_every_port_begins_masked() -> None:
         assert unmasked == sorted(kernel.events.bound())
 
     assert run(main).shutdown == SHUTDOWN_poweroff
+
+
+@pytest.mark.parametrize("closer", [0, 1, 2])
+def test_ports_are_closed_while_their_events_are_being_handled(closer: int) -> None:
+    """XSA-331, XSA-441: a handler closes all three pending ports, its own too; no handler of a closed one runs."""
+
+    async def main(kernel: Kernel) -> None:
+        ran: list[int] = []
+        ports = [kernel.events.alloc_unbound(0, lambda: None) for _ in range(3)]
+
+        def handler(number: int) -> None:
+            ran.append(number)
+            if number == closer:
+                for port in ports:
+                    kernel.events.unbind(port)
+
+        for number, port in enumerate(ports):
+            kernel.events.set_handler(port, lambda number=number: handler(number))  # type: ignore[misc]
+            fake(kernel).raise_event(port)
+        await kernel.sleep(1)
+        assert ran == list(range(closer + 1))
+        assert not [port for port in ports if port in kernel.events.bound()]
+        again = kernel.events.alloc_unbound(0, lambda: ran.append(77))
+        fake(kernel).raise_event(again)
+        await kernel.sleep(1)
+        assert ran[-1] == 77
+
+    assert run(main).shutdown == SHUTDOWN_poweroff
