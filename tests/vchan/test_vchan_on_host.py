@@ -276,3 +276,65 @@ def test_servers_that_lie_are_refused(tmp_path: Path) -> None:
         await channel.close()
         """,
     )
+
+
+STEPS_NS = (0, 20_000, *range(40_000, 110_000, 6_000), 200_000)
+
+
+@pytest.mark.parametrize("after", STEPS_NS)
+def test_a_client_that_dies_at_each_step(tmp_path: Path, after: int) -> None:
+    """Before it has come the server goes on waiting, for somebody else; after that it hears of the death."""
+    run(
+        tmp_path,
+        """
+        channel = await listen(kernel, 2, "data/vchan/test", read_size=8192)
+        try:
+            await kernel.wait_for(read_all(channel), 2_000_000_000)
+            came = True
+        except TimeoutError:
+            came = channel._page[CLI_LIVE] != 2
+            assert not came
+        await channel.close()
+        assert channel.kept == 0
+        assert kernel.grants.granted == 0
+        self.print("came", came)
+        """,
+        f"""
+        async def die():
+            await kernel.sleep({after})
+            await self.kernel.power.crash("on purpose")
+        kernel.spawn(die())
+        channel = await connect(kernel, 1, PATH)
+        while True:
+            await channel.write(bytes(1000))
+        """,
+    )
+
+
+@pytest.mark.parametrize("after", STEPS_NS)
+def test_a_server_that_dies_at_each_step(tmp_path: Path, after: int) -> None:
+    run(
+        tmp_path,
+        f"""
+        async def die():
+            await kernel.sleep({after})
+            await self.kernel.power.crash("on purpose")
+        kernel.spawn(die())
+        channel = await listen(kernel, 2, "data/vchan/test", read_size=8192)
+        while True:
+            await channel.read()
+        """,
+        """
+        try:
+            channel = await kernel.wait_for(connect(kernel, 1, PATH), 2_000_000_000)
+        except (VchanError, TimeoutError) as error:
+            self.print("never connected", error)
+        else:
+            try:
+                while True:
+                    await channel.write(bytes(1000))
+            except VchanError as error:
+                assert "left" in str(error)
+            await channel.close()
+        """,
+    )
