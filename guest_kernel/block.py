@@ -5,7 +5,7 @@
     BlockQueue   run(pending)                              the driver: takes what it has room for, finishes each later
 
 Who has pages of its own that data is to go straight into, or come from, uses a `BlockBuffer`: `device.submit` puts
-requests for it into the queue, any number of them, `device.restart()` starts them, and each calls back when it is done.
+requests for it into the queue, any number of them, `device.restart()` starts them, and a `Transfer` hears of their end.
 
 A driver that has lost its other end sets `device.queue = None`: requests then wait, and those in flight are put back in
 front with `requeue`, until it is connected again (`connect`) or given up (`kill`). Sectors are 512 bytes everywhere.
@@ -45,22 +45,24 @@ class BlockError(OSError):
         return str(self.args[1])
 
 
-class _Transfer:
-    """What a thread waits for when its transfer needs several requests."""
+class Transfer:
+    """What consists of several requests, or of one whose end is not waited for: `complete` is called at the end."""
 
     __slots__ = ("error", "left", "waiters")
 
-    def __init__(self, requests: int) -> None:
+    def __init__(self, requests: int, waiters: WaitQueue | None = None) -> None:
         self.left = requests
+        """Requests that are not done."""
         self.error = 0
-        self.waiters = WaitQueue()
+        """The first of their errors."""
+        self.waiters = WaitQueue() if waiters is None else waiters
 
     def complete(self) -> None:
-        """All requests are done."""
+        """All requests are done. Called in upcall context, or inside of `BlockDevice.restart`."""
         self.waiters.wake()
 
 
-class _Parts(_Transfer):
+class _Parts(Transfer):
     """A request that its driver cannot carry any more, performed in parts."""
 
     __slots__ = ("parts", "whole")
@@ -118,20 +120,6 @@ class BlockBuffer:
         return [page for index, page in enumerate(self.pages) if index not in self.lost]
 
 
-class _Submission(_Transfer):
-    """What `BlockDevice.submit` was asked for: one or several requests, and who is to be told."""
-
-    __slots__ = ("done",)
-
-    def __init__(self, requests: int, done: Callable[[int], None]) -> None:
-        super().__init__(requests)
-        self.done = done
-
-    def complete(self) -> None:
-        """All requests are done."""
-        self.done(self.error)
-
-
 @final
 class BlockRequest:
     """One request to a driver: at most `BlockDevice.max_sectors` sectors, a flush (count 0), a discard of any count.
@@ -143,7 +131,7 @@ class BlockRequest:
     __slots__ = ("buffer", "count", "data", "done", "error", "first", "op", "sector", "transfer", "waiters")
 
     def __init__(
-        self, op: int, sector: int, count: int, data: bytes | memoryview = b"", transfer: _Transfer | None = None
+        self, op: int, sector: int, count: int, data: bytes | memoryview = b"", transfer: Transfer | None = None
     ) -> None:
         self.op = op
         self.sector = sector
@@ -333,21 +321,14 @@ class BlockDevice:
             await self._perform(BlockRequest(DISCARD, sector, count))
 
     def submit(
-        self,
-        op: int,
-        sector: int,
-        count: int,
-        done: Callable[[int], None],
-        buffer: BlockBuffer | None = None,
-        first: int = 0,
+        self, transfer: Transfer, op: int, sector: int, count: int, buffer: BlockBuffer | None = None, first: int = 0
     ) -> None:
         """Queue an operation, to be started by the next `restart`: a READ or WRITE between sectors and a buffer, from
         its page `first` on; a FLUSH (no count), a DISCARD.
 
-        `done` is called with 0 or an errno, in upcall context or inside of `restart`; the buffer must be left alone
-        until then. The caller has seen to it that the sectors are on the disk, and that it can be written to.
+        `transfer` gets as many requests more as that takes; the buffer must be left alone until they are done. The
+        caller has seen to it that the sectors are on the disk, and that it can be written to.
         """
-        most = self.max_buffer_sectors if buffer is not None else count
         if op == READ:
             self.reads += 1
             self.sectors_read += count
@@ -359,15 +340,17 @@ class BlockDevice:
         else:
             self.discards += 1
             self.sectors_discarded += count
-        if count <= most:
-            request = BlockRequest(op, sector, count, transfer=_Submission(1, done))
+        if buffer is None or count <= self.max_buffer_sectors:
+            transfer.left += 1
+            request = BlockRequest(op, sector, count, b"", transfer)
             request.buffer = buffer
             request.first = first
             self.pending.append(request)
             return
-        submission = _Submission(-(-count // most), done)
+        most = self.max_buffer_sectors
         for at in range(0, count, most):
-            request = BlockRequest(op, sector + at, min(most, count - at), transfer=submission)
+            transfer.left += 1
+            request = BlockRequest(op, sector + at, min(most, count - at), b"", transfer)
             request.buffer = buffer
             request.first = first + (at * self.sector_size >> 12)
             self.pending.append(request)
@@ -408,7 +391,7 @@ class BlockDevice:
         step = self.max_sectors
         size = self.sector_size
         whole = memoryview(data)
-        transfer = _Transfer(-(-count // step))
+        transfer = Transfer(-(-count // step))
         requests = [
             BlockRequest(op, sector + at, min(step, count - at), whole[at * size : (at + step) * size], transfer)
             for at in range(0, count, step)

@@ -273,9 +273,10 @@ class Host:
                 continue
             if hv.stopped:
                 break
+            caught = self._ear.catch_up()
             if until == 0:
                 await trio.lowlevel.checkpoint()
-            elif self._ear.hear(until - hv.clock.read() if hv.clock.real else NEVER):
+            elif caught or self._ear.hear(until - hv.clock.read() if hv.clock.real else NEVER):
                 continue
             elif hv.clock.real:
                 await self._sleep_until(until)

@@ -13,7 +13,7 @@ from typing import Final, Protocol, final
 
 WAIT_NS: Final = 1_000_000
 """How long to wait for the next word: the shortest time that epoll knows."""
-TURN_NS: Final = 2_000_000
+TURN_NS: Final = 10_000_000
 """After this time without a turn of the event loop there has to be one."""
 
 
@@ -31,6 +31,10 @@ class Speaker(Protocol):
 
     def poll(self) -> bool:
         """Take what has been said."""
+        ...
+
+    def catch_up(self) -> bool:
+        """Take what was said before anybody listened; return whether there was something."""
         ...
 
 
@@ -52,6 +56,13 @@ class QuickEar:
         """Do not listen any more; to be called before its descriptor is closed."""
         if self._speakers.pop(speaker.fileno(), None) is not None:
             self._epoll.unregister(speaker.fileno())
+
+    def catch_up(self) -> bool:
+        """Take what has been said already, without waiting; return whether there was something."""
+        caught = False
+        for speaker in self._speakers.values():
+            caught |= speaker.catch_up()
+        return caught
 
     def hear(self, spare_ns: int) -> bool:
         """Wait for a moment, if there are so many nanoseconds to spare; return whether something was said.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, final
 from guest_kernel.block import BlockBuffer
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw.socket_card import pack_pages
-from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE
+from guest_kernel.mm import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager, Page
@@ -36,16 +36,49 @@ class Waiter(Protocol):
 class Buffer:
     """Some pages: `size` bytes."""
 
-    __slots__ = ("_packed", "block", "kin", "pages", "size", "views")
+    __slots__ = ("_packed", "block", "kin", "pages", "size", "view", "views")
 
-    def __init__(self, pages: list[Page], kin: list[Buffer]) -> None:
+    def __init__(self, pages: list[Page], views: Sequence[memoryview], kin: list[Buffer]) -> None:
         self.pages = pages
         self.block = BlockBuffer(pages)
-        self.views = [page.view for page in pages]
+        self.views = views
+        """Its bytes, in order."""
+        self.view = views[0] if len(views) == 1 else None
+        """All of them, if they are in one piece."""
         self.size = len(pages) << PAGE_SHIFT
         self.kin = kin
         """Where it is when nobody uses it."""
         self._packed: dict[tuple[int, int], bytes] = {}
+
+    def put(self, at: int, data: memoryview) -> None:
+        """Write bytes into the buffer, from its byte `at` on."""
+        if self.view is not None:
+            self.view[at : at + len(data)] = data
+            return
+        for view in self.views:
+            if at < len(view):
+                part = data[: len(view) - at]
+                view[at : at + len(part)] = part
+                data = data[len(part) :]
+                at = 0
+                if not data:
+                    return
+            else:
+                at -= len(view)
+
+    def copy_to(self, target: memoryview) -> None:
+        """Copy the first bytes of the buffer, as many as there is room for."""
+        size = len(target)
+        if self.view is not None:
+            target[:] = self.view[:size]
+            return
+        at = 0
+        for view in self.views:
+            part = view[: size - at]
+            target[at : at + len(part)] = part
+            at += len(part)
+            if at == size:
+                return
 
     def segments(self, start: int, end: int) -> bytes:
         """Return a part of the buffer as segments of the socket card."""
@@ -92,7 +125,8 @@ class BufferPool:
 
     def make(self, pages: int, kin: list[Buffer]) -> Buffer:
         """Return a new buffer. Raises OutOfMemory."""
-        return Buffer(self._mm.alloc_pages(pages), kin)
+        taken = self._mm.alloc_pages(pages)
+        return Buffer(taken, self._mm.runs(taken, pages << PAGE_SHIFT), kin)
 
     def give(self, buffer: Buffer) -> None:
         """Take a buffer back that nobody uses any more; another one takes the place of one that has lost pages."""
@@ -122,16 +156,21 @@ class BufferPool:
 
 @final
 class Area:
-    """Consecutive bytes in several pages, for what is parsed or put together: each page has its own view."""
+    """Consecutive bytes, for what is parsed or put together: a `view` over pages that are neighbours."""
 
-    __slots__ = ("_mm", "_packed", "pages", "size", "views")
+    __slots__ = ("_mm", "_packed", "pages", "size", "view")
 
     def __init__(self, mm: MemoryManager, pages: int) -> None:
-        """Raises OutOfMemory."""
+        """Take that many pages, or fewer if no more are neighbours. Raises OutOfMemory."""
         self._mm = mm
-        self.pages = mm.alloc_pages(pages)
-        self.views = [page.view for page in self.pages]
-        self.size = pages << PAGE_SHIFT
+        taken = mm.alloc_pages(pages)
+        views = mm.runs(taken, pages << PAGE_SHIFT)
+        self.view = max(views, key=len)
+        self.size = len(self.view)
+        before = sum(len(view) for view in views[: views.index(self.view)]) >> PAGE_SHIFT
+        end = before + (self.size >> PAGE_SHIFT)
+        self.pages = taken[before:end]
+        mm.free_pages_of(taken[:before] + taken[end:])
         self._packed: dict[tuple[int, int], bytes] = {}
 
     def segments(self, start: int, end: int) -> bytes:
@@ -142,43 +181,6 @@ class Area:
                 self._packed.clear()
             packed = self._packed[start, end] = pack_pages(self.pages, start, end)
         return packed
-
-    def get(self, start: int, size: int) -> bytes:
-        """Return bytes of a part."""
-        index, at = start >> PAGE_SHIFT, start & PAGE_SIZE - 1
-        end = at + size
-        data = bytes(self.views[index][at:end])
-        while end > PAGE_SIZE:
-            end -= PAGE_SIZE
-            index += 1
-            data += self.views[index][:end]
-        return data
-
-    def put(self, start: int, data: bytes | memoryview) -> None:
-        """Write bytes into a part."""
-        index, at = start >> PAGE_SHIFT, start & PAGE_SIZE - 1
-        size = len(data)
-        room = PAGE_SIZE - at
-        if size <= room:
-            self.views[index][at : at + size] = data
-            return
-        self.views[index][at:] = data[:room]
-        while room < size:
-            index += 1
-            part = data[room : room + PAGE_SIZE]
-            self.views[index][: len(part)] = part
-            room += PAGE_SIZE
-
-    def copy_out(self, start: int, views: Sequence[memoryview], at: int, size: int) -> None:
-        """Copy `size` bytes from `start` on into pages, from their byte `at` on."""
-        mine = self.views
-        while size:
-            offset, place = start & PAGE_SIZE - 1, at & PAGE_SIZE - 1
-            part = min(size, PAGE_SIZE - offset, PAGE_SIZE - place)
-            views[at >> PAGE_SHIFT][place : place + part] = mine[start >> PAGE_SHIFT][offset : offset + part]
-            start += part
-            at += part
-            size -= part
 
     def close(self) -> None:
         """Free the pages."""

@@ -18,10 +18,9 @@ import errno
 from collections import deque
 from typing import TYPE_CHECKING, final
 
-from guest_kernel.block import DISCARD, FLUSH, READ, WRITE
+from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, Transfer
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw.socket_card import CLOSE, MAX_SEGMENTS, RECEIVE, SEGMENT_SIZE, SEND
-from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.nbd import wire
 from guest_kernel.nbd.buffers import LARGE_GUEST_PAGES, Area, Buffer
 from guest_kernel.nbd.negotiation import Negotiation
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 SECTOR_SHIFT = 9
 SECTOR_MASK = 511
 REQUEST_SIZE = wire.REQUEST.size
+_REQUEST = wire.REQUEST.unpack_from
+_PUT_REPLY, _REPLY_SIZE = wire.SIMPLE_REPLY.pack_into, wire.SIMPLE_REPLY.size
 COPY_LIMIT = 16 << 10
 """Bytes of a transfer that are rather copied than received or sent by themselves."""
 AREA_PAGES = 40
@@ -45,19 +46,23 @@ BATCH = 16
 would take turns to wait for each other.
 """
 OWN_PAGES = 16
-ZERO_PIECES = 4
-"""Parts of a write-zeroes that are under way at a time."""
 HEADER_ROOM = 32
 """At least the size of every header of an answer."""
 
 
-@final
-class Job:
-    """A request under way."""
+_NOBODY = WaitQueue()
+"""Nobody waits for a job by itself."""
 
-    __slots__ = ("buffer", "connection", "cookie", "error", "flush", "kind", "left", "length", "offset")
+
+@final
+class Job(Transfer):
+    """A request under way: the operations of the disk that it takes, and one more while its data is still coming."""
+
+    __slots__ = ("buffer", "connection", "cookie", "flush", "kind", "length", "offset")
 
     def __init__(self, connection: Connection, kind: int, cookie: int, offset: int, length: int) -> None:
+        self.left = self.error = 0
+        self.waiters = _NOBODY
         self.connection = connection
         self.kind = kind
         self.cookie = cookie
@@ -65,70 +70,60 @@ class Job:
         self.length = length
         self.buffer: Buffer | None = None
         """The data of a read."""
-        self.left = 1
-        """Operations of the disk that are not done, or not begun."""
-        self.error = 0
         self.flush = False
         """Whether a flush is still to come (FUA)."""
 
+    def complete(self) -> None:
+        """The disk is done with it."""
+        connection = self.connection
+        connection.finished.append(self)
+        if not connection.news:
+            connection.wake()
+
     def done(self, error: int) -> None:
-        """One operation is done. Called in upcall context."""
+        """Something that is no operation of the disk is over."""
         if error and not self.error:
             self.error = error
         self.left -= 1
         if not self.left:
-            connection = self.connection
-            connection.finished.append(self)
-            if not connection.news:
-                connection.wake()
+            self.complete()
 
 
 @final
-class Piece:
+class Piece(Transfer):
     """A part of a write: a buffer that is given back when the disk is done."""
 
     __slots__ = ("buffer", "filled", "job", "offset", "size")
 
     def __init__(self, job: Job, buffer: Buffer, offset: int, size: int) -> None:
+        self.left = self.error = 0
+        self.waiters = _NOBODY
         self.job = job
         self.buffer = buffer
         self.offset = offset
         self.size = size
         self.filled = 0
 
-    def done(self, error: int) -> None:
+    def complete(self) -> None:
         """The disk is done with it."""
         self.job.connection.export.pool.give(self.buffer)
-        self.job.done(error)
+        self.job.done(self.error)
 
 
 @final
-class Operations:
-    """Operations of the disk that a thread waits for."""
+class Operation(Transfer):
+    """An operation of the disk that a thread waits for, by looking at `left` whenever its connection is woken."""
 
-    __slots__ = ("_connection", "_waiters", "error", "left")
+    __slots__ = ("_connection",)
 
     def __init__(self, connection: Connection) -> None:
+        super().__init__(0)
         self._connection = connection
-        self._waiters = WaitQueue()
-        self.left = 0
-        self.error = 0
 
-    def add(self) -> None:
-        """One more is about to be submitted."""
-        self.left += 1
-
-    def done(self, error: int) -> None:
-        """One is done. Called in upcall context."""
-        self.left -= 1
-        self.error = self.error or error
-        self._waiters.wake()
+    def complete(self) -> None:
+        """The disk is done with it."""
+        self.waiters.wake()
         self._connection.wake()
-
-    async def some(self) -> None:
-        """Wait until one is done, unless none is under way."""
-        if self.left:
-            await self._waiters.wait()
 
 
 class Hangup(Exception):
@@ -226,18 +221,20 @@ class Connection:
                 await self._pause()
             if self._ended:
                 return False
-            answer = negotiation.feed(self._in.get(0, self._end))
+            answer = negotiation.feed(bytes(self._in.view[: self._end]))
             self._end = 0
         self._structured = negotiation.structured
-        self._in.put(0, bytes(negotiation.rest))
         self._end = len(negotiation.rest)
+        if self._end > self._in.size:
+            raise Hangup
+        self._in.view[: self._end] = negotiation.rest
         return negotiation.ready
 
     async def _send_bytes(self, data: bytes) -> None:
         """Send a few bytes. Raises Hangup."""
         while data:
             part, data = data[: self._out.size], data[self._out.size :]
-            self._out.put(0, part)
+            self._out.view[: len(part)] = part
             self._send(self._out.segments(0, len(part)))
             self._card.kick()
             while self._sending:
@@ -293,7 +290,7 @@ class Connection:
         elif rest is not None:
             rest[0].done(errno.ECANCELED)
         if long is not None:
-            long.done(errno.ECANCELED)
+            long.complete()
 
     def _unfinished(self) -> bool:
         """Whether the disk still has something to do for this client."""
@@ -345,7 +342,7 @@ class Connection:
         if have >= REQUEST_SIZE:
             return  # the request that is next waits for its turn, or for a buffer
         if have and self._start:
-            area.put(0, area.get(self._start, have))
+            area.view[:have] = bytes(area.view[self._start : self._end])
         self._start, self._end = 0, have
         end = REQUEST_SIZE if self._large and not self._skip else area.size
         self._receive(area.segments(have, end), max(1, REQUEST_SIZE - have))
@@ -377,19 +374,14 @@ class Connection:
         """Copy what of a write's data has been received into the area."""
         part = min(self._end - self._start, piece.size - piece.filled)
         if part:
-            self._in.copy_out(self._start, piece.buffer.views, piece.filled, part)
+            piece.buffer.put(piece.filled, self._in.view[self._start : self._start + part])
             self._start += part
             piece.filled += part
 
     def _begin(self) -> bool:
         """Begin the next request; returns False, and leaves it where it is, if there is no buffer for it."""
         start = self._start
-        at = start & PAGE_SIZE - 1
-        if at <= PAGE_SIZE - REQUEST_SIZE:
-            header = wire.REQUEST.unpack_from(self._in.views[start >> 12], at)
-        else:
-            header = wire.REQUEST.unpack(self._in.get(start, REQUEST_SIZE))
-        magic, flags, kind, cookie, offset, length = header
+        magic, flags, kind, cookie, offset, length = _REQUEST(self._in.view, start)
         if magic != wire.REQUEST_MAGIC:
             raise Hangup
         if kind == wire.CMD_READ:
@@ -407,6 +399,7 @@ class Connection:
                 self._skip = length
             elif length:
                 job = self._job(kind, cookie, offset, length)
+                job.left = 1
                 job.flush = bool(flags & wire.CMD_FLAG_FUA)
                 self._large = length > COPY_LIMIT
                 self._rest = job, offset, length
@@ -428,7 +421,7 @@ class Connection:
         if kind == wire.CMD_FLUSH:
             if flags or offset or length:
                 return errno.EINVAL
-            disk.submit(FLUSH, 0, 0, self._job(kind, cookie, 0, 0).done)
+            disk.submit(self._job(kind, cookie, 0, 0), FLUSH, 0, 0)
             return 0
         if kind not in (wire.CMD_TRIM, wire.CMD_WRITE_ZEROES):
             return errno.EINVAL
@@ -443,9 +436,9 @@ class Connection:
         job = self._job(kind, cookie, offset, length)
         job.flush = bool(flags & wire.CMD_FLAG_FUA)
         if not length:
-            job.done(0)
+            job.complete()
         elif kind == wire.CMD_TRIM:
-            disk.submit(DISCARD, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, job.done)
+            disk.submit(job, DISCARD, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
         else:
             self.export.kernel.spawn(self._write_zeros(job), "nbd zeros")
         return 0
@@ -466,7 +459,9 @@ class Connection:
 
     def _refuse(self, kind: int, cookie: int, offset: int, error: int) -> None:
         """Answer a request at once."""
-        self._job(kind, cookie, offset, 0).done(error)
+        job = self._job(kind, cookie, offset, 0)
+        job.error = error
+        job.complete()
 
     def _buffer(self, size: int) -> Buffer | None:
         """Return a buffer for `size` bytes, or a smaller one; None if there is none.
@@ -494,7 +489,7 @@ class Connection:
         if length > buffer.size:
             self._long = job
         else:
-            self._disk.submit(READ, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, job.done, buffer.block)
+            self._disk.submit(job, READ, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, buffer.block)
 
     async def _read_long(self) -> None:
         """Carry out a read that is too long for its buffer: its parts come one after the other, and nothing else of
@@ -507,9 +502,8 @@ class Connection:
         await self._until_sent()
         for at in range(0, job.length, buffer.size):
             size = min(buffer.size, job.length - at)
-            operation = Operations(self)
-            operation.add()
-            self._disk.submit(READ, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, operation.done, buffer.block)
+            operation = Operation(self)
+            self._disk.submit(operation, READ, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, buffer.block)
             self._disk.restart()
             while operation.left:
                 await self._pause()
@@ -525,12 +519,12 @@ class Connection:
                 )
             else:
                 header = b"" if at else wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, job.cookie)
-            self._out.put(0, header)
+            self._out.view[: len(header)] = header
             self._send_segments((self._out.segments(0, len(header)) if header else b"") + buffer.segments(0, size))
             await self._until_sent()
         self._long = None
         if job.error:
-            job.done(job.error)
+            job.complete()
         else:
             self.jobs -= 1
             job.buffer = None
@@ -561,33 +555,28 @@ class Connection:
         """All data of a piece is there: to the disk with it."""
         self._piece = None
         if self._rest is not None:
-            piece.job.left += 1
-        self._disk.submit(
-            WRITE, piece.offset >> SECTOR_SHIFT, piece.size >> SECTOR_SHIFT, piece.done, piece.buffer.block
-        )
+            piece.job.left += 1  # more data is coming
+        self._disk.submit(piece, WRITE, piece.offset >> SECTOR_SHIFT, piece.size >> SECTOR_SHIFT, piece.buffer.block)
 
     async def _write_zeros(self, job: Job) -> None:
         """Carry out a write of zeros, from a buffer that holds nothing else: blkif has no operation for it."""
         try:
             buffer = self.export.zeros()
         except OutOfMemory:
-            job.done(errno.ENOMEM)
+            job.error = errno.ENOMEM
+            job.complete()
             return
-        at = 0
-        operations = Operations(self)
-        while at < job.length and not operations.error and not self._failure:
-            while at < job.length and operations.left < ZERO_PIECES:
-                size = min(buffer.size, job.length - at)
-                operations.add()
-                self._disk.submit(
-                    WRITE, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, operations.done, buffer.block
-                )
-                at += size
+        operation = Operation(self)
+        for at in range(0, job.length, buffer.size):
+            size = min(buffer.size, job.length - at)
+            self._disk.submit(operation, WRITE, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, buffer.block)
             self._disk.restart()
-            await operations.some()
-        while operations.left:
-            await operations.some()
-        job.done(operations.error)
+            if operation.left:
+                await operation.waiters.wait()
+            if operation.error or self._failure:
+                break
+        job.error = operation.error
+        job.complete()
 
     # -- out ------------------------------------------------------------------------------------------------------
 
@@ -618,39 +607,39 @@ class Connection:
     def _answer(self) -> None:
         """Answer requests that are done, as many as there is room for, with one send."""
         area, pool, finished = self._out, self.export.pool, self.finished
+        out, structured = area.view, self._structured
         segments: list[bytes] = []
         run = at = 0
         limit = area.size - HEADER_ROOM
+        copy = min(COPY_LIMIT, limit)
         while finished:
             job = finished[0]
             if job.flush and not job.error:
                 finished.popleft()
                 job.flush = False
-                job.left = 1
-                self._disk.submit(FLUSH, 0, 0, job.done)
+                self._disk.submit(job, FLUSH, 0, 0)
                 continue
-            buffer = job.buffer
-            length = job.length
-            if at + (length if buffer is not None and length <= COPY_LIMIT else 0) > limit:
+            buffer, length = job.buffer, job.length
+            if at + (length if buffer is not None and length <= copy else 0) > limit:
                 break
             finished.popleft()
             self.jobs -= 1
-            header = self._header(job)
-            area.put(at, header)
-            at += len(header)
+            if job.error or structured:
+                header = self._header(job)
+                size = len(header)
+                out[at : at + size] = header
+                at += size
+            else:
+                _PUT_REPLY(out, at, wire.SIMPLE_REPLY_MAGIC, 0, job.cookie)
+                at += _REPLY_SIZE
             if buffer is None:
                 continue
             job.buffer = None
             if job.error:
                 pool.give(buffer)
-            elif length <= COPY_LIMIT:
-                for view in buffer.views:
-                    part = view[:length] if length < PAGE_SIZE else view
-                    area.put(at, part)
-                    at += len(part)
-                    length -= len(part)
-                    if not length:
-                        break
+            elif length <= copy:
+                buffer.copy_to(out[at : at + length])
+                at += length
                 pool.give(buffer)
             else:
                 segments += (area.segments(run, at), buffer.segments(0, length))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +37,10 @@ assert (sheet.socket_completion.size, sheet.socket_completion.offset("status")) 
 
 KNOWN_TABLES = 1024
 """Segment tables whose meaning is remembered."""
+QUIET_NS = 20_000
+"""Who has not said anything for this time does not go on."""
+RARELY = 15
+"""Receives for which somebody who did not go on is not waited for."""
 SOCKET_BUFFER = 4 << 20
 """What is asked of Linux for each direction of a connection; it gives what it allows."""
 
@@ -75,9 +80,11 @@ class _Transfer:
 
 @final
 class _Connection:
-    __slots__ = ("number", "receives", "sends", "socket")
+    __slots__ = ("number", "receives", "sends", "skip", "socket")
 
     def __init__(self, number: int, sock: socket.socket) -> None:
+        self.skip = 0
+        """How many receives are not to wait for more (`SocketCard._linger`)."""
         self.number = number
         self.socket = sock
         self.receives: deque[_Transfer] = deque()
@@ -113,6 +120,8 @@ class SocketCard:
         self._by_file: dict[int, _Connection] = {}
         self._next = 0
         self._accepts: deque[int] = deque()
+        self._late: dict[_Connection, None] = {}
+        """Connections whose new receives have not been looked at."""
         self._under_way = 0
         self._completed = False
         self._command_base = self._completion_base = 0
@@ -225,7 +234,10 @@ class SocketCard:
             transfer = _Transfer(ident, minimum, *gathered)
             if op == sheet.SOCKET_RECEIVE:
                 connection.receives.append(transfer)
-                self._receive(connection)
+                if minimum:
+                    self._late[connection] = None
+                else:
+                    self._receive(connection)
             else:
                 connection.sends.append(transfer)
                 self._send(connection)
@@ -268,6 +280,23 @@ class SocketCard:
         self._report()
         return True
 
+    def catch_up(self) -> bool:
+        """Receive what has come before it was wanted; return whether there was something.
+
+        To be called when the processors have nothing to do, or now and then. Commands to receive wait for that: by then
+        much has come, and one call brings all of it, instead of each word by itself while it is being said.
+        """
+        if not self._late:
+            return False
+        late, self._late = self._late, {}
+        if not self._may_run():
+            return False
+        for connection in late:
+            self._receive(connection)
+        completed = self._completed
+        self._report()
+        return completed
+
     def _accept(self) -> None:
         """Take connections as far as the driver wants them."""
         while self._accepts and self._listener is not None and len(self._connections) < sheet.SOCKET_CONNECTIONS:
@@ -295,6 +324,7 @@ class SocketCard:
         sock = connection.socket
         del self._connections[connection.number]
         del self._by_file[sock.fileno()]
+        self._late.pop(connection, None)
         with suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
         sock.close()
@@ -311,6 +341,8 @@ class SocketCard:
             status = self._receive_some(sock, transfer) if self._reaches(transfer.runs) else -errno.EFAULT
             if status is None:
                 return
+            if status > 0 and transfer.views and transfer.minimum:
+                status = self._linger(connection, transfer)
             receives.popleft()
             self._complete(transfer.ident, status)
 
@@ -330,6 +362,35 @@ class SocketCard:
             transfer.advance(size)
             if transfer.done >= transfer.minimum or not transfer.views:
                 return transfer.done
+
+    def _linger(self, connection: _Connection, transfer: _Transfer) -> int:
+        """Wait for more, as long as the other side goes on speaking: an interrupt for each word would be too many.
+
+        Whoever does not go on is asked less often. Returns the status of the command.
+        """
+        if connection.skip:
+            connection.skip -= 1
+            return transfer.done
+        sock, now = connection.socket, time.monotonic_ns
+        before = transfer.done
+        deadline = now() + QUIET_NS
+        while transfer.views:
+            try:
+                size = sock.recvmsg_into(transfer.views)[0]
+            except BlockingIOError:
+                if now() > deadline:
+                    break
+                continue
+            except OSError:
+                break  # the next receive meets it, too
+            if not size:
+                break
+            self._mark(transfer.runs)
+            transfer.advance(size)
+            deadline = now() + QUIET_NS
+        if transfer.done == before:
+            connection.skip = RARELY
+        return transfer.done
 
     def _send(self, connection: _Connection) -> None:
         sends, sock = connection.sends, connection.socket

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +101,5 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 def fio(uri: str, *jobs: str, seconds: int = 2) -> str:
     """Run fio jobs against an export."""
-    common: Sequence[str] = ("--ioengine=nbd", f"--uri={uri}", f"--runtime={seconds}", "--time_based", "--thread")
-    return run("fio", *common, *jobs)
+    common = ["--ioengine=nbd", f"--uri={uri}", f"--runtime={seconds}", "--time_based", "--thread"]
+    return run("fio", *common, "--verify_state_save=0", *jobs)
