@@ -53,6 +53,8 @@ WINDOW_PAGES = 1 << 24
 INVALID_MFN = (1 << 64) - 1
 
 _ZERO = bytes(PAGE_SIZE)
+MANY = 8
+"""From this number on it is worth while to look for pages that are neighbours."""
 _TABLE_RESERVE = 3
 """Pages kept for page tables: mapping two more megabytes takes at most one table of each of three levels."""
 
@@ -84,6 +86,10 @@ class Page:
 
     def __repr__(self) -> str:
         return f"<Page {self.pfn:#x} at {self.va:#x}, frame {self.mfn:#x}>"
+
+
+def _pfn(page: Page) -> int:
+    return page.pfn
 
 
 class ForeignMapping(list[memoryview]):
@@ -217,8 +223,11 @@ class MemoryManager:
         return self._fresh()
 
     def alloc_pages(self, n: int) -> list[Page]:
-        """Return `n` pages, or raise OutOfMemory and take none. They need not be neighbours."""
+        """Return `n` pages, or raise OutOfMemory and take none. They need not be neighbours, though many will be."""
         pages: list[Page] = []
+        if n >= MANY:
+            # Those that come back last are given out first, which turns their order around.
+            self._free.sort(key=_pfn, reverse=True)
         try:
             while len(pages) < n:
                 pages.append(self.alloc_page())
