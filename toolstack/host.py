@@ -534,6 +534,7 @@ class Host:
         """See `Platform.unplug_socket_card`."""
         card = self._socket_cards.pop(unit)
         self._ear.remove(card)
+        trio.lowlevel.notify_closing(card.fileno())
         card.unplug()
         self._prepared.exports[unit].close()
         self.outside.listeners -= 1

@@ -265,6 +265,8 @@ class SocketCard:
 
     def poll(self) -> bool:
         """Carry on with all sockets that are ready; return whether there was one."""
+        if self._epoll.closed:
+            return False
         events = self._epoll.poll(0)
         if not events or not self._may_run():
             return False
