@@ -2,25 +2,27 @@
 
 On our side two guests, the backend in dom0 and its bridge, on one pCPU of a whole host; on the other side
 `c/net_ring.c`, compiled here against Xen's own headers: the same rings, two copies and a look-up for each frame, and no
-hypervisor at all. Both count in processor time, taking turns. Prints the medians and the ratio.
+hypervisor at all. Both count in processor time, taking turns. Prints the best of each and the ratio: what else the
+machine does takes away caches and memory, which the median of a busy hour measures more than either program.
 
-usage: python benchmarks/net.py [--seconds N] [--repeats N] [--profile FILE]
+usage: python benchmarks/net.py [--seconds N] [--repeats N] [--plain] [--profile FILE]
 """
 
 import argparse
 import cProfile
 import json
-import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 
 import trio
 
+from guest_kernel import vectors
 from toolstack.host import Host
 from toolstack.xl_config import parse_config
 
-GOAL = 0.03
+GOAL, FAST_GOAL = 0.03, 0.05
+"""Without and with numpy."""
 HERE = Path(__file__).parent
 SENDER, RECEIVER = "00:16:3e:00:00:01", "00:16:3e:00:00:02"
 
@@ -66,10 +68,12 @@ def compile_reference(directory: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each")
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of one measurement")
+    parser.add_argument("--plain", action="store_true", help="do without numpy although it is installed")
+    parser.add_argument("--repeats", type=int, default=10, help="measurements of each")
     parser.add_argument("--profile", type=Path, help="write a profile of our side to this file")
     arguments = parser.parse_args()
+    vectors.disabled = arguments.plain
     rates, reference = [], []
     with tempfile.TemporaryDirectory() as directory:
         program = compile_reference(Path(directory))
@@ -77,10 +81,11 @@ def main() -> None:
             rates += ours(arguments.seconds, 1, arguments.profile)
             output = subprocess.run([program, str(arguments.seconds)], check=True, capture_output=True, text=True)
             reference.append(float(output.stdout))
-    mine, theirs = statistics.median(rates), statistics.median(reference)
+    mine, theirs = max(rates), max(reference)
     print(f"frames of 1500 bytes, guest to guest  {mine:12,.0f} /s  ({1e6 / mine:.2f} us each)")
     print(f"the same in C                         {theirs:12,.0f} /s")
-    print(f"ratio {mine / theirs:.4f} (goal: at least {GOAL})")
+    how, goal = ("without numpy", GOAL) if vectors.numpy() is None else ("with numpy", FAST_GOAL)
+    print(f"ratio {mine / theirs:.4f} {how} (goal: at least {goal})")
 
 
 if __name__ == "__main__":
