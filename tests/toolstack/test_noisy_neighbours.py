@@ -123,3 +123,56 @@ def test_a_quiet_guest_among_three_of_one_kind(tmp_path: Path, what: str) -> Non
 def test_a_quiet_guest_among_one_of_each_kind(tmp_path: Path) -> None:
     _, longest = run(tmp_path, "events", "state", "nodes", "disk_traffic", "console", "reconnects")
     assert longest < 20_000_000
+
+
+SCRIBBLER = """
+import random
+from guest_kernel.guest import Guest
+
+class Scribbler(Guest):
+    # Random bytes over every page that it shares: rings, buffers, console, xenstore; and events on every port.
+    async def main(self):
+        kernel, rng = self.kernel, random.Random({seed})
+        disk = await self.disk("xvda")
+        await disk.write(0, bytes(512))
+        shared = []
+        for entries in kernel.grants.entries_i:
+            for at in range(0, len(entries), 2):
+                if entries[at] & 3:
+                    shared.append(kernel.mm.page_at(entries[at + 1]))
+        if not {store}:
+            shared = [page for page in shared if page.mfn != kernel.start_info.store_mfn]
+        for turn in range(200):
+            for page in shared:
+                start = rng.choice([0, 0, 0, 64, rng.randrange(4096)])
+                size = min(rng.choice([1, 4, 16, 64, 4096]), 4096 - start)
+                page.view[start : start + size] = rng.choice([rng.randbytes(size), bytes([255]) * size, bytes(size)])
+            for port in list(kernel.events.bound()):
+                try:
+                    kernel.events.notify(port)
+                except OSError:
+                    pass
+            await self.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_guest_that_scribbles_over_all_that_it_shares(tmp_path: Path, seed: int, store: bool) -> None:
+    """Its own devices may fail, it may crash; dom0 goes on, the quiet guest notices nothing, nothing is left."""
+    configs = []
+    for name, text in {"quiet": QUIET, "scribbler": SCRIBBLER.format(seed=seed, store=store)}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.img").write_bytes(bytes(64 * 512))
+        (tmp_path / f"{name}.cfg").write_text(
+            f'name = "{name}"\nmemory = 8\nkernel = "{name}.py"\ndisk = ["{name}.img,raw,xvda,rw"]\n'
+            'vif = ["bridge=xenbr0"]\non_crash = "destroy"\n'
+        )
+        configs.append(load_config(tmp_path / f"{name}.cfg"))
+    printed: list[str] = []
+    result = trio.run(Host(consoles=ConsoleLog(printed.append)).run, configs)
+    failed = [domain.name for domain in result.domains if domain.failed]
+    print(*printed, failed)
+    assert set(failed) <= {"scribbler"}
+    (longest,) = [int(line.split()[-1]) for line in printed if "longest" in line and line.startswith("quiet")]
+    assert longest < 10_000_000
