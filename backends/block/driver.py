@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from backends.block.indirect import MAX_SEGMENTS, DescriptorCopier
 from backends.block.mapping import GrantMapper
-from backends.block.protocol import PROTOCOLS
+from backends.block.protocol import PROTOCOLS, Protocol
+from backends.block.rings import MAX_QUEUES, MAX_RING_PAGE_ORDER, RingPlace, find_rings
 from backends.block.server import BlockServer, Disk, Statistics
 from guest_kernel.block import SECTOR_SIZE
 from guest_kernel.threads import Thread
-from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE
 from hypervisor.abi.io.ring import BackRing
@@ -41,6 +42,20 @@ class _ReadOnly:
 
 
 @final
+class _Queue:
+    """One ring of a virtual disk, and what it takes to serve it."""
+
+    def __init__(self, server: BlockServer, grants: list[MappedGrant], mapper: GrantMapper, copier: DescriptorCopier):
+        self.server = server
+        self.grants = grants
+        """The ring's pages."""
+        self.mapper = mapper
+        self.copier = copier
+        self.port = -1
+        self.flusher: Thread | None = None
+
+
+@final
 class _Vbd:
     """What belongs to one virtual disk."""
 
@@ -49,12 +64,7 @@ class _Vbd:
         self.disk: Disk | None = None
         self.info = 0
         self.discards = False
-        self.copier: DescriptorCopier | None = None
-        self.ring_grant: MappedGrant | None = None
-        self.mapper: GrantMapper | None = None
-        self.server: BlockServer | None = None
-        self.port = -1
-        self.flusher: Thread | None = None
+        self.queues: list[_Queue] = []
 
 
 class BlockBack(XenbusDriver):
@@ -68,11 +78,15 @@ class BlockBack(XenbusDriver):
 
     def __init__(self, kernel: Kernel, **options: Any) -> None:
         super().__init__(kernel, **options)
-        self._servers: dict[XenbusDevice, BlockServer] = {}
+        self._served: dict[XenbusDevice, _Vbd] = {}
 
     def statistics_of(self, domid: int) -> list[Statistics]:
         """Return what was done for each disk that a frontend domain is connected to, since it has been."""
-        return [server.statistics for device, server in self._servers.items() if device.otherend_id == domid]
+        return [
+            Statistics.total(queue.server.statistics for queue in vbd.queues)
+            for device, vbd in self._served.items()
+            if device.otherend_id == domid
+        ]
 
     async def probe(self, device: XenbusDevice) -> None:
         """A new virtual disk; which one of the machine it is may not be known yet."""
@@ -104,7 +118,8 @@ class BlockBack(XenbusDriver):
                 "feature-barrier": writable,
                 "feature-persistent": bool(self.options.get("persistent", True)),
                 "feature-max-indirect-segments": MAX_SEGMENTS,
-                "max-ring-page-order": 0,
+                "max-ring-page-order": MAX_RING_PAGE_ORDER,
+                "multi-queue-max-queues": MAX_QUEUES,
             }
         )
 
@@ -113,33 +128,20 @@ class BlockBack(XenbusDriver):
         vbd: _Vbd = device.data
         disk = vbd.disk
         assert disk is not None
-        nodes = await device.read_otherend_many("ring-ref", "event-channel", "protocol", "feature-persistent")
+        nodes = await device.read_otherend_many("protocol", "feature-persistent")
         protocol = PROTOCOLS.get(nodes["protocol"] or XEN_IO_PROTO_ABI_NATIVE)
         if protocol is None:
             raise ValueError(f"the frontend's protocol {nodes['protocol']!r} is not known")
-        ring_ref = frontend_number(nodes, "ring-ref")
-        remote_port = frontend_number(nodes, "event-channel")
+        places = await find_rings(device)
         persistent = nodes["feature-persistent"] == "1" and bool(self.options.get("persistent", True))
         limit = int(self.options.get("max_persistent_grants", MAX_PERSISTENT_GRANTS)) if persistent else 0
-
-        (grant,) = self.kernel.grants.map_refs(device.otherend_id, [ring_ref])
-        if grant.status < 0:
-            raise OSError(f"mapping ring-ref {ring_ref} of domain {device.otherend_id}: grant status {grant.status}")
-        vbd.ring_grant = grant
-        ring = BackRing(grant.view, protocol.entry_size)
-        vbd.mapper = GrantMapper(self.kernel.grants, device.otherend_id, limit)
-        vbd.copier = DescriptorCopier(self.kernel, device.otherend_id)
-        server = BlockServer(
-            self.kernel, vbd.name, disk, ring, protocol, vbd.mapper, discards=vbd.discards, copier=vbd.copier
-        )
-        server.on_broken = lambda why: self._broken(device, why)
-        vbd.server = self._servers[device] = server
-        vbd.flusher = self.kernel.spawn(_flush(server), f"{vbd.name} responses")
-        # The event that binding raises makes the server look into the ring: it may hold requests already.
-        vbd.port = self.kernel.events.bind_interdomain(device.otherend_id, remote_port, server.wake)
-        server.port = vbd.port
+        self._served[device] = vbd
+        for number, place in enumerate(places):
+            name = vbd.name if len(places) == 1 else f"{vbd.name}/{number}"
+            self._start(device, name, place, protocol, limit)
         disk.watch(lambda: self._resized(device))
-        server.resize()
+        for queue in vbd.queues:
+            queue.server.resize()
         await device.write(
             {
                 "sectors": disk.sectors,
@@ -149,6 +151,27 @@ class BlockBack(XenbusDriver):
             }
         )
 
+    def _start(self, device: XenbusDevice, name: str, place: RingPlace, protocol: Protocol, limit: int) -> None:
+        """Map a ring and begin to serve it. Raises OSError if it cannot be mapped."""
+        vbd: _Vbd = device.data
+        assert vbd.disk is not None
+        domid = device.otherend_id
+        grants = self.kernel.grants.map_refs(domid, place.refs)
+        bad = next((n for n, grant in enumerate(grants) if grant.status < 0), None)
+        if bad is not None:
+            self.kernel.grants.unmap([grant for grant in grants if grant.status >= 0])
+            raise OSError(f"mapping ring-ref {place.refs[bad]} of domain {domid}: grant status {grants[bad].status}")
+        ring = BackRing.attach_pages([grant.view for grant in grants], protocol.entry_size)
+        mapper = GrantMapper(self.kernel.grants, domid, limit)
+        copier = DescriptorCopier(self.kernel, domid)
+        server = BlockServer(self.kernel, name, vbd.disk, ring, protocol, mapper, discards=vbd.discards, copier=copier)
+        server.on_broken = lambda why: self._broken(device, why)
+        queue = _Queue(server, grants, mapper, copier)
+        vbd.queues.append(queue)
+        queue.flusher = self.kernel.spawn(_flush(server), f"{name} responses")
+        # The event that binding raises makes the server look into the ring: it may hold requests already.
+        server.port = queue.port = self.kernel.events.bind_interdomain(domid, place.port, server.wake)
+
     async def close(self, device: XenbusDevice) -> None:
         """Wait for the disk's DMA to end, then unmap everything: not before, it would hit a stranger's memory.
 
@@ -157,39 +180,35 @@ class BlockBack(XenbusDriver):
         vbd: _Vbd = device.data
         if vbd.disk is not None:
             vbd.disk.watch(None)
-        server, vbd.server = vbd.server, None
-        self._servers.pop(device, None)
-        if server is not None:
-            await _drain(server)
-            server.release()
-        if vbd.flusher is not None:
-            vbd.flusher.cancel()
-            vbd.flusher = None
-        if vbd.port >= 0:
-            self.kernel.events.unbind(vbd.port)
-            vbd.port = -1
-        if vbd.mapper is not None:
-            vbd.mapper.release()
-            vbd.mapper = None
-        if vbd.copier is not None:
-            vbd.copier.release()
-            vbd.copier = None
-        if vbd.ring_grant is not None:
-            self.kernel.grants.unmap([vbd.ring_grant])
-            vbd.ring_grant = None
+        queues, vbd.queues = vbd.queues, []
+        self._served.pop(device, None)
+        for queue in queues:
+            await _drain(queue.server)
+        for queue in queues:
+            queue.server.release()
+            if queue.flusher is not None:
+                queue.flusher.cancel()
+            if queue.port >= 0:
+                self.kernel.events.unbind(queue.port)
+            queue.mapper.release()
+            queue.copier.release()
+            self.kernel.grants.unmap(queue.grants)
 
     def _resized(self, device: XenbusDevice) -> None:
         """The disk has another capacity: serve that, and tell the frontend."""
         vbd: _Vbd = device.data
-        if vbd.server is not None and vbd.disk is not None:
-            vbd.server.resize()
+        if vbd.queues and vbd.disk is not None:
+            for queue in vbd.queues:
+                queue.server.resize()
             device.announce({"sectors": vbd.disk.sectors})
 
     def _broken(self, device: XenbusDevice, why: str) -> None:
         """A ring has met garbage: it is served no more, and the frontend is told through its state."""
         vbd: _Vbd = device.data
-        if vbd.port >= 0:
-            self.kernel.events.mask(vbd.port)
+        for queue in vbd.queues:
+            queue.server.stop()
+            if queue.port >= 0:
+                self.kernel.events.mask(queue.port)
         self.kernel.spawn(device.fatal(why), f"{vbd.name} broken")
 
 

@@ -11,7 +11,7 @@ is wrong in it is answered with an error; indices that cannot be stop the ring f
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, final
 
 from backends.block.indirect import MAX_SEGMENTS, REST, DescriptorCopier
@@ -106,6 +106,15 @@ class Statistics:
     def __init__(self) -> None:
         self.reads = self.writes = self.flushes = self.barriers = self.discards = self.errors = 0
         self.sectors_read = self.sectors_written = self.sectors_discarded = 0
+
+    @classmethod
+    def total(cls, parts: Iterable[Statistics]) -> Statistics:
+        """Return the sums over the rings of a disk."""
+        whole = cls()
+        for part in parts:
+            for name in cls.__slots__:
+                setattr(whole, name, getattr(whole, name) + getattr(part, name))
+        return whole
 
 
 @final
@@ -217,6 +226,7 @@ class BlockServer:
             self.unusual = True
         ring = self.ring
         shared = ring.shared
+        pages = ring.pages
         self._mapper.clock += 1
         started = 0
         while self._barrier is None:
@@ -230,6 +240,8 @@ class BlockServer:
                 self._break(f"req_prod {prod} is more than {ring.size} ahead of the responses at {ring.rsp_prod_pvt}")
                 break
             else:
+                if pages:
+                    ring.fetch(cons, prod)
                 started += self._take(cons, prod)
         if started:
             self.disk.kick()
@@ -512,6 +524,8 @@ class BlockServer:
         if new == old:
             return
         self._pushed = new
+        if ring.pages:
+            ring.show(old, new)
         shared = ring.shared
         shared[RSP_PROD] = new
         notify = (new - shared[RSP_EVENT]) & MASK32 < (new - old) & MASK32

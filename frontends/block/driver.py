@@ -57,7 +57,10 @@ SEGMENTS_PARAMETER = "xen_blkfront.max_indirect_segments="
 """What asks for more or fewer of them on the kernel's command line."""
 MEMORY_SHARE = 8
 """The pages of a ring full of the largest requests may take this part of a guest's memory: 1/8."""
-RING_SLOTS = 32
+ORDER_PARAMETER = "xen_blkfront.max_ring_page_order="
+"""What asks for rings of more than one page on the kernel's command line."""
+MAX_RING_PAGE_ORDER = 4
+"""The most that is asked for: 512 requests in flight."""
 
 
 class BlockFront(XenbusDriver):
@@ -65,7 +68,8 @@ class BlockFront(XenbusDriver):
 
     Options: `persistent` (default True): offer persistent grants; `max_indirect_segments`: how many a request has whose
     descriptors are in a page of their own (default: 32 if there is memory enough, else none). The kernel's command line
-    can say that too: `xen_blkfront.max_indirect_segments=N`.
+    can say that too: `xen_blkfront.max_indirect_segments=N`. `max_ring_page_order` (default: 0): the ring has up to so
+    many pages, as a power of two; `xen_blkfront.max_ring_page_order=N` on the command line.
     """
 
     type: ClassVar[str] = "vbd"
@@ -76,24 +80,30 @@ class BlockFront(XenbusDriver):
         self.persistent = bool(options.get("persistent", True))
         self._withheld: list[Withheld] = []
 
-    def _indirect_segments(self) -> int:
+    def _indirect_segments(self, slots: int) -> int:
         """Return how many segments an indirect request may have: 0 in a guest that has no memory for all of them."""
-        wanted = self._wanted_segments()
+        wanted = self._parameter("max_indirect_segments", SEGMENTS_PARAMETER)
         if wanted is not None:
             return wanted
-        enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * MAX_INDIRECT_SEGMENTS
+        enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * slots * MAX_INDIRECT_SEGMENTS
         return MAX_INDIRECT_SEGMENTS if enough else 0
 
-    def _wanted_segments(self) -> int | None:
+    def _parameter(self, name: str, on_cmdline: str) -> int | None:
         """Return what the driver's option or the command line asks for, if one does so with a number."""
-        option = self.options.get("max_indirect_segments")
+        option = self.options.get(name)
         if option is not None:
             return int(option)
         for word in self.kernel.cmdline.split():
-            value = word.removeprefix(SEGMENTS_PARAMETER)
+            value = word.removeprefix(on_cmdline)
             if value != word and value.isascii() and value.isdigit() and len(value) < 6:
                 return int(value)
         return None
+
+    async def _page_order(self, device: XenbusDevice) -> int:
+        """Return how large a ring both ends want."""
+        wanted = min(self._parameter("max_ring_page_order", ORDER_PARAMETER) or 0, MAX_RING_PAGE_ORDER)
+        nodes = await device.read_otherend_many("max-ring-page-order")
+        return min(wanted, _number(nodes, "max-ring-page-order", 0, 0xFFFFFFFF))
 
     async def probe(self, device: XenbusDevice) -> None:
         """Name the disk: by `virtual-device`, else by the number in its path."""
@@ -107,12 +117,17 @@ class BlockFront(XenbusDriver):
         retry_withheld(self.kernel, self._withheld)
         disk.why = "its backend did not connect"
         disk.leaving = False
-        queue = FrontQueue(self.kernel, disk.block, device.otherend_id, disk.handle)
+        order = await self._page_order(device)
+        queue = FrontQueue(self.kernel, disk.block, device.otherend_id, disk.handle, order)
         disk.queue = queue
         queue.on_broken = lambda why: self._broken(device, why)
+        rings: dict[str, object] = {"ring-ref": queue.ring_refs[0]}
+        if order:
+            rings = {f"ring-ref{number}": ref for number, ref in enumerate(queue.ring_refs)}
+            rings["ring-page-order"] = order
         await device.write(
             {
-                "ring-ref": queue.ring_ref,
+                **rings,
                 "event-channel": queue.port,
                 "protocol": XEN_IO_PROTO_ABI_X86_64,
                 "feature-persistent": self.persistent,
@@ -141,7 +156,7 @@ class BlockFront(XenbusDriver):
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
         # Granularity and alignment of discards are advice: what is smaller may have no effect.
         offered = _number(nodes, "feature-max-indirect-segments", 0, 1 << 16)
-        indirect = min(offered, self._indirect_segments())
+        indirect = min(offered, self._indirect_segments(queue.ring.size))
         max_sectors = max(MAX_SECTORS, indirect * SECTORS_PER_PAGE)
         # No memory of the driver's is needed for these.
         lent = min(offered, MAX_LENT_SEGMENTS) * SECTORS_PER_PAGE if indirect else 0

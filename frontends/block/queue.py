@@ -56,7 +56,8 @@ def _scatter(data: bytes | memoryview, parts: tuple[memoryview, ...]) -> None:
 class FrontQueue:
     """The ring of one connection to a backend. Made unconnected; `connect` begins service, `shut` ends it."""
 
-    def __init__(self, kernel: Kernel, device: BlockDevice, domid: int, handle: int) -> None:
+    def __init__(self, kernel: Kernel, device: BlockDevice, domid: int, handle: int, page_order: int = 0) -> None:
+        """`page_order`: the ring takes 2**page_order pages."""
         self._cpu = kernel.cpu
         self._events = kernel.events
         self._notify = kernel.events.notify
@@ -74,17 +75,18 @@ class FrontQueue:
         """How this backend flushes: FLUSH_DISKCACHE, an empty WRITE_BARRIER, or -1 for not at all."""
         self.discards = False
         """Whether this backend takes DISCARD."""
-        self._page: Page | None = kernel.mm.alloc_page()
-        self.ring = FrontRing.initialise(self._page.view, blkif_request.size)
+        self._pages: list[Page] = kernel.mm.alloc_pages(1 << page_order)
+        self.ring = FrontRing.initialise_pages([page.view for page in self._pages], blkif_request.size)
         self._slots = [Slot(index) for index in range(self.ring.size)]
         self._free = self._slots[::-1]
         # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
         ring = self.ring
         self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._slots, self._free)
-        self.ring_ref = -1
+        self.ring_refs: list[int] = []
         self.port = -1
         try:
-            self.ring_ref = kernel.grants.grant_access(domid, self._page)
+            for page in self._pages:
+                self.ring_refs.append(kernel.grants.grant_access(domid, page))
             self.port = kernel.events.alloc_unbound(domid, self._interrupt)
         except BaseException:
             self.release()
@@ -143,6 +145,8 @@ class FrontQueue:
         if prod == old:
             return
         ring.req_prod_pvt = prod
+        if ring.pages:
+            ring.show(old, prod)
         # push_requests_and_check_notify, written out. `old` is our own copy of what the ring held: the backend cannot
         # suppress a notification by changing req_prod.
         shared[REQ_PROD] = prod
@@ -237,6 +241,8 @@ class FrontQueue:
         """Take the responses between two ring indices."""
         ring, view, _, offsets, mask, slots, free = self._hot
         persistent = self.pool.persistent
+        if ring.pages:
+            ring.fetch(cons, prod)
         trace = self._cpu.trace
         unpack = _UNPACK
         while cons != prod:
@@ -294,14 +300,16 @@ class FrontQueue:
             self._events.unbind(self.port)
             self.port = -1
         self.pool.release(self._slots)
-        page, self._page = self._page, None
-        if page is None:
+        pages, self._pages = self._pages, []
+        if not pages:
             return
         self.ring.release()
-        if self.ring_ref < 0 or self._grants.end_access(self.ring_ref):
-            self._mm.free_page(page)
-        else:
-            self.pool.withheld.append((self.ring_ref, page))
+        for page, ref in zip(pages, self.ring_refs, strict=False):
+            if self._grants.end_access(ref):
+                self._mm.free_page(page)
+            else:
+                self.pool.withheld.append((ref, page))
+        self._mm.free_pages_of(pages[len(self.ring_refs) :])
 
 
 FLUSH_OPERATIONS = {"feature-flush-cache": BLKIF_OP_FLUSH_DISKCACHE, "feature-barrier": BLKIF_OP_WRITE_BARRIER}

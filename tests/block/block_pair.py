@@ -55,12 +55,16 @@ class Pair:
         self.world.check_no_leaks(self.back_kernel, self.front_kernel)
 
     @property
+    def mapper(self) -> Any:
+        return self.back.data.queues[0].mapper
+
+    @property
     def device(self) -> Any:
         return self.front_kernel.block.devices["xvda"]
 
     @property
     def server(self) -> Any:
-        return self.back.data.server
+        return self.back.data.queues[0].server
 
     @property
     def queue(self) -> Any:

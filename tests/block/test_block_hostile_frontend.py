@@ -228,8 +228,8 @@ def test_ever_new_grants_stay_within_the_bound(make_pair: Maker) -> None:
     for n, ref in enumerate(refs):
         assert front.one(READ, n, [(ref, 0, 0)]) == OKAY
         assert front.one(READ, n, [(refs[0], 0, 0)]) == OKAY
-        assert len(pair.back.data.mapper.persistent) <= 20
-    kept = pair.back.data.mapper.persistent
+        assert len(pair.mapper.persistent) <= 20
+    kept = pair.mapper.persistent
     assert refs[0] in kept  # used all the time, so never the least recently used
     assert list(kept)[-1] == refs[-1]
     front.down()
@@ -243,7 +243,7 @@ def test_ever_new_descriptors_do_not_fill_the_memory(make_pair: Maker) -> None:
         for first in range(8):
             for last in range(first, 8):
                 assert front.one(READ, 0, [(ref, first, last)]) == OKAY
-    assert len(pair.back.data.mapper.plans) <= 1024
+    assert len(pair.mapper.plans) <= 1024
     front.down()
 
 

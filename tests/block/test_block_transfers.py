@@ -17,6 +17,7 @@ MODES = [
     pytest.param({"back": {"persistent": False}}, id="backend-not-persistent"),
     pytest.param({"front": {"persistent": False}}, id="frontend-not-persistent"),
     pytest.param({"back": {"max_persistent_grants": 7}}, id="few-persistent"),
+    pytest.param({"front": {"max_ring_page_order": 2}}, id="four-ring-pages"),
 ]
 
 
@@ -66,7 +67,7 @@ def test_random_traffic_from_many_threads(make_pair: Maker, options: dict[str, A
     assert pair.disk.image == model
     assert pair.queue.in_flight == 0
     if options.get("back", {}).get("max_persistent_grants") == 7:
-        assert len(pair.back.data.mapper.persistent) <= 7
+        assert len(pair.mapper.persistent) <= 7
     pair.down()
 
 
@@ -95,7 +96,7 @@ def test_persistent_grants_are_mapped_once(make_pair: Maker) -> None:
     for n in range(20):
         pair.guest(pair.device.read(n, 88))
     assert pair.back_kernel.grants.hypercalls == hypercalls
-    assert len(pair.back.data.mapper.persistent) == 11
+    assert len(pair.mapper.persistent) == 11
     pair.down()
 
 
@@ -103,7 +104,7 @@ def test_without_persistent_grants_nothing_stays_granted_or_mapped(make_pair: Ma
     pair = make_pair(back={"persistent": False}).up()
     pair.guest(pair.device.write(0, b"x" * 512 * 88))
     pair.guest(pair.device.read(0, 88))
-    assert list(pair.front_kernel.grants.entries) == [pair.queue.ring_ref]
+    assert list(pair.front_kernel.grants.entries) == pair.queue.ring_refs
     assert len(pair.back_kernel.grants.maps) == 1  # the ring
     # One map and one unmap for each request, whatever its number of segments.
     before = pair.back_kernel.grants.hypercalls

@@ -157,3 +157,46 @@ class RingMachine(RuleBasedStateMachine):
 
 RingMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestRingMachine = RingMachine.TestCase
+
+
+# -- rings of several pages ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [112, 108, 12])
+@pytest.mark.parametrize("order", [0, 1, 2, 4])
+@pytest.mark.parametrize("index", [0, WRAP - 7])
+def test_pages_that_lie_anywhere_are_as_good_as_one_piece(entry: int, order: int, index: int) -> None:
+    """What one end puts into slots, also those that straddle two pages, is what the other end finds there."""
+    # The pages lie in memory backwards, with others between them.
+    memory = memoryview(bytearray(b"\xcc" * (2 << order) * 4096))
+    pages = [memory[2 * n * 4096 : (2 * n + 1) * 4096] for n in reversed(range(1 << order))]
+    front = FrontRing.initialise_pages(pages, entry)
+    back = BackRing.attach_pages(pages, entry)
+    assert front.size == back.size == ring_size(entry, 4096 << order)
+    for turn in range(3):
+        first, count = (index + turn * (front.size - 1)) % WRAP, front.size - (turn == 1)
+        last = (first + count) % WRAP
+        wanted = {}
+        for n in range(count):
+            slot = (first + n) % WRAP
+            wanted[slot] = bytes((n + turn + byte) & 0xFF for byte in range(entry))
+            at = front.offset(slot)
+            front.view[at : at + entry] = wanted[slot]
+        if front.pages:
+            front.show(first, last)
+            back.fetch(first, last)
+        assert all(back.copy(slot) == data for slot, data in wanted.items())
+    gaps = b"".join(memory[(2 * n + 1) * 4096 : (2 * n + 2) * 4096] for n in range(1 << order))
+    assert gaps == b"\xcc" * len(gaps), "memory that is no part of the ring is left alone"
+
+
+def test_indices_of_several_pages_are_in_the_first() -> None:
+    pages = [memoryview(bytearray(4096)) for _ in range(2)]
+    front, back = FrontRing.initialise_pages(pages, 112), BackRing.attach_pages(pages, 112)
+    front.req_prod_pvt = 5
+    assert front.push_requests_and_check_notify()
+    assert back.unconsumed_requests() == 5
+    assert bytes(pages[0][:4]) == b"\5\0\0\0"
+    back.release()
+    front.release()
+    assert front.pages == back.pages == ()

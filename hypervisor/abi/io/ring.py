@@ -20,6 +20,7 @@ Names are those of the header. Hot code may index `shared` (a 'I' view; `REQ_PRO
 indices itself instead of calling; the tests compare these methods with Xen's macros compiled by a C compiler.
 """
 
+from collections.abc import Sequence
 from typing import Self, final
 
 REQ_PROD = 0
@@ -34,6 +35,8 @@ RSP_EVENT = 3
 HEADER_SIZE = 64
 """Bytes before the first slot (`offsetof(struct NAME_sring, ring)`)."""
 MASK32 = 0xFFFFFFFF
+PAGE_SIZE = 4096
+PAGE_MASK = PAGE_SIZE - 1
 
 
 def ring_size(entry_size: int, nr_bytes: int) -> int:
@@ -57,15 +60,50 @@ def shared_ring_init(view: memoryview) -> None:
 class _Ring:
     """What both ends have: the view, its size, the place of each slot."""
 
-    __slots__ = ("entry_size", "mask", "offsets", "shared", "size", "view")
+    __slots__ = ("entry_size", "mask", "offsets", "pages", "shared", "size", "view")
 
     def __init__(self, view: memoryview, entry_size: int) -> None:
         self.view = view
         self.shared = view.cast("I")
+        self.pages: tuple[memoryview, ...] = ()
+        """The shared pages of a ring of several that lie anywhere: then `view` is a private copy, and slots pass
+        between the two by `fetch` and `show`. Empty for a ring whose memory is in one piece."""
         self.entry_size = entry_size
         self.size = ring_size(entry_size, len(view))
         self.mask = self.size - 1
         self.offsets = tuple(HEADER_SIZE + slot * entry_size for slot in range(self.size))
+
+    def _spread(self, pages: Sequence[memoryview]) -> None:
+        """Put the ring's memory into pages that need not be neighbours: a slot may straddle two of them."""
+        self.shared.release()
+        self.shared = pages[0].cast("I")
+        self.pages = tuple(pages)
+
+    def _pieces(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return where the slots from one free-running index up to another lie: byte ranges, none across a page."""
+        count = (last - first) & MASK32
+        begin = first & self.mask
+        runs = [(begin, min(begin + count, self.size)), (0, begin + count - self.size)]
+        pieces = []
+        for slot, end in runs:
+            low, stop = HEADER_SIZE + slot * self.entry_size, HEADER_SIZE + end * self.entry_size
+            while low < stop:
+                high = min(stop, (low | PAGE_MASK) + 1)
+                pieces.append((low, high))
+                low = high
+        return pieces
+
+    def fetch(self, first: int, last: int) -> None:
+        """Copy what the peer has put into these slots (at most a ring full), of a ring in several pages."""
+        for low, high in self._pieces(first, last):
+            start = low & PAGE_MASK
+            self.view[low:high] = self.pages[low // PAGE_SIZE][start : start + high - low]
+
+    def show(self, first: int, last: int) -> None:
+        """Copy what was put into these slots to where the peer sees it, before the index that says so is moved."""
+        for low, high in self._pieces(first, last):
+            start = low & PAGE_MASK
+            self.pages[low // PAGE_SIZE][start : start + high - low] = self.view[low:high]
 
     def offset(self, index: int) -> int:
         """Return the byte offset of the slot of a free-running index: `RING_GET_REQUEST`, `RING_GET_RESPONSE`.
@@ -83,6 +121,7 @@ class _Ring:
         """Let go of the views, so that the page can be unmapped. The ring is unusable afterwards."""
         self.shared.release()
         self.view = self.shared = memoryview(b"")
+        self.pages = ()
 
 
 @final
@@ -102,6 +141,16 @@ class FrontRing(_Ring):
         """Make a new ring in a shared area: `XEN_FRONT_RING_INIT`."""
         shared_ring_init(view)
         return cls(view, entry_size)
+
+    @classmethod
+    def initialise_pages(cls, pages: Sequence[memoryview], entry_size: int) -> Self:
+        """The same in several pages that need not be neighbours; with one page it is `initialise`."""
+        if len(pages) == 1:
+            return cls.initialise(pages[0], entry_size)
+        shared_ring_init(pages[0])
+        ring = cls(memoryview(bytearray(len(pages) * PAGE_SIZE)), entry_size)
+        ring._spread(pages)
+        return ring
 
     def free_requests(self) -> int:
         """Return how many requests may still be put: `RING_FREE_REQUESTS`."""
@@ -169,6 +218,15 @@ class BackRing(_Ring):
         super().__init__(view, entry_size)
         self.rsp_prod_pvt = index & MASK32
         self.req_cons = index & MASK32
+
+    @classmethod
+    def attach_pages(cls, pages: Sequence[memoryview], entry_size: int) -> Self:
+        """Attach to a fresh ring in several pages that need not be neighbours; one page is attached to as it is."""
+        if len(pages) == 1:
+            return cls(pages[0], entry_size)
+        ring = cls(memoryview(bytearray(len(pages) * PAGE_SIZE)), entry_size)
+        ring._spread(pages)
+        return ring
 
     def unconsumed_requests(self) -> int:
         """Return how many requests may be taken: `XEN_RING_NR_UNCONSUMED_REQUESTS`.
