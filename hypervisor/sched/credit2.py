@@ -86,6 +86,14 @@ class Unit2(Unit):
             left = left * heaviest // weight
         return left if left > CREDIT_MIN else CREDIT_MIN
 
+    def waiting_credit(self) -> int:
+        """Return the same of a vCPU that is on no pCPU: what most decisions are about."""
+        weight, heaviest = self.of_domain.weight, self.queue.max_weight
+        left = self.zero - self.vcpu.time_running
+        if weight != heaviest:
+            left = left * heaviest // weight
+        return left if left > CREDIT_MIN else CREDIT_MIN
+
     def set_credit(self, credit: int, now: int) -> None:
         """Give it so much credit."""
         self.zero = self.running_time(now) + credit * self.of_domain.weight // self.queue.max_weight
@@ -318,7 +326,7 @@ class Credit2(Algorithm):
         most = -NEVER
         for vcpu in ready:
             unit = vcpu.unit
-            credit = unit.credit(now)
+            credit = unit.waiting_credit()
             if unit.pcpu is not pcpu:
                 credit -= MIGRATE_RESIST
             if vcpu is pcpu.last and self.loop.just_yielded(vcpu, pcpu):
@@ -349,7 +357,7 @@ class Credit2(Algorithm):
         unit = cast("Unit2", vcpu.unit)
         queue = unit.queue
         left = unit.credit(now)
-        best = max((other.unit.credit(now) for other in self.loop.rivals(pcpu, now)), default=0)
+        best = max([other.unit.waiting_credit() for other in self.loop.rivals(pcpu, now)], default=0)
         if best > 0:
             left -= best
         time = left * unit.of_domain.weight // queue.max_weight if left > 0 else 0
@@ -366,7 +374,7 @@ class Credit2(Algorithm):
         credit = vcpu.unit.credit(now)
         for other in self.loop.rivals(pcpu, now):
             unit = other.unit
-            if unit.credit(now) > credit + (MIGRATE_RESIST if unit.pcpu is not pcpu else 0):
+            if unit.waiting_credit() > credit + (MIGRATE_RESIST if unit.pcpu is not pcpu else 0):
                 return True
         return False
 
