@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import textwrap
@@ -18,7 +19,7 @@ from toolstack.nbd_export import ExportSpec
 from toolstack.report import HostResult
 from toolstack.xl_config import DomainConfig, load_config
 
-PATIENCE = 60.0
+PATIENCE = 60.0 + float(os.environ.get("PARAVIRT_FIO_SECONDS", "0"))
 """Seconds that a client may take."""
 WAITS = """
 disk = await self.disk("xvda")

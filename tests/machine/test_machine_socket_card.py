@@ -1,0 +1,261 @@
+"""The socket card by itself: its queue, its DMA, and what it may reach."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hypervisor.abi import device as sheet
+from hypervisor.machine.machine import Machine
+from hypervisor.machine.socket_card import Reach, SocketCard
+
+PAGE = 4096
+COMMANDS, COMPLETIONS, TABLE, DATA = 16, 17, 18, 20
+PORT = sheet.socket_port(0)
+
+
+class Rig:
+    """A machine with a card, and this test as its driver."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.machine = Machine(memory_mib=1)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen(32)
+        self.reach: Reach | None = None
+        self.card = SocketCard(self.machine, 0, listener, reach=lambda line: self.reach)
+        self.interrupts = 0
+        self.produced = self.consumed = 0
+        self.machine.interrupts.connect(sheet.socket_irq(0), self._interrupt)
+        self.set_up()
+
+    def _interrupt(self) -> None:
+        self.interrupts += 1
+
+    def set_up(self) -> None:
+        self.produced = self.consumed = 0
+        for register, value in (
+            (sheet.SOCKET_RESET, 0),
+            (sheet.SOCKET_COMMANDS, COMMANDS),
+            (sheet.SOCKET_COMPLETIONS, COMPLETIONS),
+        ):
+            self.machine.ports.outl(PORT + register, value)
+
+    def put(
+        self,
+        op: int,
+        ident: int,
+        connection: int = 0,
+        segments: list[tuple[int, int]] | None = None,
+        *,
+        minimum: int = 1,
+        table: int | None = None,
+    ) -> None:
+        memory = self.machine.memory
+        address = (TABLE + ident % 2) * PAGE if table is None else table
+        if segments and table is None:
+            raw = b"".join(struct.pack("<QQ", *segment) for segment in segments)
+            memory.b[address : address + len(raw)] = raw
+        sheet.socket_command.codec.pack_into(
+            memory.b,
+            COMMANDS * PAGE + self.produced % sheet.SOCKET_QUEUE_LENGTH * sheet.socket_command.size,
+            *(op, 0, len(segments or ()), ident, connection, minimum, address, 0),
+        )
+        self.produced += 1
+
+    def ring(self) -> list[tuple[int, int]]:
+        """Ring the doorbell, let the card catch up, and return the new completions."""
+        self.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, self.produced)
+        self.card.catch_up()
+        return self.completions()
+
+    def completions(self) -> list[tuple[int, int]]:
+        memory = self.machine.memory
+        found = []
+        while self.consumed != memory.i[COMPLETIONS * PAGE >> 2]:
+            at = COMPLETIONS * PAGE + 8 + self.consumed % sheet.SOCKET_COMPLETION_SLOTS * 8
+            found.append(struct.unpack_from("<Ii", memory.b, at))
+            self.consumed += 1
+        return found
+
+    def connect(self) -> tuple[socket.socket, int]:
+        """Return a client's socket and the connection's number."""
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(5)
+        client.connect(str(self.path))
+        self.put(sheet.SOCKET_ACCEPT, 99)
+        ((ident, number),) = self.ring()
+        assert ident == 99
+        return client, number
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path / "s")
+    yield rig
+    rig.card.unplug()
+
+
+def test_nobody_there_and_then_somebody(rig: Rig) -> None:
+    rig.put(sheet.SOCKET_ACCEPT, 5)
+    assert rig.ring() == []
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(rig.path))
+        assert rig.card.poll()
+        assert rig.completions() == [(5, 0)]
+        assert rig.interrupts == 1
+        assert rig.card.busy
+
+
+def test_receive_scatters_and_send_gathers(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        client.sendall(b"abcdefghij")
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE + 4090, 4), (DATA * PAGE + 8, 100)])
+        assert rig.ring() == [(1, 10)]
+        memory = rig.machine.memory
+        assert bytes(memory.b[DATA * PAGE + 4090 : DATA * PAGE + 4094]) == b"abcd"
+        assert bytes(memory.b[DATA * PAGE + 8 : DATA * PAGE + 14]) == b"efghij"
+        assert memory.written[DATA] == 1
+        rig.put(sheet.SOCKET_SEND, 2, number, [(DATA * PAGE + 8, 6), (DATA * PAGE + 4090, 4)])
+        assert rig.ring() == [(2, 10)]
+        assert client.recv(100) == b"efghijabcd"
+
+
+def test_a_receive_waits_for_its_minimum_and_the_next_one_for_its_turn(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)], minimum=8)
+        rig.put(sheet.SOCKET_RECEIVE, 2, number, [(DATA * PAGE + 100, 8)])
+        client.sendall(b"1234")
+        assert rig.ring() == []
+        client.sendall(b"5678x")
+        rig.card.poll()
+        assert rig.completions() == [(1, 8), (2, 1)]
+        rig.put(sheet.SOCKET_RECEIVE, 3, number, [(DATA * PAGE, 8)], minimum=0)
+        assert rig.ring() == [(3, -errno.EAGAIN)]
+        client.sendall(b"yz")
+        client.shutdown(socket.SHUT_WR)
+        rig.put(sheet.SOCKET_RECEIVE, 4, number, [(DATA * PAGE, 8)], minimum=8)
+        assert rig.ring() == [(4, 2)]
+        rig.put(sheet.SOCKET_RECEIVE, 5, number, [(DATA * PAGE, 8)], minimum=8)
+        assert rig.ring() == [(5, 0)]
+
+
+def test_a_send_waits_for_the_client_to_read(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        for ident in range(60):
+            rig.put(sheet.SOCKET_SEND, ident, number, [(DATA * PAGE, 64 * PAGE)])
+        assert len(rig.ring()) < 60
+        size, done = 0, 0
+        while size < 60 * 64 * PAGE:
+            size += len(client.recv(1 << 20))
+            rig.card.poll()
+            done += len(rig.completions())
+        assert rig.card._under_way == 0
+
+
+def test_hanging_up_ends_what_is_under_way(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)])
+        rig.put(sheet.SOCKET_CLOSE, 2, number)
+        assert rig.ring() == [(1, -errno.ECANCELED), (2, 0)]
+        assert client.recv(1) == b""
+        rig.put(sheet.SOCKET_RECEIVE, 3, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == [(3, -errno.ENOTCONN)]
+
+
+def test_withdrawing_accepts(rig: Rig) -> None:
+    rig.put(sheet.SOCKET_ACCEPT, 1)
+    rig.put(sheet.SOCKET_CLOSE, 2, sheet.SOCKET_LISTENER)
+    assert rig.ring() == [(1, -errno.ECANCELED), (2, 0)]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(rig.path))
+        rig.card.poll()
+        assert not rig.card.busy
+
+
+@pytest.mark.parametrize(
+    ("segments", "table"),
+    [
+        ([(1 << 20, 1)], None),
+        ([((1 << 20) - 1, 2)], None),
+        ([(DATA * PAGE, 0)], None),
+        ([((1 << 64) - 1, (1 << 64) - 1)], None),
+        ([(DATA * PAGE, 8)], 1 << 40),
+        ([(DATA * PAGE, 8)] * 2, TABLE * PAGE + 4080),
+        ([], None),
+        ([(DATA * PAGE, 8)] * 300, TABLE * PAGE),
+    ],
+    ids=["beyond", "over the end", "empty", "wraps", "no table", "table over a page", "none", "too many"],
+)
+def test_memory_that_is_not_there(rig: Rig, segments: list[tuple[int, int]], table: int | None) -> None:
+    client, number = rig.connect()
+    with client:
+        client.sendall(b"data")
+        for op in (sheet.SOCKET_RECEIVE, sheet.SOCKET_SEND):
+            rig.put(op, 1, number, segments, table=table)
+            assert rig.ring() == [(1, -errno.EFAULT)]
+
+
+def test_memory_of_others_is_out_of_reach_at_the_time_of_the_transfer(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        mine = set(range(16, 22))
+        rig.reach = lambda first, count: mine.issuperset(range(first, first + count))
+        rig.put(sheet.SOCKET_SEND, 1, number, [(30 * PAGE, 8)])
+        assert rig.ring() == [(1, -errno.EFAULT)]
+        rig.put(sheet.SOCKET_RECEIVE, 2, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == []
+        mine.discard(DATA)
+        client.sendall(b"secret")
+        rig.card.poll()
+        assert rig.completions() == [(2, -errno.EFAULT)]
+        assert bytes(rig.machine.memory.b[DATA * PAGE : DATA * PAGE + 6]) == bytes(6)
+        mine.clear()
+        rig.put(sheet.SOCKET_SEND, 3, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == [], "its queues are not its own any more"
+
+
+def test_more_commands_than_there_is_room_for(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        for ident in range(sheet.SOCKET_QUEUE_LENGTH):
+            rig.put(sheet.SOCKET_RECEIVE, ident, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == []
+        rig.put(sheet.SOCKET_RECEIVE, 500, number, [(DATA * PAGE, 8)])
+        rig.put(77, 501)
+        assert rig.ring() == [(500, -errno.EBUSY), (501, -errno.EBUSY)]
+        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced + 1000)
+        assert rig.completions() == []
+
+
+def test_a_reset_forgets_everything(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)])
+        rig.put(sheet.SOCKET_ACCEPT, 2)
+        assert rig.ring() == []
+        rig.set_up()
+        assert client.recv(1) == b""
+        assert not rig.card.busy
+    other, number = rig.connect()
+    with other:
+        other.sendall(b"x")
+        rig.put(sheet.SOCKET_RECEIVE, 3, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == [(3, 1)]
+
+
+def test_an_unplugged_card_is_not_there(rig: Rig) -> None:
+    rig.card.unplug()
+    assert rig.machine.ports.inl(PORT) == 0xFFFFFFFF
+    assert rig.card.fileno() == -1
+    assert not rig.card.poll()

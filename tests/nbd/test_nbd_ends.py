@@ -1,0 +1,148 @@
+"""An exported disk that comes, goes and changes; and what a person can say wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from nbd_scene import Scene
+from raw_client import RawClient
+
+from guest_kernel.nbd import wire
+from toolstack.cli import main
+from toolstack.control.client import Control
+from toolstack.control.endpoint import ControlEndpoint
+from toolstack.errors import UsageError
+from toolstack.nbd_export import ExportSpec, parse_export
+from toolstack.outside import Outside
+
+MIB = 1 << 20
+
+
+def test_unplugging_the_disk_ends_its_clients_and_plugging_in_another_one_serves_new_ones(scene: Scene) -> None:
+    outside = Outside()
+    endpoint = ControlEndpoint(scene.directory / "control", outside)
+    endpoint.open()
+
+    def client() -> None:
+        with RawClient(scene.path) as raw, Control(endpoint.path) as host:
+            raw.hello()
+            assert raw.ask(wire.CMD_WRITE, 0, 512, data=b"1" * 512) == 0
+            host.ask("block-detach", domain="guest", device="xvda", force=False)
+            assert raw.is_hung_up_on()
+            host.ask("block-attach", domain="guest", spec=f"{scene.image},,xvda,w", cwd=os.fspath(scene.directory))
+            with RawClient(scene.path) as other:
+                other.hello()
+                other.request(wire.CMD_READ, 0, 512)
+                assert other.reply(512) == (0, b"1" * 512)
+
+    try:
+        scene.serve(client, outside=outside)
+    finally:
+        endpoint.close()
+
+
+def test_a_larger_disk_is_larger_for_who_comes_next(scene: Scene) -> None:
+    outside = Outside()
+    endpoint = ControlEndpoint(scene.directory / "control", outside)
+    endpoint.open()
+
+    def size(raw: RawClient) -> int:
+        raw.greet()
+        raw.option(wire.OPT_EXPORT_NAME, b"")
+        return int(wire.EXPORT.unpack(raw.read(wire.EXPORT.size))[0])
+
+    def client() -> None:
+        with RawClient(scene.path) as first, Control(endpoint.path) as host:
+            assert size(first) == 16 * MIB
+            host.ask("block-resize", domain="guest", device="xvda", size="20M")
+            found = 0
+            while found != 20 * MIB:  # the guest hears of it a little later
+                with RawClient(scene.path) as second:
+                    found = size(second)
+            assert first.ask(wire.CMD_FLUSH) == 0
+
+    try:
+        scene.serve(client, outside=outside)
+    finally:
+        endpoint.close()
+
+
+def test_a_trace_with_an_export_and_real_time_and_tcp(scene: Scene) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = random.Random(1).randbytes(2 * MIB)
+    unix = ExportSpec("unix", "guest", "xvda", path=scene.path)
+    tcp = ExportSpec("tcp", "guest", "xvda", host="127.0.0.1", port=port)
+
+    def client() -> None:
+        with RawClient(scene.path) as raw:
+            raw.hello()
+            assert raw.ask(wire.CMD_WRITE, 0, len(data), data=data) == 0
+            raw.socket.close()
+            raw.socket = socket.create_connection(("127.0.0.1", port), 10)
+            raw.hello()
+            raw.request(wire.CMD_READ, 0, len(data))
+            assert raw.reply(len(data)) == (0, data)
+
+    scene.serve(client, exports=[unix, tcp], time="real", trace_file=scene.directory / "host.trace")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("guest", "is not of the form"),
+        ("guest:xvda", "is not of the form"),
+        ("guest=unix:s", "is not of the form"),
+        ("guest:xvda=file:s", "is not of the form"),
+        ("guest:xvda=unix:", "is not of the form"),
+        ("guest:xvda=tcp:host", "HOST:PORT"),
+        ("guest:xvda=tcp:host:0", "HOST:PORT"),
+        ("guest:xvda=tcp:host:70000", "HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_understood_is_said_in_one_sentence(text: str, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        parse_export(text)
+
+
+def test_places_of_exports() -> None:
+    assert parse_export("a:xvda=unix:/s").path == Path("/s")
+    assert (parse_export("a:b:xvda=unix:s").guest, parse_export("a:b:xvda=unix:s").vdev) == ("a:b", "xvda")
+    spec = parse_export("a:xvda=tcp:[::1]:10809")
+    assert (spec.host, spec.port) == ("::1", 10809)
+
+
+@pytest.mark.parametrize(
+    ("export", "sentence"),
+    [
+        ("gest:xvda=unix:s", "there is no guest 'gest'"),
+        ("guest:xvdb=unix:s", "'guest' has no disk 'xvdb' (it has xvda)"),
+        ("guest:xvda=unix:taken", "there is something else that is no socket"),
+        ("guest:xvda=unix:no/where/s", "cannot listen"),
+        ("guest:xvda=tcp:no.such.host.invalid:1", "--export-nbd"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(
+    scene: Scene, export: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.guest()
+    monkeypatch.chdir(scene.directory)
+    Path("taken").write_text("")
+    done = CliRunner().invoke(main, ["run", "--export-nbd", export, "guest.cfg"])
+    assert done.exit_code == 2
+    assert sentence in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_two_exports_at_one_place(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.guest()
+    monkeypatch.chdir(scene.directory)
+    both = ["--export-nbd", "guest:xvda=unix:s", "--export-nbd", "guest:xvda=unix:s"]
+    done = CliRunner().invoke(main, ["run", *both, "guest.cfg"])
+    assert (done.exit_code, "at the same place" in done.output) == (2, True)
