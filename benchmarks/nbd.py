@@ -3,7 +3,9 @@
 Ours is a process with a whole host: the client's requests come through a socket card into the memory of a guest, its
 NBD server hands them to blkfront, which puts them on the ring; blkback in dom0 has the disk controller move the data
 from or to an image file by DMA. Theirs is `nbdkit memory allocator=malloc`, written in C, with threads. Both listen on
-a Unix socket, and they take turns; of each the best turn counts.
+a a Unix socket, and they take turns; of each the best turn counts. Rates are by the wall clock, so they are of use on a
+machine that has two processors to spare, one for the client. The processor time that a request takes of the server, all
+its threads together, is said as well: that does not depend so much on who else is at work.
 
 usage: python -m benchmarks.nbd [--seconds S] [--rounds N] [--time virtual|real] [--check]
 """
@@ -45,25 +47,43 @@ def wait_for(place: Path, process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def serving(place: Path, *command: str) -> Iterator[None]:
-    """Run a server for a while."""
+def serving(place: Path, *command: str) -> Iterator[int]:
+    """Run a server for a while; gives its process number."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(place, process)
-            yield
+            yield process.pid
         finally:
             process.send_signal(signal.SIGTERM)
 
 
-def fio(place: Path, seconds: float, *job: str) -> float:
-    """Run a job; return requests a second."""
+def processor_time(pid: int) -> float:
+    """Return the seconds that a process has computed, in user mode and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+Turn = tuple[float, float]
+"""Requests a second, and microseconds of the server's processor time for each."""
+
+
+def turn(pid: int, place: Path, seconds: float, job: tuple[str, ...]) -> Turn:
+    """Run a job against a server."""
+    before = processor_time(pid)
+    rate, count = fio(place, seconds, *job)
+    return rate, (processor_time(pid) - before) * 1e6 / count
+
+
+def fio(place: Path, seconds: float, *job: str) -> tuple[float, int]:
+    """Run a job; return requests a second, and how many there were."""
     command = ["fio", "--output-format=json", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={place}"]
     command += [f"--size={SIZE_MIB}M", "--time_based", f"--runtime={round(seconds * 1000)}ms", *job]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     if done.returncode:
         sys.exit(f"fio failed: {done.stderr or done.stdout}")
     (found,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
-    return float(found["read"]["iops"] + found["write"]["iops"])
+    sides = found["read"], found["write"]
+    return sum(side["iops"] for side in sides), sum(side["total_ios"] for side in sides)
 
 
 def main() -> None:
@@ -93,17 +113,24 @@ def main() -> None:
         paravirt = (sys.executable, "-c", "from toolstack.cli import main; main()", "run", "--quiet")
         export = ("--export-nbd", f"storage:xvda=unix:{ours}", "--time", arguments.time, str(config))
         nbdkit = ("nbdkit", "-f", "-U", str(theirs), "memory", f"{SIZE_MIB}M", "allocator=malloc")
-        with serving(ours, *paravirt, *export), serving(theirs, *nbdkit):
+        with serving(ours, *paravirt, *export) as our_pid, serving(theirs, *nbdkit) as their_pid:
             fio(theirs, arguments.seconds, "--rw=write", "--bs=1M", "--iodepth=4")  # its memory, once touched
             for load, job in LOADS.items():
                 turns = [
-                    (fio(ours, arguments.seconds, *job), fio(theirs, arguments.seconds, *job))
+                    (
+                        turn(our_pid, ours, arguments.seconds, job),
+                        turn(their_pid, theirs, arguments.seconds, job),
+                    )
                     for _ in range(arguments.rounds)
                 ]
-                mine, other = (max(side) for side in zip(*turns, strict=True))
+                mine, other = (max(rate for rate, _ in side) for side in zip(*turns, strict=True))
+                my_time, other_time = (min(time for _, time in side) for side in zip(*turns, strict=True))
                 missed |= mine / other < GOAL
-                rates = f"{mine:8.0f} /s   nbdkit {other:8.0f} /s"
-                print(f"{load:36} {rates}   ratio {mine / other:.3f} (goal: at least {GOAL})", flush=True)
+                print(
+                    f"{load:34} {mine:7.0f} /s {my_time:6.1f} us   nbdkit {other:7.0f} /s {other_time:6.1f} us   "
+                    f"ratio {mine / other:.3f} (goal: at least {GOAL})",
+                    flush=True,
+                )
     sys.exit(arguments.check and missed)
 
 
