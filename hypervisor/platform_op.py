@@ -138,10 +138,11 @@ class PlatformOps:
     # -- processors -------------------------------------------------------------------------------------------------
 
     def _get_cpuinfo(self, value: Any) -> Any:
-        """Tell of a pCPU: all are on line, and their APICs are numbered as they are."""
+        """Tell of a pCPU: whether it is on line; their APICs are numbered as they are."""
         cpu = value.xen_cpuid
         if cpu < self._pcpus:
-            value.apic_id, value.acpi_id, value.flags = cpu, NO_ACPI_ID, abi.XEN_PCPU_FLAGS_ONLINE
+            flags = abi.XEN_PCPU_FLAGS_ONLINE if self.hv.sched.pcpus[cpu].online else 0
+            value.apic_id, value.acpi_id, value.flags = cpu, NO_ACPI_ID, flags
         else:
             value.flags = abi.XEN_PCPU_FLAGS_INVALID
         value.max_present = self._pcpus - 1
@@ -150,12 +151,17 @@ class PlatformOps:
     def _cpu_online(self, value: Any) -> None:
         if value.cpuid >= self._pcpus:
             raise HypercallError(errno.EINVAL)
+        if not self.hv.sched.pcpus[value.cpuid].online:
+            self.hv.sched.pools.bring_online(value.cpuid)
 
     def _cpu_offline(self, value: Any) -> None:
-        """Taking pCPUs off line is not built; the first one Xen always keeps."""
+        """The first one Xen always keeps."""
         if not value.cpuid:
             raise HypercallError(errno.EOPNOTSUPP)
-        raise HypercallError(errno.ENOSYS if value.cpuid < self._pcpus else errno.EINVAL)
+        if value.cpuid >= self._pcpus:
+            raise HypercallError(errno.EINVAL)
+        if self.hv.sched.pcpus[value.cpuid].online:
+            self.hv.sched.pools.take_offline(value.cpuid)
 
     def _core_parking(self, value: Any) -> Any:
         """Tell how many pCPUs are parked, which is none; parking some is not built."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno
+from hypervisor.abi.xen import VIRQ_PCPU_STATE
 from hypervisor.errors import HypercallError
 from hypervisor.sched.algorithm import ALL_CPUS, Algorithm
 
@@ -59,7 +60,7 @@ class CpuPools:
     @property
     def free(self) -> int:
         """The pCPUs that are in no pool, a bit each."""
-        return sum(1 << pcpu.cpu_id for pcpu in self._loop.pcpus if pcpu.algorithm is None)
+        return sum(1 << pcpu.cpu_id for pcpu in self._loop.pcpus if pcpu.algorithm is None and pcpu.online)
 
     # -- pools ------------------------------------------------------------------------------------------------------
 
@@ -96,12 +97,12 @@ class CpuPools:
         """Put a free pCPU (None: the first one) into a pool. Raises HypercallError: ENOENT, ENODEV, EINVAL."""
         pool, pcpus = self.find(pool_id), self._loop.pcpus
         if cpu is None:
-            cpu = next((pcpu.cpu_id for pcpu in pcpus if pcpu.algorithm is None), -1)
+            cpu = next((pcpu.cpu_id for pcpu in pcpus if pcpu.algorithm is None and pcpu.online), -1)
             if cpu < 0:
                 raise HypercallError(errno.ENODEV)
         if cpu >= len(pcpus):
             raise HypercallError(errno.EINVAL)
-        if pcpus[cpu].algorithm is not None:
+        if pcpus[cpu].algorithm is not None or not pcpus[cpu].online:
             raise HypercallError(errno.ENODEV)
         pool.algorithm.add_pcpu(pcpus[cpu])
 
@@ -115,7 +116,7 @@ class CpuPools:
         members = pool.algorithm.pcpus
         if cpu is None:
             cpu = members[-1].cpu_id if members else len(pcpus)
-        if cpu >= len(pcpus) or (not pool_id and not cpu):
+        if cpu >= len(pcpus) or (not pool_id and not cpu) or not pcpus[cpu].online:
             raise HypercallError(errno.EINVAL)
         pcpu = pcpus[cpu]
         if pcpu not in members:
@@ -127,6 +128,32 @@ class CpuPools:
             for domain in domains:
                 self.move(domain, 0)
         self._vacate(pool.algorithm, pcpu)
+
+    def take_offline(self, cpu: int) -> None:
+        """Switch a pCPU off (cpu_down). Raises HypercallError: EINVAL for number 0, EEXIST if it is off, EBUSY."""
+        pcpu = self._switched(cpu, online=True)
+        for pool in self._pools.values():
+            if pcpu in pool.algorithm.pcpus:
+                self.remove_cpu(pool.pool_id, cpu)
+        pcpu.online = False
+        self._loop.hv.events.send_global_virq(VIRQ_PCPU_STATE)
+
+    def bring_online(self, cpu: int) -> None:
+        """Switch a pCPU on again (cpu_up); it goes to pool 0. Raises HypercallError: EINVAL, EEXIST if it is on."""
+        pcpu = self._switched(cpu, online=False)
+        pcpu.online = True
+        # It has no past: what it did not do while it was off it need not do now.
+        pcpu.now = max(pcpu.now, self._loop.now())
+        self._pools[0].algorithm.add_pcpu(pcpu)
+        self._loop.hv.events.send_global_virq(VIRQ_PCPU_STATE)
+
+    def _switched(self, cpu: int, *, online: bool) -> PCpu:
+        pcpus = self._loop.pcpus
+        if cpu >= len(pcpus) or (online and not cpu):
+            raise HypercallError(errno.EINVAL)
+        if pcpus[cpu].online is not online:
+            raise HypercallError(errno.EEXIST)
+        return pcpus[cpu]
 
     def _vacate(self, algorithm: Algorithm, pcpu: PCpu) -> None:
         loop = self._loop

@@ -20,6 +20,7 @@ class PCpu:
         "current",
         "last",
         "now",
+        "online",
         "slice_end",
         "slice_of",
     )
@@ -29,6 +30,7 @@ class PCpu:
         self.now = 0
         self.busy = 0
         """Nanoseconds that vCPUs ran on it: only kept where there are several pCPUs (`Scheduler.idle_time`)."""
+        self.online = True
         self.current: VCpu | None = None
         self.last: VCpu | None = None
         self.algorithm: Algorithm | None = None

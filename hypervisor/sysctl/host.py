@@ -30,6 +30,10 @@ UNINTERRUPTED_DEVICES = 0x3F
 """So many devices pcitopoinfo looks up before it can be interrupted; it then says how far it got."""
 
 
+NOWHERE = abi.XEN_INVALID_CORE_ID, abi.XEN_INVALID_SOCKET_ID, abi.XEN_INVALID_NODE_ID
+"""Where a pCPU is that is off."""
+
+
 def _zone(bits: int) -> int:
     """Return the zone of the heap that the highest frames with addresses of so many bits are in (bits_to_zone)."""
     return max(1, min(bits - 12, NR_ZONES))
@@ -63,7 +67,7 @@ class HostOps:
         return {
             "threads_per_core": 1,
             "cores_per_socket": self._pcpus,
-            "nr_cpus": self._pcpus,
+            "nr_cpus": sum(pcpu.online for pcpu in self.hv.sched.pcpus),
             "max_cpu_id": self._pcpus - 1,
             "nr_nodes": 1,
             "max_node_id": MAX_NODES - 1,
@@ -81,7 +85,8 @@ class HostOps:
         if value.cputopo:
             count = min(count, value.num_cpus)
             for cpu in range(count):
-                record = abi.xen_sysctl_cputopo.pack(core=cpu, socket=0, node=0)
+                place = (cpu, 0, 0) if self.hv.sched.pcpus[cpu].online else NOWHERE
+                record = abi.xen_sysctl_cputopo.pack(core=place[0], socket=place[1], node=place[2])
                 copy_to_guest(vcpu, value.cputopo + cpu * len(record), record)
         value.num_cpus = count
         return value
@@ -150,13 +155,17 @@ class HostOps:
         value.num_domains = len(domids)
         return value
 
-    # -- what it cannot do ------------------------------------------------------------------------------------------
+    # -- the rest --------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _cpu_hotplug(_vcpu: VCpu, value: Any) -> None:
-        """Taking pCPUs off line is not built; threads of cores there are not."""
-        plug = (abi.XEN_SYSCTL_CPU_HOTPLUG_ONLINE, abi.XEN_SYSCTL_CPU_HOTPLUG_OFFLINE)
-        raise HypercallError(errno.ENOSYS if value.op in plug else errno.EOPNOTSUPP)
+    def _cpu_hotplug(self, _vcpu: VCpu, value: Any) -> None:
+        """Switch a pCPU on or off. Threads of cores there are not."""
+        pools = self.hv.sched.pools
+        if value.op == abi.XEN_SYSCTL_CPU_HOTPLUG_ONLINE:
+            pools.bring_online(value.cpu)
+        elif value.op == abi.XEN_SYSCTL_CPU_HOTPLUG_OFFLINE:
+            pools.take_offline(value.cpu)
+        else:
+            raise HypercallError(errno.EOPNOTSUPP)
 
     @staticmethod
     def _psr_alloc(_vcpu: VCpu, value: Any) -> None:

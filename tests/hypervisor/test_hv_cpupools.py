@@ -10,6 +10,7 @@ from sched_world import check_times, make, shares
 
 from hypervisor.abi import domctl, errno, xen
 from hypervisor.abi import sysctl as abi
+from hypervisor.errors import HypercallError
 
 CREATE, DESTROY, INFO, ADD, REMOVE, MOVE, FREE = range(1, 8)
 ANY = abi.XEN_SYSCTL_CPUPOOL_PAR_ANY
@@ -161,3 +162,43 @@ def test_null_serves_who_waits_when_a_pcpu_comes():
     assert shares(world, [a, b, c], 10 * MS, 20 * MS) == [pytest.approx(1, rel=0.01)] * 2 + [0]
     pool(control, ADD, cpupool_id=0, cpu=2)
     assert shares(world, [a, b, c], 30 * MS, 40 * MS) == [pytest.approx(1, rel=0.01)] * 3
+
+
+def test_a_pcpu_is_switched_off_and_on():
+    world = World(pcpus=3)
+    control, a, b = world.guest(), *make(world, 2)
+    port = control.virq(xen.VIRQ_PCPU_STATE)
+
+    def hotplug(op, cpu):
+        call = {"cmd": abi.XEN_SYSCTL_cpu_hotplug, "interface_version": abi.XEN_SYSCTL_INTERFACE_VERSION}
+        return control.call(
+            xen.HYPERVISOR_sysctl, layout=abi.xen_sysctl, **call, u={"cpu_hotplug": {"cpu": cpu, "op": op}}
+        )[0]
+
+    on, off = abi.XEN_SYSCTL_CPU_HOTPLUG_ONLINE, abi.XEN_SYSCTL_CPU_HOTPLUG_OFFLINE
+    assert [hotplug(off, cpu) for cpu in (0, 3)] == [-errno.EINVAL] * 2
+    assert [hotplug(on, cpu) for cpu in (0, 3)] == [-errno.EEXIST, -errno.EINVAL]
+    world.run(until=3 * MS + 5)
+    assert (hotplug(off, 1), hotplug(off, 1)) == (0, -errno.EEXIST)
+    assert control.pending(port)
+    assert hotplug(off, 2) == 0
+    assert pool(control, INFO, cpupool_id=0).mask == 1
+    assert pool(control, FREE).mask == 0
+    assert pool(control, ADD, cpupool_id=0, cpu=1) == -errno.ENODEV
+    assert pool(control, REMOVE, cpupool_id=0, cpu=1) == -errno.EINVAL
+    assert shares(world, [a, b], 20 * MS, 1020 * MS) == [pytest.approx(0.5, rel=0.03)] * 2
+    assert hotplug(on, 2) == 0
+    assert pool(control, INFO, cpupool_id=0).mask == 0b101
+    assert shares(world, [a, b], 1050 * MS, 2050 * MS) == [pytest.approx(1, rel=0.01)] * 2
+    check_times(world)
+
+
+def test_the_last_pcpu_of_a_pool_with_domains_stays_on():
+    world = World(pcpus=2)
+    control = world.guest()
+    made = split(world, control, CREDIT, (1,))
+    world.guest()
+    pool(control, MOVE, domid=1, cpupool_id=made)
+    with pytest.raises(HypercallError) as refused:
+        world.hv.sched.pools.take_offline(1)
+    assert refused.value.errno == errno.EBUSY

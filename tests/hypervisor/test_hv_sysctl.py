@@ -126,7 +126,7 @@ class TestHost:
             99: ENOSYS,
         }
         assert {cmd: sysctl(pair.dom0, cmd) for cmd in answers} == answers
-        for op, rc in ((0, ENOSYS), (1, ENOSYS), (2, EOPNOTSUPP), (9, EOPNOTSUPP)):
+        for op, rc in ((0, EEXIST), (1, EINVAL), (2, EOPNOTSUPP), (9, EOPNOTSUPP)):
             assert sysctl(pair.dom0, abi.XEN_SYSCTL_cpu_hotplug, cpu_hotplug={"op": op}) == rc
         assert sysctl(pair.dom0, abi.XEN_SYSCTL_get_cpu_levelling_caps, cpu_levelling_caps={}).caps == 0
 
