@@ -79,13 +79,15 @@ class Vchan:
         """
         while True:
             self._check()
+            was_open = self.is_open  # Looked at first: the last bytes are written before the peer leaves.
             data = self._reader.take(limit)
             if data:
                 self._tell(VCHAN_NOTIFY_READ)
-            if data or not limit or not self.is_open:
+            if data or not limit or not was_open:
                 return data
             self._page[self._asking] |= VCHAN_NOTIFY_WRITE
-            await self._changed.wait()
+            if not self._reader.ready() and self.is_open:  # What came before the asking is not told.
+                await self._changed.wait()
 
     async def read_exactly(self, size: int) -> bytes:
         """Return `size` bytes. Raises VchanError as `read` does, and if the peer leaves before."""
@@ -110,7 +112,8 @@ class Vchan:
                 self._tell(VCHAN_NOTIFY_WRITE)
             else:
                 self._page[self._asking] |= VCHAN_NOTIFY_READ
-                await self._changed.wait()
+                if not self._writer.room() and self.is_open:
+                    await self._changed.wait()
 
     async def connected(self) -> None:
         """Wait until the peer has come (a client's is there from the start). Raises VchanError if it has left again."""

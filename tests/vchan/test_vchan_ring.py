@@ -1,13 +1,15 @@
 """A vchan's byte rings and shapes, without domains."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest_kernel.vchan.ring import GRANTS, LEFT, PAGE, Reader, Shape, VchanError, Writer
+from guest_kernel.vchan.channel import Vchan
+from guest_kernel.vchan.ring import CLI_LIVE, CLI_NOTIFY, GRANTS, LEFT, PAGE, RIGHT, Reader, Shape, VchanError, Writer
 from hypervisor.abi.io.libxenvchan import vchan_interface
 
 
@@ -101,3 +103,57 @@ def test_any_shape_of_a_server(left: int, right: int) -> None:
     places.sort()
     assert all(a[1] <= b[0] for a, b in pairwise(places))
     assert places[-1][1] <= PAGE
+
+
+NO_KERNEL: Any = SimpleNamespace()
+
+
+class Late:
+    """A page on which the peer acts right after it was asked to tell, as another processor may: too late to be told."""
+
+    def __init__(self, page: memoryview, asking: int, act: Any) -> None:
+        self.page, self.asking, self.act = page, asking, act
+
+    def __getitem__(self, at: int) -> int:
+        return self.page[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        act, self.act = self.act, lambda: None
+        if at == self.asking:
+            act()
+        self.page[at] = value
+
+
+def last_words(words: Any, page: Any) -> None:
+    """The peer writes, and leaves."""
+    words[LEFT + 1] += 3
+    page[CLI_LIVE] = 0
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_reader_does_not_sleep_over_what_came_while_it_asked(leaves: bool) -> None:
+    page = memoryview(bytearray(PAGE))
+    vchan_interface.pack_into(page, 0, cli_live=1, srv_live=1)
+    words = page.cast("I")
+    left, right = Shape(10, 11).pieces(page, [])
+    left[0][:3] = b"abc"
+    channel = Vchan(NO_KERNEL, page, (Reader(words, LEFT, left), Writer(words, RIGHT, right)), server=True)
+    come = (lambda: last_words(words, page)) if leaves else (lambda: words.__setitem__(LEFT + 1, 3))
+    late: Any = Late(page, CLI_NOTIFY, come)
+    channel._page = late
+    with pytest.raises(StopIteration) as stop:
+        channel.read().send(None)
+    assert stop.value.value == b"abc"
+
+
+def test_a_writer_does_not_sleep_over_room_that_came_while_it_asked() -> None:
+    page = memoryview(bytearray(PAGE))
+    vchan_interface.pack_into(page, 0, cli_live=1, srv_live=1)
+    words = page.cast("I")
+    left, right = Shape(11, 10).pieces(page, [])
+    channel = Vchan(NO_KERNEL, page, (Reader(words, LEFT, left), Writer(words, RIGHT, right)), server=True)
+    late: Any = Late(page, CLI_NOTIFY, lambda: words.__setitem__(RIGHT, 1024))
+    channel._page = late
+    with pytest.raises(StopIteration):
+        channel.write(bytes(2000)).send(None)
+    assert words[RIGHT + 1] == 2000
