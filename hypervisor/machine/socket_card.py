@@ -349,13 +349,21 @@ class SocketCard:
             self._complete(transfer.ident, status)
 
     def _receive_some(self, sock: socket.socket, transfer: _Transfer) -> int | None:
-        """Receive what there is; return the status when the command is done."""
+        """Receive what there is; return the status when the command is done.
+
+        Who is in the middle of it is waited for a little: that is less work than to come back.
+        """
+        now, deadline = time.monotonic_ns, 0
         while True:
             views = transfer.views
             try:
                 size = sock.recv_into(views[0]) if len(views) == 1 else sock.recvmsg_into(views)[0]
             except BlockingIOError:
-                return None if transfer.minimum else transfer.done or -errno.EAGAIN
+                if not transfer.minimum:
+                    return transfer.done or -errno.EAGAIN
+                if now() < deadline:
+                    continue
+                return None
             except OSError as error:
                 return -(error.errno or errno.EIO)
             if not size:
@@ -364,6 +372,7 @@ class SocketCard:
             transfer.advance(size)
             if transfer.done >= transfer.minimum or not transfer.views:
                 return transfer.done
+            deadline = now() + QUIET_NS
 
     def _linger(self, connection: _Connection, transfer: _Transfer) -> int:
         """Wait for more, as long as the other side goes on speaking: an interrupt for each word would be too many.
@@ -406,15 +415,19 @@ class SocketCard:
 
     @staticmethod
     def _send_some(sock: socket.socket, transfer: _Transfer) -> int | None:
-        """Send what there is room for; return the status when the command is done."""
+        """Send what there is room for; return the status when the command is done. A reader is waited for a little."""
+        now, deadline = time.monotonic_ns, 0
         while transfer.views:
             try:
                 size = sock.sendmsg(transfer.views, (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
+                if now() < deadline:
+                    continue
                 return None
             except OSError as error:
                 return -(error.errno or errno.EIO)
             transfer.advance(size)
+            deadline = now() + QUIET_NS
         return transfer.done
 
     # -- memory ---------------------------------------------------------------------------------------------------
