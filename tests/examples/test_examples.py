@@ -17,7 +17,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from readme_commands import commands  # noqa: E402
 
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*/") if any(path.glob("*.cfg")))
+ELSEWHERE = {"linux": "tests/linux"}
+"""Examples that first download or build something, and the tests that do it."""
+EXAMPLES = sorted(
+    path for path in (ROOT / "examples").glob("*/") if any(path.glob("*.cfg")) and path.name not in ELSEWHERE
+)
 SECONDS = 120
 
 
@@ -41,6 +45,9 @@ def here(tmp_path: Path) -> Path:
 
 def test_there_are_examples() -> None:
     assert EXAMPLES
+    for name, tests in ELSEWHERE.items():
+        assert (ROOT / "examples" / name).is_dir()
+        assert any(f'"{name}"' in file.read_text() for file in (ROOT / tests).glob("*.py")), tests
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
