@@ -298,6 +298,8 @@ class Host:
     def _idle(self) -> None:
         """In virtual time: nothing can happen any more, for there is no outside. End the host in order."""
         if self._asked_idle or self.lifecycle is None:
+            if self._gets_no_processor(0):
+                raise UsageError(f"the scheduler {self.scheduler!r} gives {DOM0_NAME} no processor: nothing goes on")
             raise InvariantError("the host is idle for ever, and dom0 does not end it")
         self._asked_idle = True
         for live in self.lifecycle.live.values():
@@ -306,7 +308,9 @@ class Host:
         self._type("shutdown\n")
 
     def _why_idle(self, domid: int) -> str:
-        """Say what a guest waits for in vain: a device that it does not have, if that is known."""
+        """Say what a guest waits for in vain: a processor, or a device that it does not have, if that is known."""
+        if self._gets_no_processor(domid):
+            return f"its scheduler, {self.hv.sched.algorithm_of(self.hv.domains[domid]).name}, gives it no processor"
         kernel = self.kernels.get(domid)
         if kernel is not None and kernel.block.wanted:
             return _waits_for("disk", kernel.block.wanted, kernel.block.devices)
@@ -316,6 +320,11 @@ class Host:
         if kernel is not None and kernel.console.readers:
             return "it waits for a line of input on its console, and nobody types one"
         return "everything in this guest waits for something that cannot happen any more"
+
+    def _gets_no_processor(self, domid: int) -> bool:
+        """Whether a domain wants to run and its scheduler will not let it."""
+        domain = self.hv.domains.get(domid)
+        return domain is not None and any(vcpu.parked for vcpu in domain.online_vcpus())
 
     # -- assembly -------------------------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ def test_a_guest_without_a_window_never_runs(tmp_path: Path) -> None:
     (tmp_path / "g.py").write_text(CODE)
     done = CliRunner().invoke(main, ["run", str(tmp_path / "g.cfg"), "--scheduler", "arinc653"])
     assert done.exit_code == 1
-    assert "everything in this guest waits for something that cannot happen any more" in done.output
+    assert "g: its scheduler, arinc653, gives it no processor" in done.output
 
 
 def test_costs(tmp_path: Path) -> None:
