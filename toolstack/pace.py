@@ -2,8 +2,8 @@
 
 The loop counts stretches of guest code, and how long one takes differs a thousandfold: a Python guest's is over in
 microseconds; one of machine code can be ten milliseconds of virtual time, which the emulator needs a tenth of a second
-for. So the number of stretches follows the clock. It changes nothing on the host: a stretch is a stretch, whoever looks
-up from time to time.
+for, and which counts as many. So the number of stretches follows the clock. It changes nothing on the host: a stretch
+is a stretch, whoever looks up from time to time.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 MAX_STEPS = 500
+FIRST_STEPS = 16
 PATIENCE_NS = 10_000_000
 """Those outside should not wait longer, by the wall clock, than this or than one stretch takes."""
 
 
 class Pace:
-    """Begins with `steps` stretches (None: with as many as there can be); tell it what they take, and that adapts."""
+    """Begins with `steps` stretches (None: with a few); tell it what they take, and that adapts."""
 
     def __init__(self, steps: int | None = None) -> None:
-        self.steps = MAX_STEPS if steps is None else steps
+        self.steps = min(FIRST_STEPS, MAX_STEPS) if steps is None else steps
         self._started = 0
 
     def start(self) -> int:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from hypervisor.sched.policy import Policy
     from hypervisor.vcpu import VCpu
 
+MACHINE_STEP_NS = 1 << 16
+"""So much of machine code's time counts as another step: the emulator needs some tenths of a millisecond for it."""
+
 
 class Scheduler:
     """The run queue and the loop that drains it.
@@ -320,6 +323,8 @@ class Scheduler:
     def drain(self, steps: int) -> int:  # noqa: C901 - see below
         """Run up to `steps` stretches of guest code and all timers that come due in between.
 
+        A long stretch of machine code counts as several: whoever calls wants to be asked again soon.
+
         Returns 0 if there is more to do now; else the time of the next thing to do (`NEVER` if only an interrupt from
         outside can bring more). In real time that is a wall-clock time to sleep until.
 
@@ -387,7 +392,9 @@ class Scheduler:
                         vcpu.processor = pcpu.cpu_id
                         vcpu.unit.pcpu = pcpu
             elif vcpu.pause_flags or self._must_leave(pcpu, vcpu, now):
-                # Somebody has stopped it between two of its stretches, or its turn is over.
+                # Somebody has stopped it between two of its stretches, or its turn is over. (What any vCPU did before
+                # is in the past: whether this is the same call of `drain` must not move the time of the record.)
+                self.running = None
                 self._leave(pcpu, vcpu, now, vcpu.pause_flags)
                 steps += 1  # this was none
                 continue
@@ -402,6 +409,8 @@ class Scheduler:
             now = clock.read() if real else now + cost_run + (vcpu.hypercalls - before) * cost_hypercall + self.charged
             self.charged = 0
             self._stretch_over(pcpu, vcpu, now, compute)
+            if vcpu.spent:
+                steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
         self.running = None
         return NEVER if hv.stopped else 0
 
@@ -479,6 +488,8 @@ class Scheduler:
             now += cost
             if compute or not vcpu.pause_flags or vcpu.queued or areas:
                 self._stretch_over(pcpu, vcpu, now, compute)
+                if vcpu.spent:
+                    steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
                 if pcpu.current is not None:
                     return steps
             else:

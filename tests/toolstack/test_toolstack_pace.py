@@ -1,35 +1,75 @@
 """How often the host looks up from its guests."""
 
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolstack import pace
+from toolstack.cli import main
 from toolstack.pace import MAX_STEPS, PATIENCE_NS, Pace
 
 
 @given(st.integers(1, 10**9))
 def test_the_pace_settles_within_the_patience(stretch: int) -> None:
     """Whatever a stretch takes: soon nobody outside waits longer than the patience, or than one stretch."""
-    pace = Pace()
+    tempo = Pace()
     for _ in range(20):
-        pace.took(pace.steps * stretch)
-        assert 1 <= pace.steps <= MAX_STEPS
-    assert pace.steps == 1 or pace.steps * stretch <= PATIENCE_NS
+        tempo.took(tempo.steps * stretch)
+        assert 1 <= tempo.steps <= MAX_STEPS
+    assert tempo.steps == 1 or tempo.steps * stretch <= PATIENCE_NS
     # Nor does it look up all the time without need.
-    assert pace.steps == MAX_STEPS or pace.steps * stretch >= PATIENCE_NS // 8 - stretch
+    assert tempo.steps == MAX_STEPS or tempo.steps * stretch >= PATIENCE_NS // 8 - stretch
 
 
 def test_a_slow_time_passes() -> None:
-    pace = Pace()
+    tempo = Pace()
     for _ in range(20):
-        pace.took(10**9)
-    assert pace.steps == 1
+        tempo.took(10**9)
+    assert tempo.steps == 1
     for _ in range(20):
-        pace.took(1000 * pace.steps)
-    assert pace.steps == MAX_STEPS
+        tempo.took(1000 * tempo.steps)
+    assert tempo.steps == MAX_STEPS
 
 
 def test_it_measures_by_the_wall_clock() -> None:
-    pace = Pace(4)
-    assert pace.start() == 4
-    pace.stop()
-    assert pace.steps == 8
+    tempo = Pace(4)
+    assert tempo.start() == 4
+    tempo.stop()
+    assert tempo.steps == 8
+
+
+BUSY = """
+from guest_kernel.guest import Guest
+
+
+class Busy(Guest):
+    async def main(self):
+        for n in range(8):
+            await self.cpu(ns=7_000_000)
+            self.print(n)
+            await self.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--pcpus", "2"), ("--schedule", "random:3"), ("--scheduler", "credit")])
+def test_when_the_host_looks_up_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """The pace follows the wall clock, so the trace must not depend on it: guests that compete, in any steps."""
+    (tmp_path / "busy.py").write_text(BUSY)
+    configs = []
+    for name in ("one", "two", "three"):
+        config = tmp_path / f"{name}.cfg"
+        config.write_text(f'name = "{name}"\nkernel = "busy.py"\nmemory = 4\n')
+        configs.append(str(config))
+    traces = []
+    for steps in (1, 2, 7, 500):
+        monkeypatch.setattr(pace, "MAX_STEPS", steps)
+        path = tmp_path / f"{steps}.trace"
+        done = CliRunner().invoke(main, ["run", "--quiet", "--trace", str(path), *options, *configs])
+        assert done.exit_code == 0, done.output
+        traces.append(path.read_bytes())
+    assert [trace == traces[0] for trace in traces] == [True] * 4
