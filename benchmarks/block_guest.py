@@ -5,10 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from guest_kernel.block import READ, BlockBuffer, BlockDevice
+from guest_kernel.block import READ, BlockBuffer, BlockDevice, Transfer
 from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
-from guest_kernel.threads import WaitQueue
 
 LOADS: dict[str, tuple[int, int]] = {"qd1": (1, 8), "qd32": (32, 8), "large": (32, 88), "indirect": (4, 2048)}
 """How many requests are kept going, and sectors of each."""
@@ -28,19 +27,14 @@ class LentPages:
         self.kernel = kernel
         self.disk = disk
         self.buffer = BlockBuffer(kernel.mm.alloc_pages(sectors // 8))
-        self.done = WaitQueue()
-        self.errors: list[int] = []
-
-    def finished(self, error: int) -> None:
-        self.errors.append(error)
-        self.done.wake()
 
     async def read(self, sector: int, count: int) -> None:
-        self.disk.submit(READ, sector, count, self.finished, self.buffer)
+        transfer = Transfer(0)
+        self.disk.submit(transfer, READ, sector, count, self.buffer)
         self.disk.restart()
-        if not self.errors:
-            await self.done.wait()
-        if self.errors.pop():
+        if transfer.left:
+            await transfer.waiters.wait()
+        if transfer.error:
             raise OSError("a read has failed")
 
     def release(self) -> None:

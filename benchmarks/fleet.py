@@ -69,6 +69,9 @@ def main() -> None:
     print(f"{'':<8}{'guests':>7}{'ops/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}{'Jain':>8}")
     for kind in KINDS:
         rows = [result["latencies"] for result in results if result["kind"] == kind and result["latencies"]]
+        if not rows:
+            print(f"{kind.removesuffix('_work'):<8}{0:>7}")
+            continue
         latencies = [latency for row in rows for latency in row]
         counts = [len(row) for row in rows]
         jain = sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
