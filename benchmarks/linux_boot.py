@@ -9,17 +9,16 @@ usage: python -m benchmarks.linux_boot [DIRECTORY]     (where the packages are k
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from click.testing import CliRunner
 
+from examples.linux import build as debian
 from hypervisor.emulator.binding import Binding
 from hypervisor.emulator.native_hooks import NativeHooks
 from hypervisor.emulator.processor import Processor
@@ -27,16 +26,6 @@ from toolstack.cli import main as paravirt
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL_SECONDS, GOAL_SHARE = 25, 0.15
-
-
-def builder() -> ModuleType:
-    """The script that makes kernel and ramdisk."""
-    spec = importlib.util.spec_from_file_location("build_linux", ROOT / "examples" / "linux" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Stopwatch:
@@ -94,7 +83,6 @@ def main() -> None:
     parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "examples" / "linux" / "build")
     parser.add_argument("--flavour", default="cloud-amd64")
     words = parser.parse_args()
-    module = builder()
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -102,8 +90,8 @@ def main() -> None:
         job.write_text("")
         words.directory.mkdir(parents=True, exist_ok=True)
         try:
-            vmlinuz, initrd = module.build(words.flavour, words.directory.resolve(), job)
-        except module.BuildError as error:
+            vmlinuz, initrd = debian.build(words.flavour, words.directory.resolve(), job)
+        except debian.BuildError as error:
             sys.exit(f"linux_boot: {error}")
         config = directory / "linux.cfg"
         config.write_text(

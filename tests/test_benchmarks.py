@@ -13,9 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = {
     "block": ("--slices", "1", "--rounds", "1"),
     "events": ("--hops", "50", "--repeats", "1", "--rounds", "1"),
+    "grants": (),
     "fleet": ("--guests", "9", "--seconds", "1"),
     "idle_domains": ("--domains", "3"),
     "machine_code": ("--rounds", "1"),
+    "xenstore_core": ("--nodes", "100", "--watches", "10"),
     "net": ("--seconds", "0.02", "--repeats", "1"),
 }
 NEEDS_C = {"block", "net"}

@@ -20,11 +20,14 @@ from hypervisor.abi import domctl, errno, memory, physdev, sysctl, xen
 from hypervisor.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
 from hypervisor.abi.grant_table import GTF_permit_access, grant_entry_v1
 from hypervisor.abi.layout import Layout, Value
+from hypervisor.abi.version import XENVER_extraversion, XENVER_version
 
 LIST_BYTES = PAGE_SIZE
 FRAMES_PER_CALL = LIST_BYTES // 8
 """How many frame numbers one memory operation carries: a page of them."""
 
+EXTRAVERSION_LEN = 16
+"""xen_extraversion_t (version.h)"""
 _MAX_RETRIES = 1 << 16
 
 _HEADER = struct.Struct("<IIH6x")
@@ -200,6 +203,13 @@ class Xc:
     def answer(self) -> Value:
         """Return the union of the last domctl, as Xen left it."""
         return domctl.xen_domctl.unpack_from(self._page.view, 0).u  # type: ignore[no-any-return]
+
+    def xen_version(self) -> tuple[int, int, str]:
+        """Return what this Xen is: major and minor version, and what its build says behind them."""
+        number = self._call(xen.HYPERVISOR_xen_version, XENVER_version, 0)
+        self._call(xen.HYPERVISOR_xen_version, XENVER_extraversion, self._page.va)
+        extra = bytes(self._page.view[:EXTRAVERSION_LEN]).split(b"\0")[0].decode()
+        return number >> 16, number & 0xFFFF, extra
 
     def sysctl(self, command: int, member: str, /, **values: Any) -> Value:
         """Make one sysctl with `values` in this member of the union; returns what Xen left. Raises XenError."""

@@ -6,16 +6,15 @@ the packages are kept between runs; without it the tests are skipped.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import attrs
 import pytest
 from click.testing import CliRunner, Result
 
+from examples.linux import build as debian
 from toolstack.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,23 +43,12 @@ class Kernel:
         return path
 
 
-def builder() -> ModuleType:
-    """The script of the example, as a module."""
-    spec = importlib.util.spec_from_file_location("build_linux", ROOT / "examples" / "linux" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
     """Make a kernel and a ramdisk that runs a job."""
     if VARIABLE not in os.environ:
         pytest.skip(f"no packages of a Linux kernel ({VARIABLE} names a directory for them; it may be empty)")
     pytest.importorskip("unicorn", reason="machine code needs the extra 'emulator'")
-    module = builder()
     directory = Path(os.environ[VARIABLE]).resolve()
 
     def make(job: str, name: str = "linux", flavour: str = "cloud-amd64") -> Kernel:
@@ -70,7 +58,7 @@ def build(tmp_path: Path) -> Build:
         output.mkdir()
         (directory / "packages").mkdir(parents=True, exist_ok=True)
         (output / "packages").symlink_to(directory / "packages")
-        vmlinuz, initrd = module.build(flavour, output, script)
+        vmlinuz, initrd = debian.build(flavour, output, script)
         return Kernel(vmlinuz, initrd)
 
     return make

@@ -53,6 +53,9 @@ async def test_the_numbers_are_those_of_the_host(tmp_path: Path) -> None:
         assert dom0["running"]
         assert sample["total_kib"] > sample["free_kib"] > 0
         assert sample["cpus"] == 1
+        info = await host.ask("info")
+        assert sample["version"] == f"{info['major']}.{info['minor']}{info['extra']}"
+        assert sample["version"].startswith("4.17")
 
 
 async def test_the_command_in_batch_mode(tmp_path: Path) -> None:
@@ -79,14 +82,14 @@ def domain(**changes: Any) -> dict[str, Any]:
 
 
 def host(now_s: float, *domains: dict[str, Any]) -> dict[str, Any]:
-    now = round(now_s * 1e9)
-    return {"now_ns": now, "total_kib": 4 << 20, "free_kib": 1 << 20, "cpus": 2, "mhz": 1000, "domains": list(domains)}
+    machine = {"total_kib": 4 << 20, "free_kib": 1 << 20, "cpus": 2, "mhz": 1000, "version": "4.17.5"}
+    return {"now_ns": round(now_s * 1e9), **machine, "domains": list(domains)}
 
 
 def test_percentages_are_of_the_time_between_two_looks() -> None:
     before = host(1, domain(cpu_ns=500_000_000))
     lines = format_sample(host(3, domain(cpu_ns=2_000_000_000, running=True)), before, "12:00:00")
-    assert lines[0] == "xentop - 12:00:00   Xen 4.17"
+    assert lines[0] == "xentop - 12:00:00   Xen 4.17.5"
     assert lines[2] == "Mem: 4194304k total, 3145728k used, 1048576k free    CPUs: 2 @ 1000MHz"
     assert lines[3] == HEADER
     assert lines[4].split()[:8] == ["one", "-----r", "2", "75.0", "1048576", "25.0", "no", "limit"]

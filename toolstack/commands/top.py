@@ -22,7 +22,6 @@ Sample = Mapping[str, Any]
 STATES = (("dying", "d"), ("shutdown", "s"), ("blocked", "b"), ("crashed", "c"), ("paused", "p"), ("running", "r"))
 SUMMARY = ("running", "blocked", "paused", "shutdown", "crashed", "dying")
 """The first of these that is true of a domain is what the summary counts it as."""
-VERSION = "4.17"
 
 
 def _percent(part: float, whole: float) -> float:
@@ -79,7 +78,7 @@ def format_sample(sample: Sample, before: Sample | None, clock: str, *, full_nam
             counts[state] += 1
     shown = ", ".join(f"{counts[state]} {state}" for state in ("running", "blocked", "paused", "crashed", "dying"))
     lines = [
-        f"xentop - {clock}   Xen {VERSION}",
+        f"xentop - {clock}   Xen {sample['version']}",
         f"{len(rows)} domains: {shown}, {counts['shutdown']} shutdown ",
         f"Mem: {sample['total_kib']}k total, {used}k used, {sample['free_kib']}k free    "
         f"CPUs: {sample['cpus']} @ {sample['mhz']}MHz",

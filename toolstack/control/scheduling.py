@@ -7,7 +7,7 @@ from typing import Any
 
 from guest_kernel.errors import XenError
 from hypervisor.abi import errno
-from hypervisor.abi.version import XENVER_commandline, XENVER_extraversion, XENVER_version
+from hypervisor.abi.version import XENVER_commandline
 from hypervisor.abi.xen import HYPERVISOR_xen_version
 from toolstack.control.verbs import Arguments, Toolstack
 from toolstack.errors import ToolstackError, did_you_mean
@@ -269,12 +269,9 @@ async def _vcpu_pin(toolstack: Toolstack, args: Arguments) -> None:
 async def _info(toolstack: Toolstack, args: Arguments) -> dict[str, Any]:
     xc, kernel = toolstack.lifecycle.xc, toolstack.kernel
     physical = xc.physinfo()
-    version = kernel.cpu.hypercall
+    major, minor, extra = xc.xen_version()
     page = xc.scratch
-    number = version(HYPERVISOR_xen_version, XENVER_version, 0)
-    version(HYPERVISOR_xen_version, XENVER_extraversion, page.va)
-    extra = bytes(page.view[:16]).split(b"\0")[0].decode()
-    version(HYPERVISOR_xen_version, XENVER_commandline, page.va)
+    kernel.cpu.hypercall(HYPERVISOR_xen_version, XENVER_commandline, page.va)
     line = bytes(page.view[:COMMANDLINE_LEN]).split(b"\0")[0].decode()
     scheduling = _scheduling(toolstack)
     return {
@@ -288,8 +285,8 @@ async def _info(toolstack: Toolstack, args: Arguments) -> dict[str, Any]:
         "free_pages": physical.free_pages,
         "outstanding_pages": physical.outstanding_pages,
         "free_cpus": len(scheduling.free_cpus()),
-        "major": number >> 16,
-        "minor": number & 0xFFFF,
+        "major": major,
+        "minor": minor,
         "extra": extra,
         "scheduler": scheduling.pools()[0].scheduler,
         "commandline": line,

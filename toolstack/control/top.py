@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.block import BlockBack
 from backends.net import NetBack
-from hypervisor.abi import domctl
+from hypervisor.abi import domctl, sched
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
@@ -19,8 +19,9 @@ NO_LIMIT = 0xFFFFFFFF
 
 
 def sample(kernel: Kernel, lifecycle: Lifecycle, names: dict[int, str]) -> dict[str, Any]:
-    """Return one look at the host: `now_ns`, memory and processors, and `domains`, one plain mapping each."""
+    """Return one look at the host: `now_ns`, memory, processors, `version`, and `domains`, one plain mapping each."""
     physical = lifecycle.xc.physinfo()
+    major, minor, extra = lifecycle.xc.xen_version()
     domains = []
     for state in lifecycle.xc.domain_states():
         info = lifecycle.xc.domain_info(state.domain)
@@ -32,6 +33,7 @@ def sample(kernel: Kernel, lifecycle: Lifecycle, names: dict[int, str]) -> dict[
         "free_kib": physical.free_pages * PAGE_KIB,
         "cpus": physical.nr_cpus,
         "mhz": physical.cpu_khz // 1000,
+        "version": f"{major}.{minor}{extra}",
         "domains": domains,
     }
 
@@ -41,7 +43,8 @@ def _domain(kernel: Kernel, info: Value, name: str) -> dict[str, Any]:
     limit = info.max_pages & NO_LIMIT
     flags = info.flags
     down = bool(flags & domctl.XEN_DOMINF_shutdown)
-    crashed = down and (flags >> domctl.XEN_DOMINF_shutdownshift & domctl.XEN_DOMINF_shutdownmask) == 3
+    code = flags >> domctl.XEN_DOMINF_shutdownshift & domctl.XEN_DOMINF_shutdownmask
+    crashed = down and code == sched.SHUTDOWN_crash
     return {
         "name": name,
         "id": domid,

@@ -17,6 +17,7 @@ from typing import Any
 
 from hypervisor.abi import sched, trace, vcpu, xen
 from hypervisor.abi import tracepoints as tp
+from hypervisor.vcpu import VPF_BLOCKED
 from toolstack.trace_formats.timeline import Placed, Timeline, Who
 
 WINDOW_BYTES = 1 << 15
@@ -25,8 +26,7 @@ WINDOW_BYTES = 1 << 15
 U32 = 0xFFFFFFFF
 TSC_AT_BOOT = 1
 """The time stamp of time 0: xenalyze takes a time stamp of 0 for none."""
-VPF_BLOCKED = 1
-"""As `deschedule` shows it: the vCPU waits for an event."""
+
 
 ARGUMENTS: dict[int, tuple[int, ...]] = {
     xen.HYPERVISOR_mmu_update: (1,),
