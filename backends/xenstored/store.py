@@ -88,6 +88,20 @@ class Store:
         owner.nodes[path] = None
         owner.memory += size_of(value, children, perms) + len(path)
 
+    def set_value(self, path: bytes, old: Node, value: bytes) -> None:
+        """Make a new version of `old` that differs in its value: `put`, for what is done all day."""
+        perms = old.perms
+        if old.generation < self.domains.newest:
+            # Somebody whom the list names may be another by now.
+            self.put(path, old, value, old.children, self.domains.current(perms, old.generation))
+            return
+        generation = self.next_generation
+        self.next_generation = generation + 1
+        self.tree.set(path, Node(value, old.children, perms, generation))
+        more = len(value) - len(old.value)
+        if more:
+            self.domains.owner(perms.owner).memory += more
+
     def remove(self, path: bytes, old: Node) -> None:
         """Take a node out."""
         self.take_generation()

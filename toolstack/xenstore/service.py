@@ -29,6 +29,8 @@ from toolstack.errors import UsageError, did_you_mean
 from toolstack.xenstore.address import identity, listen, remove
 from toolstack.xenstore.sockets import SocketServer
 
+LOOKS: Final = 16
+"""How often the daemon looks for a request before it goes to sleep: about 10 µs."""
 MOST_PORTS: Final = 1 << 17
 """Event channels that a domain can have (event_channel.h, EVTCHN_FIFO_NR_CHANNELS)."""
 
@@ -110,9 +112,16 @@ class Service:
         self.log.check()
 
     def _serve(self, caught: set[int]) -> None:
-        poll, server = self.sockets.poll, self.server
+        poll, server, give_way = self.sockets.poll, self.server, os.sched_yield
         while True:
-            poll(None)
+            # Who has just got an answer mostly asks again. To sleep, and be woken from another processor, takes longer
+            # than that; on the same processor giving way lets it ask.
+            for _ in range(LOOKS):
+                if poll(0):
+                    break
+                give_way()
+            else:
+                poll(None)
             if server.update is not None and server.update.started:
                 self._give_way(server.update)
             if caught:
