@@ -80,13 +80,7 @@ class Frame:
         """Return the frame as it goes onto a real wire: with its checksum filled in."""
         data = bytearray().join(page.view[:PAGE_SIZE] for page in self.pages)[: self.size]
         if self.flags & netif.NETTXF_csum_blank:
-            if self.tag is None:
-                checksum.complete(data)
-            else:
-                tag = data[12:16]
-                del data[12:16]
-                checksum.complete(data)
-                data[12:12] = tag
+            checksum.complete(data)
         return data
 
     def fill_checksum(self) -> None:

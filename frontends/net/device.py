@@ -24,6 +24,7 @@ from guest_kernel import vectors
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import NetDevice
+from guest_kernel.net.offload import BLANK, NONE, VALIDATED, Offload
 from guest_kernel.net.page_rows import PageRows
 from guest_kernel.net.ring_words import (
     RX_BASE,
@@ -49,19 +50,25 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 MORE = netif.NETTXF_more_data
-CSUM = netif.NETTXF_csum_blank | netif.NETTXF_data_validated
+TX_VALIDATED, TX_BLANK = netif.NETTXF_data_validated, netif.NETTXF_csum_blank
 RX_MORE = netif.NETRXF_more_data << 32
 RX_EXTRA = netif.NETRXF_extra_info << 32
 RX_OFFSET = 0xFFFF << 16
 RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
-VALIDATED = (netif.NETRXF_data_validated | netif.NETRXF_csum_blank) << 32
+RX_BLANK, RX_VALIDATED = netif.NETRXF_csum_blank << 32, netif.NETRXF_data_validated << 32
+RX_CSUM = RX_BLANK | RX_VALIDATED
 
 EXTRA_ID = 1 << 16
 """Stands for a slot of extra info among the ids of buffers that are out."""
+OFFLOADS = {0: NONE, RX_VALIDATED: VALIDATED, RX_BLANK: BLANK, RX_CSUM: BLANK}
+"""What the flags of a response say. A blank checksum is nobody's mistake, whatever the other flag says."""
 BUSY_PACKETS = 64
 """After so many frames an interface is worth keeping its buffers mapped in the backend."""
 RX_FIRST = 64
 """Buffers that the backend gets at first; when it has used up most of them, it gets twice as many."""
+
+Collected = tuple[list[bytes], Offload | list[Offload]]
+"""Frames, and what is left to do of each; of all if that is the same."""
 
 
 async def _nobody_asked(wanted: bool) -> None:
@@ -132,6 +139,7 @@ class FrontDevice(NetDevice):
         self._rx_growing = True
         self._pieces: list[bytes] = []
         self._pieces_bad = False
+        self._offload = NONE
 
     def open(self, *, control: bool = False, split: bool = False) -> None:
         """Make rings, event channel, and the first buffers; `control`: a control ring too.
@@ -164,9 +172,9 @@ class FrontDevice(NetDevice):
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def transmit(self, frame: bytes | memoryview, csum_blank: bool = False) -> bool:
+    def transmit(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
         """Put a frame on the tx ring and tell the backend if it wants to know."""
-        if not self._put(frame, csum_blank):
+        if not self._put(frame, offload):
             self.counters.tx_dropped += 1
             return False
         self.counters.tx_packets += 1
@@ -187,7 +195,7 @@ class FrontDevice(NetDevice):
             return len(batch)
         if not batch or max(sizes) > PAGE_SIZE:
             sent = 0
-            while sent < len(batch) and self._put(batch[sent], False):
+            while sent < len(batch) and self._put(batch[sent]):
                 sent += 1
         else:
             sent = self._take_tx_buffers(len(batch))
@@ -212,7 +220,7 @@ class FrontDevice(NetDevice):
         self.connected = False
         self._room.wake_all()
 
-    def _put(self, frame: bytes | memoryview, csum_blank: bool) -> bool:
+    def _put(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
         """Put a frame of any length into the ring, without showing it; False if it cannot be sent."""
         size = len(frame)
         slots = 1 if size <= PAGE_SIZE else -(-size // PAGE_SIZE)
@@ -220,7 +228,7 @@ class FrontDevice(NetDevice):
             return False
         if self._take_tx_buffers(slots) < slots:
             return False
-        flags = CSUM if csum_blank else 0
+        flags = TX_BLANK * offload.blank | TX_VALIDATED * offload.validated
         if slots == 1:
             self._put_batch([frame], [size], flags)
             return True
@@ -453,22 +461,34 @@ class FrontDevice(NetDevice):
         if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
             self._grow_rx()
         self._push_rx()
-        frames, validated = collected
-        if self.received_many is not None:
-            self.received_many(frames, validated)
-            return True
-        received = self.received
-        for frame, good in zip(frames, validated, strict=True):
-            received(frame, good)
+        self._hand_over(*collected)
         return True
 
-    def _collect(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[bool]] | None:
-        """Return the frames that the answered buffers hold, and of each whether its checksums need no look.
+    def _hand_over(self, frames: list[bytes], offloads: Offload | list[Offload]) -> None:
+        """Do what `hand_over` does, fast if all frames are alike (one `offloads` for all) and need nothing done."""
+        if not isinstance(offloads, Offload):
+            self.hand_over(frames, offloads)
+        elif offloads.blank:
+            self.hand_over(frames, [offloads] * len(frames))
+        elif self.received_many is not None:
+            self.received_many(frames, [offloads.validated] * len(frames))
+        elif self.received_raw is not None:
+            raw = self.received_raw
+            for frame in frames:
+                raw(frame, offloads)
+        else:
+            received, validated = self.received, offloads.validated
+            for frame in frames:
+                received(frame, validated)
+
+    def _collect(self, idents: list[int], answers: list[int]) -> Collected | None:
+        """Return the frames that the answered buffers hold, and what is left to do of each.
 
         None if there is extra info among the answers.
         """
         sizes = [answer >> 48 for answer in answers]
-        ordinary = not reduce(or_, answers) & RX_SPECIAL and min(sizes) > 0 and max(sizes) <= PAGE_SIZE
+        marks = reduce(or_, answers)
+        ordinary = not marks & RX_SPECIAL and min(sizes) > 0 and max(sizes) <= PAGE_SIZE
         if not ordinary or self._pieces or self._pieces_bad:
             return self._collect_pieces(idents, answers)
         views = self._rx_views
@@ -480,9 +500,9 @@ class FrontDevice(NetDevice):
             frames.append(views[ident][part].tobytes())
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += sum(sizes)
-        return frames, [answer & VALIDATED != 0 for answer in answers]
+        return frames, [OFFLOADS[answer & RX_CSUM] for answer in answers] if marks & RX_CSUM else NONE
 
-    def _collect_block(self, answers: Any, idents: Any) -> tuple[list[bytes], list[bool]] | None:
+    def _collect_block(self, answers: Any, idents: Any) -> Collected | None:
         """Do what `_collect` does for frames of one slot, one length and the same flags, at once; else None."""
         answer = int(answers[0])
         length = answer >> 48
@@ -494,11 +514,12 @@ class FrontDevice(NetDevice):
         frames: list[bytes] = rows.read(rows.find(idents), length).tolist()
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += len(frames) * length
-        return frames, [answer & VALIDATED != 0] * len(frames)
+        return frames, OFFLOADS[answer & RX_CSUM]
 
-    def _collect_pieces(self, idents: list[int], answers: list[int]) -> tuple[list[bytes], list[bool]] | None:
+    def _collect_pieces(self, idents: list[int], answers: list[int]) -> Collected | None:
         """Do the same for answers of any kind."""
-        frames, validated = [], []
+        frames: list[bytes] = []
+        offloads: list[Offload] = []
         for ident, answer in zip(idents, answers, strict=True):
             if answer & RX_EXTRA:
                 return None
@@ -509,14 +530,17 @@ class FrontDevice(NetDevice):
             frame = self._take_piece(data, answer)
             if frame:
                 frames.append(frame)
-                validated.append(answer & VALIDATED != 0)
+                offloads.append(self._offload)
                 self.counters.rx_packets += 1
                 self.counters.rx_bytes += len(frame)
-        return frames, validated
+        return frames, offloads
 
     def _take_piece(self, data: bytes, answer: int) -> bytes:
         """Collect the slots of a frame; returns the frame with its last slot. One with a bad slot is dropped."""
         pieces = self._pieces
+        if not pieces and not self._pieces_bad:
+            # Flags of the frame are those of its first slot.
+            self._offload = OFFLOADS[answer & RX_CSUM]
         if not data or len(pieces) >= netif.XEN_NETIF_NR_SLOTS_MIN:
             self._pieces_bad = True
             pieces.clear()

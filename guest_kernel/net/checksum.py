@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import struct
 
-Bytes = bytes | bytearray | memoryview
+from guest_kernel.net.packet import PROTOCOL_TCP, PROTOCOL_UDP, Bytes, Place, addresses, locate
 
-ETHERNET, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP = 14, 6, 17
-CHECKSUM_OFFSET = {IP_PROTOCOL_TCP: 16, IP_PROTOCOL_UDP: 6}
+CHECKSUM_OFFSET = {PROTOCOL_TCP: 16, PROTOCOL_UDP: 6}
 
 
 def fold(total: int) -> int:
@@ -34,48 +33,48 @@ def checksum(data: Bytes) -> int:
 
 
 def pseudo_header(source: bytes, destination: bytes, protocol: int, length: int) -> int:
-    """Return the sum over the IPv4 pseudo header: what a csum_blank packet carries in its checksum field."""
+    """Return the sum over the pseudo header of IPv4 or IPv6: what a csum_blank packet carries in its checksum field.
+
+    (Both have the same words, in another order, as long as the length is below 65536.)
+    """
     return partial(source + destination + struct.pack(">BBH", 0, protocol, length))
 
 
-def transport_place(frame: Bytes) -> tuple[int, int] | None:
-    """Return (start of the TCP/UDP header, offset of its checksum) in an IPv4 frame; None for anything else.
-
-    The frame bears no VLAN tag.
-    """
-    if len(frame) < ETHERNET + 20 or frame[12] != 8 or frame[13] != 0 or frame[14] >> 4 != 4:
+def transport_place(frame: Bytes) -> tuple[Place, int] | None:
+    """Return where the TCP/UDP header of an IP frame is, and its checksum; None for anything else."""
+    place = locate(frame)
+    if place is None or place.protocol not in CHECKSUM_OFFSET:
         return None
-    start = ETHERNET + (frame[14] & 15) * 4
-    place = CHECKSUM_OFFSET.get(frame[23])
-    if place is None or start < ETHERNET + 20 or start + place + 2 > len(frame):
-        return None
-    return start, start + place
+    offset = place.transport + CHECKSUM_OFFSET[place.protocol]
+    return (place, offset) if offset + 2 <= len(frame) else None
 
 
 def complete(frame: bytearray) -> None:
-    """Fill in the checksum that csum_blank left for whoever puts the frame on a real wire. Not IPv4: left alone."""
-    place = transport_place(frame)
-    if place is None:
+    """Fill in the checksum that csum_blank left for whoever puts the frame on a real wire. Not IP: left alone."""
+    found = transport_place(frame)
+    if found is None:
         return
-    start, offset = place
-    end = min(len(frame), ETHERNET + int.from_bytes(frame[16:18], "big"))
-    value = checksum(memoryview(frame)[start:end])
+    place, offset = found
+    end = min(len(frame), place.end)
+    if end < offset + 2:
+        return
+    value = checksum(memoryview(frame)[place.transport : end])
     # A computed zero is sent as all ones for UDP, where zero says that there is no checksum.
-    if not value and frame[23] == IP_PROTOCOL_UDP:
+    if not value and place.protocol == PROTOCOL_UDP:
         value = 0xFFFF
     frame[offset : offset + 2] = value.to_bytes(2, "big")
 
 
 def verify(frame: Bytes) -> bool:
-    """Whether the transport checksum of an IPv4 TCP/UDP frame is right; True for anything else."""
-    place = transport_place(frame)
-    if place is None:
+    """Whether the transport checksum of an IP frame of TCP or UDP is right; True for anything else."""
+    found = transport_place(frame)
+    if found is None:
         return True
-    start, offset = place
-    if frame[23] == IP_PROTOCOL_UDP and not frame[offset] and not frame[offset + 1]:
+    place, offset = found
+    if place.version == 4 and place.protocol == PROTOCOL_UDP and not frame[offset] and not frame[offset + 1]:
         return True
-    end = ETHERNET + int.from_bytes(frame[16:18], "big")
+    start, end = place.transport, place.end
     if end > len(frame) or end < start:
         return False
-    header = pseudo_header(bytes(frame[26:30]), bytes(frame[30:34]), frame[23], end - start)
+    header = pseudo_header(*addresses(frame, place), place.protocol, end - start)
     return fold(header + partial(frame[start:end])) == 0xFFFF

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 
+from guest_kernel.net import checksum
+from guest_kernel.net.offload import NONE, Offload
+
 Received = Callable[[bytes, bool], None]
-"""`received(frame, validated)`: an Ethernet frame; `validated` says that its checksums need no look."""
+"""`received(frame, validated)`: an Ethernet frame as it would be on a wire; `validated`: its checksums need no look."""
 
 
 ReceivedMany = Callable[[list[bytes], list[bool]], None]
 """The same for frames that came together."""
+
+ReceivedRaw = Callable[[bytes, Offload], object]
+"""`received_raw(frame, offload)`: a frame as it came, with what has been left undone in it."""
 
 
 @attrs.define
@@ -40,23 +46,60 @@ def parse_mtu(text: str | None) -> int | None:
 
 
 class NetDevice(ABC):
-    """An Ethernet device: `name`, six bytes of `mac`, `mtu` without the Ethernet header."""
+    """An Ethernet device: `name`, six bytes of `mac`, `mtu` without the Ethernet header.
+
+    Whoever sets one of the three callbacks gets the frames: `received_many` if there is one, else `received_raw` if
+    there is one, else `received`. Setting `received` ends `received_raw`.
+    """
 
     def __init__(self, name: str, mac: bytes, mtu: int = 1500) -> None:
         self.name = name
         self.mac = mac
         self.mtu = mtu
         self.counters = Counters()
-        self.received: Received = lambda frame, validated: None
+        self._received: Received = lambda frame, validated: None
+        self.received_raw: ReceivedRaw | None = None
+        """Takes frames as they came. Sent on with the same `Offload`, they are as good as before."""
         self.received_many: ReceivedMany | None = None
         """If there is one, a driver that has several frames at once calls this instead."""
         self.checksum_offload = False
         """The device takes frames whose TCP/UDP checksum is only the pseudo header's (csum_blank)."""
 
+    @property
+    def received(self) -> Received:
+        """Takes frames that have their checksum, and no more bytes than a wire carries: to be sent on as they are."""
+        return self._received
+
+    @received.setter
+    def received(self, function: Received) -> None:
+        self._received = function
+        self.received_raw = None
+
+    def hand_over(self, frames: Sequence[bytes], offloads: Sequence[Offload]) -> None:
+        """Hand frames that came to whoever is there for them."""
+        if self.received_many is None and self.received_raw is not None:
+            for frame, offload in zip(frames, offloads, strict=True):
+                self.received_raw(frame, offload)
+            return
+        whole = [completed(frame) if offload.blank else frame for frame, offload in zip(frames, offloads, strict=True)]
+        validated = [offload.validated for offload in offloads]
+        if self.received_many is not None:
+            self.received_many(whole, validated)
+            return
+        for frame, good in zip(whole, validated, strict=True):
+            self.received(frame, good)
+
     @abstractmethod
-    def transmit(self, frame: bytes | memoryview, csum_blank: bool = False) -> bool:
+    def transmit(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
         """Send a frame; False (and counted as dropped) if the device has no room or no connection."""
 
     async def wait_for_room(self) -> None:
         """Wait until a frame can be sent, or never will be (the device has gone)."""
         return
+
+
+def completed(frame: bytes) -> bytes:
+    """Return a frame with the checksum that it was sent without."""
+    data = bytearray(frame)
+    checksum.complete(data)
+    return bytes(data)

@@ -13,6 +13,7 @@ from guest_kernel.net.device import NetDevice
 from guest_kernel.net.errors import NetError
 from guest_kernel.net.headers import IcmpHeader, IpHeader
 from guest_kernel.net.neighbours import Neighbours, Question
+from guest_kernel.net.offload import BLANK, NONE, VALIDATED, Offload
 
 if TYPE_CHECKING:
     from guest_kernel.net.stack import NetStack
@@ -37,7 +38,7 @@ class Interface:
         self._network = self._mask = 0
         self._broadcasts: tuple[bytes, ...] = (BROADCAST_IP,)
         self._ident = 0
-        device.received = self.input
+        device.received_raw = self.input
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ class Interface:
 
     # -- in -------------------------------------------------------------------------------------------------------
 
-    def input(self, frame: bytes, validated: bool) -> None:
+    def input(self, frame: bytes, offload: Offload) -> None:
         """Take a frame from the device. What is not for us is passed over; what is malformed is dropped and counted."""
         to = frame[:6]
         if self.address is None or (to != self.device.mac and to != BROADCAST_MAC):
@@ -70,7 +71,7 @@ class Interface:
         kind = frame[12:14]
         try:
             if kind == b"\x08\x00":
-                self._ip_input(frame, validated)
+                self._ip_input(frame, offload.validated)
             elif kind == b"\x08\x06":
                 self._arp_input(dpkt.arp.ARP(frame[ETHERNET:]))
         except dpkt.UnpackError:
@@ -146,7 +147,7 @@ class Interface:
             raise NetError(f"{len(payload)} bytes do not fit into one datagram on {self.name} (mtu {self.device.mtu})")
         datagram = self._header(destination, protocol, len(payload)) + payload
         if destination == self.ip:
-            self.input(self.device.mac * 2 + ETH_IP.to_bytes(2, "big") + datagram, True)
+            self.input(self.device.mac * 2 + ETH_IP.to_bytes(2, "big") + datagram, VALIDATED)
             return
         mac = BROADCAST_MAC if destination in self._broadcasts else self.neighbours.get(destination)
         if mac is not None:
@@ -191,7 +192,7 @@ class Interface:
     def _send_frame(self, mac: bytes, kind: int, payload: bytes) -> None:
         frame = mac + self.device.mac + kind.to_bytes(2, "big") + payload
         blank = self.device.checksum_offload and kind == ETH_IP and payload[9] == dpkt.ip.IP_PROTO_UDP
-        self.device.transmit(frame, blank)
+        self.device.transmit(frame, BLANK if blank else NONE)
 
     async def _resolve(self, ip: bytes, question: Question) -> None:
         """Ask for a neighbour's address a few times; give the waiting datagrams up if nobody answers."""

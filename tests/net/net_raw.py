@@ -147,7 +147,7 @@ class RawBack:
             guest.kernel.domid, int(store["frontend/event-channel"]), lambda: None
         )
         guest.front.hook("connect")
-        guest.device.received = guest.record
+        guest.device.received_raw = guest.record
         self.host.run()
 
     def tx_requests(self) -> list[tuple[int, int, int, int, int]]:

@@ -21,6 +21,7 @@ from frontends.net import FrontDevice, NetFront
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.grants import MappedGrant
 from guest_kernel.net import NetStack
+from guest_kernel.net.offload import Offload
 from guest_kernel.run_loop import run_threads
 from guest_kernel.threads import Scheduler, Thread, reschedule
 from hypervisor.abi.grant_table import (
@@ -431,6 +432,7 @@ class Station:
         self.front = FakeDevice(self.kernel, self.driver, self.store, "frontend", 0)
         self.received: list[bytes] = []
         self.validated: list[bool] = []
+        self.offloads: list[Offload] = []
 
     def connect(self, *, control: bool = True, record: bool = True) -> Station:
         self.back.hook("publish")
@@ -440,12 +442,14 @@ class Station:
         self.back.hook("connect")
         self.front.hook("connect")
         if record:
-            self.device.received = self.record
+            self.device.received_raw = self.record
         return self
 
-    def record(self, frame: bytes, validated: bool) -> None:
+    def record(self, frame: bytes, offload: Offload) -> None:
+        """Take a frame as it came."""
         self.received.append(frame)
-        self.validated.append(validated)
+        self.validated.append(offload.validated)
+        self.offloads.append(offload)
 
     @property
     def device(self) -> FrontDevice:
@@ -474,6 +478,8 @@ class Station:
         peer.received.clear()
         self.validated.clear()
         peer.validated.clear()
+        self.offloads.clear()
+        peer.offloads.clear()
 
     def close(self) -> None:
         self.back.hook("close")

@@ -47,7 +47,7 @@ def test_what_dpkt_builds_is_right_and_stays_so(packet: bytes) -> None:
     assert checksum.verify(packet)
     place = checksum.transport_place(packet)
     assert place is not None
-    start, offset = place
+    start, offset = place[0].transport, place[1]
     blank = bytearray(packet)
     total = checksum.pseudo_header(packet[26:30], packet[30:34], packet[23], len(packet) - start)
     blank[offset : offset + 2] = total.to_bytes(2, "big")
@@ -60,7 +60,7 @@ def test_a_changed_bit_is_noticed(packet: bytes, data: st.DataObject) -> None:
     bit = data.draw(st.integers(34 * 8, len(packet) * 8 - 1))
     place = checksum.transport_place(packet)
     assert place is not None
-    start, offset = place
+    start, offset = place[0].transport, place[1]
     changed = bytearray(packet)
     changed[bit >> 3] ^= 1 << (bit & 7)
     if bit >> 3 < start or (packet[23] == 17 and not any(changed[offset : offset + 2])):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from net_raw import RawBack
 from net_world import Host
 
+from guest_kernel.net.offload import BLANK
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32
 
@@ -41,7 +42,7 @@ class Scene:
 
 def test_an_honest_exchange() -> None:
     scene = Scene()
-    assert scene.device.transmit(b"x" * 60, csum_blank=True)
+    assert scene.device.transmit(b"x" * 60, BLANK)
     ((ref, offset, flags, ident, size),) = scene.back.tx_requests()
     assert bytes(scene.back.page(ref)[offset : offset + size]) == b"x" * 60
     assert flags == 3

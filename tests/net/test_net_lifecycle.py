@@ -143,7 +143,7 @@ def test_event_channels(split: bool) -> None:
     assert keys == ({"frontend/event-channel-tx", "frontend/event-channel-rx"} if split else {"frontend/event-channel"})
     one.back.hook("connect")
     one.front.hook("connect")
-    one.device.received = one.record
+    one.device.received_raw = one.record
     two.connect()
     host.run()
     assert (one.device.port != one.device.rx_port) == (one.vif.port != one.vif.rx_port) == split

@@ -13,6 +13,7 @@ from net_world import FakeKernel, Host, World
 from guest_kernel.net import NetDevice, NetError, checksum
 from guest_kernel.net.errors import PingTimeout
 from guest_kernel.net.neighbours import MAX_NEIGHBOURS, MAX_QUESTIONS, MAX_WAITING
+from guest_kernel.net.offload import NONE, VALIDATED, Offload
 
 MAC, PEER = b"\x00\x16\x3e\0\0\1", b"\x00\x16\x3e\0\0\2"
 IP, PEER_IP = b"\x0a\0\0\1", b"\x0a\0\0\2"
@@ -24,8 +25,8 @@ class Cable(NetDevice):
         super().__init__(name, MAC)
         self.sent: list[bytes] = []
 
-    def transmit(self, frame: bytes | memoryview, csum_blank: bool = False) -> bool:
-        assert not csum_blank or self.checksum_offload
+    def transmit(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
+        assert not offload.blank or self.checksum_offload
         self.sent.append(bytes(frame))
         return True
 
@@ -42,7 +43,7 @@ class Guest:
     def get(self, frame: bytes, validated: bool = False) -> list[bytes]:
         """Take a frame; returns what is sent because of it."""
         self.cable.sent.clear()
-        self.cable.received(frame, validated)
+        self.cable.hand_over([frame], [VALIDATED if validated else NONE])
         self.world.run(until=self.world.now)
         return self.cable.sent
 

@@ -85,8 +85,8 @@ class Forwarder(Guest):
     async def main(self):
         left = (await self.net.interface("eth0")).device
         right = (await self.net.interface("eth1")).device
-        left.received = lambda frame, validated: right.transmit(frame)
-        right.received = lambda frame, validated: left.transmit(frame)
+        left.received_raw = right.transmit
+        right.received_raw = left.transmit
         self.print("forwarding")
         while True:
             await self.sleep(1)

@@ -20,6 +20,7 @@ from toolstack.xl_config import load_config
 np = pytest.importorskip("numpy")
 
 SENDER = """
+    from guest_kernel.net.offload import BLANK, NONE
     own = self.device.mac
     peers = [bytes([0, 0x16, 0x3E, 0, 0, n]) for n in (2, 3)]
     length = (60, 1500, 61, 4096, 14)
@@ -38,7 +39,7 @@ SENDER = """
         await self.device.wait_for_room()
         sent += self.device.transmit_many(frames[sent : sent + (256 if sent % 3 else 100)])
         if sent % 5 == 0:
-            self.device.transmit(peers[0] + own + KIND + b"blank" * 20, csum_blank=sent % 2)
+            self.device.transmit(peers[0] + own + KIND + b"blank" * 20, BLANK if sent % 2 else NONE)
     for peer in peers:
         await self.sleep(0.01)
         await self.device.wait_for_room()

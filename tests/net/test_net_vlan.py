@@ -12,6 +12,7 @@ from net_world import Host, Station
 
 from backends.net.vlan import ALL, LAST, TPID, Membership, parse_bridge
 from guest_kernel.net import checksum
+from guest_kernel.net.offload import BLANK
 
 EVERYBODY = b"\xff" * 6
 KIND = b"\x88\xb5"
@@ -134,7 +135,7 @@ def test_checksums_that_were_left_out(where: str) -> None:
     source = access if where == "untagged" else trunk
     blank = EVERYBODY + source.mac + b"\x08\0" + ip + udp
     assert not checksum.verify(blank)
-    source.device.transmit(blank if where == "untagged" else tagged(blank, 10), csum_blank=True)
+    source.device.transmit(blank if where == "untagged" else tagged(blank, 10), BLANK)
     got = heard(host)
     for (arrived,) in [got[1] if where == "untagged" else got[0], got[2]]:
         plain = arrived[:12] + arrived[16:] if arrived[12:14] == b"\x81\0" else arrived
