@@ -53,6 +53,10 @@ class Port(ABC):
     def deliver(self, frame: Frame) -> None:
         """Take a frame from the bridge; take a reference to keep it beyond the call."""
 
+    def takes_whole(self, frame: Frame) -> bool:
+        """Whether a frame that is to be cut into segments may be delivered as it is."""
+        return False
+
     def refused(self) -> None:  # noqa: B027 - not every port keeps such books
         """A frame that came from here was thrown away by the bridge."""
 
@@ -178,6 +182,16 @@ class Bridge:
         copy.put()
 
     def _deliver(self, frame: Frame, port: Port) -> None:
+        """Give a port a frame, in segments if it is larger than the port takes."""
+        if frame.cutting is not None and not port.takes_whole(frame):
+            try:
+                pieces = frame.cut()
+            except OutOfMemory:
+                self.counters.dropped += 1
+                return
+            for piece in pieces:
+                self._deliver(piece, port)
+            return
         if self.watch is not None:
             self.watch(port.name, False, bytes(frame.tobytes()))
         port.deliver(frame)

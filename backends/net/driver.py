@@ -14,6 +14,7 @@ from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
 from guest_kernel.net.device import Counters, parse_mtu
+from guest_kernel.net.gso import GSO_FEATURES
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
@@ -86,6 +87,8 @@ class NetBack(XenbusDriver):
                 "feature-split-event-channels": True,
                 "feature-multicast-control": True,
                 "feature-dynamic-multicast-control": True,
+                "feature-ipv6-csum-offload": True,
+                **dict.fromkeys(GSO_FEATURES, True),
             }
         )
 
@@ -110,6 +113,8 @@ class NetBack(XenbusDriver):
             "event-channel-ctrl",
             "feature-sg",
             "feature-no-csum-offload",
+            "feature-ipv6-csum-offload",
+            *GSO_FEATURES,
         )
         if nodes["request-rx-copy"] != "1":
             raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
@@ -131,6 +136,8 @@ class NetBack(XenbusDriver):
         vif.multicast.active = nodes["request-multicast-control"] == "1"
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
+        vif.takes_blank_ipv6 = nodes["feature-ipv6-csum-offload"] == "1"
+        vif.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if nodes[key] == "1")
         vif.membership, vif.is_mirror = membership, is_mirror
         # Nobody may send to a vif that cannot tell its guest.
         self._bind(device, vif, nodes)

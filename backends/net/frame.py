@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backends.net import vlan
+from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net import checksum
+from guest_kernel.net.gso import blank_checksum, examine, segments
 from hypervisor.abi.io import netif
 
 if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager, Page
+    from guest_kernel.net.offload import Offload
 
 MAC_MASK = 0xFFFF_FFFF_FFFF
 TAGGED_HEADER = 18
 KEPT_PAGES = 1024
 """Free pages that a pool keeps for the next frames; what a burst took beyond that goes back to the kernel."""
+
+
+class Cutting(NamedTuple):
+    """What segmentation of a frame needs."""
+
+    offload: Offload
+    header: int
+    """Bytes of all headers, which each segment has."""
+
+    def moved(self, more: int) -> Cutting:
+        """Return the same for a header that is so many bytes longer."""
+        return self._replace(header=self.header + more)
 
 
 class Frame:
@@ -25,7 +40,7 @@ class Frame:
     NETTXF_ checksum flags it came with.
     """
 
-    __slots__ = ("flags", "pages", "pool", "references", "size")
+    __slots__ = ("cutting", "flags", "pages", "pieces", "pool", "references", "size")
 
     def __init__(self, pool: FramePool, pages: list[Page], size: int, flags: int) -> None:
         self.pool = pool
@@ -33,6 +48,10 @@ class Frame:
         self.size = size
         self.flags = flags
         self.references = 1
+        self.cutting: Cutting | None = None
+        """How a large TCP packet is to be cut; None for any other frame. Such a one has no checksum."""
+        self.pieces: list[Frame] | None = None
+        """The segments, once somebody has asked for them."""
 
     @property
     def destination(self) -> int:
@@ -58,7 +77,7 @@ class Frame:
 
         A priority stays as long as there is a tag to bear it. The copy has its checksum filled in.
         """
-        data = self.tobytes()
+        data = self.tobytes() if self.cutting is None else self.raw()
         priority = 0
         if self.tag is not None:
             priority = data[14] & 0xF0
@@ -66,19 +85,66 @@ class Frame:
         if number:
             data[12:12] = bytes((vlan.TPID >> 8, vlan.TPID & 0xFF, priority | number >> 8, number & 0xFF))
         copy = self.pool.frame(data)
-        # Whoever takes it need not look at the checksum again.
-        copy.flags = netif.NETTXF_data_validated if self.flags else 0
+        if self.cutting is not None:
+            copy.flags = self.flags
+            copy.cutting = self.cutting.moved(copy.size - self.size)
+        else:
+            # Whoever takes it need not look at the checksum again.
+            copy.flags = netif.NETTXF_data_validated if self.flags else 0
         return copy
+
+    def begin_cutting(self, offload: Offload) -> bool:
+        """Note that this frame is to be cut; False if it cannot be (see `guest_kernel.net.gso`)."""
+        head = self.pages[0].view[: min(self.size, PAGE_SIZE)]
+        headers = examine(head, self.size, offload)
+        if headers is None:
+            return False
+        if not self.flags & netif.NETTXF_csum_blank:
+            # The segments' checksums are to be made: that of the whole has no meaning, whatever it is.
+            at = headers.place.transport + 16
+            self.pages[0].view[at : at + 2] = blank_checksum(head, headers.place)
+        self.flags |= netif.NETTXF_csum_blank | netif.NETTXF_data_validated
+        if headers.place.end - headers.data > offload.gso_size:
+            self.cutting = Cutting(offload, headers.data)
+        return True
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest frame that a wire gets from this."""
+        return self.size if self.cutting is None else self.cutting.header + self.cutting.offload.gso_size
+
+    def cut(self) -> list[Frame]:
+        """Return the segments, which stay ours. Raises OutOfMemory; then none is made."""
+        assert self.cutting is not None
+        if self.pieces is None:
+            pieces: list[Frame] = []
+            try:
+                for segment in segments(self.raw(), self.cutting.offload):
+                    pieces.append(self.pool.frame(segment))
+                    pieces[-1].flags = netif.NETTXF_data_validated
+            except OutOfMemory:
+                for piece in pieces:
+                    piece.put()
+                raise
+            self.pieces = pieces
+        return self.pieces
 
     def put(self) -> None:
         """Drop a reference."""
         self.references -= 1
         if self.references <= 0:
             self.pool.give(self.pages)
+            if self.pieces is not None:
+                for piece in self.pieces:
+                    piece.put()
+
+    def raw(self) -> bytearray:
+        """Return the bytes as they are."""
+        return bytearray().join(page.view[:PAGE_SIZE] for page in self.pages)[: self.size]
 
     def tobytes(self) -> bytearray:
         """Return the frame as it goes onto a real wire: with its checksum filled in."""
-        data = bytearray().join(page.view[:PAGE_SIZE] for page in self.pages)[: self.size]
+        data = self.raw()
         if self.flags & netif.NETTXF_csum_blank:
             checksum.complete(data)
         return data

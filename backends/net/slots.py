@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from guest_kernel import vectors
+from guest_kernel.net.offload import Offload, gso
 from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, copy_block, read_words
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import BackRing
@@ -19,8 +20,9 @@ MAX_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
 FATAL_SLOTS = 20
 """A frame of more slots than this is no mistake but an attack: the vif is closed (Linux's fatal_skb_slots)."""
 MULTICAST_ORDERS = (netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD, netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL)
+GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
 MAX_EXTRAS = netif.XEN_NETIF_EXTRA_TYPE_MAX - 1
-"""One of each type, which is more than anybody has been offered here."""
+"""One of each type."""
 
 Request = tuple[int, int, int, int, int]
 """A tx request: gref, offset, flags, id, size."""
@@ -76,7 +78,7 @@ class TxSlots:
         """Return the packet that begins in slot `at`; None if its end has not come yet. Raises HostileFrontend."""
         first = self.request(at)
         extras = 0
-        orders: list[tuple[int, int]] = []
+        infos: list[tuple[int, int]] = []
         more = first[2] & EXTRA
         while more:
             extras += 1
@@ -87,7 +89,7 @@ class TxSlots:
             # An extra slot begins with two bytes, type and flags.
             word = self.refs[at + extras]
             more = word >> 8 & EXTRA_MORE
-            orders.append((word & 0xFF, word >> 16 | self.marks[at + extras] << 16))
+            infos.append((word & 0xFF, word >> 16 | self.marks[at + extras] << 16))
         slots = [first]
         place = at + extras
         while slots[-1][2] & MORE:
@@ -97,20 +99,20 @@ class TxSlots:
             if place >= self.count:
                 return None
             slots.append(self.request(place))
-        return Packet(slots, orders)
+        return Packet(slots, infos)
 
 
 class Packet:
     """One frame that a guest sends: its slots, and where its copies stand in the batch."""
 
-    __slots__ = ("extras", "first_copy", "frame", "last_copy", "lengths", "orders", "size", "slots", "status")
+    __slots__ = ("extras", "first_copy", "frame", "infos", "last_copy", "lengths", "size", "slots", "status")
 
-    def __init__(self, slots: list[Request], orders: list[tuple[int, int]]) -> None:
+    def __init__(self, slots: list[Request], infos: list[tuple[int, int]]) -> None:
         self.slots = slots
-        self.extras = len(orders)
+        self.extras = len(infos)
         """Extra info slots: each is answered with NETIF_RSP_NULL."""
-        self.orders = orders
-        """What they say: type, and the six bytes of an address as a number, first byte lowest."""
+        self.infos = infos
+        """What they say: type, and the six bytes behind it as a number, first byte lowest."""
         self.size = slots[0][4]
         self.lengths = [slot[4] for slot in slots]
         """Bytes in each slot. The first slot tells the size of the whole, so its own length is what is left of it."""
@@ -122,17 +124,25 @@ class Packet:
     @property
     def is_order(self) -> bool:
         """Whether this is no frame at all, but changes the list of multicast addresses (netif.h)."""
-        return bool(self.orders) and len(self.slots) == 1 and all(kind in MULTICAST_ORDERS for kind, _ in self.orders)
+        return bool(self.infos) and len(self.slots) == 1 and all(kind in MULTICAST_ORDERS for kind, _ in self.infos)
+
+    @property
+    def offload(self) -> Offload | None:
+        """What is to be done with the frame, if the guest says so in extra info (flags of slots are not counted)."""
+        for kind, info in self.infos:
+            if kind == GSO:
+                return gso(info & 0xFFFF, info >> 16 & 0xFF)
+        return None
 
     def is_possible(self, smallest: int, page: int) -> bool:
-        """Whether sizes and offsets fit together and into pages of `page` bytes.
+        """Whether sizes and offsets fit together and into pages of `page` bytes, and extra info is what a frame has.
 
-        A slot without data may say what it likes about a page that nobody looks at (XSA-448). Extra info for
-        frames was never offered (no feature-gso-*), so one that has some is an error.
+        A slot without data may say what it likes about a page that nobody looks at (XSA-448).
         """
         return (
             len(self.slots) <= MAX_SLOTS
-            and not self.extras
+            and self.extras <= 1
+            and all(kind == GSO for kind, _ in self.infos)
             and self.size >= smallest
             and all(
                 length == 0 or (length > 0 and slot[1] + length <= page)

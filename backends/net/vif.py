@@ -19,7 +19,8 @@ from backends.net.copies import CopyBatch
 from backends.net.frame import MAC_MASK, Frame, FramePool
 from backends.net.lane import RX_FLAGS, Lane
 from backends.net.multicast import MulticastFilter
-from backends.net.slots import EXTRA, MORE, HostileFrontend, Packet, TxSlots
+from backends.net.slots import EXTRA, GSO, MORE, HostileFrontend, Packet, TxSlots
+from backends.net.vlan import TPID
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import Counters
@@ -47,12 +48,21 @@ SPECIAL = (MORE | EXTRA) << 16
 BLANK = netif.NETTXF_csum_blank << 16
 OKAY, ERROR, NULL = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR, netif.NETIF_RSP_NULL
 ETHERNET_HEADER, HEADER_AND_TAG = 14, 18
+IPV6 = 0x86DD
 
 RX_QUEUE_PAGES = 256
 """Pages of frames that wait for a guest's buffers; more are dropped: one that posts none costs a bound (XSA-392)."""
 
+GSO_INFO = Struct("<BBHBBH")
+"""A slot of extra info about segmentation: its type, flags, bytes of data in a segment, type, padding, features."""
+
 Sent = tuple[Frame, list[int], list[int]]
 """A frame on its way into a guest: the ids of its buffers; for each its copy's number in the batch, or -1."""
+
+
+def slots_of(frame: Frame) -> int:
+    """Return how many slots of an rx ring a frame needs."""
+    return len(frame.pages) + (frame.cutting is not None)
 
 
 class Vif(Port):
@@ -90,6 +100,10 @@ class Vif(Port):
         self.multicast = MulticastFilter()
         self.takes_blank = True
         """The guest takes frames whose checksum is not filled in (no feature-no-csum-offload)."""
+        self.takes_blank_ipv6 = False
+        """The same for IPv6 (feature-ipv6-csum-offload)."""
+        self.gso_types: frozenset[int] = frozenset()
+        """Kinds of large packets that the guest takes (feature-gso-tcpv4, -tcpv6)."""
         self._tx = BackRing(tx, TX_SLOT)
         self._rx = BackRing(rx, RX_SLOT)
         self._tx_words, self._rx_words = tx.cast("I"), rx.cast("Q")
@@ -267,7 +281,9 @@ class Vif(Port):
         if self.mtu is not None and self.mtu + HEADER_AND_TAG < PAGE_SIZE:
             # Whoever uses a lane does not compare lengths; none is above a page.
             return None
-        return Lane(ring, self._rx_words, count, self.writable, self.counters, self.takes_blank, self.rows)
+        # It does not look at types either: what may be blank must be so for all.
+        takes_blank = self.takes_blank and self.takes_blank_ipv6
+        return Lane(ring, self._rx_words, count, self.writable, self.counters, takes_blank, self.rows)
 
     def end_lane(self, lane: Lane) -> None:
         """Show the guest what a lane has brought."""
@@ -340,7 +356,7 @@ class Vif(Port):
         """Check a packet and put its copies into the batch; an impossible one only gets its error."""
         packet.first_copy = packet.last_copy = self._copies.count
         if packet.is_order:
-            for order in packet.orders:
+            for order in packet.infos:
                 if not self.multicast.amend(*order):
                     packet.status = ERROR
             return
@@ -378,7 +394,7 @@ class Vif(Port):
         statuses = self._copies.run()
         counters, bridge = self.counters, self.bridge
         for packet in packets:
-            if any(statuses[packet.first_copy : packet.last_copy]):
+            if any(statuses[packet.first_copy : packet.last_copy]) or not self._begin_cutting(packet):
                 packet.status = ERROR
         self._answer_packets(packets)
         for packet in packets:
@@ -396,6 +412,11 @@ class Vif(Port):
                     bridge.forward(frame, self)
             if frame is not None:
                 frame.put()
+
+    def _begin_cutting(self, packet: Packet) -> bool:
+        """See to a frame that is to be cut; False if that is impossible."""
+        frame, offload = packet.frame, packet.offload
+        return frame is None or offload is None or frame.begin_cutting(offload)
 
     def _answer_packets(self, packets: list[Packet]) -> None:
         """Put the responses of packets into the ring, without showing them."""
@@ -423,11 +444,11 @@ class Vif(Port):
         pages = len(frame.pages)
         if not self.multicast.passes(frame.destination):
             return
-        too_long = self.mtu is not None and frame.size > self.mtu + HEADER_AND_TAG
+        too_long = self.mtu is not None and frame.longest > self.mtu + HEADER_AND_TAG
         if too_long or self._queued_pages + pages > RX_QUEUE_PAGES or (pages > 1 and not self.scatter):
             self.counters.tx_dropped += 1
             return
-        if not self.takes_blank:
+        if frame.flags & netif.NETTXF_csum_blank and not self._takes_blank(frame):
             frame.fill_checksum()
         frame.references += 1
         self._queued_pages += pages
@@ -435,6 +456,24 @@ class Vif(Port):
         if len(self._queue) == 1:
             # Otherwise the frames before this one have told, or wait for the guest's buffers.
             self.touched(self)
+
+    def _takes_blank(self, frame: Frame) -> bool:
+        """Whether the guest takes this frame without its checksum; behind a VLAN tag nobody looks for one."""
+        view = frame.pages[0].view
+        kind = view[12] << 8 | view[13]
+        if kind == IPV6:
+            return self.takes_blank_ipv6
+        return self.takes_blank and kind != TPID
+
+    def takes_whole(self, frame: Frame) -> bool:
+        """Whether the guest cuts such packets itself, or need not: it must take several slots and blank checksums."""
+        cutting = frame.cutting
+        return (
+            cutting is not None
+            and cutting.offload.gso_type in self.gso_types
+            and self.scatter
+            and self._takes_blank(frame)
+        )
 
     def flush_rx(self) -> None:
         """Copy waiting frames into the guest's buffers, as many as there are buffers. Raises HostileFrontend."""
@@ -452,7 +491,7 @@ class Vif(Port):
     def _room_for_head(self) -> bool:
         """Whether the first waiting frame finds its buffers; if not, ask to be told when they come."""
         ring = self._rx
-        need = len(self._queue[0].pages)
+        need = slots_of(self._queue[0])
         if ring.shared[REQ_PROD] - ring.req_cons & MASK32 >= need:
             return True
         ring.shared[REQ_EVENT] = ring.req_cons + need & MASK32
@@ -464,21 +503,21 @@ class Vif(Port):
         sent: list[Sent] = []
         while queue:
             frame = queue[0]
-            need = len(frame.pages)
+            need = slots_of(frame)
             if produced - ring.req_cons & MASK32 < need or copies.count + need > CopyBatch.CAPACITY:
                 break
             queue.popleft()
-            self._queued_pages -= need
+            self._queued_pages -= len(frame.pages)
             sent.append(self._fill_buffers(frame))
         return sent
 
     def _fill_buffers(self, frame: Frame) -> Sent:
         """Take a buffer for each page of a frame, and copy the page into it or put the copy into the batch."""
-        ring = self._rx
-        idents, numbers, left = [], [], frame.size
+        idents: list[int] = []
+        numbers: list[int] = []
+        left = frame.size
         for page in frame.pages:
-            ident, _, gref = RX_REQUEST.unpack_from(ring.view, ring.offset(ring.req_cons))
-            ring.req_cons = ring.req_cons + 1 & MASK32
+            ident, gref = self._next_buffer()
             size = min(left, PAGE_SIZE)
             left -= size
             target = self.writable.get(gref)
@@ -487,9 +526,19 @@ class Vif(Port):
                 number = -1
             else:
                 number = self._copies.add((page.mfn, DOMID_SELF, 0, gref, self.domid, 0, size, GNTCOPY_dest_gref))
+            if not idents and frame.cutting is not None:
+                # Extra info stands in a slot behind the first one, and uses up the request there.
+                self._next_buffer()
             idents.append(ident)
             numbers.append(number)
         return frame, idents, numbers
+
+    def _next_buffer(self) -> tuple[int, int]:
+        """Take the next request off the rx ring; returns id and grant reference."""
+        ring = self._rx
+        ident, _, gref = RX_REQUEST.unpack_from(ring.view, ring.offset(ring.req_cons))
+        ring.req_cons = ring.req_cons + 1 & MASK32
+        return ident, gref
 
     def _answer(self, sent: list[Sent]) -> None:
         """Do the copies and tell the guest."""
@@ -498,6 +547,9 @@ class Vif(Port):
         index = ring.rsp_prod_pvt
         for frame, idents, numbers in sent:
             flags, left = RX_FLAGS[frame.flags & 3], frame.size
+            extra = frame.cutting
+            if extra is not None:
+                flags |= netif.NETRXF_extra_info
             for ident, number in zip(idents, numbers, strict=True):
                 size = min(left, PAGE_SIZE)
                 left -= size
@@ -505,6 +557,11 @@ class Vif(Port):
                 more = netif.NETRXF_more_data if left else 0
                 RX_RESPONSE.pack_into(ring.view, ring.offset(index), ident, 0, flags | more, status)
                 index = index + 1 & MASK32
+                if extra is not None:
+                    gso = extra.offload
+                    GSO_INFO.pack_into(ring.view, ring.offset(index), GSO, 0, gso.gso_size, gso.gso_type, 0, 0)
+                    index = index + 1 & MASK32
+                    extra = None
                 flags = 0
             self.counters.tx_packets += 1
             self.counters.tx_bytes += frame.size

@@ -20,11 +20,16 @@ from typing import TYPE_CHECKING, Any, final
 
 from frontends.net.control import ControlRing
 from frontends.net.pages import Granted, GrantedPages
+from frontends.net.pieces import CSUM, OFFLOADS, Reassembly, UnknownExtra
+from frontends.net.pieces import EXTRA as RX_EXTRA
+from frontends.net.pieces import MORE as RX_MORE
 from guest_kernel import vectors
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
-from guest_kernel.net.device import NetDevice
-from guest_kernel.net.offload import BLANK, NONE, VALIDATED, Offload
+from guest_kernel.net.device import NetDevice, completed
+from guest_kernel.net.gso import segments
+from guest_kernel.net.offload import NONE, VALIDATED, Offload
+from guest_kernel.net.packet import Bytes, is_ipv6
 from guest_kernel.net.page_rows import PageRows
 from guest_kernel.net.ring_words import (
     RX_BASE,
@@ -51,17 +56,13 @@ if TYPE_CHECKING:
 
 MORE = netif.NETTXF_more_data
 TX_VALIDATED, TX_BLANK = netif.NETTXF_data_validated, netif.NETTXF_csum_blank
-RX_MORE = netif.NETRXF_more_data << 32
-RX_EXTRA = netif.NETRXF_extra_info << 32
+TX_EXTRA = netif.NETTXF_extra_info
 RX_OFFSET = 0xFFFF << 16
 RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
-RX_BLANK, RX_VALIDATED = netif.NETRXF_csum_blank << 32, netif.NETRXF_data_validated << 32
-RX_CSUM = RX_BLANK | RX_VALIDATED
 
+GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
 EXTRA_ID = 1 << 16
 """Stands for a slot of extra info among the ids of buffers that are out."""
-OFFLOADS = {0: NONE, RX_VALIDATED: VALIDATED, RX_BLANK: BLANK, RX_CSUM: BLANK}
-"""What the flags of a response say. A blank checksum is nobody's mistake, whatever the other flag says."""
 BUSY_PACKETS = 64
 """After so many frames an interface is worth keeping its buffers mapped in the backend."""
 RX_FIRST = 64
@@ -108,6 +109,10 @@ class FrontDevice(NetDevice):
         self.connected = False
         self.scatter = True
         """The backend takes frames of several slots (feature-sg)."""
+        self.gso_types: frozenset[int] = frozenset()
+        """Kinds of packets that the backend cuts into segments (feature-gso-tcpv4, -tcpv6); the others we cut."""
+        self.ipv6_checksum_offload = False
+        """The backend takes IPv6 packets without a checksum (feature-ipv6-csum-offload)."""
         self.multicast_control = False
         """The backend keeps a list of multicast addresses (feature-multicast-control)."""
         self.request_multicast: Callable[[bool], Awaitable[None]] = _nobody_asked
@@ -137,9 +142,7 @@ class FrontDevice(NetDevice):
         self._rx_block = _Block(kernel, "Q")
         self._rx_posts: list[int] = []
         self._rx_growing = True
-        self._pieces: list[bytes] = []
-        self._pieces_bad = False
-        self._offload = NONE
+        self._reassembly = Reassembly()
 
     def open(self, *, control: bool = False, split: bool = False) -> None:
         """Make rings, event channel, and the first buffers; `control`: a control ring too.
@@ -172,17 +175,39 @@ class FrontDevice(NetDevice):
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def transmit(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
-        """Put a frame on the tx ring and tell the backend if it wants to know."""
-        if not self._put(frame, offload):
-            self.counters.tx_dropped += 1
+    def transmit(self, frame: Bytes, offload: Offload = NONE) -> bool:
+        """Put a frame on the tx ring and tell the backend if it wants to know.
+
+        What the backend does not take undone is done here. A packet that cannot be cut counts as dropped, as a frame
+        for which there is no room does; so does the part of it, in segments, that had no room.
+        """
+        if offload is not NONE:
+            frames, offload = self._ready(frame, offload)
+        else:
+            frames = (frame,)
+        sent = 0
+        for piece in frames:
+            if not self._put(piece, offload):
+                break
+            sent += 1
+            self.counters.tx_bytes += len(piece)
+        self.counters.tx_packets += sent
+        if sent:
+            self._push_tx()
+        if not sent or sent < len(frames):
+            self.counters.tx_dropped += max(1, len(frames) - sent)
             return False
-        self.counters.tx_packets += 1
-        self.counters.tx_bytes += len(frame)
-        self._push_tx()
         return True
 
-    def transmit_many(self, frames: Sequence[bytes | memoryview]) -> int:
+    def _ready(self, frame: Bytes, offload: Offload) -> tuple[Sequence[Bytes], Offload]:
+        """Return a frame as this backend takes it: in one piece or in segments, with or without its checksum."""
+        if offload.gso_size and (offload.gso_type not in self.gso_types or not self.scatter):
+            return segments(frame, offload), VALIDATED
+        if offload.blank and not self.ipv6_checksum_offload and is_ipv6(frame):
+            return [completed(frame)], VALIDATED
+        return [frame], offload
+
+    def transmit_many(self, frames: Sequence[Bytes]) -> int:
         """Send the first of these frames, as many as there is room for, with at most one notification.
 
         Returns how many; the others are still the caller's.
@@ -220,26 +245,37 @@ class FrontDevice(NetDevice):
         self.connected = False
         self._room.wake_all()
 
-    def _put(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
+    def _put(self, frame: Bytes, offload: Offload = NONE) -> bool:
         """Put a frame of any length into the ring, without showing it; False if it cannot be sent."""
         size = len(frame)
         slots = 1 if size <= PAGE_SIZE else -(-size // PAGE_SIZE)
-        if (slots > 1 and not self.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE or self.tx_room() < slots:
+        extras = 1 if offload.gso_size else 0
+        if (slots > 1 and not self.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE:
             return False
-        if self._take_tx_buffers(slots) < slots:
+        if self.tx_room() < slots + extras or self._take_tx_buffers(slots) < slots:
             return False
-        flags = TX_BLANK * offload.blank | TX_VALIDATED * offload.validated
-        if slots == 1:
-            self._put_batch([frame], [size], flags)
-            return True
-        pieces = [frame[start : start + PAGE_SIZE] for start in range(0, size, PAGE_SIZE)]
+        flags = TX_BLANK * offload.blank | TX_VALIDATED * offload.validated | TX_EXTRA * extras
         # The first slot tells the size of the whole frame, the others their own.
-        self._put_batch(pieces[:1], [size], flags | MORE)
-        self._put_batch(pieces[1:-1], [PAGE_SIZE] * (slots - 2), MORE)
-        self._put_batch(pieces[-1:], [len(pieces[-1])])
+        self._put_batch([frame[:PAGE_SIZE]], [size], flags | MORE if slots > 1 else flags)
+        if extras:
+            self._put_extra(GSO, offload.gso_size | offload.gso_type << 16)
+        if slots > 1:
+            pieces = [frame[start : start + PAGE_SIZE] for start in range(PAGE_SIZE, size, PAGE_SIZE)]
+            self._put_batch(pieces[:-1], [PAGE_SIZE] * (slots - 2), MORE)
+            self._put_batch(pieces[-1:], [len(pieces[-1])])
         return True
 
-    def _put_batch(self, frames: Sequence[bytes | memoryview], sizes: list[int], flags: int = 0) -> None:
+    def _put_extra(self, kind: int, info: int) -> None:
+        """Put a slot of extra info into the ring; there must be one. `info`: its six bytes, the first one lowest."""
+        ring = self._tx
+        index = ring.req_prod_pvt
+        for number, word in enumerate((kind | info << 16 & MASK32, info >> 16, 0)):
+            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, [word])
+        write_run(self._tx_order, index, [EXTRA_ID])
+        ring.req_prod_pvt = index + 1 & MASK32
+        self._extras_out += 1
+
+    def _put_batch(self, frames: Sequence[Bytes], sizes: list[int], flags: int = 0) -> None:
         """Put one-slot pieces into the ring; there are slots and buffers for them."""
         count = len(sizes)
         if not count:
@@ -262,7 +298,7 @@ class FrontDevice(NetDevice):
         write_run(self._tx_order, index, idents)
         ring.req_prod_pvt = index + count & MASK32
 
-    def _transmit_block(self, frames: Sequence[bytes | memoryview], sizes: list[int]) -> bool:
+    def _transmit_block(self, frames: Sequence[Bytes], sizes: list[int]) -> bool:
         """Do what `transmit_many` does for many frames of one length, at once, if that is what they are."""
         count = len(sizes)
         if count < MIN_BATCH or not 0 < sizes[0] <= PAGE_SIZE or sizes.count(sizes[0]) < count:
@@ -275,7 +311,7 @@ class FrontDevice(NetDevice):
         self._push_tx()
         return True
 
-    def _put_block(self, frames: Sequence[bytes | memoryview], length: int) -> None:
+    def _put_block(self, frames: Sequence[Bytes], length: int) -> None:
         np = vectors.numpy()
         ring, words, count = self._tx, self._tx_words, len(frames)
         idents = self._tx_free[-count:]
@@ -372,21 +408,19 @@ class FrontDevice(NetDevice):
         if not self.multicast_control or self.tx_room() < 2 or not self._take_tx_buffers(1):
             return False
         kind = netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD if wanted else netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL
-        self._put_batch([b""], [0], netif.NETTXF_extra_info)
-        ring = self._tx
-        index = ring.req_prod_pvt
-        words = (kind | address[0] << 16 | address[1] << 24, int.from_bytes(address[2:], "little"), 0)
-        for number, word in enumerate(words):
-            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, [word])
-        write_run(self._tx_order, index, [EXTRA_ID])
-        ring.req_prod_pvt = index + 1 & MASK32
-        self._extras_out += 1
+        self._put_batch([b""], [0], TX_EXTRA)
+        self._put_extra(kind, int.from_bytes(address, "little"))
         self._push_tx()
         return True
 
-    def _reorder(self, ring: FrontRing, order: list[int], idents: list[int]) -> bool:
-        """Make `order` say that these buffers are answered first; False if one of them is not out."""
+    def _reorder(self, ring: FrontRing, order: list[int], idents: list[int], extras: Sequence[int] = ()) -> bool:
+        """Make `order` say that these buffers are answered first; False if one of them is not out.
+
+        Answers at `extras` have no id: they stand where the request was that they answer, and its id is filled in.
+        """
         out = read_run(order, ring.rsp_cons, ring.outstanding())
+        for place in extras:
+            idents[place] = out[place]
         for place, ident in enumerate(idents):
             try:
                 found = out.index(ident, place)
@@ -443,18 +477,44 @@ class FrontDevice(NetDevice):
         block = chosen = None
         if count >= MIN_BATCH and vectors.numpy() is not None:
             block = copy_block(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
+            marks = int(vectors.numpy().bitwise_or.reduce(block))
+            answers: list[int] = []
+        else:
+            answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
+            marks = reduce(or_, answers)
+        if marks & RX_EXTRA or not self._reassembly.is_between:
+            return self._take_mixed_responses(answers if block is None else block.tolist(), produced)
+        if block is not None:
             chosen = block & 0xFFFF
             idents = chosen.tolist()
         else:
-            answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
             idents = [answer & 0xFFFF for answer in answers]
         if idents != read_run(self._rx_order, ring.rsp_cons, count) and not self._reorder(ring, self._rx_order, idents):
             return self._give_up("the backend filled a buffer that it does not have")
         collected = None if block is None else self._collect_block(block, chosen)
         if collected is None:
-            collected = self._collect(idents, answers if block is None else block.tolist())
-        if collected is None:
+            collected = self._collect(idents, answers if block is None else block.tolist(), marks)
+        return self._accept(collected, idents, produced, chosen)
+
+    def _take_mixed_responses(self, answers: list[int], produced: int) -> bool:
+        """Take responses that begin inside a frame, or have extra info among them, which has no id."""
+        idents = [answer & 0xFFFF for answer in answers]
+        posted = read_run(self._rx_order, self._rx.rsp_cons, len(idents))
+        extras = self._reassembly.extras(answers)
+        for place in extras:
+            idents[place] = posted[place]
+        if idents != posted and not self._reorder(self._rx, self._rx_order, idents, extras):
+            return self._give_up("the backend filled a buffer that it does not have")
+        try:
+            collected = self._collect_pieces(idents, answers)
+        except UnknownExtra:
             return self._give_up("the backend sent extra info, which was not offered")
+        return self._accept(collected, idents, produced)
+
+    def _accept(self, collected: Collected, idents: list[int], produced: int, chosen: Any = None) -> bool:
+        """Give the buffers back up to this response, and hand their frames over."""
+        ring = self._rx
+        count = produced - ring.rsp_cons & MASK32
         # The bytes are copied out: the buffers go back before anybody looks at the frames.
         ring.rsp_cons = produced
         self._post(idents, chosen)
@@ -481,15 +541,10 @@ class FrontDevice(NetDevice):
             for frame in frames:
                 received(frame, validated)
 
-    def _collect(self, idents: list[int], answers: list[int]) -> Collected | None:
-        """Return the frames that the answered buffers hold, and what is left to do of each.
-
-        None if there is extra info among the answers.
-        """
+    def _collect(self, idents: list[int], answers: list[int], marks: int) -> Collected:
+        """Return the frames that the answered buffers hold, and what is left to do of each. `marks`: all bits set."""
         sizes = [answer >> 48 for answer in answers]
-        marks = reduce(or_, answers)
-        ordinary = not marks & RX_SPECIAL and min(sizes) > 0 and max(sizes) <= PAGE_SIZE
-        if not ordinary or self._pieces or self._pieces_bad:
+        if marks & RX_SPECIAL or min(sizes) <= 0 or max(sizes) > PAGE_SIZE:
             return self._collect_pieces(idents, answers)
         views = self._rx_views
         frames = []
@@ -500,13 +555,13 @@ class FrontDevice(NetDevice):
             frames.append(views[ident][part].tobytes())
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += sum(sizes)
-        return frames, [OFFLOADS[answer & RX_CSUM] for answer in answers] if marks & RX_CSUM else NONE
+        return frames, [OFFLOADS[answer & CSUM] for answer in answers] if marks & CSUM else NONE
 
     def _collect_block(self, answers: Any, idents: Any) -> Collected | None:
         """Do what `_collect` does for frames of one slot, one length and the same flags, at once; else None."""
         answer = int(answers[0])
         length = answer >> 48
-        if answer & RX_SPECIAL or not 0 < length <= PAGE_SIZE or self._pieces or self._pieces_bad:
+        if answer & RX_SPECIAL or not 0 < length <= PAGE_SIZE:
             return None
         if not (answers >> 16 == answer >> 16).all():
             return None
@@ -514,47 +569,30 @@ class FrontDevice(NetDevice):
         frames: list[bytes] = rows.read(rows.find(idents), length).tolist()
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += len(frames) * length
-        return frames, OFFLOADS[answer & RX_CSUM]
+        return frames, OFFLOADS[answer & CSUM]
 
-    def _collect_pieces(self, idents: list[int], answers: list[int]) -> Collected | None:
-        """Do the same for answers of any kind."""
+    def _collect_pieces(self, idents: list[int], answers: list[int]) -> Collected:
+        """Do the same for answers of any kind. Raises UnknownExtra."""
+        reassembly = self._reassembly
         frames: list[bytes] = []
         offloads: list[Offload] = []
         for ident, answer in zip(idents, answers, strict=True):
-            if answer & RX_EXTRA:
-                return None
-            size, offset = answer >> 48, answer >> 16 & 0xFFFF
-            # A status is negative if its highest bit is set; that is more than a page, too.
-            good = 0 < size <= PAGE_SIZE - offset
-            data = self._rx_views[ident][offset : offset + size].tobytes() if good else b""
-            frame = self._take_piece(data, answer)
+            if reassembly.expects_extra:
+                frame = reassembly.take_extra(answer)
+            else:
+                size, offset = answer >> 48, answer >> 16 & 0xFFFF
+                # A status is negative if its highest bit is set; that is more than a page, too.
+                good = 0 < size <= PAGE_SIZE - offset
+                data = self._rx_views[ident][offset : offset + size].tobytes() if good else b""
+                frame = reassembly.take(data, answer)
             if frame:
                 frames.append(frame)
-                offloads.append(self._offload)
+                offloads.append(reassembly.offload)
                 self.counters.rx_packets += 1
                 self.counters.rx_bytes += len(frame)
+            elif frame is not None:
+                self.counters.rx_dropped += 1
         return frames, offloads
-
-    def _take_piece(self, data: bytes, answer: int) -> bytes:
-        """Collect the slots of a frame; returns the frame with its last slot. One with a bad slot is dropped."""
-        pieces = self._pieces
-        if not pieces and not self._pieces_bad:
-            # Flags of the frame are those of its first slot.
-            self._offload = OFFLOADS[answer & RX_CSUM]
-        if not data or len(pieces) >= netif.XEN_NETIF_NR_SLOTS_MIN:
-            self._pieces_bad = True
-            pieces.clear()
-        if answer & RX_MORE:
-            if not self._pieces_bad:
-                pieces.append(data)
-            return b""
-        bad, self._pieces_bad = self._pieces_bad, False
-        frame = b"".join((*pieces, data))
-        pieces.clear()
-        if bad:
-            self.counters.rx_dropped += 1
-            return b""
-        return frame
 
     def _give_up(self, why: str) -> bool:
         self.broken = why

@@ -8,6 +8,7 @@ from frontends.net.device import FrontDevice
 from frontends.net.pages import Granted, end_grants
 from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.net.device import parse_mtu
+from guest_kernel.net.gso import GSO_FEATURES
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class NetFront(XenbusDriver):
             "feature-split-event-channels",
             "feature-multicast-control",
             "feature-dynamic-multicast-control",
+            "feature-ipv6-csum-offload",
+            *GSO_FEATURES,
         )
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
         front.multicast_control = (
@@ -44,6 +47,8 @@ class NetFront(XenbusDriver):
         front.request_multicast = lambda wanted: device.write({"request-multicast-control": wanted})
         front.mtu = mtu or front.mtu
         front.scatter = offers["feature-sg"] == "1"
+        front.ipv6_checksum_offload = offers["feature-ipv6-csum-offload"] == "1"
+        front.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if offers[key] == "1")
         front.on_broken = lambda why: self._broken(device, why)
         front.open(control=offers["feature-ctrl-ring"] == "1", split=offers["feature-split-event-channels"] == "1")
         nodes: dict[str, object] = {
@@ -52,6 +57,8 @@ class NetFront(XenbusDriver):
             "request-rx-copy": True,
             "feature-rx-notify": True,
             "feature-sg": True,
+            "feature-ipv6-csum-offload": True,
+            **dict.fromkeys(GSO_FEATURES, True),
         }
         if front.rx_port != front.port:
             nodes |= {"event-channel-tx": front.port, "event-channel-rx": front.rx_port}

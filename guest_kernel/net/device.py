@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from guest_kernel.net import checksum
+from guest_kernel.net.gso import segments
 from guest_kernel.net.offload import NONE, Offload
+from guest_kernel.net.packet import Bytes
 
 Received = Callable[[bytes, bool], None]
 """`received(frame, validated)`: an Ethernet frame as it would be on a wire; `validated`: its checksums need no look."""
@@ -81,16 +83,29 @@ class NetDevice(ABC):
             for frame, offload in zip(frames, offloads, strict=True):
                 self.received_raw(frame, offload)
             return
-        whole = [completed(frame) if offload.blank else frame for frame, offload in zip(frames, offloads, strict=True)]
-        validated = [offload.validated for offload in offloads]
+        whole: list[bytes] = []
+        validated: list[bool] = []
+        for frame, offload in zip(frames, offloads, strict=True):
+            pieces = self._as_on_a_wire(frame, offload)
+            whole += pieces
+            validated += [offload.validated] * len(pieces)
         if self.received_many is not None:
-            self.received_many(whole, validated)
+            if whole:
+                self.received_many(whole, validated)
             return
         for frame, good in zip(whole, validated, strict=True):
             self.received(frame, good)
 
+    def _as_on_a_wire(self, frame: bytes, offload: Offload) -> list[bytes]:
+        """Return the frames that a wire would have brought. A packet that cannot be cut is dropped, and counted."""
+        if offload.gso_size:
+            pieces = [bytes(segment) for segment in segments(frame, offload)]
+            self.counters.rx_dropped += not pieces
+            return pieces
+        return [completed(frame)] if offload.blank else [frame]
+
     @abstractmethod
-    def transmit(self, frame: bytes | memoryview, offload: Offload = NONE) -> bool:
+    def transmit(self, frame: Bytes, offload: Offload = NONE) -> bool:
         """Send a frame; False (and counted as dropped) if the device has no room or no connection."""
 
     async def wait_for_room(self) -> None:
@@ -98,7 +113,7 @@ class NetDevice(ABC):
         return
 
 
-def completed(frame: bytes) -> bytes:
+def completed(frame: Bytes) -> bytes:
     """Return a frame with the checksum that it was sent without."""
     data = bytearray(frame)
     checksum.complete(data)

@@ -38,6 +38,12 @@ def network_start(frame: Bytes) -> int:
     return ETHERNET + TAG if frame[12:14] == b"\x81\x00" else ETHERNET
 
 
+def is_ipv6(frame: Bytes) -> bool:
+    """Whether a frame says that it is IPv6."""
+    start = network_start(frame)
+    return frame[start - 2 : start] == b"\x86\xdd"
+
+
 def locate(frame: Bytes) -> Place | None:
     """Return where the headers are; None for anything but a whole IPv4 or IPv6 packet (fragments are not whole)."""
     start = network_start(frame)

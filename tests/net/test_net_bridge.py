@@ -20,6 +20,7 @@ class Sketch:
     def __init__(self, destination: int, source: int) -> None:
         self.destination = destination
         self.source = source
+        self.cutting = None
 
 
 class Net:

@@ -76,3 +76,27 @@ def test_anything_at_all(data: bytes, ip: bool) -> None:
     assert checksum.verify(packet) in (True, False)
     checksum.complete(packet)
     assert len(packet) == size
+
+
+@given(FRAMES, st.binary(min_size=32, max_size=32), st.none() | st.integers(0, 4095), st.booleans())
+def test_ipv6_and_tags(packet: bytes, pair: bytes, tag: int | None, options: bool) -> None:
+    """The same payload over IPv6, behind a tag or an extension header: blanked and completed as before."""
+    start = 14 + (packet[14] & 15) * 4
+    kind, layer = packet[23], bytearray(packet[start:])
+    offset = checksum.CHECKSUM_OFFSET[kind]
+    total = checksum.pseudo_header(pair[:16], pair[16:], kind, len(layer))
+    layer[offset : offset + 2] = total.to_bytes(2, "big")
+    extension = bytes([kind, 0]) + bytes(6) if options else b""
+    header = (
+        b"\x60\0\0\0" + (len(extension) + len(layer)).to_bytes(2, "big") + bytes([0 if options else kind, 64]) + pair
+    )
+    mark = b"" if tag is None else b"\x81\0" + tag.to_bytes(2, "big")
+    blank = bytearray(bytes(12) + mark + b"\x86\xdd" + header + extension + layer)
+    size = len(blank)
+    checksum.complete(blank)
+    assert len(blank) == size
+    assert checksum.verify(blank)
+    segment = bytes(blank[size - len(layer) :])
+    assert dpkt.in_cksum(pair + bytes(3) + bytes([kind]) + len(layer).to_bytes(4, "big") + segment) == 0
+    if kind == 17:
+        assert segment[6:8] != b"\0\0"

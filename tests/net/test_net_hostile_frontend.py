@@ -217,20 +217,26 @@ def test_sizes_that_do_not_add_up(sizes: tuple[int, ...]) -> None:
     scene.check()
 
 
-def test_extra_info_was_never_offered() -> None:
+def test_extra_info_that_no_frame_has() -> None:
+    """Types that mean nothing here or nothing at all, one twice, and segmentation of what is no TCP packet."""
     scene = Scene()
     front = scene.front
     ref = front.grant(scene.evil.frame(BROADCAST, 60))
-    for extras in (1, 2, 4):
-        front.put(ref, 0, EXTRA, 5, 60)
-        for number in range(extras):
-            more = netif.XEN_NETIF_EXTRA_FLAG_MORE if number + 1 < extras else 0
-            front.put(netif.XEN_NETIF_EXTRA_TYPE_GSO | more << 8, 0, 0, 0, 0)
-        assert front.push() == [(5, ERROR)] + [(0, NULL)] * extras
-    front.put(ref, 0, EXTRA | MORE, 5, 60)
-    front.put(netif.XEN_NETIF_EXTRA_TYPE_GSO, 0, 0, 0, 0)
-    front.put(ref, 0, 0, 6, 20)
-    assert front.push() == [(5, ERROR), (0, NULL), (6, ERROR)]
+    kinds = (netif.XEN_NETIF_EXTRA_TYPE_NONE, netif.XEN_NETIF_EXTRA_TYPE_GSO, netif.XEN_NETIF_EXTRA_TYPE_MAX, 0xFF)
+    for kind in (*kinds, netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD):
+        for extras in (1, 2, 4):
+            if kind == netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD:
+                continue
+            front.put(ref, 0, EXTRA, 5, 60)
+            for number in range(extras):
+                more = netif.XEN_NETIF_EXTRA_FLAG_MORE if number + 1 < extras else 0
+                front.put(kind | more << 8 | 1000 << 16, 1, 0, 0, 0)
+            assert front.push() == [(5, ERROR)] + [(0, NULL)] * extras
+        front.put(ref, 0, EXTRA | MORE, 5, 60)
+        front.put(kind | 1000 << 16, 1, 0, 0, 0)
+        front.put(ref, 0, 0, 6, 20)
+        assert front.push() == [(5, ERROR), (0, NULL), (6, ERROR)]
+    assert not scene.good.received
     scene.check()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from test_net_transfers import udp_frame
 
 from guest_kernel.net import checksum
 from guest_kernel.net.offload import BLANK, NONE, VALIDATED
+from hypervisor.abi.io import netif
 
 
 def forwards(how: str, middle: Station, to: Station) -> None:
@@ -86,4 +88,65 @@ def test_who_asks_last_gets_the_frames() -> None:
     assert send() == ["many"]
     device.received_many = None
     assert send() == ["raw"]
+    host.down()
+
+
+def ipv6_udp(source: bytes, to: bytes, data: bytes) -> bytes:
+    """An IPv6 packet without its checksum."""
+    pair = bytes(range(32))
+    size = 8 + len(data)
+    total = checksum.pseudo_header(pair[:16], pair[16:], 17, size)
+    udp = struct.pack(">4H", 1, 2, size, total) + data
+    return to + source + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, size, 17, 64) + pair + udp
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("takes", ["0", "1", None])
+def test_ipv6_without_a_checksum(takes: str | None, mapped: bool) -> None:
+    """Blank to who says that it takes that, filled in for everybody else; IPv4 is the other way round."""
+    host = Host(nics={"xenbr0": 0})
+    one, two = host.guests
+    one.connect()
+    two.back.hook("publish")
+    two.front.hook("publish")
+    two.store.pop("frontend/feature-ipv6-csum-offload")
+    if takes is not None:
+        two.store["frontend/feature-ipv6-csum-offload"] = takes
+    two.back.hook("connect")
+    two.front.hook("connect")
+    two.device.received_raw = two.record
+    if mapped:
+        one.warm_up(two)
+    blank = ipv6_udp(one.mac, two.mac, b"hello")
+    for _ in range(2):
+        one.device.transmit(blank, BLANK)
+        host.run()
+    one.device.transmit(ipv6_udp(one.mac, b"\xff" * 6, b"hello"), BLANK)
+    host.run()
+    assert checksum.verify(host.kernel.nics[0].sent[-1])
+    if takes == "1":
+        assert two.received[:2] == [blank] * 2
+        assert two.offloads == [BLANK] * 3
+    else:
+        assert all(checksum.verify(frame) for frame in two.received)
+        assert two.offloads == [VALIDATED] * 3
+    host.down()
+
+
+def test_a_backend_that_takes_no_ipv6_without_a_checksum() -> None:
+    host = Host(guests=1, nics={"xenbr0": 0})
+    one = host.guests[0]
+    one.back.hook("publish")
+    one.store["backend/feature-ipv6-csum-offload"] = "0"
+    one.front.hook("publish")
+    one.back.hook("connect")
+    one.front.hook("connect")
+    flags: list[int] = []
+    put = one.device._put_batch
+    one.device._put_batch = lambda frames, sizes, mark=0: (flags.append(mark), put(frames, sizes, mark))[1]  # type: ignore[method-assign,func-returns-value]
+    one.device.transmit(ipv6_udp(one.mac, b"\xff" * 6, b"hello"), BLANK)
+    one.device.transmit(udp_frame(one.mac, b"\xff" * 6, b"hello")[0], BLANK)
+    host.run()
+    assert flags == [netif.NETTXF_data_validated, netif.NETTXF_csum_blank | netif.NETTXF_data_validated]
+    assert all(checksum.verify(frame) for frame in host.kernel.nics[0].sent)
     host.down()

@@ -156,7 +156,12 @@ def test_only_data_validated_stays_so(host: Host) -> None:
     frame = a.frame(b.mac, 64)
     flags: list[int] = []
     take = b.device._collect
-    b.device._collect = lambda i, answers: (flags.extend(x >> 32 & 0xFFFF for x in answers), take(i, answers))[1]  # type: ignore[method-assign]
+
+    def collect(idents: list[int], answers: list[int], marks: int) -> object:
+        flags.extend(answer >> 32 & 0xFFFF for answer in answers)
+        return take(idents, answers, marks)
+
+    b.device._collect = collect  # type: ignore[method-assign, assignment]
     for bits, expected in ((0, 0), (1, 3), (2, 1), (3, 3)):
         device._take_tx_buffers(1)
         device._put_batch([frame], [64], bits)

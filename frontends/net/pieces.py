@@ -1,0 +1,84 @@
+"""Frames out of the responses of an rx ring: those of several slots, and those with extra info (netif.h, receive)."""
+
+from __future__ import annotations
+
+from guest_kernel.net.gso import VERSIONS
+from guest_kernel.net.offload import BLANK, NONE, VALIDATED, gso
+from hypervisor.abi.io import netif
+
+MORE, EXTRA = netif.NETRXF_more_data << 32, netif.NETRXF_extra_info << 32
+IS_BLANK, IS_VALIDATED = netif.NETRXF_csum_blank << 32, netif.NETRXF_data_validated << 32
+CSUM = IS_BLANK | IS_VALIDATED
+OFFLOADS = {0: NONE, IS_VALIDATED: VALIDATED, IS_BLANK: BLANK, CSUM: BLANK}
+"""What the flags of a response say. A blank checksum is nobody's mistake, whatever the other flag says."""
+MOST_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
+
+
+class UnknownExtra(Exception):
+    """Extra info of a kind that was not offered."""
+
+
+class Reassembly:
+    """Takes responses (as 64-bit words) in the order of the ring, one call for each.
+
+    Both `take` and `take_extra` return None while a frame goes on. With its last slot they return it: nothing of it, if
+    one of its slots was bad.
+    """
+
+    def __init__(self) -> None:
+        self.expects_extra = False
+        """The next slot is extra info, and no response to a request."""
+        self.offload = NONE
+        """Of the frame that was returned last."""
+        self._pieces: list[bytes] = []
+        self._inside = self._more = self._bad = False
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the next response begins a frame."""
+        return not self._inside
+
+    def extras(self, answers: list[int]) -> list[int]:
+        """Return which of these responses, the next ones, are extra info."""
+        places = []
+        expected = self.expects_extra
+        for place, answer in enumerate(answers):
+            if expected:
+                places.append(place)
+                expected = bool(answer >> 8 & netif.XEN_NETIF_EXTRA_FLAG_MORE)
+            else:
+                expected = bool(answer & EXTRA)
+        return places
+
+    def take(self, data: bytes, answer: int) -> bytes | None:
+        """Take a slot of data, without any if it is bad."""
+        if not self._inside:
+            # Flags of a frame are those of its first slot.
+            self.offload = OFFLOADS[answer & CSUM]
+            self._inside = True
+        self._more, self.expects_extra = bool(answer & MORE), bool(answer & EXTRA)
+        if not data or len(self._pieces) >= MOST_SLOTS:
+            self._bad = True
+        if not self._bad:
+            self._pieces.append(data)
+        return self._finish()
+
+    def take_extra(self, answer: int) -> bytes | None:
+        """Take a slot of extra info. Raises UnknownExtra."""
+        self.expects_extra = bool(answer >> 8 & netif.XEN_NETIF_EXTRA_FLAG_MORE)
+        if answer & 0xFF != netif.XEN_NETIF_EXTRA_TYPE_GSO:
+            raise UnknownExtra
+        size, kind = answer >> 16 & 0xFFFF, answer >> 32 & 0xFF
+        if not size or kind not in VERSIONS or self.offload.gso_size:
+            self._bad = True
+        else:
+            self.offload = gso(size, kind)
+        return self._finish()
+
+    def _finish(self) -> bytes | None:
+        if self._more or self.expects_extra:
+            return None
+        frame = b"" if self._bad else b"".join(self._pieces)
+        self._pieces.clear()
+        self._inside = self._bad = False
+        return frame
