@@ -160,17 +160,17 @@ def set_debugreg(vcpu: VCpu, register: int, value: int) -> int:
         value = value & ~DR7_MUST_BE_0 | DR7_MUST_BE_1
         if value & DR7_GENERAL_DETECT:
             return errno.EPERM
-        io_enable = _io_breakpoints(value) if value & DR7_ACTIVE else 0
-        if io_enable and not context.cr4 & CR4_DE:
+        kinds = _io_breakpoints(value) if value & DR7_ACTIVE else 0
+        if kinds and not context.cr4 & CR4_DE:
             return errno.EPERM
-        context.dr7_emulated = io_enable
-        value &= ~io_enable
+        context.dr7_emulated = value & kinds
+        value &= ~kinds
     context.debugreg[register] = value
     return 0
 
 
 def _io_breakpoints(control: int) -> int:
-    """Return the enable bits of the breakpoints on I/O ports in a value of DR7; all of them if none is enabled."""
+    """Return where in a value of DR7 the enable bits of those breakpoints are that are on I/O ports."""
     enable = 0
     for number in range(4):
         if control >> 16 + 4 * number & 3 == DR7_IO:

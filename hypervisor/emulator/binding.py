@@ -118,7 +118,7 @@ class Binding:
         self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine: int = self._uc._uch.value
         self._lib = uclib
-        self._hooks: list[object] = []
+        self._hooks: dict[int, object] = {}
         self._word = ctypes.c_uint64()
         self._word_at = ctypes.addressof(self._word)
         self._words = memoryview(self._word).cast("B").cast("Q")
@@ -335,7 +335,6 @@ class Binding:
 
     def _hook(self, kind: int, function: Any, data: int | None, *instruction: int, begin: int = 1, end: int = 0) -> int:
         """Set a hook, on all addresses or from `begin` to `end`; returns its handle."""
-        self._hooks.append(function)
         handle = ctypes.c_size_t()
         status = self._lib.uc_hook_add(
             self._uc._uch,
@@ -349,6 +348,8 @@ class Binding:
         )
         if status:
             raise self._unknown(f"a hook is refused ({self.error(status)})")
+        # What is called must live as long as the hook.
+        self._hooks[handle.value or 0] = function
         return handle.value or 0
 
     def hook_syscall(self, function: Callable[[int, int], None]) -> None:
@@ -430,6 +431,20 @@ class Binding:
         hook = _Code(lambda _engine, address, _size, _data: function(address))
         return self._hook(self._unicorn.UC_HOOK_CODE, hook, None, begin=address, end=address)
 
+    def hook_instructions(self, function: int, data: int) -> int:
+        """Call machine code before each instruction, `function(engine, address, size, data)`; returns a handle."""
+        return self._hook(self._unicorn.UC_HOOK_CODE, ctypes.c_void_p(function), data)
+
+    def hook_accesses(self, function: int, data: int, *, reads: bool) -> int:
+        """Call machine code at each store, or (`reads`) each access to memory; returns a handle.
+
+        It is `function(engine, kind, physical address, size, value, data)`, called before what is done, but only if
+        that is permitted. What is translated already is not hooked.
+        """
+        kinds = self._unicorn.UC_HOOK_MEM_WRITE | (self._unicorn.UC_HOOK_MEM_READ if reads else 0)
+        return self._hook(kinds, ctypes.c_void_p(function), data)
+
     def unhook(self, handle: int) -> None:
         """Take a hook away."""
         self._lib.uc_hook_del(self._uc._uch, ctypes.c_size_t(handle))
+        self._hooks.pop(handle, None)

@@ -5,11 +5,14 @@ that is returned to pass, once. The engine has breakpoints of its own but forget
 here each address that any vCPU has a breakpoint at gets a hook instead, before its instruction, wherever it is mapped.
 
 Hooks are set and taken away between two runs of the CPU: what was translated without them is translated again.
+Breakpoints on data are found by other hooks: `watchpoints`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from hypervisor.emulator.watchpoints import NR_BREAKPOINTS, Watch, Watchpoints, watches
 
 if TYPE_CHECKING:
     from hypervisor.emulator.binding import Binding
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
 
 EXECUTE = 0
 """R/W bits in DR7 of a breakpoint on an instruction; its length must be zero, too."""
-NR_BREAKPOINTS = 4
 
 
 class Breakpoints:
@@ -32,29 +34,51 @@ class Breakpoints:
         self._wanted: dict[EmulatedVCpu, dict[int, int]] = {}
         """Per vCPU that has breakpoints: for each address the bits of DR6 that say which."""
         self._is_dirty = False
-        self.hit = 0
-        """Bits of DR6: the CPU was stopped for a breakpoint."""
+        self._hit = 0
+        """Bits of DR6: the CPU was stopped for a breakpoint on an instruction."""
+        self.data = Watchpoints(processor)
+        self._watched: dict[EmulatedVCpu, tuple[Watch, ...]] = {}
 
     def changed(self, vcpu: EmulatedVCpu) -> None:
         """Take note of new debug registers; the hooks are set before the CPU runs again."""
-        wanted = enabled(vcpu.context.debugreg)
-        if wanted == self._wanted.get(vcpu, {}):
+        registers = vcpu.context.debugreg
+        wanted, watched = enabled(registers), watches(registers)
+        if wanted == self._wanted.get(vcpu, {}) and watched == self._watched.get(vcpu, ()):
             return
+        self._forget(vcpu)
         if wanted:
             self._wanted[vcpu] = wanted
-        else:
-            del self._wanted[vcpu]
+        if watched:
+            self._watched[vcpu] = watched
         self._is_dirty = True
         if self._processor.vcpu is not None:
             self._cpu.stop()
 
     def forget(self, vcpu: EmulatedVCpu) -> None:
         """Take note that a vCPU is gone."""
-        self._is_dirty = self._wanted.pop(vcpu, None) is not None or self._is_dirty
+        self._is_dirty = self._forget(vcpu) or self._is_dirty
+
+    def _forget(self, vcpu: EmulatedVCpu) -> bool:
+        had = self._wanted.pop(vcpu, None), self._watched.pop(vcpu, None)
+        return had != (None, None)
+
+    @property
+    def hit(self) -> int:
+        """Return the bits of DR6 for which the CPU was stopped."""
+        return self._hit | self.data.hit
+
+    def take(self) -> int:
+        """Return the bits of DR6 for which the CPU was stopped, and forget them."""
+        bits, self._hit = self._hit | self.data.take()[0], 0
+        return bits
 
     def of(self, vcpu: EmulatedVCpu) -> dict[int, int]:
         """Return the addresses of a vCPU's breakpoints, with their bits of DR6."""
         return self._wanted.get(vcpu, {})
+
+    def data_of(self, vcpu: EmulatedVCpu) -> tuple[Watch, ...]:
+        """Return a vCPU's breakpoints on data."""
+        return self._watched.get(vcpu, ())
 
     def apply(self) -> None:
         """Set the hooks that are missing, take away the others; to be called while the CPU does not run."""
@@ -67,18 +91,20 @@ class Breakpoints:
         for address in addresses:
             if address not in self._hooks:
                 self._hooks[address] = self._cpu.hook_instruction(address, self._reached)
+        self.data.apply([watch for watched in self._watched.values() for watch in watched])
         self._cpu.forget_all_code()
 
     def _reached(self, address: int) -> None:
         """Stop the CPU before an instruction at which the running vCPU has a breakpoint."""
         vcpu = self._processor.vcpu
         bits = 0 if vcpu is None else self.of(vcpu).get(address, 0)
-        if not bits or vcpu is None:
+        if not bits or vcpu is None or self.data.hit:
+            # (A trap of the instruction before comes first; this instruction has its turn after that.)
             return
         if vcpu.resumes_at == address:
             vcpu.resumes_at = -1
             return
-        self.hit = bits
+        self._hit = bits
         self._cpu.stop()
 
 

@@ -20,6 +20,10 @@ The translation hook keeps a guest from holding everybody up whose code must be 
 takes a thousand times as long for that as for executing it. `TRANSLATIONS` of them are for nothing, each further one
 adds `TRANSLATION_NS` to `COUNT`.
 
+Two more are in use only while a guest has breakpoints on data (`watchpoints`): one at each access to memory, which
+looks at its place in the page before it troubles Python, and one before each instruction, which stops the CPU when the
+instruction before has hit one.
+
 On another processor than x86-64 functions in Python do the same, slowly.
 """
 
@@ -30,9 +34,9 @@ import mmap
 import platform
 from collections.abc import Callable
 
-COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS = range(10)
+COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS, HIT = range(11)
 """Words of the hooks' data. `SPACE` tells one address space from another in the tags of the table; `STATE` is the
-address of the CPU's registers."""
+address of the CPU's registers; `HIT` is not 0 when an instruction has touched what a breakpoint on data is at."""
 TABLE = 16
 """The table begins at this word: per entry its tag (page number xor SPACE, never 0) and the address of the mark."""
 ENTRIES = 4096
@@ -107,6 +111,24 @@ TRANSLATION: Listing = (
     ("488101204e0000", "add qword ptr [rcx], 20000 # COUNT, TRANSLATION_NS"),
     ("c3", "done: ret"),
 )
+STEP: Listing = (
+    # rdi = engine, rsi = address of the instruction, edx = its size, rcx = our data
+    ("4883795000", "cmp qword ptr [rcx+80], 0 # HIT"),
+    ("7501", "jne stop"),
+    ("c3", "ret"),
+    ("ff6118", "stop: jmp [rcx+24]              # uc_emu_stop(engine)"),
+)
+ACCESS: Listing = (
+    # rdi = engine, esi = kind, rdx = physical address, ecx = size, r8 = value, r9 = the data of a `Filter`
+    ("498b01", "mov rax, [r9]             # the last byte's place in its page"),
+    ("4829d0", "sub rax, rdx"),
+    ("25ff0f0000", "and eax, 0xfff"),
+    ("41034908", "add ecx, [r9+8]           # the number of bytes, less one"),
+    ("39c8", "cmp eax, ecx"),
+    ("7304", "jae done"),
+    ("41ff6110", "jmp [r9+16]               # the function in Python"),
+    ("c3", "done: ret"),
+)
 OUT_PREFIX: Listing = (
     # The beginning of OUT's hook: rcx = value, r8 = our data.
     ("4c89c1", "mov rcx, r8"),
@@ -123,11 +145,44 @@ RDTSC_AT = RDTSCP_AT + len(code(CLEAR_TSC_AUX))
 OUT_AT = 0xC0
 IN_AT = OUT_AT + len(code(OUT_PREFIX))
 TRANSLATION_AT = 0x100
+STEP_AT, ACCESS_AT = 0x120, 0x140
 _Block = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _Translation = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_Step = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+_Access = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+)
 Miss = Callable[[int, int], None]
 """Called with the address and the size of a block whose page is unknown, or whose frame was written to."""
+
+
+Access = Callable[[int, int, int], None]
+"""Called with the kind (unicorn.h), the physical address and the size of an access to memory; it must not raise."""
+
+
+class Filter:
+    """A hook of accesses to some bytes of a page: the address of the function, and that of its data."""
+
+    def __init__(self, native: int, place: int, size: int, function: Access) -> None:
+        """`native` is the address of the machine code, 0 for none."""
+        self._last, self._more = place + size - 1, size - 1
+        self._callback = _Access(lambda _engine, kind, address, size, _value, _data: function(kind, address, size))
+        self._words = (ctypes.c_uint64 * 3)(self._last, self._more, _address(self._callback))
+        if native:
+            self.function = native
+        else:
+            self._in_python = _Access(
+                lambda _engine, kind, address, size, _value, _data: (
+                    function(kind, address, size) if self.overlaps(address, size) else None
+                )
+            )
+            self.function = _address(self._in_python)
+        self.data = ctypes.addressof(self._words)
+
+    def overlaps(self, address: int, size: int) -> bool:
+        """Do what the machine code does: is any of the bytes touched, or the place in the next page where they are?"""
+        return self._last - address & 0xFFF < self._more + size
 
 
 class NativeHooks:
@@ -154,19 +209,24 @@ class NativeHooks:
             self._executable = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             before_out = code(BLOCK).ljust(RDTSCP_AT) + code(CLEAR_TSC_AUX) + code(READ_TSC)
             before_translation = before_out.ljust(OUT_AT) + code(OUT_PREFIX) + code(PORT_IO)
-            self._executable.write(before_translation.ljust(TRANSLATION_AT) + code(TRANSLATION))
+            before_step = before_translation.ljust(TRANSLATION_AT) + code(TRANSLATION)
+            before_access = before_step.ljust(STEP_AT) + code(STEP)
+            self._executable.write(before_access.ljust(ACCESS_AT) + code(ACCESS))
             self.block = ctypes.addressof(ctypes.c_char.from_buffer(self._executable))
             self.rdtsc, self.rdtscp = self.block + RDTSC_AT, self.block + RDTSCP_AT
             self.port_in, self.port_out = self.block + IN_AT, self.block + OUT_AT
-            self.translation = self.block + TRANSLATION_AT
+            self.translation, self.step = self.block + TRANSLATION_AT, self.block + STEP_AT
+            self._access = self.block + ACCESS_AT
         else:
             self._in_python = (
                 _Block(lambda engine, address, size, _data: self.run_block(engine, address, size)),
                 _Instruction(lambda _engine, _data: self.read_tsc(clear_aux=False)),
                 _Instruction(lambda _engine, _data: self.read_tsc(clear_aux=True)),
                 _Translation(lambda _engine, _block, _before, _data: self.count_translation()),
+                _Step(lambda engine, _address, _size, _data: self.stop_if_hit(engine)),
             )
-            self.block, self.rdtsc, self.rdtscp, self.translation = (_address(function) for function in self._in_python)
+            self.block, self.rdtsc, self.rdtscp, self.translation, self.step = map(_address, self._in_python)
+            self._access = 0
             # A function in Python cannot raise the exception: there, ports read as ones for everybody.
             self.port_in = self.port_out = 0
 
@@ -200,6 +260,15 @@ class NativeHooks:
         words[TRANSLATIONS] = left = words[TRANSLATIONS] - 1 & NEVER
         if left >> 63:
             words[COUNT] += TRANSLATION_NS
+
+    def stop_if_hit(self, engine: int) -> None:
+        """Do what the machine code does that is called before each instruction."""
+        if self.words[HIT]:
+            self._stop(engine)
+
+    def filter(self, place: int, size: int, function: Access) -> Filter:
+        """Make a hook of accesses to memory that overlap `size` bytes at a place in their page, in whichever page."""
+        return Filter(self._access, place, size, function)
 
     def enter(self, page: int, mark: int) -> None:
         """Put a page of the present address space into the table, with the address of its frame's mark."""

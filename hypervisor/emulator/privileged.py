@@ -16,7 +16,8 @@ from hypervisor.emulator.binding import FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RS
 from hypervisor.emulator.cpuid import CpuidPolicy, Leaf
 from hypervisor.emulator.instruction import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, Instruction, decode
 from hypervisor.emulator.port_io import PortIo
-from hypervisor.emulator.traps import DIRECTION, GP, UD
+from hypervisor.emulator.traps import DIRECTION, GP, SINGLE_STEP, TF, UD
+from hypervisor.emulator.watchpoints import ports_hit
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.trap_ops import CR4_DE, set_debugreg
@@ -47,6 +48,8 @@ class Privileged:
         self._cpu = processor.cpu
         self._ports = PortIo(processor.hv)
         self._cpuid = CpuidPolicy(native_cpuid, processor.hv)
+        self._hit = 0
+        """Bits of DR6: why there is a #DB after the present instruction."""
         self._anywhere: dict[int, Handler] = {
             **dict.fromkeys(range(0x6C, 0x70), self._string_io),
             **dict.fromkeys((*range(0xE4, 0xE8), *range(0xEC, 0xF0)), self._port_io),
@@ -76,9 +79,14 @@ class Privileged:
         handler = (self._kernel if vcpu.context.in_kernel else self._anywhere).get(instruction.opcode)
         if handler is None:
             return False
+        self._hit = 0
         size = handler(vcpu, instruction)
         if size > 0:
             q[RIP] = q[RIP] + size & U64
+            if self._cpu.flags() & TF:
+                self._hit |= SINGLE_STEP
+        if self._hit:
+            self._processor.traps.inject_debug(vcpu, self._hit)
         return size != 0
 
     # -- ports ------------------------------------------------------------------------------------------------------
@@ -118,6 +126,7 @@ class Privileged:
         if not self._may_use_port(vcpu, port, width):
             return 0
         mask = (1 << 8 * width) - 1
+        self._hit = ports_hit(vcpu.context, port, width)
         if opcode & 2:
             self._ports.write(vcpu.domain, port, width, q[RAX] & mask)
         else:
@@ -147,6 +156,9 @@ class Privileged:
             left -= 1
             if repeats:
                 q[RCX] = left
+            self._hit = ports_hit(vcpu.context, port, width)
+            if self._hit:
+                break
         return instruction.size if not left else -1
 
     def _one_of_string(self, vcpu: EmulatedVCpu, instruction: Instruction, port: int, width: int, address: int) -> None:
@@ -286,6 +298,8 @@ class Privileged:
             return False
         self.cpuid()
         q[RIP] = q[RIP] + 7 & U64
+        if self._cpu.flags() & TF:
+            self._processor.traps.inject_debug(vcpu, SINGLE_STEP)
         return True
 
     def cpuid(self) -> None:

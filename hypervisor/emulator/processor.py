@@ -86,8 +86,6 @@ RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
 MAX_SPACES = 4095
 SYSCALL_SIZE = 2
-SINGLE_STEP = 1 << 14
-"""DR6.BS."""
 STORE_TO_READ_ONLY = 3
 """The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
 NOT_USER = 0x1B
@@ -219,8 +217,7 @@ class Processor:
             try:
                 function()
             except BaseException as error:
-                self._failure = error
-                self.cpu.stop()
+                self.fail(error)
 
         return guarded
 
@@ -275,6 +272,16 @@ class Processor:
         self.vcpu = None
         return vcpu.spent
 
+    def fail(self, error: BaseException) -> None:
+        """Keep an error of a hook's until the engine has stopped, and stop it."""
+        self._failure = error
+        self.cpu.stop()
+
+    @property
+    def root(self) -> int:
+        """Return the frame of the root of the page tables in use."""
+        return self._root
+
     def _allow_translations(self, vcpu: EmulatedVCpu, now: int) -> None:
         """Let a vCPU have as many blocks translated for nothing as it has not used yet, and one more as time passes."""
         since, vcpu.translations_at = now - vcpu.translations_at, now
@@ -283,7 +290,7 @@ class Processor:
 
     def _break(self, vcpu: EmulatedVCpu) -> None:
         """Let the guest take the #DB of a breakpoint that the CPU was stopped for."""
-        status, self.breakpoints.hit = self.breakpoints.hit, 0
+        status = self.breakpoints.take()
         if not vcpu.domain.shutting_down:
             self._words[COUNT] += TRAP_NS
             self.traps.inject_debug(vcpu, status)
@@ -469,8 +476,7 @@ class Processor:
                     written[mfn] = 2
                 self.native.enter(page, self._marks + mfn)
         except BaseException as error:
-            self._failure = error
-            self.cpu.stop()
+            self.fail(error)
 
     def _drop_stale_code(self) -> None:
         """Drop the translations of code that was overwritten behind the CPU's back; the CPU makes new ones."""
@@ -633,7 +639,9 @@ class Processor:
             vcpu, cpu = self._entered(), self.cpu
             i = cpu.i
             i[cpu.old_exception] = 0xFFFFFFFF
-            if i[cpu.is_software_interrupt]:
+            if vector != DB and self._trap_of_the_one_before(vcpu):
+                pass
+            elif i[cpu.is_software_interrupt]:
                 i[cpu.is_software_interrupt] = 0
                 self._software_interrupt(vcpu, vector)
             elif vector == PF:
@@ -643,7 +651,7 @@ class Processor:
                 if error or not self.privileged.emulate(vcpu):
                     self.traps.inject(vcpu, GP, error)
             elif vector == DB:
-                self.traps.inject_debug(vcpu, cpu.take_debug_status())
+                self.traps.inject_debug(vcpu, cpu.take_debug_status() | self.breakpoints.take())
             else:
                 self.traps.inject(vcpu, vector, i[cpu.error_code] & 0xFFFF)
                 if vector == NM:
@@ -651,8 +659,20 @@ class Processor:
                     vcpu.set_task_switched(False)
             self._leave(vcpu)
         except BaseException as error:
-            self._failure = error
-            self.cpu.stop()
+            self.fail(error)
+
+    def _trap_of_the_one_before(self, vcpu: EmulatedVCpu) -> bool:
+        """Let the guest take the #DB of the instruction before the one that cannot be executed; False if it has none.
+
+        (An instruction that itself faults has not been executed, so the data that it has touched does not count.)
+        """
+        if not self.breakpoints.data.hit:
+            return False
+        bits, at = self.breakpoints.data.take()
+        if at == self.cpu.q[RIP]:
+            return False
+        self.traps.inject_debug(vcpu, bits)
+        return True
 
     def _software_interrupt(self, vcpu: EmulatedVCpu, vector: int) -> None:
         """`int n`: what the guest's trap table permits its present mode."""
@@ -673,14 +693,15 @@ class Processor:
             address = vcpu.context.ldt_base + offset
         if vcpu.context.in_kernel and error & NOT_USER == STORE_TO_READ_ONLY and self.stores.emulate(vcpu, address):
             if self.cpu.flags() & TF:
-                self.traps.inject_debug(vcpu, SINGLE_STEP)
+                # Xen does not say in DR6 why.
+                self.traps.inject(vcpu, DB)
             return
         self.traps.inject_page_fault(vcpu, error, address)
 
     def _invalid(self) -> None:
         vcpu, cpu = self._entered(), self.cpu
         cpu.i[cpu.old_exception] = 0xFFFFFFFF
-        if not self.privileged.forced_emulation(vcpu):
+        if not self._trap_of_the_one_before(vcpu) and not self.privileged.forced_emulation(vcpu):
             # The emulator has no performance counters to read; a processor does not let a guest read them.
             vector = GP if self.fetch(vcpu)[:2] == RDPMC else UD
             self.traps.inject(vcpu, vector)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.emulator.binding import FS, GS, RAX, RCX, RDI, RIP, RSI, base_at
-from hypervisor.errors import DeviceError, HypercallError
+from hypervisor.emulator.binding import RAX, RCX, RDI, RIP, RSI
+from hypervisor.emulator.operands import Operands
+from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from hypervisor.emulator.vcpu import EmulatedVCpu
 
 U64 = 0xFFFF_FFFF_FFFF_FFFF
-LONGEST = 15
-"""Bytes of the longest instruction."""
 CF, PF, AF, ZF, SF, DF, OF = 0x001, 0x004, 0x010, 0x040, 0x080, 0x400, 0x800
 STATUS = CF | PF | AF | ZF | SF | OF
 
@@ -102,24 +101,6 @@ RETURN_OLD = frozenset(("xchg", "xadd"))
 STRING_OPERATIONS = frozenset(f"{name}{size}" for name in ("stos", "movs") for size in "bwdq")
 
 
-def _registers() -> dict[str, tuple[int, int, int]]:
-    """Name the general registers and their parts: (number, size in bytes, shift)."""
-    named: dict[str, tuple[int, int, int]] = {}
-    for number, name in enumerate(("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")):
-        named |= {f"r{name}": (number, 8, 0), f"e{name}": (number, 4, 0), name: (number, 2, 0)}
-        low = f"{name[0]}l" if name[1] == "x" else f"{name}l"
-        named[low] = (number, 1, 0)
-        if name[1] == "x":
-            named[f"{name[0]}h"] = (number, 1, 8)
-    for number in range(8, 16):
-        for suffix, size in (("", 8), ("d", 4), ("w", 2), ("b", 1)):
-            named[f"r{number}{suffix}"] = (number, size, 0)
-    return named
-
-
-REGISTERS = _registers()
-
-
 class TableStores:
     """Carries out the instruction at which the vCPU that the processor holds has faulted."""
 
@@ -127,14 +108,13 @@ class TableStores:
         self._hv = processor.hv
         self._cpu = processor.cpu
         self._tables = processor.hv.mm.writable_tables
-        self._decoder: Any = None
-        self._memory_operand = self._register_operand = 0
+        self._operands = Operands(processor, "writes to its page tables")
 
     def emulate(self, vcpu: EmulatedVCpu, address: int) -> bool:
         """Do what the instruction does that has faulted at an address; False if it is to be a page fault."""
         if not self._tables.covers(vcpu, address):
             return False
-        instruction = self._decode(vcpu)
+        instruction = self._operands.instruction(vcpu)
         if instruction is None or not instruction.operands:
             return False
         name = instruction.mnemonic.split()[-1]
@@ -145,49 +125,20 @@ class TableStores:
         operation = OPERATIONS.get(name)
         return operation is not None and self._change(vcpu, address, instruction, name, operation)
 
-    def _decode(self, vcpu: EmulatedVCpu) -> Any:
-        """Return the instruction at RIP, or None if it cannot be read or is none.
-
-        Raises DeviceError, with a sentence, if there is no decoder.
-        """
-        if self._decoder is None:
-            # Only now: most guests never do this.
-            try:
-                import capstone
-            except ImportError:
-                raise DeviceError(
-                    "a machine-code guest writes to its page tables, which needs the decoder of instructions "
-                    "that is missing here: pip install 'paravirt[emulator]'"
-                ) from None
-
-            self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-            self._decoder.detail = True
-            self._memory_operand, self._register_operand = capstone.x86.X86_OP_MEM, capstone.x86.X86_OP_REG
-        rip = self._cpu.q[RIP]
-        code = b""
-        try:
-            code = copy_from_guest(vcpu, rip, min(LONGEST, 4096 - (rip & 0xFFF)))
-            if len(code) < LONGEST:
-                code += copy_from_guest(vcpu, rip + len(code), LONGEST - len(code))
-        except HypercallError:
-            # It may end before the page that is not there.
-            pass
-        return next(self._decoder.disasm(code, rip, 1), None)
-
     # -- instructions -------------------------------------------------------------------------------------------------
 
     def _change(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any, name: str, operation: Operation) -> bool:
         """Something is done to what is in memory; the other operand, if there is one, is a register or a number."""
         operands = list(instruction.operands)
-        if name == "xchg" and operands[0].type != self._memory_operand:
+        if name == "xchg" and operands[0].type != self._operands.memory:
             operands.reverse()
         target = operands[0]
-        if target.type != self._memory_operand or not all(map(self._is_general, operands[1:])):
+        if target.type != self._operands.memory or not all(map(self._operands.is_general, operands[1:])):
             return False
-        at, size, bits = self._address(instruction, target), target.size, target.size * 8
-        other = self._value(instruction, operands[1]) if len(operands) > 1 else 0
+        at, size, bits = self._operands.address(instruction, target), target.size, target.size * 8
+        other = self._operands.value(instruction, operands[1]) if len(operands) > 1 else 0
         if name in BIT_OPERATIONS:
-            if operands[1].type == self._register_operand:
+            if operands[1].type == self._operands.register:
                 # The bit may lie far away from where the operand points to.
                 signed = other - (other >> bits - 1 << bits)
                 at = at + (signed // bits) * size & U64
@@ -200,7 +151,7 @@ class TableStores:
         if not self._tables.store(vcpu, faulted, at, size, new):
             return False
         if name in RETURN_OLD:
-            self._set_register(instruction.reg_name(operands[1].reg), old)
+            self._operands.set(instruction.reg_name(operands[1].reg), old)
         if status is not None:
             self._cpu.set_flags(flags & ~STATUS | status)
         self._cpu.q[RIP] += instruction.size
@@ -208,11 +159,11 @@ class TableStores:
 
     def _compare_exchange(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any) -> bool:
         target, source = instruction.operands
-        if target.type != self._memory_operand:
+        if target.type != self._operands.memory:
             return False
         size, bits = target.size, target.size * 8
-        at, accumulator = self._address(instruction, target), self._cpu.q[RAX] & (1 << bits) - 1
-        new = self._value(instruction, source)
+        at, accumulator = self._operands.address(instruction, target), self._cpu.q[RAX] & (1 << bits) - 1
+        new = self._operands.value(instruction, source)
         found = self._tables.compare_and_store(vcpu, faulted, at, size, accumulator, new)
         if found is None:
             return False
@@ -220,7 +171,7 @@ class TableStores:
         assert status is not None
         self._cpu.set_flags(self._cpu.flags() & ~STATUS | status)
         if found != accumulator:
-            self._set_register({1: "al", 2: "ax", 4: "eax", 8: "rax"}[size], found)
+            self._operands.set({1: "al", 2: "ax", 4: "eax", 8: "rax"}[size], found)
         self._cpu.q[RIP] += instruction.size
         return True
 
@@ -250,36 +201,6 @@ class TableStores:
             q[RIP] += instruction.size
         return True
 
-    # -- operands -----------------------------------------------------------------------------------------------------
-
-    def _address(self, instruction: Any, operand: Any) -> int:
-        """Return the address of an operand in memory."""
-        memory = operand.mem
-        address: int = memory.disp
-        if memory.base:
-            name = instruction.reg_name(memory.base)
-            address += self._cpu.q[RIP] + instruction.size if name in ("rip", "eip") else self._register(name)
-        if memory.index:
-            name = instruction.reg_name(memory.index)
-            if name not in ("riz", "eiz"):
-                address += self._register(name) * memory.scale
-        if instruction.addr_size == 4:
-            address &= 0xFFFF_FFFF
-        segment = instruction.reg_name(memory.segment) if memory.segment else ""
-        if segment in ("fs", "gs"):
-            address += self._cpu.q[base_at(FS if segment == "fs" else GS)]
-        return address & U64
-
-    def _is_general(self, operand: Any) -> bool:
-        """Whether an operand is a number or a general register, as opposed to a segment register."""
-        return operand.type != self._register_operand or self._decoder.reg_name(operand.reg) in REGISTERS
-
-    def _value(self, instruction: Any, operand: Any) -> int:
-        if operand.type == self._register_operand:
-            return self._register(instruction.reg_name(operand.reg))
-        value: int = operand.imm
-        return value & U64
-
     def _load(self, vcpu: EmulatedVCpu, faulted: int, at: int, size: int) -> int | None:
         """Read what is in the table, if the address lies in the page that has faulted."""
         if (at ^ faulted) & ~0xFFF or (at & 0xFFF) + size > 4096:
@@ -288,17 +209,3 @@ class TableStores:
             return int.from_bytes(copy_from_guest(vcpu, at, size), "little")
         except HypercallError:
             return None
-
-    def _register(self, name: str) -> int:
-        number, size, shift = REGISTERS[name]
-        return self._cpu.q[number] >> shift & (1 << size * 8) - 1
-
-    def _set_register(self, name: str, value: int) -> None:
-        """Set a register or a part of one; 32 bits clear the upper half."""
-        number, size, shift = REGISTERS[name]
-        q = self._cpu.q
-        if size >= 4:
-            q[number] = value
-        else:
-            mask = (1 << size * 8) - 1 << shift
-            q[number] = q[number] & ~mask | value << shift & mask

@@ -42,6 +42,8 @@ FRAME_6 = struct.Struct("<8Q")
 FAILSAFE_FRAME = struct.Struct("<11Q")
 IRET_FRAME = struct.Struct("<9Q")
 
+SINGLE_STEP = 1 << 14
+"""DR6.BS."""
 DR6_CAUSES = 0xE00F
 """Single step, task switch, access to debug registers, and the four breakpoints."""
 MASK_BYTE = 1

@@ -16,6 +16,8 @@ LISTINGS = {
     "block": native_hooks.BLOCK,
     "rdtscp": native_hooks.CLEAR_TSC_AUX + native_hooks.READ_TSC,
     "translation": native_hooks.TRANSLATION,
+    "step": native_hooks.STEP,
+    "access": native_hooks.ACCESS,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
 }
 

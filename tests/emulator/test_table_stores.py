@@ -163,7 +163,8 @@ def test_what_is_refused(instruction: str) -> None:
 
 
 def test_all_tables_are_there() -> None:
-    from hypervisor.emulator.table_stores import OPERATIONS, REGISTERS, _difference, _sum
+    from hypervisor.emulator.operands import REGISTERS
+    from hypervisor.emulator.table_stores import OPERATIONS, _difference, _sum
 
     assert len(REGISTERS) == 8 * 4 + 4 + 8 * 4
     assert set(OPERATIONS) >= {"mov", "xchg", "and", "or", "btr"}

@@ -276,3 +276,16 @@ class TestOrderOfChecks:
         for domid in (77, SELF):
             fields = {"cmd": domctl.XEN_DOMCTL_pausedomain, "interface_version": version, "domain": domid}
             assert pair.domu.call(nr, layout=layout, **fields)[0] == ESRCH
+
+
+def test_enable_bits_of_port_breakpoints_are_put_aside_as_they_are(pair):
+    guest, set_register = pair.domu, xen.HYPERVISOR_set_debugreg
+    # Number 0 is on an instruction, number 1 on a port. It needs CR4.DE, once any of them is enabled.
+    assert guest.hypercall(set_register, 7, 0x0020_0400) == 0
+    assert guest.hypercall(set_register, 7, 0x0020_0402) == -errno.EPERM
+    guest.vcpus[0].context.cr4 |= 8
+    assert guest.hypercall(set_register, 7, 0x0020_0402) == 0
+    assert guest.hypercall(xen.HYPERVISOR_get_debugreg, 7) == 0x0020_0402
+    assert guest.hypercall(set_register, 7, 0x0020_0408) == 0
+    assert guest.hypercall(xen.HYPERVISOR_get_debugreg, 7) == 0x0020_0408
+    assert guest.vcpus[0].context.debugreg[7] == 0x0020_0400
