@@ -5,7 +5,10 @@ from typing import final
 from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import ForeignMapping
-from hypervisor.abi.grant_table import GNTST_okay
+from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE, GNTST_okay
+from hypervisor.abi.tracepoints import RING_CONNECT
+
+_NAMES = {GNTTAB_RESERVED_CONSOLE: "console", GNTTAB_RESERVED_XENSTORE: "xenstore"}
 
 
 @final
@@ -15,7 +18,7 @@ class ReservedPage:
     __slots__ = ("_foreign", "_grant", "_kernel")
 
     def __init__(self, kernel: Kernel, domid: int, ref: int, mfn: int) -> None:
-        """Map the page that domain `domid` grants with one of the toolstack's references.
+        """Map the page that domain `domid` grants with one of the toolstack's references (`_NAMES`).
 
         A builder that did not fill in the grant table leaves dom0's right to map any frame, by its number `mfn`.
         Raises XenError.
@@ -26,6 +29,9 @@ class ReservedPage:
         (self._grant,) = kernel.grants.map_refs(domid, [ref])
         if self._grant.status != GNTST_okay:
             self._foreign = kernel.mm.map_foreign(domid, [mfn])
+        trace = kernel.cpu.trace
+        if trace is not None:
+            trace(RING_CONNECT, f"d{domid}", _NAMES[ref], _NAMES[ref], domid, (ref,))
 
     @property
     def view(self) -> memoryview:

@@ -22,7 +22,16 @@ CONFIGS = ("guest1.cfg", "guest2.cfg")
 MUST_OCCUR = {
     *("hypercall", "evtchn_pending", "upcall", "schedule", "deschedule", "wake", "timer", "irq", "vcpu_up"),
     *("domain_create", "domain_shutdown", "domain_destroy", "gnttab_map", "gnttab_unmap", "gnttab_copy"),
-    *("ring_push", "xenbus_state", "xenstore_op", "xenstore_event", "console", "block_request", "net_packet"),
+    *(
+        "ring_connect",
+        "ring_push",
+        "xenbus_state",
+        "xenstore_op",
+        "xenstore_event",
+        "console",
+        "block_request",
+        "net_packet",
+    ),
 }
 """The kinds of records of a run in which everything works: what is missing are crashes, unplugged vCPUs and notes, and
 page transfers, which no driver uses."""

@@ -38,6 +38,7 @@ from hypervisor.sched.algorithm import NEVER
 from hypervisor.sched.costs import CostError, Costs, load_costs
 from hypervisor.sched.policy import Policy, parse_policy
 from hypervisor.sched.schedulers import DEFAULT
+from hypervisor.state_trace import StateTrace
 from hypervisor.trace import TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
@@ -63,6 +64,7 @@ from toolstack.preparation import (
 )
 from toolstack.quick_ear import QuickEar
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
+from toolstack.store_trace import StoreWatch
 from toolstack.tap import TapWire
 from toolstack.vif_spec import VifSpec, generate_mac
 from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
@@ -103,6 +105,7 @@ class Host:
         capture: Path | None = None,
         exports: Sequence[ExportSpec] = (),
         trace_file: Path | None = None,
+        trace_state: bool = False,
         consoles: ConsoleLog | None = None,
         dom0: DomainConfig | None = None,
         outside: Outside | None = None,
@@ -121,6 +124,7 @@ class Host:
         self.exports = list(exports)
         """Disks that are served to clients outside."""
         self.trace_file = trace_file
+        self.trace_state = trace_state
         self.consoles = consoles or ConsoleLog(lambda line: None)
         self.outside = outside or Outside()
         self.outside.consoles = self.consoles
@@ -165,6 +169,7 @@ class Host:
         self._wake = trio.Event()
         self._stack = ExitStack()
         self._trace: TraceWriter | None = None
+        self._state_trace: StateTrace | None = None
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -201,6 +206,8 @@ class Host:
             ):
                 await self._live()
             self._token = None
+            if self._state_trace is not None:
+                self._state_trace.finish()
             self._finish_dom0()
         failures = [self._trace_failure(), self.outside.failure]
         failures += [wire.failure for _, wire in prepared.wires]
@@ -332,16 +339,22 @@ class Host:
         self._prepared = prepared
         machine = Machine(memory_mib=self._memory(prepared.plans), pcpus=self.pcpus, real_time=self.real_time)
         trace = self._open_trace()
+        emit = None if trace is None else trace.emit
+        if emit is not None and self.trace_state:
+            self._state_trace = StateTrace(emit)
+            emit = self._state_trace.emit
         self.hv = hv = Hypervisor(
             machine,
             scheduler=self.scheduler,
             policy=self.policy,
             costs=self.costs,
-            trace=None if trace is None else trace.emit,
+            trace=emit,
             console=self._show_host,
         )
         if trace is not None:
             trace.now = hv.now
+        if self._state_trace is not None:
+            self._state_trace.attach(hv)
         nics: dict[str, int] = {}
         for plan in prepared.plans:
             for unit, spec in zip(plan.disk_units, plan.config.disks, strict=True):
@@ -438,6 +451,8 @@ class Host:
         self.lifecycle = lifecycle
         self.xenstored = xenstored
         self._ports_before = ports_in_use(self.hv)
+        if self._state_trace is not None and self._trace is not None:
+            self._state_trace.add(StoreWatch(lambda: self.xenstored.server.store.tree, self._trace.emit))
 
     def leaks(self) -> list[str]:
         """Return what the guests have left behind, after a run: nothing, or there is a bug."""

@@ -15,6 +15,7 @@ from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE
 from hypervisor.abi.io.ring import BackRing
+from hypervisor.abi.tracepoints import RING_CONNECT
 
 if TYPE_CHECKING:
     from guest_kernel.grants import MappedGrant
@@ -162,6 +163,9 @@ class BlockBack(XenbusDriver):
             self.kernel.grants.unmap([grant for grant in grants if grant.status >= 0])
             raise OSError(f"mapping ring-ref {place.refs[bad]} of domain {domid}: grant status {grants[bad].status}")
         ring = BackRing.attach_pages([grant.view for grant in grants], protocol.entry_size)
+        trace = self.kernel.cpu.trace
+        if trace is not None:
+            trace(RING_CONNECT, name, "req", protocol.layout, domid, place.refs)
         mapper = GrantMapper(self.kernel.grants, domid, limit)
         copier = DescriptorCopier(self.kernel, domid)
         server = BlockServer(self.kernel, name, vbd.disk, ring, protocol, mapper, discards=vbd.discards, copier=copier)

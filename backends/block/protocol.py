@@ -27,10 +27,12 @@ class Protocol:
     backend's memory leaves with it (XSA-216).
     """
 
-    __slots__ = ("entry_size", "name", "request", "response")
+    __slots__ = ("entry_size", "layout", "name", "request", "response")
 
     def __init__(self, name: str, request: Layout, response: Layout) -> None:
         self.name = name
+        self.layout = request.name.removesuffix("_request")
+        """What a trace calls it."""
         self.entry_size = max(request.size, response.size)
         pad = request.offset("id") - 4
         segments = blkif.BLKIF_MAX_SEGMENTS_PER_REQUEST * _SEGMENT.size

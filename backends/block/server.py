@@ -531,7 +531,7 @@ class BlockServer:
         notify = (new - shared[RSP_EVENT]) & MASK32 < (new - old) & MASK32
         trace = self._cpu.trace
         if trace is not None:
-            trace(RING_PUSH, self.name, "rsp", new, notify)
+            trace(RING_PUSH, self.name, "rsp", new, notify, ring.req_cons)
         if notify and self.port >= 0:
             self._notify(self.port)
 

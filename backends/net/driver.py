@@ -18,6 +18,7 @@ from guest_kernel.net.gso import GSO_FEATURES
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
+from hypervisor.abi.tracepoints import RING_CONNECT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -124,6 +125,8 @@ class NetBack(XenbusDriver):
             self.kernel.grants.unmap([grant for grant in grants if not grant.status])
             raise ValueError(f"the frontend's rings (grants {refs}) cannot be mapped")
         label = f"vif{device.otherend_id}.{device.id}"
+        self._tell_ring(label, "tx", device.otherend_id, refs[0])
+        self._tell_ring(label, "rx", device.otherend_id, refs[1])
         vif = Vif(self.kernel, label, device.otherend_id, grants[0].view, grants[1].view, self.pool, self._copies)
         device.data = _Connection(vif, grants)
         key = (device.otherend_id, device.id)
@@ -147,6 +150,11 @@ class NetBack(XenbusDriver):
         self._multicast_changed(device)
         if nodes["ctrl-ring-ref"] is not None:
             self._connect_control(device, nodes)
+
+    def _tell_ring(self, label: str, name: str, domid: int, ref: int) -> None:
+        trace = self.kernel.cpu.trace
+        if trace is not None:
+            trace(RING_CONNECT, label, name, f"netif_{name}", domid, (ref,))
 
     def _multicast_changed(self, device: XenbusDevice) -> None:
         """Have the node read again (feature-dynamic-multicast-control): by one thread, however often it changes."""
@@ -189,6 +197,7 @@ class NetBack(XenbusDriver):
         (grant,) = self.kernel.grants.map_refs(device.otherend_id, [ref])
         if grant.status:
             raise ValueError(f"the frontend's control ring (grant {ref}) cannot be mapped")
+        self._tell_ring(connection.vif.name, "ctrl", device.otherend_id, ref)
         control = connection.control = ControlRing(self.kernel, device.otherend_id, grant)
         connection.vif.mapped, connection.vif.writable = control.mapped, control.writable
         control.changed = connection.vif.arrange

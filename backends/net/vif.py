@@ -160,7 +160,7 @@ class Vif(Port):
         """Show the responses of a ring, and tell the guest if it wants to know."""
         notify = ring.push_responses_and_check_notify()
         if self._trace is not None:
-            self._trace(RING_PUSH, self.name, what, ring.rsp_prod_pvt, notify)
+            self._trace(RING_PUSH, self.name, what, ring.rsp_prod_pvt, notify, ring.req_cons)
         if notify:
             self.kernel.events.notify(self.port if ring is self._tx else self.rx_port)
 

@@ -134,6 +134,11 @@ class Snapshot:
         #: The snapshot taken next.
         self.newer: Snapshot | None = None
 
+    @property
+    def changed(self) -> list[bytes]:
+        """The paths whose nodes have changed since, or until the next snapshot was taken; in order."""
+        return list(self._before)
+
     def get(self, path: bytes) -> Node | None:
         """Return the node that was there, or None."""
         version: Snapshot | None = self

@@ -153,7 +153,7 @@ class FrontQueue:
         notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
         trace = self._cpu.trace
         if trace is not None:
-            trace(RING_PUSH, self._device.name, "req", prod, notify)
+            trace(RING_PUSH, self._device.name, "req", prod, notify, ring.rsp_cons)
         if notify:
             self._notify(self.port)
 

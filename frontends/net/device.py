@@ -343,7 +343,7 @@ class FrontDevice(NetDevice):
     def _push_tx(self) -> None:
         notify = self._tx.push_requests_and_check_notify()
         if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "tx", self._tx.req_prod_pvt, notify)
+            self._trace(RING_PUSH, self.name, "tx", self._tx.req_prod_pvt, notify, self._tx.rsp_cons)
         if notify:
             self._notify(self.port)
 
@@ -462,7 +462,7 @@ class FrontDevice(NetDevice):
     def _push_rx(self) -> None:
         notify = self._rx.push_requests_and_check_notify()
         if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "rx", self._rx.req_prod_pvt, notify)
+            self._trace(RING_PUSH, self.name, "rx", self._rx.req_prod_pvt, notify, self._rx.rsp_cons)
         if notify and self.connected:
             self._notify(self.rx_port)
 

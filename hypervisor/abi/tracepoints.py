@@ -3,6 +3,9 @@
 A trace is a stream of msgpack arrays `[time_ns, domid, vcpu_id, kind, *fields]` after one header map. The hypervisor
 emits kinds below 64; drivers, daemons and guest kernels emit the others through `Cpu.trace(kind, *fields)`, the
 simulator's probe (it is no part of Xen's interface and changes nothing that a guest can see).
+
+The kinds of `STATES` say how the host's state has changed by the records before them, and are there only if that was
+asked for (`hypervisor.state_trace`). `domid` and `vcpu_id` of such a record name whose state it is.
 """
 
 HYPERCALL = 1
@@ -24,6 +27,15 @@ GNTTAB_UNMAP = 21
 GNTTAB_COPY = 22
 GNTTAB_TRANSFER = 23
 
+STATE_PORT = 32
+STATE_EVENT = 33
+STATE_UPCALL = 34
+STATE_GRANT = 35
+STATE_MAPPING = 36
+STATE_PAGES = 37
+STATE_RING = 38
+STATE_SLOT = 39
+
 RING_PUSH = 64
 XENBUS_STATE = 65
 XENSTORE_OP = 66
@@ -32,6 +44,13 @@ CONSOLE = 68
 BLOCK_REQUEST = 69
 NET_PACKET = 70
 GUEST_NOTE = 71
+RING_CONNECT = 72
+STATE_NODE = 73
+
+STATES = frozenset(
+    {STATE_PORT, STATE_EVENT, STATE_UPCALL, STATE_GRANT, STATE_MAPPING, STATE_PAGES, STATE_RING, STATE_SLOT, STATE_NODE}
+)
+"""The kinds that tell state."""
 
 KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     HYPERCALL: ("hypercall", ("nr", "a1", "a2", "a3", "a4", "a5", "rc")),
@@ -51,8 +70,16 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     GNTTAB_MAP: ("gnttab_map", ("granter", "ref", "flags", "handle", "status")),
     GNTTAB_UNMAP: ("gnttab_unmap", ("handle", "status")),
     GNTTAB_COPY: ("gnttab_copy", ("source", "dest", "len", "status")),
-    GNTTAB_TRANSFER: ("gnttab_transfer", ("domid", "ref", "status")),
-    RING_PUSH: ("ring_push", ("device", "what", "prod", "notify")),
+    GNTTAB_TRANSFER: ("gnttab_transfer", ("to", "ref", "status")),
+    STATE_PORT: ("state_port", ("port", "state", "remote", "number", "tells", "priority")),
+    STATE_EVENT: ("state_event", ("port", "pending", "masked")),
+    STATE_UPCALL: ("state_upcall", ("pending", "masked", "ready")),
+    STATE_GRANT: ("state_grant", ("ref", "flags", "to", "frame", "pin")),
+    STATE_MAPPING: ("state_mapping", ("handle", "granter", "ref", "flags")),
+    STATE_PAGES: ("state_pages", ("mfn", "frames", "type", "type_count", "count", "flags")),
+    STATE_RING: ("state_ring", ("device", "ring", "indices")),
+    STATE_SLOT: ("state_slot", ("device", "ring", "slot", "bytes")),
+    RING_PUSH: ("ring_push", ("device", "what", "prod", "notify", "cons")),
     XENBUS_STATE: ("xenbus_state", ("path", "old", "new")),
     XENSTORE_OP: ("xenstore_op", ("connection", "op", "path", "result")),
     XENSTORE_EVENT: ("xenstore_event", ("connection", "path", "token")),
@@ -60,5 +87,7 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     BLOCK_REQUEST: ("block_request", ("device", "op", "sector", "sectors", "status")),
     NET_PACKET: ("net_packet", ("device", "direction", "bytes", "slots")),
     GUEST_NOTE: ("note", ("text",)),
+    RING_CONNECT: ("ring_connect", ("device", "ring", "layout", "front", "refs")),
+    STATE_NODE: ("state_node", ("path", "value", "permissions")),
 }
 """Kind → (name, names of the fields)."""

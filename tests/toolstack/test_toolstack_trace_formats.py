@@ -95,6 +95,11 @@ def test_json_says_all_of_it(records: list[list[Any]]) -> None:
             assert line[label] == (value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value)
 
 
+def test_no_field_hides_what_every_line_has() -> None:
+    for name, labels in tp.KINDS.values():
+        assert not {"time", "domid", "vcpu", "event"} & set(labels), name
+
+
 def test_json_of_a_record_of_the_future() -> None:
     assert [json.loads(line) for line in format_json([[5, 1, 0, 999, "x", b"\xff"]])] == [
         {"time": 5, "domid": 1, "vcpu": 0, "event": "kind-999", "field4": "x", "field5": "\\xff"}

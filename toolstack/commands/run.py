@@ -111,6 +111,12 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     help="Record every event of the host in FILE.",
 )
 @click.option(
+    "--trace-state",
+    is_flag=True,
+    help="Have the trace show the host's state too: rings, event bits, grants, page types, xenstore. For `paravirt "
+    "trace --format html`; slow.",
+)
+@click.option(
     "--console",
     "console",
     metavar="NAME",
@@ -155,6 +161,7 @@ def run(
     capture: Path | None,
     exports: tuple[str, ...],
     trace_file: Path | None,
+    trace_state: bool,
     console: str | None,
     ptys: bool,
     log_dir: Path | None,
@@ -168,6 +175,8 @@ def run(
     to shut down; a second one destroys them. Exits with 0, with 1 if a guest failed, with 2 if something in the
     configuration is wrong.
     """
+    if trace_state and trace_file is None:
+        raise OneSentence("--trace-state says what is to be in a trace: it needs --trace FILE")
     output = StandardOutput()
     outside = Outside(log_dir=log_dir, ptys=ptys)
     try:
@@ -185,6 +194,7 @@ def run(
             capture=capture,
             exports=[parse_export(text) for text in exports],
             trace_file=trace_file,
+            trace_state=trace_state,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
             consoles=None if quiet else _console_log(guests, output, person),
             outside=outside,

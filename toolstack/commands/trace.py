@@ -15,20 +15,30 @@ from toolstack.output import StandardOutput
 from toolstack.trace_formats.json_lines import format_json
 from toolstack.trace_formats.perfetto import format_perfetto
 from toolstack.trace_formats.text import format_trace
+from toolstack.trace_formats.viewer import format_html
 from toolstack.trace_formats.xentrace import format_xentrace
 
 Records = Iterable[Sequence[Any]]
 
 
-def _lines(form: Callable[[Records], Iterator[str]]) -> Callable[[Records], Iterator[bytes]]:
-    return lambda records: (line.encode("utf-8", "backslashreplace") + b"\n" for line in form(records))
+Form = Callable[[dict[str, Any], Records], Iterator[bytes]]
+"""Makes a file of a trace's header and records."""
 
 
-FORMATS: dict[str, Callable[[Records], Iterator[bytes]]] = {
+def _lines(form: Callable[[Records], Iterator[str]]) -> Form:
+    return lambda _, records: (line.encode("utf-8", "backslashreplace") + b"\n" for line in form(records))
+
+
+def _pieces(form: Callable[[Records], Iterator[bytes]]) -> Form:
+    return lambda _, records: form(records)
+
+
+FORMATS: dict[str, Form] = {
     "text": _lines(format_trace),
     "json": _lines(format_json),
-    "perfetto": format_perfetto,
-    "xentrace": format_xentrace,
+    "perfetto": _pieces(format_perfetto),
+    "xentrace": _pieces(format_xentrace),
+    "html": format_html,
 }
 """What `--format` takes, and what makes it."""
 
@@ -38,7 +48,8 @@ FORMATS: dict[str, Callable[[Records], Iterator[bytes]]] = {
 @click.option(
     "--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True,
     help="text: one line an event. json: one object a line. perfetto: for ui.perfetto.dev. "
-         "xentrace: Xen's own, for `xenalyze --cpu-hz 1G`.",
+         "xentrace: Xen's own, for `xenalyze --cpu-hz 1G`. html: a page to step through, best of a trace with "
+         "`run --trace-state`.",
 )  # fmt: skip
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="Write to a file.")
 def trace(file: Path, form: str, output: Path | None) -> None:
@@ -46,9 +57,9 @@ def trace(file: Path, form: str, output: Path | None) -> None:
     try:
         if output is not None and output.exists() and output.samefile(file):
             raise OneSentence(f"{str(output)!r} is the trace itself")
-        _, records = read_trace(file)
+        header, records = read_trace(file)
         with closing(records):
-            pieces = FORMATS[form](records)
+            pieces = FORMATS[form](header, records)
             if output is None:
                 _print(pieces)
             else:

@@ -68,7 +68,7 @@ class _Writer:
 
     def write(self, records: Iterable[Sequence[Any]]) -> Iterator[list[str]]:
         handlers, instant = self._handlers, self._instant
-        for placed in self._timeline.follow(records):
+        for placed in self._timeline.follow(record for record in records if record[3] not in tp.STATES):
             self._last = max(self._last, placed.time)
             handlers.get(placed.kind, instant)(placed)
             if len(self._events) > 4096:
