@@ -16,9 +16,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from guest_kernel.hotplug import Changes, noted
 from guest_kernel.threads import WaitQueue
@@ -102,17 +102,20 @@ class BlockBuffer:
     takes away (`lose`) a page that the other end does not let go of: what is in the buffer cannot be believed then.
     """
 
-    __slots__ = ("lost", "pages", "release")
+    __slots__ = ("lost", "pages", "ready", "release")
 
     def __init__(self, pages: list[Page]) -> None:
         self.pages = pages
         self.lost: set[int] = set()
         """Pages, by their index, that are not this buffer's any more: whoever frees the others lets these alone."""
+        self.ready: dict[int, Any] = {}
+        """The driver's: how it transfers numbers of sectors from the first page on, while that takes no preparation."""
         self.release: Callable[[], None] = lambda: None
         """Take back what the driver has granted; to be called before the pages are freed, with nothing under way."""
 
     def lose(self, index: int) -> None:
         """The driver keeps a page, and frees it when it can."""
+        self.ready.clear()
         self.lost.add(index)
 
     def kept(self) -> list[Page]:
@@ -120,12 +123,12 @@ class BlockBuffer:
         return [page for index, page in enumerate(self.pages) if index not in self.lost]
 
 
-@final
 class BlockRequest:
     """One request to a driver: at most `BlockDevice.max_sectors` sectors, a flush (count 0), a discard of any count.
 
     `data` holds the bytes to write; the driver of a finished read puts the bytes read there. With a `buffer` the data
-    is in its pages instead, from the page `first` on, and `max_buffer_sectors` is the limit.
+    is in its pages instead, from the page `first` on, and `max_buffer_sectors` is the limit. Whoever wants to hear of
+    the end in another way overrides `finish`.
     """
 
     __slots__ = ("buffer", "count", "data", "done", "error", "first", "op", "sector", "transfer", "waiters")
@@ -361,6 +364,18 @@ class BlockDevice:
         while self.sectors == before:
             await self._resized.wait()
         return self.sectors
+
+    def begin(self, requests: Sequence[BlockRequest], op: int, sectors: int) -> None:
+        """The same as `submit` for many READs or WRITEs at once: `sectors` altogether, each of them no more than the
+        driver can carry. Each hears of its end by itself (`finish`).
+        """
+        if op == READ:
+            self.reads += len(requests)
+            self.sectors_read += sectors
+        else:
+            self.writes += len(requests)
+            self.sectors_written += sectors
+        self.pending.extend(requests)
 
     def resize(self, sectors: int) -> None:
         """The driver says how large the disk is."""

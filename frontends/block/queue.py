@@ -118,15 +118,19 @@ class FrontQueue:
             request = pending.popleft()
             slot = free.pop()
             op = request.op
-            shape = slot.shapes.get(request.count)
-            if shape is None or op or not self.pool.persistent or request.buffer is not None:
+            buffer = request.buffer
+            if buffer is None:
+                shape = slot.shapes.get(request.count) if not op and self.pool.persistent else None
+            else:
+                shape = None if request.first else buffer.ready.get(request.count)
+            if shape is None:
                 error = self._put(request, slot, offsets[prod & mask])
                 if error:
                     free.append(slot)
                     request.finish(error)
                     continue
             else:
-                # `_put` for a read into pages that are granted already, written out.
+                # `_put` without data to be copied, and with pages that are granted already, written out.
                 slot.op = op
                 slot.shape = shape
                 shape.pack_into(

@@ -242,6 +242,8 @@ class PagePool:
                 table.view[: len(shape.descriptors)] = shape.descriptors
                 shape.table = table
             lent.shapes[first, sectors] = shape
+        if self.persistent and not first:
+            buffer.ready[sectors] = shape
         return shape
 
     def _lend(self, buffer: BlockBuffer) -> LentBuffer:
@@ -282,6 +284,7 @@ class PagePool:
         if lent is None:
             return
         buffer.release = lambda: None
+        buffer.ready.clear()
         for shape in lent.shapes.values():
             if shape.table is not None:
                 if self._grants.end_access(shape.table_ref):

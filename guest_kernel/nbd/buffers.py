@@ -10,6 +10,7 @@ from guest_kernel.block import BlockBuffer
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw.socket_card import pack_pages
 from guest_kernel.mm import PAGE_SHIFT
+from guest_kernel.nbd.small import SmallJob
 
 if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager, Page
@@ -36,7 +37,7 @@ class Waiter(Protocol):
 class Buffer:
     """Some pages: `size` bytes."""
 
-    __slots__ = ("_packed", "block", "kin", "pages", "size", "view", "views")
+    __slots__ = ("_packed", "block", "kin", "pages", "size", "small", "view", "views")
 
     def __init__(self, pages: list[Page], views: Sequence[memoryview], kin: list[Buffer]) -> None:
         self.pages = pages
@@ -49,6 +50,7 @@ class Buffer:
         self.kin = kin
         """Where it is when nobody uses it."""
         self._packed: dict[tuple[int, int], bytes] = {}
+        self.small = SmallJob(self, views[0]) if len(pages) == 1 else None
 
     def put(self, at: int, data: memoryview) -> None:
         """Write bytes into the buffer, from its byte `at` on."""
@@ -102,6 +104,9 @@ class BufferPool:
         self._sizes = [pages for pages, _ in sizes]
         self.largest = self._sizes[-1]
         """Pages of the largest buffers."""
+        assert self._sizes[0] == 1
+        self.single = self._free[0]
+        """Buffers of one page that nobody uses: what small transfers take."""
         self.wanted: dict[Waiter, None] = {}
         """Who waits for a buffer to come back."""
 

@@ -24,6 +24,7 @@ from guest_kernel.hw.socket_card import CLOSE, MAX_SEGMENTS, RECEIVE, SEGMENT_SI
 from guest_kernel.nbd import wire
 from guest_kernel.nbd.buffers import LARGE_GUEST_PAGES, Area, Buffer
 from guest_kernel.nbd.negotiation import Negotiation
+from guest_kernel.nbd.small import MAX_SMALL, NOBODY, SmallJob
 from guest_kernel.threads import WaitQueue
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ SECTOR_MASK = 511
 REQUEST_SIZE = wire.REQUEST.size
 _REQUEST = wire.REQUEST.unpack_from
 _PUT_REPLY, _REPLY_SIZE = wire.SIMPLE_REPLY.pack_into, wire.SIMPLE_REPLY.size
+_PUT_CHUNK, _CHUNK_SIZE = wire.DATA_CHUNK.pack_into, wire.DATA_CHUNK.size
 COPY_LIMIT = 16 << 10
 """Bytes of a transfer that are rather copied than received or sent by themselves."""
 AREA_PAGES = 40
@@ -50,25 +52,21 @@ HEADER_ROOM = 32
 """At least the size of every header of an answer."""
 
 
-_NOBODY = WaitQueue()
-"""Nobody waits for a job by itself."""
-
-
 @final
 class Job(Transfer):
     """A request under way: the operations of the disk that it takes, and one more while its data is still coming."""
 
-    __slots__ = ("buffer", "connection", "cookie", "flush", "kind", "length", "offset")
+    __slots__ = ("connection", "cookie", "flush", "held", "kind", "length", "offset")
 
     def __init__(self, connection: Connection, kind: int, cookie: int, offset: int, length: int) -> None:
         self.left = self.error = 0
-        self.waiters = _NOBODY
+        self.waiters = NOBODY
         self.connection = connection
         self.kind = kind
         self.cookie = cookie
         self.offset = offset
         self.length = length
-        self.buffer: Buffer | None = None
+        self.held: Buffer | None = None
         """The data of a read."""
         self.flush = False
         """Whether a flush is still to come (FUA)."""
@@ -97,7 +95,7 @@ class Piece(Transfer):
 
     def __init__(self, job: Job, buffer: Buffer, offset: int, size: int) -> None:
         self.left = self.error = 0
-        self.waiters = _NOBODY
+        self.waiters = NOBODY
         self.job = job
         self.buffer = buffer
         self.offset = offset
@@ -153,7 +151,7 @@ class Connection:
         self._own_made = False
         self.news = False
         self._waiters = WaitQueue()
-        self.finished: deque[Job] = deque()
+        self.finished: deque[Job | SmallJob] = deque()
         """Requests that are done, in the order of their ends."""
         self.jobs = 0
         """Requests under way or not answered."""
@@ -297,8 +295,8 @@ class Connection:
         while self.finished:
             job = self.finished.popleft()
             self.jobs -= 1
-            if job.buffer is not None:
-                self.export.pool.give(job.buffer)
+            if job.held is not None:
+                self.export.pool.give(job.held)
         return self.jobs > 0
 
     # -- in -------------------------------------------------------------------------------------------------------
@@ -333,8 +331,9 @@ class Connection:
         if piece is not None:
             missing = piece.size - piece.filled
             segments = piece.buffer.segments(piece.filled, piece.size)
-            if not self._large and len(segments) < (MAX_SEGMENTS - AREA_PAGES) * SEGMENT_SIZE:
-                segments += area.segments(0, area.size)
+            if len(segments) < (MAX_SEGMENTS - AREA_PAGES) * SEGMENT_SIZE:
+                # Behind a large one there is room for a header only: the data of the next goes to its own buffer.
+                segments += area.segments(0, REQUEST_SIZE if self._large else area.size)
             self._start = self._end = 0
             self._receive(segments, missing)
             return
@@ -367,7 +366,7 @@ class Connection:
                 self._skip -= part
             if self._skip or self._end - self._start < REQUEST_SIZE or self.jobs >= MAX_JOBS or self.jobs >= batch:
                 return
-            if not self._begin():
+            if not self._begin_small(batch - self.jobs) and not self._begin():
                 return
 
     def _fill(self, piece: Piece) -> None:
@@ -377,6 +376,64 @@ class Connection:
             piece.buffer.put(piece.filled, self._in.view[self._start : self._start + part])
             self._start += part
             piece.filled += part
+
+    def _begin_small(self, most: int) -> bool:
+        """Begin requests for as long as they are small, all there, and nothing is wrong with them: whatever else comes
+        is for `_begin`. Returns whether there was one.
+        """
+        view, start, end, disk = self._in.view, self._start, self._end, self._disk
+        single = self.export.pool.single
+        limit = disk.sectors << SECTOR_SHIFT
+        last = wire.CMD_READ if disk.readonly else wire.CMD_WRITE
+        reads: list[SmallJob] = []
+        writes: list[SmallJob] = []
+        read = written = 0
+        most = min(most, len(single))
+        while most and end - start >= REQUEST_SIZE:
+            magic, flags, kind, cookie, offset, length = _REQUEST(view, start)
+            if (
+                magic != wire.REQUEST_MAGIC
+                or flags
+                or kind > last
+                or not 0 < length <= MAX_SMALL
+                or (offset | length) & SECTOR_MASK
+                or offset + length > limit
+            ):
+                break
+            data = start + REQUEST_SIZE
+            if kind:
+                start = data + length
+                if start > end:
+                    start = data - REQUEST_SIZE
+                    break
+                job = single.pop().small
+                assert job is not None
+                job.view[:length] = view[data:start]
+                writes.append(job)
+                written += length
+            else:
+                start = data
+                job = single.pop().small
+                assert job is not None
+                reads.append(job)
+                read += length
+            most -= 1
+            job.op = kind
+            job.sector = offset >> SECTOR_SHIFT
+            job.count = length >> SECTOR_SHIFT
+            job.connection = self
+            job.cookie = cookie
+            job.length = length
+        if start == self._start:
+            return False
+        self._start = start
+        self.jobs += len(reads) + len(writes)
+        if reads:
+            disk.begin(reads, READ, read >> SECTOR_SHIFT)
+        if writes:
+            self._large = False
+            disk.begin(writes, WRITE, written >> SECTOR_SHIFT)
+        return True
 
     def _begin(self) -> bool:
         """Begin the next request; returns False, and leaves it where it is, if there is no buffer for it."""
@@ -485,7 +542,7 @@ class Connection:
 
     def _read(self, cookie: int, offset: int, length: int, buffer: Buffer) -> None:
         job = self._job(wire.CMD_READ, cookie, offset, length)
-        job.buffer = buffer
+        job.held = buffer
         if length > buffer.size:
             self._long = job
         else:
@@ -497,7 +554,7 @@ class Connection:
         """
         job = self._long
         assert job is not None
-        buffer = job.buffer
+        buffer = job.held
         assert buffer is not None
         await self._until_sent()
         for at in range(0, job.length, buffer.size):
@@ -527,7 +584,7 @@ class Connection:
             job.complete()
         else:
             self.jobs -= 1
-            job.buffer = None
+            job.held = None
             self.export.pool.give(buffer)
         self.news = True
 
@@ -614,12 +671,17 @@ class Connection:
         copy = min(COPY_LIMIT, limit)
         while finished:
             job = finished[0]
+            if type(job) is SmallJob:
+                before, at = at, self._answer_small(at, limit)
+                if at == before:
+                    break
+                continue
             if job.flush and not job.error:
                 finished.popleft()
                 job.flush = False
                 self._disk.submit(job, FLUSH, 0, 0)
                 continue
-            buffer, length = job.buffer, job.length
+            buffer, length = job.held, job.length
             if at + (length if buffer is not None and length <= copy else 0) > limit:
                 break
             finished.popleft()
@@ -634,7 +696,7 @@ class Connection:
                 at += _REPLY_SIZE
             if buffer is None:
                 continue
-            job.buffer = None
+            job.held = None
             if job.error:
                 pool.give(buffer)
             elif length <= copy:
@@ -650,7 +712,43 @@ class Connection:
         if segments:
             self._send_segments(segments[0] if len(segments) == 1 else b"".join(segments))
 
-    def _header(self, job: Job) -> bytes:
+    def _answer_small(self, at: int, limit: int) -> int:
+        """Write the answers to small requests that are next, between two bytes of the area; returns where they end."""
+        out, structured, pool, finished = self._out.view, self._structured, self.export.pool, self.finished
+        single, put, put_chunk, simple = pool.single, _PUT_REPLY, _PUT_CHUNK, wire.SIMPLE_REPLY_MAGIC
+        chunk, done, kind = wire.STRUCTURED_REPLY_MAGIC, wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA
+        count = 0
+        while finished:
+            job = finished[0]
+            if type(job) is not SmallJob:
+                break
+            size = 0 if job.op or job.error else job.length
+            if at + size > limit:
+                break
+            finished.popleft()
+            count += 1
+            if job.error:
+                header = self._header(job)
+                out[at : at + len(header)] = header
+                at += len(header)
+            elif not size or not structured:
+                put(out, at, simple, 0, job.cookie)
+                at += _REPLY_SIZE
+            else:
+                put_chunk(out, at, chunk, done, kind, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
+                at += _CHUNK_SIZE
+            if size:
+                out[at : at + size] = job.view[:size]
+                at += size
+            held = job.held
+            if held.block.lost or pool.wanted:
+                pool.give(held)
+            else:
+                single.append(held)
+        self.jobs -= count
+        return at
+
+    def _header(self, job: Job | SmallJob) -> bytes:
         """Return what precedes the data of an answer."""
         error = job.error and wire.ERRORS.get(job.error, wire.NBD_EIO)
         if job.kind != wire.CMD_READ or not self._structured:
