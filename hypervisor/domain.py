@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypervisor.grant_table import GrantTable
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.machine.timers import Timer
+    from hypervisor.mm.paging import Paging
     from hypervisor.pirq import Pirq
     from hypervisor.vcpu import VCpu
     from hypervisor.vnuma import VirtualTopology
@@ -60,6 +61,7 @@ class Domain:
         "memory_map",
         "next_evtchn",
         "page_list",
+        "paging",
         "pause_count",
         "pci_address",
         "pirq_eoi_frame",
@@ -112,6 +114,8 @@ class Domain:
         self.tot_pages = 0
         self.page_list = 0
         self.shared_info_mfn = 0
+        self.paging: Paging
+        """Log-dirty mode, and memory for it."""
         self.memory_map: list[tuple[int, int, int]] | None = None
         self.vm_assist = 0
         self.time_offset = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hypervisor.abi import domctl, errno, hypfs, kexec, xen, xen_mca, xenoprof
+from hypervisor.abi import errno, hypfs, kexec, xen, xen_mca, xenoprof
 from hypervisor.abi.layout import Layout
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 
@@ -84,7 +84,6 @@ class OtherCalls:
             xen.HYPERVISOR_dm_op: self._dm_op,
             xen.HYPERVISOR_hypfs_op: self._hypfs_op,
             xen.HYPERVISOR_arch_0: self._mca,
-            xen.HYPERVISOR_arch_1: self._paging_domctl_cont,
         }
         self._hvm_ops: dict[int, Callable[[VCpu, int], int]] = {
             HVMOP_set_evtchn_upcall_vector: lambda _vcpu, _arg: -errno.EINVAL,
@@ -218,17 +217,3 @@ class OtherCalls:
         return (
             -errno.ENOSYS if int.from_bytes(raw[4:8], "little") == xen_mca.XEN_MCA_INTERFACE_VERSION else -errno.EACCES
         )
-
-    def _paging_domctl_cont(self, vcpu: VCpu, arg: int, _a2: int, _a3: int, _a4: int, _a5: int) -> int:
-        """Go on with an XEN_DOMCTL_shadow_op, of which there is none that could have been interrupted."""
-        op = domctl.xen_domctl.unpack_from(copy_from_guest(vcpu, arg, domctl.xen_domctl.size))
-        if op.interface_version != domctl.XEN_DOMCTL_INTERFACE_VERSION or op.cmd != domctl.XEN_DOMCTL_shadow_op:
-            return -errno.EOPNOTSUPP
-        target = self.hv.domain(op.domain)
-        if not vcpu.domain.is_privileged:
-            return -errno.EPERM
-        if target is vcpu.domain:
-            return -errno.EINVAL
-        if target.is_dying:
-            return 0
-        return -errno.EBUSY if target.vcpu(0) is not None else -errno.EINVAL

@@ -9,7 +9,8 @@ from hypervisor.abi import errno, xen
 from hypervisor.domctl.access import AccessOps
 from hypervisor.domctl.info import InfoOps
 from hypervisor.domctl.lifecycle import LifecycleOps
-from hypervisor.domctl.operation import Operation, check_privilege
+from hypervisor.domctl.operation import Operation, Refused, check_privilege
+from hypervisor.domctl.paging import PagingOps
 from hypervisor.domctl.scheduling import SchedulingOps
 from hypervisor.domctl.vcpu_state import VcpuStateOps
 from hypervisor.domctl.vcpus import VcpuControlOps
@@ -35,9 +36,11 @@ class DomctlOps:
         self.record = info.record
         """Returns a domain's xen_domctl_getdomaininfo."""
         self._operations: dict[int, Operation] = {}
-        for part in (self._lifecycle, info, AccessOps(hv), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps(hv)):
+        paging = PagingOps(hv)
+        parts = (AccessOps(hv), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps(hv))
+        for part in (self._lifecycle, info, paging, *parts):
             self._operations |= part.operations
-        self.hypercalls = {HYPERCALL: self._domctl}
+        self.hypercalls = {HYPERCALL: self._domctl, **paging.hypercalls}
 
     def _domctl(self, vcpu: VCpu, arg: int, _a2: int, _a3: int, _a4: int, _a5: int) -> int:
         """Check in Xen's order: the pointer, the interface version, the domain, the caller's privilege.
@@ -62,11 +65,15 @@ class DomctlOps:
         if operation is None:
             return -errno.ENOSYS
         member = operation.member
-        result = operation.handler(vcpu, target, getattr(op.u, member) if member else None)
+        error = 0
+        try:
+            result = operation.handler(vcpu, target, getattr(op.u, member) if member else None)
+        except Refused as refusal:
+            error, result = refusal.errno, refusal.value
         if result is not None:
             op.u = {member: result}
             copy_to_guest(vcpu, arg, DOMCTL.pack(op))
-        return 0
+        return -error
 
     def _getdomaininfo(self, vcpu: VCpu, arg: int, op: Any) -> int:
         """Report on a domain, or, if there is none of that number, on the one with the next higher number.

@@ -21,6 +21,7 @@ from hypervisor.mm.memory_op import MemoryOps
 from hypervisor.mm.mmu_update import MmuUpdate
 from hypervisor.mm.mmuext import MmuextOps
 from hypervisor.mm.page_types import PageTypes
+from hypervisor.mm.paging import Paging
 from hypervisor.mm.reservation import Claims, Reservations
 from hypervisor.mm.writable_tables import WritableTables
 from hypervisor.mm.xen_slots import XenSlots
@@ -87,6 +88,7 @@ class MemoryManager:
             raise HypercallError(errno.ENOMEM)
         self.frames.share_with(mfn, domain)
         domain.shared_info_mfn = mfn
+        domain.paging = Paging(self.frames, domain)
         self.pinned[domain.domid] = {}
         self.held[domain.domid] = []
 
@@ -96,6 +98,7 @@ class MemoryManager:
         Done step by step: between two of them others may run, who find the domain dying. See `DomainOps.kill`.
         """
         self.claims.drop(domain)
+        domain.paging.switch_off()
         for vcpu in domain.online_vcpus():
             self.drop_vcpu(vcpu)
             vcpu.old_tables.clear()
