@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from guest_kernel import vectors
 from guest_kernel.net.page_rows import PageRows
+from guest_kernel.net.spans import Spans, Views
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_PROD, BackRing
 
@@ -43,6 +44,10 @@ class ControlRing:
         self.mapped: dict[int, memoryview] = {}
         self.writable: dict[int, memoryview] = {}
         """The part of `mapped` that may be written to."""
+        self._spans = {
+            writable: Spans(kernel.mm, lambda ref: self._grants[ref].va, writable=writable)
+            for writable in (False, True)
+        }
         self.changed: Callable[[PageRows | None], None] = lambda rows: None
         """Told of the same pages as rows of arrays, when they have changed and there is numpy."""
         self.port = 0
@@ -57,6 +62,20 @@ class ControlRing:
         if not self.queued and not self.broken:
             self.queued = True
             self.ready(self)
+
+    def readable_span(self, refs: tuple[int, ...]) -> Views | None:
+        """Return views of these pages; None if one of them is not mapped."""
+        return self._spans[False].get(refs) if self.mapped.keys() >= set(refs) else None
+
+    def writable_span(self, refs: tuple[int, ...]) -> Views | None:
+        """Return views of these pages, to be written to; None if that must not be done with one of them."""
+        return self._spans[True].get(refs) if self.writable.keys() >= set(refs) else None
+
+    def _forget(self) -> None:
+        """What is unmapped must not be seen any more."""
+        self.changed(None)
+        for spans in self._spans.values():
+            spans.forget()
 
     def serve_one(self) -> bool:
         """Answer one request; whether there may be more."""
@@ -131,8 +150,7 @@ class ControlRing:
             self.changed(PageRows(self._kernel.mm, pages))
 
     def _delete(self, entries: list[tuple[int, int]], view: memoryview) -> int:
-        # What is unmapped must not be seen any more.
-        self.changed(None)
+        self._forget()
         gone = []
         for number, (ref, _) in enumerate(entries):
             grant = self._grants.pop(ref, None)
@@ -154,7 +172,7 @@ class ControlRing:
     def close(self) -> None:
         """Unmap everything."""
         self.broken = True
-        self.changed(None)
+        self._forget()
         if self.port:
             self._kernel.events.unbind(self.port)
             self.port = 0

@@ -200,6 +200,7 @@ class NetBack(XenbusDriver):
         self._tell_ring(connection.vif.name, "ctrl", device.otherend_id, ref)
         control = connection.control = ControlRing(self.kernel, device.otherend_id, grant)
         connection.vif.mapped, connection.vif.writable = control.mapped, control.writable
+        connection.vif.readable_span, connection.vif.writable_span = control.readable_span, control.writable_span
         control.changed = connection.vif.arrange
         control.ready = self._control_event
         control.port = self.kernel.events.bind_interdomain(device.otherend_id, port, control.interrupt)

@@ -7,16 +7,21 @@ takes one off the end of `requests` for each frame and puts a response onto `ans
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.ring_words import RX_BASE, copy_block, read_words, write_block, write_words
+from guest_kernel.net.spans import copy
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, BackRing
 
 if TYPE_CHECKING:
     from guest_kernel.net.device import Counters
+    from guest_kernel.net.offload import Offload
     from guest_kernel.net.page_rows import PageRows
+    from guest_kernel.net.spans import Views
 
 RX_FLAGS = (
     0,
@@ -25,6 +30,19 @@ RX_FLAGS = (
     netif.NETRXF_csum_blank | netif.NETRXF_data_validated,
 )
 """Checksum flags of reception by those of transmission; the same two bits have changed places in netif.h."""
+
+LARGE_FIRST = (
+    (netif.NETRXF_csum_blank | netif.NETRXF_data_validated | netif.NETRXF_more_data | netif.NETRXF_extra_info) << 32
+) | PAGE_SIZE << 48
+LARGE_NEXT = netif.NETRXF_more_data << 32 | PAGE_SIZE << 48
+"""Answers for the full pages of a large packet, but for their ids."""
+
+Span = Callable[[tuple[int, ...]], "Views | None"]
+
+
+def no_span(refs: tuple[int, ...]) -> Views | None:
+    """Know no pages at all."""
+    return None
 
 
 class Lane:
@@ -58,6 +76,12 @@ class Lane:
         self._blocks: list[Any] = []
         """Answers that were given as arrays, before all others."""
         self.answers: list[int] = []
+        self.continued = 0
+        """Answers among these that begin no frame."""
+        self.large: frozenset[int] = frozenset()
+        """Kinds of large packets that may be put in whole (XEN_NETIF_GSO_TYPE_...)."""
+        self.span: Span = no_span
+        """Views of buffers, by their grant references; None if one of them is not mapped."""
 
     @cached_property
     def requests(self) -> list[int]:
@@ -70,10 +94,47 @@ class Lane:
         self.posted = self.posted[count:]
         self._blocks.append(answers)
 
-    def sizes(self) -> list[int]:
-        """Return the length of each frame that was brought."""
-        answers = [answer for block in self._blocks for answer in block.tolist()]
-        return [answer >> 48 for answer in answers + self.answers]
+    def take_large(self, source: Views, head: bytes, size: int, offload: Offload) -> bool:
+        """Bring a large packet of `size` bytes; False if there are no buffers for it.
+
+        `source` is pages of its sender's, who may change them at any time; `head` has what was checked in them.
+        """
+        pages = -(-size // PAGE_SIZE)
+        wanted = self.requests[: -pages - 2 : -1]
+        if len(wanted) <= pages or offload.gso_type not in self.large:
+            return False
+        # Extra info stands in a slot behind the first one, and uses up the request there.
+        first, _, *others = wanted
+        target = self.span((first >> 32, *[request >> 32 for request in others]))
+        if target is None:
+            return False
+        del self.requests[-pages - 1 :]
+        copy(source, target, size)
+        target[0][: len(head)] = head
+        last = others.pop()
+        answers = self.answers
+        answers.append(first & 0xFFFF | LARGE_FIRST)
+        answers.append(netif.XEN_NETIF_EXTRA_TYPE_GSO | offload.gso_size << 16 | offload.gso_type << 32)
+        answers += [request & 0xFFFF | LARGE_NEXT for request in others]
+        answers.append(last & 0xFFFF | size - (pages - 1) * PAGE_SIZE << 48)
+        self.continued += pages
+        return True
+
+    def packets(self) -> list[tuple[int, int]]:
+        """Return of each frame that was brought its size, and how many slots hold it."""
+        found: list[tuple[int, int]] = []
+        size = slots = 0
+        is_extra = False
+        for answer in [answer for block in self._blocks for answer in block.tolist()] + self.answers:
+            if is_extra:
+                is_extra = False
+                continue
+            size, slots = size + (answer >> 48), slots + 1
+            is_extra = bool(answer & netif.NETRXF_extra_info << 32)
+            if not answer & netif.NETRXF_more_data << 32:
+                found.append((size, slots))
+                size = slots = 0
+        return found
 
     def close(self) -> bool:
         """Write the answers into the ring, without showing them; whether there are any."""
@@ -85,6 +146,7 @@ class Lane:
         if self.answers:
             write_words(self._words, RX_BASE, 1, ring.size, ring.rsp_prod_pvt, self.answers)
             self._advance(len(self.answers), sum(memoryview(array("Q", self.answers)).cast("B").cast("H")[3::4]))
+        self._counters.tx_packets -= self.continued
         return ring.rsp_prod_pvt != before
 
     def _advance(self, count: int, size: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guest_kernel import vectors
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.offload import Offload, gso
 from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, copy_block, read_words
 from hypervisor.abi.io import netif
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MORE, EXTRA = netif.NETTXF_more_data, netif.NETTXF_extra_info
 EXTRA_MORE = netif.XEN_NETIF_EXTRA_FLAG_MORE
+LARGE_MARK = (MORE | EXTRA | netif.NETTXF_csum_blank) << 16
 MAX_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
 FATAL_SLOTS = 20
 """A frame of more slots than this is no mistake but an attack: the vif is closed (Linux's fatal_skb_slots)."""
@@ -30,6 +32,19 @@ Request = tuple[int, int, int, int, int]
 
 class HostileFrontend(Exception):
     """The frontend broke the protocol in a way that no answer on the ring can mend."""
+
+
+class LargePacket(NamedTuple):
+    """A packet to be cut, of which nothing but lengths has been looked at."""
+
+    refs: tuple[int, ...]
+    """Its pages."""
+    size: int
+    offload: Offload
+    flags: int
+    """Of its first slot."""
+    after: int
+    """The slot behind it."""
 
 
 class TxSlots:
@@ -73,6 +88,29 @@ class TxSlots:
         """Return slot `at` as a request."""
         mark, size = self.marks[at], self.sizes[at]
         return self.refs[at], mark & 0xFFFF, mark >> 16, size & 0xFFFF, size >> 16
+
+    def large(self, at: int) -> LargePacket | None:
+        """Return the packet that begins in slot `at` if it is to be cut, and fills all its pages but the last one.
+
+        Anything else is for `packet`.
+        """
+        marks, sizes, refs = self.marks, self.sizes, self.refs
+        if marks[at] & LARGE_MARK != LARGE_MARK or marks[at] & 0xFFFF or at + 3 > self.count:
+            return None
+        info = refs[at + 1]
+        end = at + 2
+        while end < self.count and marks[end] == MORE << 16:
+            end += 1
+        if info & 0xFFFF != GSO or end == self.count or marks[end]:
+            return None
+        size, last = sizes[at] >> 16, sizes[end] >> 16
+        middle = [word >> 16 for word in sizes[at + 2 : end]]
+        full = (len(middle) + 1) * PAGE_SIZE
+        if middle.count(PAGE_SIZE) != len(middle) or size != full + last or not 0 < last <= PAGE_SIZE:
+            return None
+        return LargePacket(
+            (refs[at], *refs[at + 2 : end + 1]), size, gso(info >> 16, marks[at + 1] & 0xFF), marks[at] >> 16, end + 1
+        )
 
     def packet(self, at: int) -> Packet | None:
         """Return the packet that begins in slot `at`; None if its end has not come yet. Raises HostileFrontend."""

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from backends.net.bridge import Bridge, Port
 from backends.net.copies import CopyBatch
 from backends.net.frame import MAC_MASK, Frame, FramePool
-from backends.net.lane import RX_FLAGS, Lane
+from backends.net.lane import RX_FLAGS, Lane, no_span
 from backends.net.multicast import MulticastFilter
-from backends.net.slots import EXTRA, GSO, MORE, HostileFrontend, Packet, TxSlots
+from backends.net.slots import EXTRA, GSO, MORE, HostileFrontend, LargePacket, Packet, TxSlots
 from backends.net.vlan import TPID
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import Counters
+from guest_kernel.net.gso import examine
 from guest_kernel.net.page_rows import PageRows, leading
 from guest_kernel.net.ring_words import RX_SLOT, TX_BASE, TX_SLOT, TX_WORDS, write_block, write_words
 from guest_kernel.vectors import MIN_BATCH
@@ -49,6 +50,8 @@ BLANK = netif.NETTXF_csum_blank << 16
 OKAY, ERROR, NULL = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR, netif.NETIF_RSP_NULL
 ETHERNET_HEADER, HEADER_AND_TAG = 14, 18
 IPV6 = 0x86DD
+LONGEST_HEADERS = 512
+"""More than an Ethernet, an IP and a TCP header can be together (see `guest_kernel.net.packet`)."""
 
 RX_QUEUE_PAGES = 256
 """Pages of frames that wait for a guest's buffers; more are dropped: one that posts none costs a bound (XSA-392)."""
@@ -86,6 +89,8 @@ class Vif(Port):
         self.mapped: dict[int, memoryview] = {}
         """Pages of the guest that stay mapped, by grant reference (see `control`)."""
         self.writable: dict[int, memoryview] = {}
+        self.readable_span = self.writable_span = no_span
+        """Views of several of them at once, by their grant references (see `ControlRing`)."""
         self.rows: PageRows | None = None
         """The same pages as rows of arrays, if there is numpy."""
         self.scatter = False
@@ -142,6 +147,8 @@ class Vif(Port):
         while at < slots.count:
             after = self._express(slots, at)
             if after == at:
+                after = self._express_large(slots, at)
+            if after == at:
                 after = self._carry(slots, at)
             if after == at or self._pause is not None:
                 return
@@ -179,7 +186,7 @@ class Vif(Port):
         network runs through, so it is one piece. A frame's addresses are read once, and only they decide where it goes.
         """
         bridge, mapped = self.bridge, self.mapped
-        if bridge is None or not mapped or not bridge.is_plain or self.credit is not None:
+        if bridge is None or not self._is_express(bridge):
             return start
         addresses = ADDRESSES.unpack_from
         lanes: dict[Vif, Lane] = {}
@@ -222,6 +229,63 @@ class Vif(Port):
         bridge.counters.forwarded += done
         self._answer_express(slots, start, start + done)
         return start + done
+
+    def _is_express(self, bridge: Bridge) -> bool:
+        """Whether frames of this guest may go from page to page at all."""
+        return bool(self.mapped) and bridge.is_plain and self.credit is None
+
+    def _express_large(self, slots: TxSlots, start: int) -> int:
+        """Do what `_express` does for large packets that are to be cut, and are not cut because they stay here."""
+        bridge = self.bridge
+        if bridge is None or not slots.marks[start] & EXTRA << 16 or not self._is_express(bridge):
+            return start
+        lanes: dict[Vif, Lane] = {}
+        moved: list[LargePacket] = []
+        at = start
+        while at < slots.count:
+            packet = slots.large(at)
+            if packet is None or not self._move_large(bridge, packet, lanes):
+                break
+            moved.append(packet)
+            at = packet.after
+        for vif, lane in lanes.items():
+            vif.end_lane(lane)
+        bridge.counters.forwarded += len(moved)
+        self._answer_large(slots, start, moved)
+        return at
+
+    def _move_large(self, bridge: Bridge, packet: LargePacket, lanes: dict[Vif, Lane]) -> bool:
+        """Move one of them; False if it is for `_carry`, because it is wrong, say."""
+        source = self.readable_span(packet.refs)
+        if source is None:
+            return False
+        # The guest may change its page at any time: what is checked here is also what is sent.
+        head = bytes(source[0][:LONGEST_HEADERS])
+        headers = examine(head, packet.size, packet.offload)
+        if headers is None or headers.place.network != ETHERNET_HEADER:
+            return False
+        if headers.place.end - headers.data <= packet.offload.gso_size:
+            return False
+        lane = self._find_lane(bridge, ADDRESSES.unpack_from(head), lanes)
+        return lane is not None and lane.take_large(source, head, packet.size, packet.offload)
+
+    def _answer_large(self, slots: TxSlots, start: int, moved: list[LargePacket]) -> None:
+        """Answer the slots from `start` on, which are those of these packets."""
+        if not moved:
+            return
+        ring, end = self._tx, moved[-1].after
+        answers = [word & 0xFFFF for word in slots.sizes[start:end]]
+        at = start
+        for packet in moved:
+            answers[at + 1 - start] = NULL << 16
+            at = packet.after
+            self.counters.rx_bytes += packet.size
+            if self._trace is not None:
+                self._trace_packets("tx", [packet.size], len(packet.refs))
+        self.counters.rx_packets += len(moved)
+        write_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt, answers)
+        ring.rsp_prod_pvt = ring.rsp_prod_pvt + end - start & MASK32
+        ring.req_cons = ring.req_cons + end - start & MASK32
 
     def _express_blocks(self, bridge: Bridge, slots: TxSlots, start: int, lanes: dict[Vif, Lane]) -> int:
         """Do what the loop of `_express` does for frames that come many alike, if there is numpy; returns how many."""
@@ -283,13 +347,17 @@ class Vif(Port):
             return None
         # It does not look at types either: what may be blank must be so for all.
         takes_blank = self.takes_blank and self.takes_blank_ipv6
-        return Lane(ring, self._rx_words, count, self.writable, self.counters, takes_blank, self.rows)
+        lane = Lane(ring, self._rx_words, count, self.writable, self.counters, takes_blank, self.rows)
+        if takes_blank and self.scatter and self.mtu is None:
+            lane.large, lane.span = self.gso_types, self.writable_span
+        return lane
 
     def end_lane(self, lane: Lane) -> None:
         """Show the guest what a lane has brought."""
         if lane.close():
             if self._trace is not None:
-                self._trace_packets("rx", lane.sizes())
+                for size, count in lane.packets():
+                    self._trace_packets("rx", [size], count)
             self._push(self._rx, "rx")
 
     def _answer_express(self, slots: TxSlots, start: int, end: int) -> None:

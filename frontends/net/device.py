@@ -45,6 +45,7 @@ from guest_kernel.net.ring_words import (
     write_slots,
     write_words,
 )
+from guest_kernel.net.spans import Spans, fill, gather
 from guest_kernel.threads import WaitQueue
 from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
@@ -61,8 +62,8 @@ RX_OFFSET = 0xFFFF << 16
 RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
 
 GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
-EXTRA_ID = 1 << 16
-"""Stands for a slot of extra info among the ids of buffers that are out."""
+EXTRA_ID = netif.NETIF_RSP_NULL << 16
+"""Stands for a slot of extra info among the ids of buffers that are out: just what answers it, if that has no id."""
 BUSY_PACKETS = 64
 """After so many frames an interface is worth keeping its buffers mapped in the backend."""
 RX_FIRST = 64
@@ -74,6 +75,11 @@ Collected = tuple[list[bytes], Offload | list[Offload]]
 
 async def _nobody_asked(wanted: bool) -> None:
     raise ValueError("the device is not on a bus")
+
+
+def extra_words(kind: int, info: int) -> tuple[int, int, int]:
+    """Return a slot of extra info as the words of a tx slot."""
+    return kind | info << 16 & MASK32, info >> 16, 0
 
 
 @final
@@ -136,9 +142,11 @@ class FrontDevice(NetDevice):
         self._extras_out = 0
         """Slots of extra info that are not answered yet."""
         self._tx_vas: list[int] = []
+        self._tx_spans = Spans(kernel.mm, self._tx_vas.__getitem__, writable=True)
         self._tx_block = _Block(kernel, "I")
         self._rx_views: list[memoryview] = []
         self._rx_vas: list[int] = []
+        self._rx_spans = Spans(kernel.mm, self._rx_vas.__getitem__, writable=True)
         self._rx_block = _Block(kernel, "Q")
         self._rx_posts: list[int] = []
         self._rx_growing = True
@@ -235,9 +243,9 @@ class FrontDevice(NetDevice):
         """Return how many one-slot frames can be sent now."""
         return self._tx.free_requests() if self.connected else 0
 
-    async def wait_for_room(self) -> None:
-        """Wait until a frame of one slot can be sent, or the device is disconnected."""
-        while self.connected and not self._tx.free_requests():
+    async def wait_for_room(self, slots: int = 1) -> None:
+        """Wait until a frame of so many slots can be sent, or the device is disconnected."""
+        while self.connected and self._tx.free_requests() < slots:
             await self._room.wait()
 
     def disconnect(self) -> None:
@@ -255,21 +263,44 @@ class FrontDevice(NetDevice):
         if self.tx_room() < slots + extras or self._take_tx_buffers(slots) < slots:
             return False
         flags = TX_BLANK * offload.blank | TX_VALIDATED * offload.validated | TX_EXTRA * extras
-        # The first slot tells the size of the whole frame, the others their own.
-        self._put_batch([frame[:PAGE_SIZE]], [size], flags | MORE if slots > 1 else flags)
-        if extras:
-            self._put_extra(GSO, offload.gso_size | offload.gso_type << 16)
-        if slots > 1:
-            pieces = [frame[start : start + PAGE_SIZE] for start in range(PAGE_SIZE, size, PAGE_SIZE)]
-            self._put_batch(pieces[:-1], [PAGE_SIZE] * (slots - 2), MORE)
-            self._put_batch(pieces[-1:], [len(pieces[-1])])
+        if slots == 1 and not extras:
+            self._put_batch([frame], [size], flags)
+        else:
+            self._put_slots(frame, slots, flags, (GSO, offload.gso_size | offload.gso_type << 16) if extras else None)
         return True
+
+    def _put_slots(self, frame: Bytes, slots: int, flags: int, extra: tuple[int, int] | None) -> None:
+        """Put a frame of several slots into the ring; there are slots and buffers for it. `extra`: see `_put_extra`."""
+        size = len(frame)
+        idents = self._tx_free[-slots:]
+        del self._tx_free[-slots:]
+        fill(self._tx_spans.get(tuple(idents)), frame)
+        # The first slot tells the size of the whole frame, the others their own.
+        sizes = [size, *[PAGE_SIZE] * (slots - 2), size - PAGE_SIZE * (slots - 1)][:slots]
+        marks = [MORE << 16] * (slots - 1) + [0]
+        marks[0] |= flags << 16
+        columns = (
+            [*map(self._tx_refs.__getitem__, idents)],
+            marks,
+            [ident | part << 16 for ident, part in zip(idents, sizes, strict=True)],
+        )
+        if extra is not None:
+            for column, word in zip(columns, extra_words(*extra), strict=True):
+                column.insert(1, word)
+            idents.insert(1, EXTRA_ID)
+            self._extras_out += 1
+        ring = self._tx
+        index = ring.req_prod_pvt
+        for number, column in enumerate(columns):
+            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, column)
+        write_run(self._tx_order, index, idents)
+        ring.req_prod_pvt = index + len(idents) & MASK32
 
     def _put_extra(self, kind: int, info: int) -> None:
         """Put a slot of extra info into the ring; there must be one. `info`: its six bytes, the first one lowest."""
         ring = self._tx
         index = ring.req_prod_pvt
-        for number, word in enumerate((kind | info << 16 & MASK32, info >> 16, 0)):
+        for number, word in enumerate(extra_words(kind, info)):
             write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, [word])
         write_run(self._tx_order, index, [EXTRA_ID])
         ring.req_prod_pvt = index + 1 & MASK32
@@ -368,11 +399,14 @@ class FrontDevice(NetDevice):
         if count > ring.outstanding():
             return self._give_up(f"the backend answered more than was sent (rsp_prod {produced})")
         answers = read_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_cons, count)
-        if self._extras_out:
-            return self._take_marked_responses(answers, produced)
         if answers == read_run(self._tx_order, ring.rsp_cons, count):
-            # In order, and each NETIF_RSP_OKAY, which is 0.
+            # In order, and each NETIF_RSP_OKAY, which is 0; or NETIF_RSP_NULL with no id, which is EXTRA_ID.
+            if self._extras_out and (extras := answers.count(EXTRA_ID)):
+                self._extras_out -= extras
+                answers = [answer for answer in answers if answer != EXTRA_ID]
             self._tx_free += answers
+        elif self._extras_out:
+            return self._take_marked_responses(answers, produced)
         else:
             idents = [answer & 0xFFFF for answer in answers]
             if not self._reorder(ring, self._tx_order, idents):
@@ -482,7 +516,7 @@ class FrontDevice(NetDevice):
         else:
             answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
             marks = reduce(or_, answers)
-        if marks & RX_EXTRA or not self._reassembly.is_between:
+        if marks & RX_SPECIAL or not self._reassembly.is_between:
             return self._take_mixed_responses(answers if block is None else block.tolist(), produced)
         if block is not None:
             chosen = block & 0xFFFF
@@ -493,36 +527,72 @@ class FrontDevice(NetDevice):
             return self._give_up("the backend filled a buffer that it does not have")
         collected = None if block is None else self._collect_block(block, chosen)
         if collected is None:
-            collected = self._collect(idents, answers if block is None else block.tolist(), marks)
-        return self._accept(collected, idents, produced, chosen)
+            answers = answers if block is None else block.tolist()
+            collected = self._collect(idents, answers, marks)
+        if collected is None:
+            return self._take_mixed_responses(answers, produced)
+        # The bytes are copied out: the buffers go back before anybody looks at the frames.
+        self._give_back(idents, produced, chosen)
+        self._hand_over(*collected)
+        return True
 
     def _take_mixed_responses(self, answers: list[int], produced: int) -> bool:
-        """Take responses that begin inside a frame, or have extra info among them, which has no id."""
+        """Take responses of any kind: with errors or extra info (which has no id) among them, or of several slots."""
+        posted = read_run(self._rx_order, self._rx.rsp_cons, len(answers))
         idents = [answer & 0xFFFF for answer in answers]
-        posted = read_run(self._rx_order, self._rx.rsp_cons, len(idents))
         extras = self._reassembly.extras(answers)
         for place in extras:
             idents[place] = posted[place]
         if idents != posted and not self._reorder(self._rx, self._rx_order, idents, extras):
             return self._give_up("the backend filled a buffer that it does not have")
-        try:
-            collected = self._collect_pieces(idents, answers)
-        except UnknownExtra:
-            return self._give_up("the backend sent extra info, which was not offered")
-        return self._accept(collected, idents, produced)
+        at = 0
+        while at < len(answers):
+            try:
+                at, frame = self._next_frame(idents, answers, at)
+            except UnknownExtra:
+                return self._give_up("the backend sent extra info, which was not offered")
+            if frame:
+                self.counters.rx_packets += 1
+                self.counters.rx_bytes += len(frame)
+                # One after the other, so that not all of a ring's worth of large ones take up memory at once.
+                self.hand_over([frame], [self._reassembly.offload])
+            elif frame is not None:
+                self.counters.rx_dropped += 1
+        self._give_back(idents, produced)
+        return True
 
-    def _accept(self, collected: Collected, idents: list[int], produced: int, chosen: Any = None) -> bool:
-        """Give the buffers back up to this response, and hand their frames over."""
+    def _next_frame(self, idents: list[int], answers: list[int], at: int) -> tuple[int, bytes | None]:
+        """Take the responses from `at` on up to the end of a frame, if that is there; see `Reassembly` for the frame.
+
+        Returns the place behind them, too. Raises UnknownExtra.
+        """
+        reassembly = self._reassembly
+        if reassembly.is_between and (data := reassembly.take_whole(answers, at)) is not None:
+            end, first, size = data
+            places = tuple(idents[at : at + 1] + idents[first:end])
+            return end, gather(self._rx_spans.get(places), size)
+        frame = None
+        while at < len(answers) and frame is None:
+            ident, answer = idents[at], answers[at]
+            at += 1
+            if reassembly.expects_extra:
+                frame = reassembly.take_extra(answer)
+                continue
+            size, offset = answer >> 48, answer >> 16 & 0xFFFF
+            # A status is negative if its highest bit is set; that is more than a page, too.
+            good = 0 < size <= PAGE_SIZE - offset
+            frame = reassembly.take(self._rx_views[ident][offset : offset + size].tobytes() if good else b"", answer)
+        return at, frame
+
+    def _give_back(self, idents: list[int], produced: int, chosen: Any = None) -> None:
+        """Post the buffers again whose responses have been taken, up to this index."""
         ring = self._rx
         count = produced - ring.rsp_cons & MASK32
-        # The bytes are copied out: the buffers go back before anybody looks at the frames.
         ring.rsp_cons = produced
         self._post(idents, chosen)
         if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
             self._grow_rx()
         self._push_rx()
-        self._hand_over(*collected)
-        return True
 
     def _hand_over(self, frames: list[bytes], offloads: Offload | list[Offload]) -> None:
         """Do what `hand_over` does, fast if all frames are alike (one `offloads` for all) and need nothing done."""
@@ -541,11 +611,11 @@ class FrontDevice(NetDevice):
             for frame in frames:
                 received(frame, validated)
 
-    def _collect(self, idents: list[int], answers: list[int], marks: int) -> Collected:
-        """Return the frames that the answered buffers hold, and what is left to do of each. `marks`: all bits set."""
+    def _collect(self, idents: list[int], answers: list[int], marks: int) -> Collected | None:
+        """Return the frames that the answered buffers hold, one each; None if some hold none. `marks`: all bits set."""
         sizes = [answer >> 48 for answer in answers]
-        if marks & RX_SPECIAL or min(sizes) <= 0 or max(sizes) > PAGE_SIZE:
-            return self._collect_pieces(idents, answers)
+        if min(sizes) <= 0 or max(sizes) > PAGE_SIZE:
+            return None
         views = self._rx_views
         frames = []
         last = 0
@@ -570,29 +640,6 @@ class FrontDevice(NetDevice):
         self.counters.rx_packets += len(frames)
         self.counters.rx_bytes += len(frames) * length
         return frames, OFFLOADS[answer & CSUM]
-
-    def _collect_pieces(self, idents: list[int], answers: list[int]) -> Collected:
-        """Do the same for answers of any kind. Raises UnknownExtra."""
-        reassembly = self._reassembly
-        frames: list[bytes] = []
-        offloads: list[Offload] = []
-        for ident, answer in zip(idents, answers, strict=True):
-            if reassembly.expects_extra:
-                frame = reassembly.take_extra(answer)
-            else:
-                size, offset = answer >> 48, answer >> 16 & 0xFFFF
-                # A status is negative if its highest bit is set; that is more than a page, too.
-                good = 0 < size <= PAGE_SIZE - offset
-                data = self._rx_views[ident][offset : offset + size].tobytes() if good else b""
-                frame = reassembly.take(data, answer)
-            if frame:
-                frames.append(frame)
-                offloads.append(reassembly.offload)
-                self.counters.rx_packets += 1
-                self.counters.rx_bytes += len(frame)
-            elif frame is not None:
-                self.counters.rx_dropped += 1
-        return frames, offloads
 
     def _give_up(self, why: str) -> bool:
         self.broken = why
@@ -624,6 +671,8 @@ class FrontDevice(NetDevice):
             self.port = self.rx_port = 0
             self._tx.release()
             self._rx.release()
+        for spans in (self._tx_spans, self._rx_spans):
+            spans.forget()
         self._tx_block.forget()
         self._rx_block.forget()
         if self.control is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.gso import VERSIONS
 from guest_kernel.net.offload import BLANK, NONE, VALIDATED, gso
 from hypervisor.abi.io import netif
@@ -11,6 +12,9 @@ IS_BLANK, IS_VALIDATED = netif.NETRXF_csum_blank << 32, netif.NETRXF_data_valida
 CSUM = IS_BLANK | IS_VALIDATED
 OFFLOADS = {0: NONE, IS_VALIDATED: VALIDATED, IS_BLANK: BLANK, CSUM: BLANK}
 """What the flags of a response say. A blank checksum is nobody's mistake, whatever the other flag says."""
+OFFSET = 0xFFFF << 16
+FULL = MORE >> 16 | PAGE_SIZE << 32
+"""A response above its id: a page full of data, and more to come."""
 MOST_SLOTS = netif.XEN_NETIF_NR_SLOTS_MIN
 
 
@@ -49,6 +53,34 @@ class Reassembly:
             else:
                 expected = bool(answer & EXTRA)
         return places
+
+    def take_whole(self, answers: list[int], at: int) -> tuple[int, int, int] | None:
+        """Take a frame of several slots that begins at `at` and is all there, if all its pages are full but the last.
+
+        Returns the place behind it, that of its second slot of data, and its size; None if it must be taken slot by
+        slot.
+        """
+        head = answers[at]
+        if head >> 48 != PAGE_SIZE or head & (OFFSET | MORE) != MORE:
+            return None
+        first, offload = at + 1, OFFLOADS[head & CSUM]
+        if head & EXTRA:
+            info = answers[first] if first < len(answers) else 0
+            size, kind = info >> 16 & 0xFFFF, info >> 32 & 0xFF
+            if info & 0xFFFF != netif.XEN_NETIF_EXTRA_TYPE_GSO or not size or kind not in VERSIONS:
+                return None
+            first, offload = first + 1, gso(size, kind)
+        end = first
+        while end < len(answers) and answers[end] >> 16 == FULL:
+            end += 1
+        count = end - first
+        if end == len(answers) or count > MOST_SLOTS - 2:
+            return None
+        last = answers[end]
+        if last & (OFFSET | MORE | EXTRA) or not 0 < last >> 48 <= PAGE_SIZE:
+            return None
+        self.offload = offload
+        return end + 1, first, (count + 1) * PAGE_SIZE + (last >> 48)
 
     def take(self, data: bytes, answer: int) -> bytes | None:
         """Take a slot of data, without any if it is bad."""

@@ -108,8 +108,11 @@ class NetDevice(ABC):
     def transmit(self, frame: Bytes, offload: Offload = NONE) -> bool:
         """Send a frame; False (and counted as dropped) if the device has no room or no connection."""
 
-    async def wait_for_room(self) -> None:
-        """Wait until a frame can be sent, or never will be (the device has gone)."""
+    async def wait_for_room(self, slots: int = 1) -> None:
+        """Wait until a frame can be sent, or never will be (the device has gone).
+
+        `slots`: of how many; a large one has a slot for each page, and one more if it is to be cut.
+        """
         return
 
 

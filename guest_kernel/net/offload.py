@@ -6,6 +6,8 @@ work for nothing, so a frame may travel without, and says so.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import attrs
 
 from hypervisor.abi.io import netif
@@ -30,6 +32,7 @@ VALIDATED = Offload(validated=True)
 BLANK = Offload(blank=True, validated=True)
 
 
+@lru_cache(maxsize=256)
 def gso(size: int, kind: int = netif.XEN_NETIF_GSO_TYPE_TCPV4) -> Offload:
     """Return the state of a frame to be cut into segments of `size` bytes of data."""
     return Offload(blank=True, validated=True, gso_size=size, gso_type=kind)

@@ -182,6 +182,68 @@ def test_a_large_packet_stays_whole_between_two_guests(version: int, mapped: boo
     host.down()
 
 
+def test_from_page_to_page() -> None:
+    """Once all is mapped: no grant copies, no page of the backend's; books and order as on the long way."""
+    host, one, two = world()
+    one.warm_up(two)
+    for _ in range(2):
+        # All buffers of a ring: those are mapped that have been used.
+        while one.device.transmit(WHOLE.frame(two.mac, one.mac), offload(SIZE)):
+            pass
+        host.run()
+    one.device.counters.tx_dropped = 0
+    two.received.clear()
+    larges = [Large(bytes([number]) * (9000 + 2600 * number), sequence=number) for number in range(20)]
+    before = host.world.copies
+    books = [attrs.evolve(counters) for counters in (one.vif.counters, two.vif.counters)]
+    sent = []
+    for number, large in enumerate(larges):
+        frame = large.frame(two.mac, one.mac)
+        while not one.device.transmit(frame, offload(SIZE)):
+            host.run()
+        sent.append(frame)
+        if number % 3 == 0:
+            sent.append(one.frame(two.mac, 100, number))
+            one.device.transmit(sent[-1])
+    host.run()
+    assert two.received == sent
+    assert host.driver.pool.out == 0
+    assert host.world.copies == before
+    for counters, old, side in ((one.vif.counters, books[0], "rx"), (two.vif.counters, books[1], "tx")):
+        assert getattr(counters, f"{side}_packets") - getattr(old, f"{side}_packets") == len(sent)
+        assert getattr(counters, f"{side}_bytes") - getattr(old, f"{side}_bytes") == sum(map(len, sent))
+    assert two.device.counters.rx_dropped == 0
+    host.down()
+
+
+def test_headers_that_change_after_they_were_checked() -> None:
+    """From page to page, the receiver gets the headers that were checked, whatever the sender's page has by then."""
+    host, one, two = world()
+    one.warm_up(two)
+    for _ in range(2):
+        one.device.transmit(WHOLE.frame(two.mac, one.mac), offload(SIZE))
+        host.run()
+    two.received.clear()
+    sent = WHOLE.frame(two.mac, one.mac)
+    vif = one.vif
+    find = vif._find_lane
+    spoilt: list[int] = []
+
+    def spoil(*words: object) -> object:
+        for view in one.device._tx_views:
+            if view[:12] == sent[:12] and view[23] == 6:
+                view[12:64] = bytes(52)
+                spoilt.append(1)
+        return find(*words)
+
+    vif._find_lane = spoil
+    one.device.transmit(sent, offload(SIZE))
+    host.run()
+    assert spoilt
+    assert two.received == [sent]
+    host.down()
+
+
 def test_the_largest_there_is() -> None:
     host, one, two = world()
     for options in (b"", b"\1" * 40):

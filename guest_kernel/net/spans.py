@@ -1,0 +1,79 @@
+"""Runs of pages as views: a large packet is copied in one or two pieces, not page by page.
+
+Finding out which pages are neighbours costs more than copying them. The same pages hold the next packets, though, and
+mostly in the same order; so what was found is kept, by the keys of the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guest_kernel.mm import MemoryManager
+
+MOST_KEPT = 1024
+"""After so many different runs it is cheaper to begin anew than to keep all."""
+
+Views = tuple[memoryview, ...]
+
+
+class Spans:
+    """`address(key)` tells the virtual address of a page, by a buffer's id or a grant reference."""
+
+    def __init__(self, mm: MemoryManager, address: Callable[[int], int], *, writable: bool) -> None:
+        self._mm = mm
+        self._address = address
+        self._writable = writable
+        self._kept: dict[tuple[int, ...], Views] = {}
+
+    def get(self, keys: tuple[int, ...]) -> Views:
+        """Return views of these pages, in order: whole pages, as many in one view as are neighbours."""
+        views = self._kept.get(keys)
+        if views is None:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            views = self._kept[keys] = tuple(self._mm.pieces([*map(self._address, keys)], self._writable))
+        return views
+
+    def forget(self) -> None:
+        """Let go of all views: pages go."""
+        self._kept.clear()
+
+
+def fill(views: Views, data: bytes | bytearray | memoryview) -> None:
+    """Copy data into the beginning of views; they must be large enough."""
+    if len(views) == 1:
+        views[0][: len(data)] = data
+        return
+    rest = memoryview(data)
+    for view in views:
+        size = min(len(view), len(rest))
+        view[:size] = rest[:size]
+        rest = rest[size:]
+
+
+def gather(views: Views, size: int) -> bytes:
+    """Return the first `size` bytes of views."""
+    if len(views) == 1:
+        return views[0][:size].tobytes()
+    *most, last = views
+    return b"".join((*most, last[: size - sum(map(len, most))]))
+
+
+def copy(source: Views, target: Views, size: int) -> None:
+    """Copy the first `size` bytes of some views into others; both must be large enough."""
+    if len(source) == 1:
+        fill(target, source[0][:size])
+        return
+    pieces = iter(target)
+    into = next(pieces)
+    for view in source:
+        view = view[:size]
+        size -= len(view)
+        while view:
+            if not into:
+                into = next(pieces)
+            step = min(len(view), len(into))
+            into[:step] = view[:step]
+            view, into = view[step:], into[step:]
