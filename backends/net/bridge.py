@@ -64,6 +64,9 @@ class Port(ABC):
         """Return a lane if frames can be put straight into this port's buffers at the moment; else None."""
         return None
 
+    def end_lane(self, lane: Lane) -> None:  # noqa: B027 - who opens none need not end one
+        """Show what a lane has brought."""
+
 
 @attrs.define
 class BridgeCounters:

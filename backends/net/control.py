@@ -1,13 +1,16 @@
 """The control ring of a vif (io/netif.h): the frontend registers grants that stay mapped ("staging grants").
 
 A request names a page with a list of grant references. Data of a registered page is then moved by plain copies, without
-asking Xen for each frame. Hashing is not built: its requests are answered with NOT_SUPPORTED, as the header foresees.
+asking Xen for each frame.
+
+Other requests say how frames are to be hashed, and which queue goes with which hash (`hashing`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backends.net.hashing import INVALID, LARGEST_MAPPING, LONGEST_KEY, NOT_SUPPORTED, OVERFLOW, SUCCESS
 from guest_kernel import vectors
 from guest_kernel.net.page_rows import PageRows
 from guest_kernel.net.spans import Spans, Views
@@ -17,15 +20,13 @@ from hypervisor.abi.io.ring import MASK32, REQ_PROD, BackRing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backends.net.hashing import Hashing
     from guest_kernel.grants import MappedGrant
     from guest_kernel.kernel import Kernel
 
 REQUEST, RESPONSE = netif.xen_netif_ctrl_request.codec, netif.xen_netif_ctrl_response.codec
 ENTRY = netif.xen_netif_gref.codec
 STATUS_AT = netif.xen_netif_gref.offset("status")
-SUCCESS = netif.XEN_NETIF_CTRL_STATUS_SUCCESS
-NOT_SUPPORTED = netif.XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED
-INVALID = netif.XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER
 READONLY = netif.XEN_NETIF_CTRLF_GREF_readonly
 MAX_GREFS = 1024
 """Grants that one vif may keep mapped: all buffers of both rings, twice."""
@@ -35,8 +36,9 @@ LIST_ENTRIES = 4096 // ENTRY.size
 class ControlRing:
     """The backend's end. `mapped` is gref → view of the page, writable unless registered read-only."""
 
-    def __init__(self, kernel: Kernel, domid: int, ring: MappedGrant) -> None:
+    def __init__(self, kernel: Kernel, domid: int, ring: MappedGrant, hashing: Hashing) -> None:
         self._kernel = kernel
+        self._hashing = hashing
         self._domid = domid
         self._grant = ring
         self._ring = BackRing(ring.view, max(REQUEST.size, RESPONSE.size))
@@ -50,6 +52,15 @@ class ControlRing:
         }
         self.changed: Callable[[PageRows | None], None] = lambda rows: None
         """Told of the same pages as rows of arrays, when they have changed and there is numpy."""
+        self._simple: dict[int, Callable[[int], tuple[int, int]]] = {
+            netif.XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM: lambda value: (hashing.set_algorithm(value), 0),
+            netif.XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS: lambda value: hashing.get_types(),
+            netif.XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS: lambda value: (hashing.set_types(value), 0),
+            netif.XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE: lambda value: (SUCCESS, LARGEST_MAPPING),
+            netif.XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE: lambda value: (hashing.set_mapping_size(value), 0),
+            netif.XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE: self._gref_size,
+        }
+        """Requests of one number, by type."""
         self.port = 0
         self.broken = False
         self.queued = False
@@ -99,12 +110,48 @@ class ControlRing:
         return True
 
     def _handle(self, kind: int, data: list[int]) -> tuple[int, int]:
-        queue, gref, count = data
-        if kind == netif.XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE:
-            return (INVALID, 0) if queue else (SUCCESS, MAX_GREFS)
-        if kind not in (netif.XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING, netif.XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING):
-            return NOT_SUPPORTED, 0
-        if queue or not 0 < count <= LIST_ENTRIES:
+        """Return the status of a request, and the number that goes with it."""
+        simple = self._simple.get(kind)
+        if simple is not None:
+            return simple(data[0])
+        if kind == netif.XEN_NETIF_CTRL_TYPE_SET_HASH_KEY:
+            return self._set_key(data[0], data[1]), 0
+        if kind == netif.XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING:
+            return self._set_mapping(*data), 0
+        if kind in (netif.XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING, netif.XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING):
+            return self._change_grefs(kind, *data)
+        return NOT_SUPPORTED, 0
+
+    def _gref_size(self, queue: int) -> tuple[int, int]:
+        return (INVALID, 0) if queue >= self._hashing.queues else (SUCCESS, MAX_GREFS)
+
+    def _set_key(self, gref: int, size: int) -> int:
+        if size > LONGEST_KEY:
+            return OVERFLOW
+        key = self._read(gref, size)
+        return INVALID if key is None else self._hashing.set_key(key)
+
+    def _set_mapping(self, gref: int, count: int, offset: int) -> int:
+        if count > LARGEST_MAPPING:
+            return OVERFLOW
+        table = self._read(gref, 4 * count)
+        return INVALID if table is None else self._hashing.set_mapping(offset, memoryview(table).cast("I").tolist())
+
+    def _read(self, gref: int, size: int) -> bytes | None:
+        """Return one copy of the beginning of a page of the guest's; None if it cannot be read. Of nothing, no look."""
+        if not size:
+            return b""
+        (page,) = self._kernel.grants.map_refs(self._domid, [gref], writable=False)
+        if page.status:
+            return None
+        data = bytes(page.view[:size])
+        page.view.release()
+        self._kernel.grants.unmap([page])
+        return data
+
+    def _change_grefs(self, kind: int, queue: int, gref: int, count: int) -> tuple[int, int]:
+        """Map or unmap a list of pages. They are the vif's: a guest may use them on any queue."""
+        if queue >= self._hashing.queues or not 0 < count <= LIST_ENTRIES:
             return INVALID, 0
         (page,) = self._kernel.grants.map_refs(self._domid, [gref])
         if page.status:

@@ -10,6 +10,7 @@ from backends.net.control import ControlRing
 from backends.net.copies import CopyBatch
 from backends.net.credit import parse_rate
 from backends.net.frame import FramePool
+from backends.net.queue import Queue
 from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
@@ -26,6 +27,34 @@ if TYPE_CHECKING:
     from backends.net.bridge import Watch
     from guest_kernel.grants import MappedGrant
     from guest_kernel.kernel import Kernel
+
+
+MAX_QUEUES = 4
+"""Pairs of rings that one vif may have."""
+QUEUE_NODES = ("tx-ring-ref", "rx-ring-ref", "event-channel", "event-channel-tx", "event-channel-rx")
+"""What a frontend says of each queue; of the only one in its own directory, of several in `queue-N`."""
+FRONTEND_NODES = (
+    *QUEUE_NODES,
+    "multi-queue-num-queues",
+    "request-rx-copy",
+    "request-multicast-control",
+    "ctrl-ring-ref",
+    "event-channel-ctrl",
+    "feature-sg",
+    "feature-no-csum-offload",
+    "feature-ipv6-csum-offload",
+    *GSO_FEATURES,
+)
+
+
+def queue_directories(nodes: Mapping[str, str | None]) -> list[str]:
+    """Return where a frontend's queues are described, below its own directory. Raises ValueError."""
+    if nodes["multi-queue-num-queues"] is None:
+        return [""]
+    count = frontend_number(nodes, "multi-queue-num-queues")
+    if not 1 <= count <= MAX_QUEUES:
+        raise ValueError(f"the frontend wants {count} queues, and there are 1 to {MAX_QUEUES}")
+    return [""] if count == 1 else [f"queue-{number}/" for number in range(count)]
 
 
 class _Connection:
@@ -64,8 +93,8 @@ class NetBack(XenbusDriver):
         """Traffic of each vif, by (frontend's domain, device id): kept when the vif is gone."""
         self._served: dict[int, list[Counters]] = {}
         self._copies = CopyBatch(kernel)
-        self._ready: deque[Vif] = deque()
-        self._waiting: deque[Vif] = deque()
+        self._ready: deque[Queue] = deque()
+        self._waiting: deque[Queue] = deque()
         self._controls: deque[ControlRing] = deque()
         self._work = WaitQueue()
         self._devices: dict[Vif, XenbusDevice] = {}
@@ -85,6 +114,7 @@ class NetBack(XenbusDriver):
                 "feature-rx-copy": True,
                 "feature-rx-flip": False,
                 "feature-ctrl-ring": True,
+                "multi-queue-max-queues": MAX_QUEUES,
                 "feature-split-event-channels": True,
                 "feature-multicast-control": True,
                 "feature-dynamic-multicast-control": True,
@@ -102,32 +132,21 @@ class NetBack(XenbusDriver):
         bridge = self.bridges.get(name)
         if bridge is None:
             raise ValueError(f"there is no bridge {name!r}")
-        nodes = await device.read_otherend_many(
-            "tx-ring-ref",
-            "rx-ring-ref",
-            "event-channel",
-            "event-channel-tx",
-            "event-channel-rx",
-            "request-rx-copy",
-            "request-multicast-control",
-            "ctrl-ring-ref",
-            "event-channel-ctrl",
-            "feature-sg",
-            "feature-no-csum-offload",
-            "feature-ipv6-csum-offload",
-            *GSO_FEATURES,
-        )
+        nodes = await device.read_otherend_many(*FRONTEND_NODES)
         if nodes["request-rx-copy"] != "1":
             raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
-        refs = [frontend_number(nodes, "tx-ring-ref"), frontend_number(nodes, "rx-ring-ref")]
+        directories = queue_directories(nodes)
+        if len(directories) > 1:
+            more = [directory + key for directory in directories for key in QUEUE_NODES]
+            nodes |= await device.read_otherend_many(*more)
+        refs = [frontend_number(nodes, at + key) for at in directories for key in ("tx-ring-ref", "rx-ring-ref")]
         grants = self.kernel.grants.map_refs(device.otherend_id, refs)
         if any(grant.status for grant in grants):
             self.kernel.grants.unmap([grant for grant in grants if not grant.status])
             raise ValueError(f"the frontend's rings (grants {refs}) cannot be mapped")
         label = f"vif{device.otherend_id}.{device.id}"
-        self._tell_ring(label, "tx", device.otherend_id, refs[0])
-        self._tell_ring(label, "rx", device.otherend_id, refs[1])
-        vif = Vif(self.kernel, label, device.otherend_id, grants[0].view, grants[1].view, self.pool, self._copies)
+        pairs = [(tx.view, rx.view) for tx, rx in zip(grants[::2], grants[1::2], strict=True)]
+        vif = Vif(self.kernel, label, device.otherend_id, pairs, self.pool, self._copies)
         device.data = _Connection(vif, grants)
         key = (device.otherend_id, device.id)
         if key not in self.counters:
@@ -143,7 +162,10 @@ class NetBack(XenbusDriver):
         vif.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if nodes[key] == "1")
         vif.membership, vif.is_mirror = membership, is_mirror
         # Nobody may send to a vif that cannot tell its guest.
-        self._bind(device, vif, nodes)
+        for number, (queue, directory) in enumerate(zip(vif.queues, directories, strict=True)):
+            self._bind(device, queue, nodes, directory)
+            self._tell_ring(queue.name, "tx", device.otherend_id, refs[2 * number])
+            self._tell_ring(queue.name, "rx", device.otherend_id, refs[2 * number + 1])
         self._devices[vif] = device
         bridge.add(vif)
         # It may have changed while it was read.
@@ -177,18 +199,18 @@ class NetBack(XenbusDriver):
             connection.vif.multicast.active = wanted == "1"
         connection.is_looking = False
 
-    def _bind(self, device: XenbusDevice, vif: Vif, nodes: dict[str, str | None]) -> None:
+    def _bind(self, device: XenbusDevice, queue: Queue, nodes: dict[str, str | None], directory: str) -> None:
         """Bind the event channel of both rings, or one of each if the frontend has split them. Raises ValueError."""
 
         def bind(key: str) -> int:
-            number = frontend_number(nodes, key)
-            return self.kernel.events.bind_interdomain(device.otherend_id, number, lambda: self._event(vif))
+            number = frontend_number(nodes, directory + key)
+            return self.kernel.events.bind_interdomain(device.otherend_id, number, lambda: self._event(queue))
 
-        if nodes["event-channel-tx"] is not None or nodes["event-channel-rx"] is not None:
-            vif.port = bind("event-channel-tx")
-            vif.rx_port = bind("event-channel-rx")
+        if nodes[directory + "event-channel-tx"] is not None or nodes[directory + "event-channel-rx"] is not None:
+            queue.port = bind("event-channel-tx")
+            queue.rx_port = bind("event-channel-rx")
         else:
-            vif.port = vif.rx_port = bind("event-channel")
+            queue.port = queue.rx_port = bind("event-channel")
 
     def _connect_control(self, device: XenbusDevice, nodes: dict[str, str | None]) -> None:
         """Map the control ring and bind its event channel. Raises ValueError."""
@@ -198,7 +220,7 @@ class NetBack(XenbusDriver):
         if grant.status:
             raise ValueError(f"the frontend's control ring (grant {ref}) cannot be mapped")
         self._tell_ring(connection.vif.name, "ctrl", device.otherend_id, ref)
-        control = connection.control = ControlRing(self.kernel, device.otherend_id, grant)
+        control = connection.control = ControlRing(self.kernel, device.otherend_id, grant, connection.vif.hashing)
         connection.vif.mapped, connection.vif.writable = control.mapped, control.writable
         connection.vif.readable_span, connection.vif.writable_span = control.readable_span, control.writable_span
         control.changed = connection.vif.arrange
@@ -215,9 +237,10 @@ class NetBack(XenbusDriver):
         self._devices.pop(vif, None)
         if vif.bridge is not None:
             vif.bridge.remove(vif)
-        for port in {vif.port: None, vif.rx_port: None}:
-            if port:
-                self.kernel.events.unbind(port)
+        for queue in vif.queues:
+            for port in {queue.port: None, queue.rx_port: None}:
+                if port:
+                    self.kernel.events.unbind(port)
         vif.close()
         if connection.control is not None:
             connection.control.close()
@@ -235,14 +258,14 @@ class NetBack(XenbusDriver):
 
     # -- the worker -----------------------------------------------------------------------------------------------
 
-    def _event(self, vif: Vif) -> None:
-        if not vif.queued:
-            vif.queued = True
-            self._ready.append(vif)
+    def _event(self, queue: Queue) -> None:
+        if not queue.queued:
+            queue.queued = True
+            self._ready.append(queue)
             self._work.wake()
 
-    def _touched(self, vif: Vif) -> None:
-        self._waiting.append(vif)
+    def _touched(self, queue: Queue) -> None:
+        self._waiting.append(queue)
         self._work.wake()
 
     def _control_event(self, control: ControlRing) -> None:
@@ -250,13 +273,13 @@ class NetBack(XenbusDriver):
         self._work.wake()
 
     async def _worker(self) -> None:
-        """Serve the vifs that have something to do: a whole ring each, then the frames that this brought to others."""
+        """Serve the queues that have something to do: a ring each, then the frames that this brought to others."""
         while True:
             while self._ready or self._waiting or self._controls:
                 if self._ready:
-                    vif = self._ready.popleft()
-                    vif.queued = False
-                    self._serve(vif, tx=True)
+                    queue = self._ready.popleft()
+                    queue.queued = False
+                    self._serve(queue, tx=True)
                 while self._waiting:
                     self._serve(self._waiting.popleft(), tx=False)
                 if self._controls:
@@ -265,14 +288,15 @@ class NetBack(XenbusDriver):
                 await self.kernel.yield_()
             await self._work.wait()
 
-    def _serve(self, vif: Vif, *, tx: bool) -> None:
+    def _serve(self, queue: Queue, *, tx: bool) -> None:
+        vif = queue.vif
         device = self._devices.get(vif)
         if device is None:
             return
         try:
             if tx:
-                vif.poll_tx()
-            vif.flush_rx()
+                queue.poll_tx()
+            queue.flush_rx()
         except HostileFrontend as reason:
             # The rings are not looked at again: the device closes, once.
             del self._devices[vif]

@@ -93,9 +93,14 @@ class Frame:
             copy.flags = netif.NETTXF_data_validated if self.flags else 0
         return copy
 
+    @property
+    def headers(self) -> memoryview:
+        """The first bytes, up to a page: all headers that anybody looks at are there."""
+        return self.pages[0].view[: min(self.size, PAGE_SIZE)]
+
     def begin_cutting(self, offload: Offload) -> bool:
         """Note that this frame is to be cut; False if it cannot be (see `guest_kernel.net.gso`)."""
-        head = self.pages[0].view[: min(self.size, PAGE_SIZE)]
+        head = self.headers
         headers = examine(head, self.size, offload)
         if headers is None:
             return False

@@ -23,6 +23,8 @@ FATAL_SLOTS = 20
 """A frame of more slots than this is no mistake but an attack: the vif is closed (Linux's fatal_skb_slots)."""
 MULTICAST_ORDERS = (netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD, netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL)
 GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
+FRAME_INFOS = (GSO, netif.XEN_NETIF_EXTRA_TYPE_HASH)
+"""What may be said of a frame. (The hash that a guest has worked out is of no use here: frames go by addresses.)"""
 MAX_EXTRAS = netif.XEN_NETIF_EXTRA_TYPE_MAX - 1
 """One of each type."""
 
@@ -179,8 +181,8 @@ class Packet:
         """
         return (
             len(self.slots) <= MAX_SLOTS
-            and self.extras <= 1
-            and all(kind == GSO for kind, _ in self.infos)
+            and all(kind in FRAME_INFOS for kind, _ in self.infos)
+            and len({kind for kind, _ in self.infos}) == self.extras
             and self.size >= smallest
             and all(
                 length == 0 or (length > 0 and slot[1] + length <= page)

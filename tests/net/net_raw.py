@@ -18,23 +18,23 @@ ENTRY = netif.xen_netif_gref.codec
 class RawFront:
     """A frontend by hand on a guest's vif: rings, pages, and requests of any content."""
 
-    def __init__(self, guest: Station, *, control: bool = False, rx: int = 64) -> None:
+    def __init__(self, guest: Station, *, control: bool = False, rx: int = 64, queues: int = 1) -> None:
         self.guest = guest
         self.host: Host = guest.host
         self.kernel = guest.kernel
         self.pages: list[tuple[FakePage, int]] = []
-        tx, self.tx_ref = self.page()
-        rx_page, self.rx_ref = self.page()
-        self.tx, self.rx = FrontRing.initialise(tx.view, 12), FrontRing.initialise(rx_page.view, 8)
         self.events = 0
-        self.port = self.kernel.events.alloc_unbound(0, self.on_event)
-        nodes: dict[str, object] = {
-            "tx-ring-ref": self.tx_ref,
-            "rx-ring-ref": self.rx_ref,
-            "event-channel": self.port,
-            "request-rx-copy": 1,
-            "feature-sg": 1,
-        }
+        self.queues: list[tuple[FrontRing, FrontRing, int]] = []
+        nodes: dict[str, object] = {"request-rx-copy": 1, "feature-sg": 1}
+        if queues > 1:
+            nodes["multi-queue-num-queues"] = queues
+        for number in range(queues):
+            at = f"queue-{number}/" if queues > 1 else ""
+            tx, nodes[f"{at}tx-ring-ref"] = self.page()
+            rx_page, nodes[f"{at}rx-ring-ref"] = self.page()
+            port = nodes[f"{at}event-channel"] = self.kernel.events.alloc_unbound(0, self.on_event)
+            self.queues.append((FrontRing.initialise(tx.view, 12), FrontRing.initialise(rx_page.view, 8), port))
+        self.use(0)
         if control:
             page, ref = self.page()
             self.ctrl = FrontRing.initialise(page.view, 16)
@@ -45,11 +45,17 @@ class RawFront:
         guest.back.hook("publish")
         guest.back.hook("connect")
         self.buffers: dict[int, FakePage] = {}
-        self.free = [self.buffer() for _ in range(rx)]
-        for ref in self.free:
-            self.post(ref & 0xFFFF, ref)
-        self.show(self.rx)
+        for number in reversed(range(queues)):
+            self.use(number)
+            self.free = [self.buffer() for _ in range(rx)]
+            for ref in self.free:
+                self.post(ref & 0xFFFF, ref)
+            self.show(self.rx)
         self.host.run()
+
+    def use(self, number: int) -> None:
+        """Have the other methods work on the rings of this queue."""
+        self.tx, self.rx, self.port = self.queues[number]
 
     def on_event(self) -> None:
         self.events += 1

@@ -225,7 +225,7 @@ def test_headers_that_change_after_they_were_checked() -> None:
         host.run()
     two.received.clear()
     sent = WHOLE.frame(two.mac, one.mac)
-    vif = one.vif
+    vif = one.vif.queues[0]
     find = vif._find_lane
     spoilt: list[int] = []
 

@@ -254,16 +254,16 @@ def test_a_guest_that_posts_no_buffers_costs_a_bound() -> None:
     """XSA-392."""
     scene = Scene(rx=0)
     good, host = scene.good, scene.host
-    vif = scene.evil.back.data.vif
+    vif = scene.evil.back.data.vif.queues[0]
     for _ in range(5):
         for _ in range(40):
             good.device.transmit(good.frame(BROADCAST, 9000))
         for _ in range(40):
             good.device.transmit(good.frame(BROADCAST, 60))
         host.run()
-    assert vif.counters.tx_dropped > 0
+    assert vif.vif.counters.tx_dropped > 0
     assert host.driver.pool.out <= 256
-    assert vif.counters.tx_dropped + len(vif._queue) == 400
+    assert vif.vif.counters.tx_dropped + len(vif._queue) == 400
     free = good.kernel.mm.used
     good.device.transmit(good.frame(BROADCAST, 60))
     host.run()
@@ -338,7 +338,7 @@ class Shifting:
 def test_requests_are_read_once(mapped: bool) -> None:
     scene = Scene(control=True)
     front = scene.front
-    vif = scene.evil.back.data.vif
+    vif = scene.evil.back.data.vif.queues[0]
     frames = [scene.evil.frame(BROADCAST, 60 + n, fill=n) for n in range(20)]
     refs = [front.grant(frame) for frame in frames]
     if mapped:
@@ -361,13 +361,13 @@ def test_the_addresses_that_were_looked_at_decide() -> None:
     a, b, c = host.guests
     a.warm_up(b)
     a.warm_up(c)
-    vif = a.vif
+    vif = a.vif.queues[0]
     real = vif._find_lane
 
     def find(bridge: Any, addresses: Any, lanes: Any) -> Any:
         lane = real(bridge, addresses, lanes)
-        for ref, view in vif.mapped.items():
-            if ref not in vif.writable:
+        for ref, view in vif.vif.mapped.items():
+            if ref not in vif.vif.writable:
                 a.device._tx_views[a.device._tx_refs.index(ref)][:6] = c.mac
                 assert bytes(view[:6]) == c.mac
         return lane

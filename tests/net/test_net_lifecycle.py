@@ -146,17 +146,17 @@ def test_event_channels(split: bool) -> None:
     one.device.received_raw = one.record
     two.connect()
     host.run()
-    assert (one.device.port != one.device.rx_port) == (one.vif.port != one.vif.rx_port) == split
+    assert (one.device.port != one.device.rx_port) == (one.vif.queues[0].port != one.vif.queues[0].rx_port) == split
     told: list[int] = []
     notify = host.kernel.events.notify
     host.kernel.events.notify = lambda port: (told.append(port), notify(port))[1]  # type: ignore[method-assign,func-returns-value]
     one.device.transmit(one.frame(b"\xff" * 6))
     host.run()
-    assert told == [one.vif.port, two.vif.rx_port]
+    assert told == [one.vif.queues[0].port, two.vif.queues[0].rx_port]
     told.clear()
     two.device.transmit(two.frame(one.mac))
     host.run()
-    assert set(told) == {two.vif.port, one.vif.rx_port}
+    assert set(told) == {two.vif.queues[0].port, one.vif.queues[0].rx_port}
     assert one.received == [two.frame(one.mac)]
     host.down()
 
@@ -248,7 +248,7 @@ def test_events_without_work_cost_little() -> None:
     good = host.guests[1].connect()
     front = RawFront(host.guests[0])
     polls = []
-    vif = front.guest.vif
+    vif = front.guest.vif.queues[0]
     vif.poll_tx = lambda real=vif.poll_tx: (polls.append(1), real())
     for _ in range(1000):
         front.kernel.events.notify(front.port)

@@ -10,7 +10,7 @@ import pytest
 import trio
 from test_net_host import HEAD
 
-import backends.net.vif
+import backends.net.queue
 from guest_kernel import vectors
 from guest_kernel.net.page_rows import PAGE_SIZE, PageRows, leading
 from toolstack.console_log import ConsoleLog
@@ -88,15 +88,15 @@ def run(directory: Path, name: str) -> tuple[bytes, str]:
 
 def test_a_guest_sees_no_difference_and_neither_does_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
-    real = backends.net.vif.Vif._express_block
+    real = backends.net.queue.Queue._express_block
 
-    def express_block(self: backends.net.vif.Vif, *rest: object) -> int:
+    def express_block(self: backends.net.queue.Queue, *rest: object) -> int:
         moved = real(self, *rest)  # type: ignore[arg-type]
         counts["batches"] += moved > 0
         counts["frames"] += moved
         return moved
 
-    monkeypatch.setattr(backends.net.vif.Vif, "_express_block", express_block)
+    monkeypatch.setattr(backends.net.queue.Queue, "_express_block", express_block)
     fast = run(tmp_path, "fast")
     assert counts["batches"] > 20, counts
     assert counts["frames"] > 1000, counts
