@@ -18,7 +18,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final
 
 from guest_kernel.hotplug import Changes, noted
 from guest_kernel.threads import WaitQueue
@@ -133,6 +133,9 @@ class BlockRequest:
 
     __slots__ = ("buffer", "count", "data", "done", "error", "first", "op", "sector", "transfer", "waiters")
 
+    mergeable: ClassVar[bool] = True
+    """Whether a driver may perform the request together with others."""
+
     def __init__(
         self, op: int, sector: int, count: int, data: bytes | memoryview = b"", transfer: Transfer | None = None
     ) -> None:
@@ -194,6 +197,7 @@ class BlockDevice:
         "info",
         "max_buffer_sectors",
         "max_sectors",
+        "merged",
         "name",
         "on_release",
         "pending",
@@ -239,6 +243,8 @@ class BlockDevice:
         self.flushes = 0
         self.discards = 0
         self.errors = 0
+        self.merged = 0
+        """Requests that the driver has performed as parts of others."""
         self.sectors_read = 0
         self.sectors_written = 0
         self.sectors_discarded = 0

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
+from frontends.block.merging import merge, take_apart
 from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, SECTORS_PER_PAGE, PagePool, Slot
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
@@ -65,6 +66,7 @@ class FrontQueue:
         self._mm = kernel.mm
         self._device = device
         self._handle = handle
+        self._max_sectors = MAX_SECTORS
         self.pool = PagePool(kernel, domid)
         self.on_broken: Callable[[str], None] | None = None
         """Called once when the backend has written what no backend writes, with a sentence. Must not block."""
@@ -103,6 +105,7 @@ class FrontQueue:
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
         # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
         bytes(min(self.ring.size * max_sectors << SECTOR_SHIFT, 16 << 20))
+        self._max_sectors = max_sectors
         self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
         self.flush_op = flush_op
@@ -120,6 +123,8 @@ class FrontQueue:
             op = request.op
             buffer = request.buffer
             if buffer is None:
+                if pending and request.count < self._max_sectors:
+                    request = merge(self._device, request, pending, self._max_sectors)
                 shape = slot.shapes.get(request.count) if not op and self.pool.persistent else None
             else:
                 shape = None if request.first else buffer.ready.get(request.count)
@@ -127,6 +132,10 @@ class FrontQueue:
                 error = self._put(request, slot, offsets[prod & mask])
                 if error:
                     free.append(slot)
+                    if error == errno.ENOMEM and prod != ring.rsp_cons:
+                        # What is in flight has memory, and leaves it to the next ones.
+                        pending.extendleft(reversed(take_apart(request)))
+                        break
                     request.finish(error)
                     continue
             else:
@@ -292,7 +301,7 @@ class FrontQueue:
         base = self.ring.rsp_cons
         left = [slot for slot in self._slots if slot.request is not None]
         left.sort(key=lambda slot: (slot.serial - base) & MASK32)
-        requests = [slot.request for slot in left if slot.request is not None]
+        requests = [part for slot in left if slot.request is not None for part in take_apart(slot.request)]
         for slot in left:
             slot.request = None
         self.release()
