@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import xen
 from hypervisor.abi.cpu import Image
+from hypervisor.cpu_policy import DOMAIN, CpuPolicy
 from hypervisor.rangeset import Ranges
 from hypervisor.sched.params import SchedulingParams
 
@@ -38,7 +39,9 @@ class Domain:
     __slots__ = (
         "active_ports",
         "auto_unmask",
+        "cpu_policy",
         "crash_reason",
+        "creation_finished",
         "debugger_attached",
         "denied_irqs",
         "domid",
@@ -104,6 +107,10 @@ class Domain:
         self.pause_count = 0
         self.shutdown_code = NO_SHUTDOWN
         self.shutting_down = False
+        self.cpu_policy: CpuPolicy = DOMAIN
+        """What CPUID tells its guest. Not to be changed: another one can take its place."""
+        self.creation_finished = False
+        """It has been unpaused once: some of what it is cannot be changed any more."""
         self.crash_reason = ""
         """What Xen crashed it for."""
         self.is_dying = DYING_NO

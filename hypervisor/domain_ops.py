@@ -135,6 +135,8 @@ class DomainOps:
     def unpause(self, domain: Domain) -> None:
         """Undo one `pause`."""
         domain.pause_count -= 1
+        if not domain.pause_count:
+            domain.creation_finished = True
         self.refresh_pause(domain)
 
     def refresh_pause(self, domain: Domain) -> None:

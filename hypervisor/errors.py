@@ -1,5 +1,9 @@
 """The two kinds of failure inside the hypervisor: a guest's mistake and our own."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class HypercallError(Exception):
     """A guest's mistake: the hypercall returns `-errno` (Xen's public errno.h) and nothing else happens."""
@@ -7,6 +11,15 @@ class HypercallError(Exception):
     def __init__(self, errno: int) -> None:
         super().__init__(errno)
         self.errno = errno
+
+
+class Refused(HypercallError):
+    """An error that is returned after the structure has been copied back, as some control operations do."""
+
+    def __init__(self, errno: int, value: Any) -> None:
+        """`value` is the member of the structure's union with what there is to say."""
+        super().__init__(errno)
+        self.value = value
 
 
 class InvariantError(BaseException):

@@ -31,14 +31,6 @@ class Operation:
     """Whether it looks at its arguments before the caller's privilege, as some of Xen's do."""
 
 
-class Refused(HypercallError):
-    """An error that is returned after the `u` member has been copied back, as some of Xen's operations do."""
-
-    def __init__(self, number: int, value: Any) -> None:
-        super().__init__(number)
-        self.value = value
-
-
 def check_privilege(vcpu: VCpu) -> None:
     """EPERM unless the caller is a control domain (XSM_PRIV)."""
     if not vcpu.domain.is_privileged:

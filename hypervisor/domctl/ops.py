@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from hypervisor.abi import domctl as abi
 from hypervisor.abi import errno, xen
 from hypervisor.domctl.access import AccessOps
+from hypervisor.domctl.cpu_policy import CpuPolicyOps
 from hypervisor.domctl.info import InfoOps
 from hypervisor.domctl.lifecycle import LifecycleOps
-from hypervisor.domctl.operation import Operation, Refused, check_privilege
+from hypervisor.domctl.operation import Operation, check_privilege
 from hypervisor.domctl.paging import PagingOps
 from hypervisor.domctl.scheduling import SchedulingOps
 from hypervisor.domctl.vcpu_state import VcpuStateOps
 from hypervisor.domctl.vcpus import VcpuControlOps
-from hypervisor.errors import HypercallError
+from hypervisor.errors import HypercallError, Refused
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class DomctlOps:
         """Returns a domain's xen_domctl_getdomaininfo."""
         self._operations: dict[int, Operation] = {}
         paging = PagingOps(hv)
-        parts = (AccessOps(hv), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps(hv))
+        parts = (AccessOps(hv), CpuPolicyOps(), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps(hv))
         for part in (self._lifecycle, info, paging, *parts):
             self._operations |= part.operations
         self.hypercalls = {HYPERCALL: self._domctl, **paging.hypercalls}

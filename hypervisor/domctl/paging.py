@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import domctl as abi
 from hypervisor.abi import errno, xen
-from hypervisor.domctl.operation import Operation, Refused, check_privilege
-from hypervisor.errors import HypercallError
+from hypervisor.domctl.operation import Operation, check_privilege
+from hypervisor.errors import HypercallError, Refused
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.mm.log_dirty import LEAF_BITS, NR_LEAVES
 from hypervisor.mm.paging import Interrupted

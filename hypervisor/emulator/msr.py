@@ -6,6 +6,14 @@ what Xen answers for each is a matter of its PV policy.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from hypervisor.cpu_policy.features import D
+from hypervisor.cpu_policy.policy import ARCH_CAPABILITIES, PLATFORM_INFO
+
+if TYPE_CHECKING:
+    from hypervisor.vcpu import VCpu
+
 TSC = 0x10
 APIC_BASE = 0x1B
 UCODE_REV = 0x8B
@@ -27,6 +35,9 @@ XEN_PAT = 0x050100070406
 MISC_ENABLE_VALUE = 1 | 1 << 11 | 1 << 12 | 1 << 23
 """Fast strings; no branch traces, no precise sampling, no xTPR messages."""
 
+HAS_ARCH_CAPABILITIES = 1 << 29
+"""CPUID 7, edx."""
+
 VALUES = {
     UCODE_REV: 0,
     MISC_ENABLE: MISC_ENABLE_VALUE,
@@ -44,17 +55,20 @@ IGNORED = frozenset({UCODE_REV, MISC_ENABLE, NB_CFG, HWCR})
 EXIST = frozenset({*VALUES, APIC_BASE, MTRR_CAP, STAR, LSTAR, CSTAR, SYSCALL_MASK, TSC_AUX, HWCR})
 
 
-def read(number: int, vcpu_id: int) -> int | None:
+def read(number: int, vcpu: VCpu) -> int | None:
     """Return the value of a register, None for a #GP."""
     if number == APIC_BASE:
-        return APIC_DEFAULT | APIC_ENABLED | (0 if vcpu_id else APIC_BOOT_PROCESSOR)
+        return APIC_DEFAULT | APIC_ENABLED | (0 if vcpu.vcpu_id else APIC_BOOT_PROCESSOR)
+    policy = vcpu.domain.cpu_policy
+    if number == PLATFORM_INFO or (number == ARCH_CAPABILITIES and policy.get(7, 0)[D] & HAS_ARCH_CAPABILITIES):
+        return policy.msrs[number]
     return VALUES.get(number)
 
 
-def write(number: int, value: int, vcpu_id: int) -> bool:
+def write(number: int, value: int, vcpu: VCpu) -> bool:
     """Take a write to a register; False for a #GP."""
     if number in WRITABLE_WITH_SAME_VALUE:
-        return value == read(number, vcpu_id)
+        return value == read(number, vcpu)
     return number in IGNORED
 
 

@@ -13,7 +13,7 @@ from hypervisor.abi import errno
 from hypervisor.callback import is_canonical
 from hypervisor.emulator import msr
 from hypervisor.emulator.binding import FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, base_at
-from hypervisor.emulator.cpuid import CpuidPolicy, Leaf
+from hypervisor.emulator.cpuid import Cpuid, guest_cr4
 from hypervisor.emulator.instruction import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, Instruction, decode
 from hypervisor.emulator.port_io import PortIo
 from hypervisor.emulator.traps import DIRECTION, GP, SINGLE_STEP, TF, UD
@@ -42,12 +42,12 @@ Handler = Callable[["EmulatedVCpu", Instruction], int]
 class Privileged:
     """Emulation of single instructions of the vCPU that the processor has loaded."""
 
-    def __init__(self, processor: Processor, native_cpuid: dict[tuple[int, int], Leaf]) -> None:
+    def __init__(self, processor: Processor) -> None:
         self._processor = processor
         self._hv = processor.hv
         self._cpu = processor.cpu
         self._ports = PortIo(processor.hv)
-        self._cpuid = CpuidPolicy(native_cpuid, processor.hv)
+        self._cpuid = Cpuid(processor.hv)
         self._hit = 0
         """Bits of DR6: why there is a #DB after the present instruction."""
         self._anywhere: dict[int, Handler] = {
@@ -212,7 +212,7 @@ class Privileged:
             except HypercallError:
                 return 0
         elif number == 4:
-            context.cr4 = self._cpuid.guest_cr4(value)
+            context.cr4 = guest_cr4(vcpu.domain, value)
         else:
             return 0
         return instruction.size + 1
@@ -268,7 +268,7 @@ class Privileged:
         elif number == msr.TSC:
             value = self._hv.now()
         else:
-            value = msr.read(number, vcpu.vcpu_id)
+            value = msr.read(number, vcpu)
         if value is None:
             if GP in vcpu.context.trap_table or not msr.exists(number):
                 return 0
@@ -288,7 +288,7 @@ class Privileged:
             else:
                 q[base_at(FS if number == msr.FS_BASE else GS)] = value
             return instruction.size
-        return instruction.size if msr.write(number, value, vcpu.vcpu_id) else 0
+        return instruction.size if msr.write(number, value, vcpu) else 0
 
     def forced_emulation(self, vcpu: EmulatedVCpu) -> bool:
         """Answer a CPUID with Xen's prefix; False if the instruction is another."""

@@ -33,7 +33,6 @@ from hypervisor.emulator.binding import (
     R10,
     R11,
     RAX,
-    RBX,
     RCX,
     RDI,
     RDX,
@@ -48,7 +47,6 @@ from hypervisor.emulator.binding import (
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.breakpoints import Breakpoints
-from hypervisor.emulator.cpuid import QUESTIONS, Leaf
 from hypervisor.emulator.instruction import LONGEST
 from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, TRANSLATION_NS, TRANSLATIONS, NativeHooks
 from hypervisor.emulator.privileged import Privileged
@@ -90,7 +88,7 @@ STORE_TO_READ_ONLY = 3
 """The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
 NOT_USER = 0x1B
 RDPMC = b"\x0f\x33"
-CPUID_HLT, CPUID_SIZE, IRETQ = b"\x0f\xa2\xf4", 2, b"\x48\xcf"
+IRETQ = b"\x48\xcf"
 
 
 class Processor:
@@ -125,7 +123,7 @@ class Processor:
         self._cost = hv.sched.costs.hypercall
         self._timers = hv.machine.timers
         self._power_on()
-        self.privileged = Privileged(self, self._native_cpuid)
+        self.privileged = Privileged(self)
         self.stores = TableStores(self)
         self.breakpoints = Breakpoints(self, cpu)
         self._fresh_fpu = cpu.save_fpu()
@@ -142,7 +140,7 @@ class Processor:
     # -- making it ----------------------------------------------------------------------------------------------------
 
     def _power_on(self) -> None:
-        """Ask the CPU what it is, then leave ring 0 for good by an iretq; both on a page of Xen's own."""
+        """Leave ring 0 for good, by an iretq on a page of Xen's own."""
         hv, cpu = self.hv, self.cpu
         frames = [hv.frames.alloc_xen() for _ in range(5)]
         if min(frames) < 0:
@@ -155,7 +153,6 @@ class Processor:
         # The page is mapped at 0, and at 0x1000 the GDT, whose reserved entries begin with number 7168.
         q[(tables[3] << 9) + 1] = gdt << 12 | PRESENT | RW | ACCESSED | DIRTY
         base = page << 12
-        hv.memory.b[base : base + 3] = CPUID_HLT
         hv.memory.b[base + 16 : base + 18] = IRETQ
         struct.pack_into("<5Q", hv.memory.b, base + 0x800, 0x20, 0xE033, 0x2, 0x700, 0xE02B)
         cpu.set_cr3(tables[0] << 12)
@@ -163,9 +160,6 @@ class Processor:
         cpu.set_control(CR0_START, CR4)
         cpu.q[base_at(GDT)] = 0x1000 - 7168 * 8 & U64
         cpu.i[selector_at(GDT) + 4] = 0xFFFF
-        self._native_cpuid: dict[tuple[int, int], Leaf] = {
-            question: self._ask_cpuid(*question) for question in QUESTIONS
-        }
         cpu.q[RSP] = 0x800
         cpu.q[RIP] = 16
         cpu.run(0x20)
@@ -176,13 +170,6 @@ class Processor:
         cpu.i[selector_at(TR) + 4] = 0
         for frame in frames:
             hv.frames.free_xen(frame)
-
-    def _ask_cpuid(self, leaf: int, subleaf: int) -> Leaf:
-        """Execute a CPUID in ring 0."""
-        q = self.cpu.q
-        q[RAX], q[RCX], q[RIP] = leaf, subleaf, 0
-        self.cpu.run(CPUID_SIZE)
-        return q[RAX] & U32, q[RBX] & U32, q[RCX] & U32, q[RDX] & U32
 
     def read(self, vcpu: EmulatedVCpu, va: int, size: int) -> bytes:
         """Read memory as the running code sees it, in kernel or in user mode. Raises HypercallError(EFAULT)."""

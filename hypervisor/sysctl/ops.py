@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
 from hypervisor.abi import sysctl as abi
+from hypervisor.errors import Refused
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.sysctl.console import ConsoleOps
+from hypervisor.sysctl.cpu_policy import CpuPolicyOps
 from hypervisor.sysctl.host import HostOps
 from hypervisor.sysctl.pools import PoolOps
 
@@ -38,7 +40,7 @@ class SysctlOps:
 
     def __init__(self, hv: Hypervisor) -> None:
         self._handlers: dict[int, tuple[str, Handler]] = {}
-        for part in (HostOps(hv), ConsoleOps(hv), PoolOps(hv)):
+        for part in (HostOps(hv), ConsoleOps(hv), PoolOps(hv), CpuPolicyOps()):
             self._handlers |= part.handlers
         self.hypercalls = {HYPERCALL: self._sysctl}
 
@@ -52,8 +54,12 @@ class SysctlOps:
         member, handler = self._handlers.get(op.cmd, ("", None))
         if handler is None:
             return -ANSWERS.get(op.cmd, errno.ENOSYS)
-        result = handler(vcpu, getattr(op.u, member))
+        error = 0
+        try:
+            result = handler(vcpu, getattr(op.u, member))
+        except Refused as refusal:
+            error, result = refusal.errno, refusal.value
         if result is not None:
             op.u = {member: result}
             copy_to_guest(vcpu, arg, SYSCTL.pack(op))
-        return 0
+        return -error

@@ -1,0 +1,29 @@
+"""What the machine's processor says of itself: its answers to CPUID.
+
+It is the one that the CPU emulator plays (`hypervisor.emulator`), an Intel processor of 2013, without what the emulator
+does not carry out or has no use for here: AVX, XSAVE, SYSENTER, machine checks, MTRRs, thermal control, and RDRAND,
+which would make a run unrepeatable. A host whose guests are all written in Python has the same.
+"""
+
+from __future__ import annotations
+
+_NO_SUBLEAF = 0xFFFFFFFF
+CPUID: dict[tuple[int, int], tuple[int, int, int, int]] = {
+    (0x0, _NO_SUBLEAF): (0xD, 0x756E6547, 0x6C65746E, 0x49656E69),
+    (0x1, _NO_SUBLEAF): (0x306C4, 0x800, 0x02D82203, 0x078BA37D),
+    (0x2, _NO_SUBLEAF): (0x1, 0x0, 0x0, 0x2C307D),
+    (0x4, 0): (0x121, 0x1C0003F, 0x3F, 0x1),
+    (0x4, 1): (0x122, 0x1C0003F, 0x3F, 0x1),
+    (0x4, 2): (0x143, 0x3C0003F, 0xFFF, 0x1),
+    (0x5, _NO_SUBLEAF): (0x0, 0x0, 0x3, 0x0),
+    (0x6, _NO_SUBLEAF): (0x4, 0x0, 0x0, 0x0),
+    (0x7, 0): (0x0, 0x388, 0x0, 0x0),
+    (0x80000000, _NO_SUBLEAF): (0x80000008, 0x756E6547, 0x6C65746E, 0x49656E69),
+    (0x80000001, _NO_SUBLEAF): (0x306C4, 0x0, 0x21, 0x20100800),
+    (0x80000002, _NO_SUBLEAF): (0x65746E49, 0x6F43206C, 0x50206572, 0x65636F72),
+    (0x80000003, _NO_SUBLEAF): (0x726F7373, 0x61482820, 0x6C657773, 0x296C),
+    (0x80000005, _NO_SUBLEAF): (0x1FF01FF, 0x1FF01FF, 0x40020140, 0x40020140),
+    (0x80000006, _NO_SUBLEAF): (0x0, 0x42004200, 0x2008140, 0x0),
+    (0x80000008, _NO_SUBLEAF): (0x3028, 0x0, 0x0, 0x0),
+}
+"""By leaf and sub-leaf (all ones for a leaf that has none): eax, ebx, ecx, edx. Other leaves are zeros."""
