@@ -10,6 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
@@ -55,7 +56,7 @@ class PythonCpu:
         emit = hv.trace
         if emit is not None:
             domid, vcpu_id = domain.domid, vcpu.vcpu_id
-            self.trace = lambda kind, *fields: emit(domid, vcpu_id, kind, *fields)
+            self.trace = partial(emit, domid, vcpu_id)
 
     def view(self, address: int, size: int = 4096, /, write: bool = True) -> memoryview:
         """Return the bytes at a guest virtual address. Raises PageFault; ValueError if they are not in one piece."""

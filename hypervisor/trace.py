@@ -17,7 +17,10 @@ from hypervisor.abi.tracepoints import KINDS
 
 MAGIC = "paravirt trace"
 VERSION = 1
-_FLUSH_BYTES = 1 << 16
+_BATCH = 256
+"""Records that are packed together: so few that they are still in the processor's cache."""
+_BATCHES = 32
+"""... and how often that is done before it is written."""
 
 Emit = Callable[..., None]
 """`emit(domid, vcpu_id, kind, *fields)`."""
@@ -32,30 +35,50 @@ class TraceWriter:
 
     def __init__(self, file: BinaryIO, *, seed: int, about: dict[str, Any] | None = None) -> None:
         self._file = file
-        self._packer = msgpack.Packer(autoreset=False)
+        self._pack = msgpack.Packer().pack
+        self._records: list[tuple[Any, ...]] = []
         self.now: Callable[[], int] = lambda: 0
         header = {"magic": MAGIC, "version": VERSION, "seed": seed, "about": about or {}}
         header["kinds"] = {str(kind): [name, list(fields)] for kind, (name, fields) in KINDS.items()}
-        self._packer.pack(header)
+        self._packed: list[bytes] = [self._pack(header)]
+        self.emit = self._make_emit()
+        """Append one record, stamped with the current time. Fields are kept a while: they must not change."""
         self.failure: OSError | None = None
         """Why the file takes no more: the disk is full. The host goes on."""
 
-    def emit(self, domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
-        """Append one record, stamped with the current time."""
-        packer = self._packer
-        packer.pack((self.now(), domid, vcpu_id, kind, *fields))
-        if len(packer.getbuffer()) >= _FLUSH_BYTES:
+    def _make_emit(self) -> Emit:
+        """Return `emit`, on local names: it is called for every event of the host."""
+        records, keep = self._records, self._keep
+        append = records.append
+
+        def emit(domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
+            append((self.now(), domid, vcpu_id, kind) + fields)  # noqa: RUF005 - a third faster than unpacking
+            if len(records) >= _BATCH:
+                keep()
+
+        return emit
+
+    def _keep(self) -> None:
+        """Pack the records of a while all at once: that takes half as long as one by one."""
+        records = self._records
+        self._packed.append(self._pack(records)[_array_header(len(records)) :])
+        records.clear()
+        if len(self._packed) >= _BATCHES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write what is kept."""
+        records = self._records
+        self._packed.append(self._pack(records)[_array_header(len(records)) :])
+        records.clear()
+        data = b"".join(self._packed)
+        self._packed.clear()
         if self.failure is None:
             try:
-                self._file.write(self._packer.getbuffer())
+                self._file.write(data)
                 self._file.flush()
             except OSError as error:
                 self.failure = error
-        self._packer.reset()
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
@@ -72,6 +95,11 @@ class TraceWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _array_header(length: int) -> int:
+    """Return how many bytes msgpack puts before the elements of an array."""
+    return 1 if length < 16 else 3 if length < 1 << 16 else 5
 
 
 def read_trace(path: Path) -> tuple[dict[str, Any], Generator[list[Any], None, None]]:

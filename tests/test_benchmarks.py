@@ -18,6 +18,8 @@ SHORT = {
     "idle_domains": ("--domains", "3"),
     "machine_code": ("--rounds", "1"),
     "xenstore_core": ("--nodes", "100", "--watches", "10"),
+    "timers": ("--timers", "2000", "--rounds", "1"),
+    "tracing": ("--slices", "1", "--rounds", "1", "--records", "5000"),
     "net": ("--seconds", "0.02", "--repeats", "1"),
 }
 NEEDS_C = {"block", "net"}

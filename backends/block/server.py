@@ -143,10 +143,13 @@ class _Job:
         if status or server.unusual or self.steps or self.mappings:
             server.advance(self, status)
             return
-        ring, view, offsets, mask, pack_into = server.answering
+        ring, view, offsets, mask, pack_into, trace = server.answering
         prod = ring.rsp_prod_pvt
         pack_into(view, offsets[prod & mask], self.id, self.op, BLKIF_RSP_OKAY)
         ring.rsp_prod_pvt = (prod + 1) & MASK32
+        if trace is not None:
+            sectors = self.sectors if self.plan is None else self.plan.sectors
+            trace(BLOCK_REQUEST, server.name, self.op, self.sector, sectors, BLKIF_RSP_OKAY)
         self.plan = None
         server.free.append(self)
         server.in_flight = left = server.in_flight - 1
@@ -207,10 +210,10 @@ class BlockServer:
         self._barrier: _Job | None = None
         """A barrier that waits for all before it, or is being performed: nothing after it is taken."""
         self.unusual = False
-        """Whether finishing a request takes more than putting its response: a trace, a barrier, a stop."""
+        """Whether finishing a request takes more than putting its response: a barrier, a stop."""
         # What the two ends of the hot path look up each time; unpacking a tuple costs as much as one attribute.
         self._taking = (ring.view, ring.offsets, ring.mask, protocol.request.unpack_from, disk.submit, self.free)
-        self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into)
+        self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into, kernel.cpu.trace)
 
     # Requests
 
@@ -222,8 +225,6 @@ class BlockServer:
         """Take all requests out of the ring, as far as they may be taken, and start them: the event's handler."""
         if self.stopped or self._barrier is not None:
             return
-        if self._cpu.trace is not None:
-            self.unusual = True
         ring = self.ring
         shared = ring.shared
         pages = ring.pages
