@@ -22,6 +22,7 @@ from guest_kernel.threads import Scheduler, Thread, WaitQueue, burn, reschedule
 from guest_kernel.time import Clock, Sleeper, Timers
 from hypervisor.abi.callback import CALLBACKOP_register, CALLBACKTYPE_event, callback_register
 from hypervisor.abi.cpu import Cpu, Run
+from hypervisor.abi.tracepoints import THREAD
 from hypervisor.abi.version import XENVER_guest_handle
 from hypervisor.abi.xen import (
     DOMID_SELF,
@@ -107,6 +108,8 @@ class Kernel:
     def _bring_up_events(self) -> None:
         self.power = Power(self)
         self.scheduler = Scheduler(self.power.thread_failed)
+        if self.cpu.traces_threads:
+            self.scheduler.note = self._note_thread
         self.events = Events(
             self.hypercalls,
             self.shared_info,
@@ -114,6 +117,11 @@ class Kernel:
             lambda failure: self.power.panic(failure, "an event handler failed"),
         )
         self.install_upcall(self._boot_cpu)
+
+    def _note_thread(self, name: str) -> None:
+        """Tell the simulator's probe who has the vCPU from now on."""
+        if self.cpu.trace is not None:
+            self.cpu.trace(THREAD, name)
 
     def install_upcall(self, cpu: Cpu) -> None:
         """Register the event callback of the vCPU that executes this."""

@@ -67,6 +67,15 @@ class CurrentCpu:
     def trace(self, value: Callable[..., None] | None) -> None:
         raise AttributeError("the probe belongs to the simulator")
 
+    @property
+    def traces_threads(self) -> bool:
+        """Whether the probe wants to hear of threads."""
+        return self.active.traces_threads
+
+    @traces_threads.setter
+    def traces_threads(self, value: bool) -> None:
+        raise AttributeError("the probe belongs to the simulator")
+
     def hypercall(self, nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
         """Enter Xen from the vCPU that executes."""
         return self.active.hypercall(nr, a1, a2, a3, a4, a5)

@@ -256,6 +256,17 @@ class Thread:
         return f"<Thread {self.name}, {state}>"
 
 
+def _noted(note: Callable[[str], None], thread: Thread) -> Callable[[Any], Any]:
+    """Make the step of a thread that tells its name first."""
+    send = thread.coro.send
+
+    def step(value: Any) -> Any:
+        note(thread.name)
+        return send(value)
+
+    return step
+
+
 FailureHook = Callable[[Thread, BaseException], None]
 
 
@@ -269,6 +280,8 @@ class Scheduler:
         """The thread whose code is running; None in upcall handlers only if no thread has run yet."""
         self.on_failure = on_failure
         self.ending = False
+        self.note: Callable[[str], None] | None = None
+        """Told the name of each thread when it gets the vCPU; to be set before there are threads."""
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "", *, panics: bool = True) -> Thread:
         """Start a thread. It first runs when the spawning thread waits.
@@ -277,6 +290,8 @@ class Scheduler:
         panic, unless `panics` is False (then the exception is kept for a later `join`).
         """
         thread = Thread(self, coro, name or getattr(coro, "__qualname__", "thread"), panics)
+        if self.note is not None:
+            thread.send = _noted(self.note, thread)
         self.threads[thread] = None
         self.ready.append(thread)
         return thread
@@ -324,6 +339,8 @@ class Scheduler:
         assert exception is not None
         thread.raising = None
         self.current = thread
+        if self.note is not None:
+            self.note(thread.name)
         try:
             return thread.coro.throw(exception)
         except StopIteration as stop:

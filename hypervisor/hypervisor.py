@@ -77,6 +77,8 @@ class Hypervisor:
         self.clock = machine.clock
         self.timers = machine.timers
         self.trace = trace
+        self.traces_threads = False
+        """Whether guests are to tell the trace of their threads (`tracepoints.THREAD`)."""
         self.console = console or (lambda data: None)
         self.options = options or XenOptions()
         self.domains: dict[int, Domain] = {}

@@ -42,7 +42,7 @@ Door = tuple[HypercallDoor, Callable[[], None]]
 class PythonCpu:
     """The door: what the guest's code holds of its processor (`hypervisor.abi.cpu.Cpu`)."""
 
-    __slots__ = ("_vcpu", "hypercall", "lock", "outl", "text", "trace", "vcpu_id")
+    __slots__ = ("_vcpu", "hypercall", "lock", "outl", "text", "trace", "traces_threads", "vcpu_id")
 
     def __init__(self, vcpu: PythonVCpu) -> None:
         hv, domain = vcpu.hv, vcpu.domain
@@ -53,6 +53,7 @@ class PythonCpu:
         self.outl = _store_port(domain, hv.machine.ports.writers)
         """`outl(port, value)`: raises GeneralProtectionFault without permission (domctl ioport_permission)."""
         self.trace: Callable[..., None] | None = None
+        self.traces_threads = hv.traces_threads
         emit = hv.trace
         if emit is not None:
             domid, vcpu_id = domain.domid, vcpu.vcpu_id

@@ -8,6 +8,7 @@ import click
 
 from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
+from toolstack.commands.profile import profile
 from toolstack.commands.run import run
 from toolstack.commands.top import top
 from toolstack.commands.trace import trace
@@ -39,5 +40,5 @@ def main() -> None:
     """
 
 
-for _command in (run, boot, trace, top, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
+for _command in (run, boot, trace, profile, top, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

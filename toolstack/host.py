@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import UUID, uuid5
 
 import attrs
@@ -35,11 +35,11 @@ from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.serial import SerialCard
 from hypervisor.machine.socket_card import SocketCard
 from hypervisor.sched.algorithm import NEVER
-from hypervisor.sched.costs import CostError, Costs, load_costs
+from hypervisor.sched.costs import CostError, Costs, costs_for_trace, load_costs
 from hypervisor.sched.policy import Policy, parse_policy
 from hypervisor.sched.schedulers import DEFAULT
 from hypervisor.state_trace import StateTrace
-from hypervisor.trace import TraceError, TraceWriter
+from hypervisor.trace import Emit, TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
@@ -62,6 +62,7 @@ from toolstack.preparation import (
     open_image,
     prepare,
 )
+from toolstack.profiling.profile import Profile
 from toolstack.quick_ear import QuickEar
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.store_trace import StoreWatch
@@ -106,6 +107,8 @@ class Host:
         exports: Sequence[ExportSpec] = (),
         trace_file: Path | None = None,
         trace_state: bool = False,
+        trace_threads: bool = False,
+        profile: bool = False,
         consoles: ConsoleLog | None = None,
         dom0: DomainConfig | None = None,
         outside: Outside | None = None,
@@ -125,6 +128,9 @@ class Host:
         """Disks that are served to clients outside."""
         self.trace_file = trace_file
         self.trace_state = trace_state
+        self.trace_threads = trace_threads
+        if profile and self.real_time:
+            raise UsageError("a profile is of virtual time: --profile does not go with --time real")
         self.consoles = consoles or ConsoleLog(lambda line: None)
         self.outside = outside or Outside()
         self.outside.consoles = self.consoles
@@ -139,6 +145,9 @@ class Host:
         if scheduler and self.policy is not None:
             raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
         self.scheduler = self.policy.scheduler if self.policy is not None else scheduler or DEFAULT
+        self._names = {0: DOM0_NAME}
+        self.profile = Profile(self.costs, self._names) if profile else None
+        """Where virtual time goes, if that is to be added up; complete when `run` has returned."""
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
         self.xenstored: XenStored
@@ -157,7 +166,6 @@ class Host:
         self._obeyed = 0
         self._token: trio.lowlevel.TrioToken | None = None
         self._accounted: set[int] = set()
-        self._names = {0: DOM0_NAME}
         self._disks: dict[int, DiskController] = {}
         """The disk controllers that are plugged in, by unit, and whose they are."""
         self._disk_owners: dict[int, tuple[str, DiskSpec]] = {}
@@ -208,6 +216,8 @@ class Host:
             self._token = None
             if self._state_trace is not None:
                 self._state_trace.finish()
+            if self.profile is not None:
+                self.profile.finish()
             self._finish_dom0()
         failures = [self._trace_failure(), self.outside.failure]
         failures += [wire.failure for _, wire in prepared.wires]
@@ -343,6 +353,8 @@ class Host:
         if emit is not None and self.trace_state:
             self._state_trace = StateTrace(emit)
             emit = self._state_trace.emit
+        if self.profile is not None:
+            emit = self._profiled(emit)
         self.hv = hv = Hypervisor(
             machine,
             scheduler=self.scheduler,
@@ -353,6 +365,7 @@ class Host:
         )
         if trace is not None:
             trace.now = hv.now
+        hv.traces_threads = self.trace_threads or self.profile is not None
         if self._state_trace is not None:
             self._state_trace.attach(hv)
         nics: dict[str, int] = {}
@@ -397,11 +410,28 @@ class Host:
             file: BinaryIO = self.trace_file.open("wb")
         except OSError as error:
             raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
-        about = {"pcpus": self.pcpus, "time": "real" if self.real_time else "virtual", "schedule": self.schedule}
+        about: dict[str, Any] = {
+            "pcpus": self.pcpus,
+            "time": "real" if self.real_time else "virtual",
+            "schedule": self.schedule,
+        }
         about["scheduler"] = self.scheduler
+        about["costs"] = costs_for_trace(self.costs)
         about["preempts"] = self.policy is not None and self.policy.preempts
         self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
         return self._trace
+
+    def _profiled(self, emit: Emit | None) -> Emit:
+        """Return an emitter of records that go to the profile, and to the trace if there is one."""
+        assert self.profile is not None
+        add = self.profile.add
+
+        def both(domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
+            add(self.hv.now(), domid, vcpu_id, kind, *fields)
+            if emit is not None:
+                emit(domid, vcpu_id, kind, *fields)
+
+        return both
 
     def _trace_failure(self) -> str:
         """Say why the trace could not be written to its end; the empty string if it was."""

@@ -35,6 +35,8 @@ class Cpu(Protocol):
     """Code by guest virtual address; shared by the vCPUs of a domain. Upcalls and secondary vCPUs enter here."""
     trace: Callable[..., None] | None
     """The simulator's probe, `trace(kind, *fields)` with a kind of `hypervisor.abi.tracepoints`; None when off."""
+    traces_threads: bool
+    """Whether the probe wants to hear of each thread that gets the vCPU (`tracepoints.THREAD`)."""
 
     def hypercall(self, nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
         """Enter Xen. Pointers are guest virtual addresses. Returns the signed 64-bit result (negative: errno)."""

@@ -46,6 +46,7 @@ NET_PACKET = 70
 GUEST_NOTE = 71
 RING_CONNECT = 72
 STATE_NODE = 73
+THREAD = 74
 
 STATES = frozenset(
     {STATE_PORT, STATE_EVENT, STATE_UPCALL, STATE_GRANT, STATE_MAPPING, STATE_PAGES, STATE_RING, STATE_SLOT, STATE_NODE}
@@ -89,5 +90,6 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     GUEST_NOTE: ("note", ("text",)),
     RING_CONNECT: ("ring_connect", ("device", "ring", "layout", "front", "refs")),
     STATE_NODE: ("state_node", ("path", "value", "permissions")),
+    THREAD: ("thread", ("name",)),
 }
 """Kind → (name, names of the fields)."""

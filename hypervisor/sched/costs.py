@@ -49,6 +49,24 @@ OFF = Costs(hypercall=0, run=1, switch=0)
 """Time passes only where guests compute. (A stretch takes a nanosecond: a guest that waits in a loop must see time.)"""
 
 
+def costs_for_trace(costs: Costs) -> dict[str, Any]:
+    """Return the costs as a trace keeps them in its header: plain data."""
+    return attrs.asdict(costs)
+
+
+def costs_from_trace(data: Any) -> Costs | None:
+    """Return the costs that `costs_for_trace` made data of; None if it is something else."""
+    if not isinstance(data, dict):
+        return None
+    names = {field.name for field in attrs.fields(Costs)}
+    known = {name: value for name, value in data.items() if name in names}
+    numbers = [value for name, value in known.items() if name != "hypercalls"]
+    hypercalls = known.get("hypercalls", {})
+    if not isinstance(hypercalls, dict) or not all(type(n) is int for n in [*numbers, *hypercalls.values()]):
+        return None
+    return Costs(**known)
+
+
 def load_costs(text: str) -> Costs:
     """Return the costs that `--costs` names: `off`, or a file of TOML. Raises CostError."""
     if text == "off":

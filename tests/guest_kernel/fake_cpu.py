@@ -51,6 +51,7 @@ class FakeMachine:
         self.vcpu_id = 0
         self.text: dict[int, Callable[..., Any]] = {}
         self.trace: Callable[..., None] | None = None
+        self.traces_threads = False
         self.now = 1_000
         self.timer: int | None = None
         self.blocked = False

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +16,7 @@ import trio
 from hypervisor.errors import DeviceError, InvariantError, ReplayError
 from hypervisor.sched.schedulers import CHOICES, DEFAULT
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
+from toolstack.commands.profile import PROFILE_ROWS, save_speedscope
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
 from toolstack.errors import UsageError, did_you_mean
@@ -24,6 +26,7 @@ from toolstack.output import StandardOutput
 from toolstack.outside import Outside
 from toolstack.person import ConsolePerson
 from toolstack.preparation import parse_nic
+from toolstack.profiling.table import print_profile
 from toolstack.report import HostResult, make_console, print_table
 from toolstack.stuck import LastWords
 from toolstack.xenstore.plug import serving_store
@@ -117,6 +120,18 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     "trace --format html`; slow.",
 )
 @click.option(
+    "--trace-threads",
+    is_flag=True,
+    help="Have the trace tell of the guests' threads, too: for `paravirt profile`.",
+)
+@click.option(
+    "--profile",
+    "profile_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Add up where guests spend virtual time; print a table, and write a flame graph to FILE (for speedscope.app).",
+)
+@click.option(
     "--console",
     "console",
     metavar="NAME",
@@ -162,6 +177,8 @@ def run(
     exports: tuple[str, ...],
     trace_file: Path | None,
     trace_state: bool,
+    trace_threads: bool,
+    profile_file: Path | None,
     console: str | None,
     ptys: bool,
     log_dir: Path | None,
@@ -175,6 +192,8 @@ def run(
     to shut down; a second one destroys them. Exits with 0, with 1 if a guest failed, with 2 if something in the
     configuration is wrong.
     """
+    if trace_threads and trace_file is None:
+        raise OneSentence("--trace-threads says what to write to the --trace FILE, and there is none")
     if trace_state and trace_file is None:
         raise OneSentence("--trace-state says what is to be in a trace: it needs --trace FILE")
     output = StandardOutput()
@@ -195,6 +214,8 @@ def run(
             exports=[parse_export(text) for text in exports],
             trace_file=trace_file,
             trace_state=trace_state,
+            trace_threads=trace_threads,
+            profile=profile_file is not None,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
             consoles=None if quiet else _console_log(guests, output, person),
             outside=outside,
@@ -219,6 +240,9 @@ def run(
         sys.exit(EXIT_INTERNAL)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    if host.profile is not None and profile_file is not None:
+        output.attempt(partial(print_profile, host.profile, make_console(), "call", PROFILE_ROWS))
+        save_speedscope(host.profile, profile_file, " ".join(guest.name for guest in guests))
     _finish(result, output)
 
 

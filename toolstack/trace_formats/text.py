@@ -88,15 +88,20 @@ def format_trace(records: Iterable[Sequence[Any]]) -> Iterator[str]:
 
 def _hypercall(nr: int, *rest: int) -> str:
     *arguments, rc = rest
-    words = [xen.HYPERCALL_NAMES.get(nr, f"hypercall-{nr}")]
-    shown = list(arguments[: _ARGUMENTS.get(nr, len(arguments))])
-    operations = _OPERATIONS.get(nr)
-    if operations is not None:
-        command = shown.pop(0) & _U32
-        words.append(operations.get(command, f"op-{command}"))
+    words = [operation_name(nr, arguments[0])]
+    shown = arguments[nr in _OPERATIONS : _ARGUMENTS.get(nr, len(arguments))]
     words += [hex(argument) for argument in shown]
     words += ["=", _result(nr, rc)]
     return " ".join(words)
+
+
+def operation_name(nr: int, command: int) -> str:
+    """Return the name of a hypercall, and of what it is to do if its first argument says that."""
+    name = xen.HYPERCALL_NAMES.get(nr, f"hypercall-{nr}")
+    operations = _OPERATIONS.get(nr)
+    if operations is None:
+        return name
+    return f"{name} {operations.get(command & _U32, f'op-{command & _U32}')}"
 
 
 def _result(nr: int, rc: int) -> str:
