@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
-from hypervisor.abi.cpu import GeneralProtectionFault, Run
+from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Run
 from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import translate_load
@@ -62,14 +62,18 @@ class PythonCpu:
     def view(self, address: int, size: int = 4096, /, write: bool = True) -> memoryview:
         """Return the bytes at a guest virtual address. Raises PageFault; ValueError if they are not in one piece."""
         vcpu = self._vcpu
-        maddr = translate_load(vcpu, address, write)
-        room = 4096 - (address & 0xFFF)
-        if not 0 <= size <= room:
-            for offset in range(room, size, 4096):
-                if translate_load(vcpu, address + offset, write) != maddr + offset:
-                    raise ValueError(f"{size} bytes at {address:#x} are not in one piece of machine memory")
-            if size < 0:
-                raise ValueError(f"a view of {size} bytes")
+        try:
+            maddr = translate_load(vcpu, address, write)
+            room = 4096 - (address & 0xFFF)
+            if not 0 <= size <= room:
+                for offset in range(room, size, 4096):
+                    if translate_load(vcpu, address + offset, write) != maddr + offset:
+                        raise ValueError(f"{size} bytes at {address:#x} are not in one piece of machine memory")
+                if size < 0:
+                    raise ValueError(f"a view of {size} bytes")
+        except PageFault:
+            vcpu.hv.sched.charged += vcpu.hv.sched.costs.fault
+            raise
         window = vcpu.hv.memory.b[maddr : maddr + size]
         return window if write else window.toreadonly()
 

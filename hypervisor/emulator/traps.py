@@ -117,6 +117,7 @@ class Traps:
 
     def inject(self, vcpu: EmulatedVCpu, vector: int, error: int = 0) -> bool:
         """Let the guest take an exception at the present instruction; False if it cannot."""
+        self._hv.sched.charged += self._hv.sched.costs.fault
         entry = vcpu.context.trap_table.get(vector)
         cpu = self._cpu
         rip = cpu.q[RIP]

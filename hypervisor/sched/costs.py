@@ -36,13 +36,15 @@ class Costs:
     """A yield while nobody else has work to do: who yields in a loop waits for time to pass."""
     grant_copy_page: int = 0
     """Copying 4096 bytes by GNTTABOP_copy; less for less."""
+    fault: int = 0
+    """An exception that Xen hands to the guest: a page fault, a general protection fault, …"""
     hypercalls: dict[int, int] = attrs.field(factory=dict)
     """For the hypercalls with these numbers, so much more."""
 
     @property
     def has_extras(self) -> bool:
         """Whether anything is charged that the pCPU loop does not know by itself."""
-        return bool(self.grant_copy_page or self.hypercalls)
+        return bool(self.grant_copy_page or self.fault or self.hypercalls)
 
 
 OFF = Costs(hypercall=0, run=1, switch=0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from core_world import SCHED_OP, World
 
 from hypervisor.abi import grant_table as gnt
 from hypervisor.abi import sched, xen
+from hypervisor.abi.cpu import PageFault
 from hypervisor.sched.costs import OFF, CostError, Costs, load_costs
 
 VERSION = xen.HYPERVISOR_xen_version
@@ -59,6 +62,25 @@ def test_copies_by_the_byte():
     guest.runs(program)
     world.run()
     assert world.hv.sched.pcpus[0].now == 700 + 300 + 3 * 200 + 4196
+
+
+def test_a_fault():
+    world = World(costs=Costs(fault=3000))
+    guest = world.guest()
+    times = []
+
+    def program(cpu):
+        for address in (guest.args, 0x700000, guest.args):
+            with suppress(PageFault):
+                cpu.view(address, 8)
+            times.append(cpu.rdtsc())
+        cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+        yield 0
+
+    guest.runs(program)
+    world.run()
+    assert times == [0, 3000, 3000]
+    assert world.hv.sched.pcpus[0].now == 700 + 300 + 200 + 3000
 
 
 def test_off():
