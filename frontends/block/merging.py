@@ -19,6 +19,11 @@ from guest_kernel.threads import WaitQueue
 
 WINDOW = 8
 """How many waiting requests in a row that do not fit a request looks past."""
+MOST_SKIPPED = 7
+"""What `Merger.skip` is at most."""
+MAX_SECTORS = 256
+"""What is merged becomes no larger than that, 32 pages: of a ring full of more a backend would not keep the grants
+mapped, and that costs more than large requests save."""
 _NOBODY = WaitQueue()
 
 
@@ -81,42 +86,66 @@ class _Alone(_Inner):
         self._part.finish(error)
 
 
-def merge(device: BlockDevice, request: BlockRequest, pending: deque[BlockRequest], most: int) -> BlockRequest:
-    """Return `request`, or one in its place that takes in some of those that wait, of up to `most` sectors."""
-    op = request.op
-    if op > WRITE or not request.mergeable:
-        return request
-    first = request.sector
-    end = first + request.count
-    parts: deque[BlockRequest] | None = None
-    at = missed = 0
-    while missed < WINDOW and at < len(pending):
-        other = pending[at]
-        sector = other.sector
-        if (
-            (sector == end or sector + other.count == first)
-            and other.op == op
-            and other.buffer is None
-            and other.mergeable
-            and end - first + other.count <= most
-        ):
-            del pending[at]
-            missed = 0
-            if parts is None:
-                parts = deque([request])
-            if sector == end:
-                parts.append(other)
-                end += other.count
+@final
+class Merger:
+    """Merges what one ring is to carry. `most`: of how many sectors a request may become one."""
+
+    __slots__ = ("_device", "_vain", "most", "skip")
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+        self.most = 0
+        self.skip = 0
+        """How many requests need not be given to `merge`: those before them were in vain."""
+        self._vain = 0
+
+    def merge(self, request: BlockRequest, pending: deque[BlockRequest]) -> BlockRequest:
+        """Return `request`, or one in its place that takes in some of those that wait.
+
+        Where nothing has been found for some time it need not be looked for each time: see `skip`.
+        """
+        op = request.op
+        if op > WRITE or not request.mergeable:
+            return request
+        parts = self._find(request, pending)
+        if len(parts) == 1:
+            self._vain = self.skip = min(2 * self._vain + 1, MOST_SKIPPED)
+            return request
+        self._vain = 0
+        self._device.merged += len(parts) - 1
+        return Merged(self._device, parts)
+
+    def _find(self, request: BlockRequest, pending: deque[BlockRequest]) -> list[BlockRequest]:
+        """Take what fits out of the queue; return it in the order of the sectors, with `request` in its place."""
+        op = request.op
+        first = request.sector
+        end = first + request.count
+        limit = self.most
+        before: list[BlockRequest] = []
+        after = [request]
+        at = missed = 0
+        while missed < WINDOW and at < len(pending):
+            other = pending[at]
+            sector = other.sector
+            if (
+                (sector == end or sector + other.count == first)
+                and other.op == op
+                and other.buffer is None
+                and other.mergeable
+                and end - first + other.count <= limit
+            ):
+                del pending[at]
+                missed = 0
+                if sector == end:
+                    after.append(other)
+                    end += other.count
+                else:
+                    before.append(other)
+                    first = sector
             else:
-                parts.appendleft(other)
-                first = sector
-        else:
-            at += 1
-            missed += 1
-    if parts is None:
-        return request
-    device.merged += len(parts) - 1
-    return Merged(device, list(parts))
+                at += 1
+                missed += 1
+        return before[::-1] + after
 
 
 def take_apart(request: BlockRequest) -> list[BlockRequest]:

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
-from frontends.block.merging import merge, take_apart
+from frontends.block.merging import MAX_SECTORS as MAX_MERGED_SECTORS
+from frontends.block.merging import Merger, take_apart
 from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, SECTORS_PER_PAGE, PagePool, Slot
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
@@ -66,7 +67,7 @@ class FrontQueue:
         self._mm = kernel.mm
         self._device = device
         self._handle = handle
-        self._max_sectors = MAX_SECTORS
+        self._merger = Merger(device)
         self.pool = PagePool(kernel, domid)
         self.on_broken: Callable[[str], None] | None = None
         """Called once when the backend has written what no backend writes, with a sentence. Must not block."""
@@ -83,7 +84,7 @@ class FrontQueue:
         self._free = self._slots[::-1]
         # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
         ring = self.ring
-        self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._slots, self._free)
+        self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._free, self._merger)
         self.ring_refs: list[int] = []
         self.port = -1
         try:
@@ -105,7 +106,7 @@ class FrontQueue:
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
         # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
         bytes(min(self.ring.size * max_sectors << SECTOR_SHIFT, 16 << 20))
-        self._max_sectors = max_sectors
+        self._merger.most = min(max_sectors, MAX_MERGED_SECTORS)
         self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
         self.flush_op = flush_op
@@ -113,9 +114,7 @@ class FrontQueue:
 
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
-        ring, view, shared, offsets, mask, _, free = self._hot
-        if self.broken:
-            return
+        ring, view, shared, offsets, mask, free, merger = self._hot
         prod = old = ring.req_prod_pvt
         while pending and free:
             request = pending.popleft()
@@ -123,8 +122,11 @@ class FrontQueue:
             op = request.op
             buffer = request.buffer
             if buffer is None:
-                if pending and request.count < self._max_sectors:
-                    request = merge(self._device, request, pending, self._max_sectors)
+                if pending and request.count < merger.most:
+                    if merger.skip:
+                        merger.skip -= 1
+                    else:
+                        request = merger.merge(request, pending)
                 shape = slot.shapes.get(request.count) if not op and self.pool.persistent else None
             else:
                 shape = None if request.first else buffer.ready.get(request.count)
@@ -132,8 +134,7 @@ class FrontQueue:
                 error = self._put(request, slot, offsets[prod & mask])
                 if error:
                     free.append(slot)
-                    if error == errno.ENOMEM and prod != ring.rsp_cons:
-                        # What is in flight has memory, and leaves it to the next ones.
+                    if self._must_wait(error, prod):
                         pending.extendleft(reversed(take_apart(request)))
                         break
                     request.finish(error)
@@ -169,6 +170,10 @@ class FrontQueue:
             trace(RING_PUSH, self._device.name, "req", prod, notify, ring.rsp_cons)
         if notify:
             self._notify(self.port)
+
+    def _must_wait(self, error: int, prod: int) -> bool:
+        """Whether a request finds memory later: what is in flight has some, and leaves it to the next ones."""
+        return error == errno.ENOMEM and prod != self.ring.rsp_cons
 
     def _put(self, request: BlockRequest, slot: Slot, offset: int) -> int:
         """Write a request into the ring, its data into the slot's pages; returns 0, or why that cannot be."""
@@ -252,7 +257,8 @@ class FrontQueue:
 
     def _take(self, cons: int, prod: int) -> None:
         """Take the responses between two ring indices."""
-        ring, view, _, offsets, mask, slots, free = self._hot
+        ring, view, _, offsets, mask, free, _ = self._hot
+        slots = self._slots
         persistent = self.pool.persistent
         if ring.pages:
             ring.fetch(cons, prod)
@@ -289,6 +295,7 @@ class FrontQueue:
     def _break(self, why: str) -> None:
         """Stop believing the backend. What is in flight is taken back by `shut`; the driver hears of it once."""
         self.broken = True
+        self._free.clear()  # so `run` starts nothing
         self._events.mask(self.port)
         self.drained.wake_all()
         if self.on_broken is not None:
