@@ -160,6 +160,8 @@ class Connection:
         self._structured = False
         self._receiving = False
         self._sending = 0
+        self._looks = False
+        """Whether the thread is about to see by itself what has been sent."""
         self._sent_buffers: list[Buffer] = []
         self._start = self._end = 0
         """What of the area has been received and not parsed."""
@@ -213,6 +215,7 @@ class Connection:
             if negotiation.ready or negotiation.over:
                 break
             self._receive(self._in.segments(0, self._in.size), 1)
+            self._card.kick()
             while self._receiving:
                 if self.leaving:
                     return False
@@ -242,9 +245,13 @@ class Connection:
 
     async def _serve(self) -> None:
         """Take requests and answer them, until the client or the export ends. Raises Hangup."""
-        card, disk = self._card, self._disk
+        disk = self._disk
         while True:
             self.news = False
+            if self.finished and not self._sending:
+                # Before anything else: what has been sent leaves its buffers to what comes next.
+                self._answer()
+                self._kick()
             if not self.leaving:
                 self._parse()
                 self._listen()
@@ -252,7 +259,7 @@ class Connection:
                 await self._read_long()
             if self.finished and not self._sending:
                 self._answer()
-            card.kick()
+            self._kick()
             if disk.pending:
                 disk.restart()
             if self._failure:
@@ -261,6 +268,12 @@ class Connection:
                 return
             if not self.news:
                 await self._waiters.wait()
+
+    def _kick(self) -> None:
+        """Start what the card has been given, before the thread looks around once more."""
+        self._looks = True
+        self._card.kick()
+        self._looks = False
 
     async def _close(self) -> None:
         """Hang up, wait for what is still under way, and give everything back."""
@@ -304,11 +317,12 @@ class Connection:
     def _receive(self, segments: bytes, minimum: int) -> None:
         self._receiving = True
         self._card.submit(RECEIVE, self.number, segments, self._received, minimum)
-        self._card.kick()
 
     def _received(self, status: int) -> None:
         """The card has received something. Called in upcall context, or inside of `kick`."""
         self._receiving = False
+        if status == -errno.EAGAIN:
+            return
         if status <= 0:
             self._ended = True
             self.leaving = True
@@ -329,13 +343,8 @@ class Connection:
         if piece is None and (self._rest is not None or self.jobs >= MAX_JOBS):
             return
         if piece is not None:
-            missing = piece.size - piece.filled
-            segments = piece.buffer.segments(piece.filled, piece.size)
-            if len(segments) < (MAX_SEGMENTS - AREA_PAGES) * SEGMENT_SIZE:
-                # Behind a large one there is room for a header only: the data of the next goes to its own buffer.
-                segments += area.segments(0, REQUEST_SIZE if self._large else area.size)
             self._start = self._end = 0
-            self._receive(segments, missing)
+            self._receive(self._data_segments(piece), piece.size - piece.filled)
             return
         have = self._end - self._start
         if have >= REQUEST_SIZE:
@@ -353,7 +362,7 @@ class Connection:
             piece = self._piece
             if piece is not None:
                 self._fill(piece)
-                if piece.filled < piece.size:
+                if piece.filled < piece.size and not (self._large and self._receive_now(piece)):
                     return
                 self._write(piece)
             if self._long is not None or (self._rest is not None and not self._next_piece()):
@@ -368,6 +377,26 @@ class Connection:
                 return
             if not self._begin_small(batch - self.jobs) and not self._begin():
                 return
+
+    def _receive_now(self, piece: Piece) -> bool:
+        """Receive the data of a large write that is there, or comes without a pause; returns whether that is all of it.
+
+        So the disk can be given more than one of them at once. `_listen` waits for the rest.
+        """
+        if self._receiving or self.leaving:
+            return False
+        self._start = self._end = 0
+        self._receive(self._data_segments(piece), 0)
+        self._kick()
+        return piece.filled == piece.size
+
+    def _data_segments(self, piece: Piece) -> bytes:
+        """Return where the data of a write that is still missing is received to, and what comes after it."""
+        segments = piece.buffer.segments(piece.filled, piece.size)
+        if len(segments) < (MAX_SEGMENTS - AREA_PAGES) * SEGMENT_SIZE:
+            # Behind a large one is room for a header only: the data of the next goes to its own buffer.
+            segments += self._in.segments(0, REQUEST_SIZE if self._large else self._in.size)
+        return segments
 
     def _fill(self, piece: Piece) -> None:
         """Copy what of a write's data has been received into the area."""
@@ -523,13 +552,14 @@ class Connection:
     def _buffer(self, size: int) -> Buffer | None:
         """Return a buffer for `size` bytes, or a smaller one; None if there is none.
 
-        Its own buffer is for a client who has nothing under way: nothing would come back that could be waited for.
+        Its own buffer is for a client who has nothing under way, and nothing being sent: nothing would come back that
+        could be waited for.
         """
         pool = self.export.pool
         buffer = pool.take(size)
         if buffer is not None:
             return buffer
-        if not self.jobs or (self.jobs == 1 and self._rest is not None):
+        if not self._sent_buffers and (not self.jobs or (self.jobs == 1 and self._rest is not None)):
             if self._own:
                 return self._own.pop()
             if not self._own_made:
@@ -650,7 +680,8 @@ class Connection:
             for buffer in self._sent_buffers:
                 self.export.pool.give(buffer)
             self._sent_buffers.clear()
-        self.wake()
+        if self.finished or not self._looks:
+            self.wake()
 
     def _send_segments(self, segments: bytes) -> None:
         """Send any number of segments."""

@@ -39,6 +39,8 @@ KNOWN_TABLES = 1024
 """Segment tables whose meaning is remembered."""
 QUIET_NS = 20_000
 """Who has not said anything for this time does not go on."""
+PATIENCE_NS = 1_000_000
+"""Who goes on and on is not listened to for longer than this at a time: others have something to say, too."""
 RARELY = 15
 """Receives for which somebody who did not go on is not waited for."""
 SOCKET_BUFFER = 4 << 20
@@ -69,6 +71,9 @@ class _Transfer:
         """Strike off the first `size` bytes."""
         self.done += size
         views = self.views
+        if len(views) == 1:
+            self.views = [views[0][size:]] if size < len(views[0]) else []
+            return
         gone = 0
         while gone < len(views) and size >= len(views[gone]):
             size -= len(views[gone])
@@ -343,7 +348,7 @@ class SocketCard:
             status = self._receive_some(sock, transfer) if self._reaches(transfer.runs) else -errno.EFAULT
             if status is None:
                 return
-            if status > 0 and transfer.views and transfer.minimum:
+            if status > 0 and transfer.views:
                 status = self._linger(connection, transfer)
             receives.popleft()
             self._complete(transfer.ident, status)
@@ -353,26 +358,33 @@ class SocketCard:
 
         Who is in the middle of it is waited for a little: that is less work than to come back.
         """
-        now, deadline = time.monotonic_ns, 0
+        now, deadline, end = time.monotonic_ns, 0, 0
+        before, minimum = transfer.done, transfer.minimum
+        status = None
         while True:
             views = transfer.views
             try:
                 size = sock.recv_into(views[0]) if len(views) == 1 else sock.recvmsg_into(views)[0]
             except BlockingIOError:
-                if not transfer.minimum:
-                    return transfer.done or -errno.EAGAIN
-                if now() < deadline:
+                if not minimum:
+                    status = transfer.done or -errno.EAGAIN
+                elif now() < deadline:
                     continue
-                return None
+                break
             except OSError as error:
-                return -(error.errno or errno.EIO)
-            if not size:
-                return transfer.done
-            self._mark(transfer.runs)
-            transfer.advance(size)
-            if transfer.done >= transfer.minimum or not transfer.views:
-                return transfer.done
+                status = -(error.errno or errno.EIO)
+                break
+            if size:
+                transfer.advance(size)
+            if not size or transfer.done >= minimum or not transfer.views:
+                status = transfer.done
+                break
             deadline = now() + QUIET_NS
+            end = end or deadline + PATIENCE_NS
+            deadline = min(deadline, end)
+        if transfer.done > before:
+            self._mark(transfer.runs)
+        return status
 
     def _linger(self, connection: _Connection, transfer: _Transfer) -> int:
         """Wait for more, as long as the other side goes on speaking: an interrupt for each word would be too many.
@@ -385,6 +397,7 @@ class SocketCard:
         sock, now = connection.socket, time.monotonic_ns
         before = transfer.done
         deadline = now() + QUIET_NS
+        end = deadline + PATIENCE_NS
         while transfer.views:
             try:
                 size = sock.recvmsg_into(transfer.views)[0]
@@ -396,11 +409,12 @@ class SocketCard:
                 break  # the next receive meets it, too
             if not size:
                 break
-            self._mark(transfer.runs)
             transfer.advance(size)
-            deadline = now() + QUIET_NS
+            deadline = min(now() + QUIET_NS, end)
         if transfer.done == before:
             connection.skip = RARELY
+        else:
+            self._mark(transfer.runs)
         return transfer.done
 
     def _send(self, connection: _Connection) -> None:
@@ -416,7 +430,7 @@ class SocketCard:
     @staticmethod
     def _send_some(sock: socket.socket, transfer: _Transfer) -> int | None:
         """Send what there is room for; return the status when the command is done. A reader is waited for a little."""
-        now, deadline = time.monotonic_ns, 0
+        now, deadline, end = time.monotonic_ns, 0, 0
         while transfer.views:
             try:
                 size = sock.sendmsg(transfer.views, (), socket.MSG_NOSIGNAL)
@@ -428,6 +442,8 @@ class SocketCard:
                 return -(error.errno or errno.EIO)
             transfer.advance(size)
             deadline = now() + QUIET_NS
+            end = end or deadline + PATIENCE_NS
+            deadline = min(deadline, end)
         return transfer.done
 
     # -- memory ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,72 @@ def test_a_receive_waits_for_its_minimum_and_the_next_one_for_its_turn(rig: Rig)
         assert rig.ring() == [(4, 2)]
         rig.put(sheet.SOCKET_RECEIVE, 5, number, [(DATA * PAGE, 8)], minimum=8)
         assert rig.ring() == [(5, 0)]
+
+
+class Dribbler:
+    """A socket whose other side never stops to send or take a byte, one at a time, with a short pause after each.
+
+    Nobody waits for these pauses: a clock that is asked for the time moves on by a microsecond.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.moved = 0
+        self.pause = False
+        monkeypatch.setattr(time, "monotonic_ns", self._tick)
+
+    def _tick(self) -> int:
+        self.now += 1000
+        return self.now
+
+    def _byte(self) -> int:
+        self.pause = not self.pause
+        if self.pause:
+            raise BlockingIOError
+        self.moved += 1
+        return 1
+
+    def recv_into(self, view: memoryview) -> int:
+        return self._byte()
+
+    def recvmsg_into(self, views: list[memoryview]) -> tuple[int]:
+        return (self._byte(),)
+
+    def sendmsg(self, views: list[memoryview], _ancillary: object, _flags: int) -> int:
+        return self._byte()
+
+
+@pytest.mark.parametrize(("op", "minimum"), [(sheet.SOCKET_RECEIVE, 4096), (sheet.SOCKET_SEND, 1)])
+def test_who_speaks_slowly_and_for_ever_is_left_alone_after_a_while(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, op: int, minimum: int
+) -> None:
+    client, number = rig.connect()
+    with client:
+        size = 1 << 19
+        rig.put(op, 1, number, [(DATA * PAGE, size)], minimum=minimum)
+        (connection,) = rig.card._connections.values()
+        with monkeypatch.context() as patch:
+            real, dribbler = connection.socket, Dribbler(patch)
+            connection.socket = dribbler  # type: ignore[assignment]
+            rig.ring()
+            dribbler.pause = True
+            rig.card._receive(connection)
+            rig.card._send(connection)
+            connection.socket = real
+        # A millisecond, and so many bytes, and not all 2**19.
+        assert 0 < dribbler.moved < 2500
+
+
+def test_a_receive_of_what_is_there_goes_on_with_what_follows(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)], minimum=0)
+        assert rig.ring() == [(1, -errno.EAGAIN)]
+        client.sendall(b"1234")
+        rig.put(sheet.SOCKET_RECEIVE, 2, number, [(DATA * PAGE, 8)], minimum=0)
+        assert rig.ring() == [(2, 4)]
+        client.sendall(b"5678")
+        rig.put(sheet.SOCKET_RECEIVE, 3, number, [(DATA * PAGE, 8)], minimum=1)
+        assert rig.ring() == [(3, 4)]
 
 
 def test_a_send_waits_for_the_client_to_read(rig: Rig) -> None:
