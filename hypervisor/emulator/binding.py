@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypervisor.emulator.abort_guard import STATE, guard_words
+from hypervisor.emulator.memory_lookup import shorten
 from hypervisor.errors import DeviceError
 
 HOW_TO_INSTALL = "machine-code guests need the CPU emulator: pip install 'paravirt[emulator]'"
@@ -133,6 +134,7 @@ class Binding:
         self._find_state()
         self._self_test()
         self._guard = guard_words(self.raise_function)
+        self._memory_lookup = shorten(uclib, self.engine, size)
 
     def _function(self, name: str, *arguments: Any, keep_lock: bool) -> Callable[..., int]:
         make = ctypes.PYFUNCTYPE if keep_lock else ctypes.CFUNCTYPE

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machine_code import require_assembler
 
-from hypervisor.emulator import abort_guard, native_hooks
+from hypervisor.emulator import abort_guard, memory_lookup, native_hooks
 from hypervisor.emulator.native_hooks import Listing
 
 LISTINGS = {
@@ -18,6 +18,7 @@ LISTINGS = {
     "translation": native_hooks.TRANSLATION,
     "step": native_hooks.STEP,
     "access": native_hooks.ACCESS,
+    "lookup": memory_lookup.LOOKUP,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
 }
 
