@@ -13,8 +13,8 @@ from pathlib import Path
 import attrs
 
 from hypervisor.machine.failing_disk import Faults, parse_faults
-from hypervisor.machine.nbd import PREFIX as NBD_PREFIX
-from hypervisor.machine.nbd import NbdAddress, parse_nbd
+from hypervisor.machine.nbd_address import PREFIX as NBD_PREFIX
+from hypervisor.machine.nbd_address import NbdAddress, parse_nbd
 from toolstack.errors import SpecError, did_you_mean
 
 RAW_FORMAT = "raw"

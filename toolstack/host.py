@@ -47,7 +47,7 @@ from toolstack.disk_spec import DiskSpec
 from toolstack.errors import GuestHangError, ToolstackError, UsageError
 from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
-from toolstack.nbd_export import ExportDoor, ExportSpec, follow
+from toolstack.nbd_export import ExportDoor, ExportSpec
 from toolstack.outside import Outside
 from toolstack.pace import Pace
 from toolstack.preparation import (
@@ -63,7 +63,7 @@ from toolstack.preparation import (
     prepare,
 )
 from toolstack.profiling.profile import Profile
-from toolstack.quick_ear import QuickEar
+from toolstack.quick_ear import QuickEar, follow
 from toolstack.report import ABORTED, DomainResult, HostResult, Usage
 from toolstack.store_trace import StoreWatch
 from toolstack.tap import TapWire
@@ -548,7 +548,9 @@ class Host:
         if spare is not None:
             # The files may have changed since: what was known of them does not count any more.
             self._prepared.disks[self._prepared.disks.index(self._disks[spare].backing)] = backing
+            self._stop_listening(self._disks[spare])
             self._disks[spare].exchange(backing)
+            self._listen_to(self._disks[spare])
             self._disk_owners[spare] = owner, disk
             return spare
         self._prepared.disks.append(backing)
@@ -560,6 +562,23 @@ class Host:
         controller.now = self.hv.now
         self._disks[unit] = controller
         self._disk_owners[unit] = owner, disk
+        self._listen_to(controller)
+
+    def _listen_to(self, controller: DiskController) -> None:
+        """Hear the answers of a disk's server, if it has one."""
+        remote = controller.remote
+        if remote is None:
+            return
+        remote.backing.give_up = lambda: self.interrupts > 1
+        if self.real_time:
+            self._ear.add(remote)
+            self.outside.follow(partial(follow, remote), self)
+
+    def _stop_listening(self, controller: DiskController) -> None:
+        remote = controller.remote
+        if remote is not None and self.real_time:
+            self._ear.remove(remote)
+            trio.lowlevel.notify_closing(remote.fileno())
 
     def unplug_disk(self, unit: int, *, keep: bool) -> None:
         """See `Platform.unplug_disk`."""
@@ -573,6 +592,7 @@ class Host:
             return
         controller = self._disks.pop(unit)
         self._prepared.disks.remove(controller.backing)
+        self._stop_listening(controller)
         controller.unplug()
 
     def _plug_socket_card(self, unit: int, door: ExportDoor) -> None:

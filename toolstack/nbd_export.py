@@ -9,20 +9,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import attrs
-import trio
 
 from hypervisor.abi.device import SOCKET_UNITS
-from hypervisor.machine.socket_card import SocketCard
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.machine_code import MachineCode
 from toolstack.xenstore import address
 from toolstack.xl_config import DomainConfig
-
-if TYPE_CHECKING:
-    from toolstack.host import Host
 
 FORM = "GUEST:VDEV=unix:PATH or GUEST:VDEV=tcp:HOST:PORT"
 BACKLOG = 128
@@ -126,15 +121,3 @@ def _listen_tcp(spec: ExportSpec) -> socket.socket:
         listener.close()
         raise UsageError(f"--export-nbd {spec.text!r}: {error.strerror}") from None
     return listener
-
-
-async def follow(card: SocketCard, host: Host) -> None:
-    """Tell a socket card whenever one of its sockets is ready, for as long as it is plugged in."""
-    while card.fileno() >= 0:
-        try:
-            await trio.lowlevel.wait_readable(card.fileno())
-        except trio.ClosedResourceError:
-            return
-        card.poll()
-        host.wake()
-        await trio.lowlevel.checkpoint()

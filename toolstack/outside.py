@@ -233,6 +233,13 @@ class Outside:
         for task in self.tasks:
             nursery.start_soon(task, host)
 
+    def follow(self, task: Callable[[Host], Awaitable[None]], host: Host) -> None:
+        """Have a task run outside from now on, or from the start of the host."""
+        if self._nursery is None:
+            self.tasks.append(task)
+        else:
+            self._nursery.start_soon(task, host)
+
     @property
     def may_speak(self) -> bool:
         """Whether something may come from outside without the host's doing."""

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import select
 import time
-from typing import Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
+
+import trio
+
+if TYPE_CHECKING:
+    from toolstack.host import Host
 
 WAIT_NS: Final = 1_000_000
 """How long to wait for the next word: the shortest time that epoll knows."""
@@ -35,6 +40,10 @@ class Speaker(Protocol):
 
     def catch_up(self) -> bool:
         """Take what was said before anybody listened; return whether there was something."""
+        ...
+
+    def patience(self) -> float:
+        """Give up what has taken too long; return in how many seconds to ask again."""
         ...
 
 
@@ -84,3 +93,17 @@ class QuickEar:
     def close(self) -> None:
         """Let go of the descriptor."""
         self._epoll.close()
+
+
+async def follow(speaker: Speaker, host: Host) -> None:
+    """Tell a device whenever it has something to do, for as long as its descriptor is open: under the event loop."""
+    file = speaker.fileno()
+    while speaker.fileno() == file:
+        with trio.move_on_after(speaker.patience()):
+            try:
+                await trio.lowlevel.wait_readable(file)
+            except trio.ClosedResourceError:
+                return
+        speaker.poll()
+        host.wake()
+        await trio.lowlevel.checkpoint()

@@ -7,8 +7,9 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import final
 
 from hypervisor.errors import DeviceError
 
@@ -58,6 +59,93 @@ class Backing(ABC):
     def close(self) -> None:
         """Let go of the storage."""
         return
+
+
+@final
+class Pending:
+    """A request that is under way at a remote backing. It may have been sent in several parts."""
+
+    __slots__ = ("data", "left", "status")
+
+    def __init__(self, data: bytearray | None = None) -> None:
+        self.data = data
+        """What a read brings."""
+        self.left = 0
+        """Parts that have not been answered."""
+        self.status = 0
+        """The first errno, or 0."""
+
+
+class RemoteBacking(Backing):
+    """Storage somewhere else: it is asked now and answers later, many requests at a time.
+
+    Requests that touch the same bytes are carried out in their order, as far as one of them changes something; others
+    in any.
+    """
+
+    READ, WRITE, FLUSH, DISCARD = range(4)
+
+    give_up: Callable[[], bool] = staticmethod(lambda: False)
+    """Asked from time to time during `wait`: whether nobody wants to wait any more."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether something is under way."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `poll` has something to do."""
+
+    @abstractmethod
+    def start(self, op: int, offset: int, size: int, data: bytes = b"") -> Pending:
+        """Begin READ, WRITE (of `data`), FLUSH or DISCARD."""
+
+    @abstractmethod
+    def poll(self) -> bool:
+        """Take what has been answered, without waiting; return whether there was something."""
+
+    @abstractmethod
+    def wait(self, requests: Sequence[Pending]) -> None:
+        """Wait, and do nothing else, until these have been answered: with EIO if that takes too long."""
+
+    @abstractmethod
+    def check_patience(self) -> float:
+        """Fail all that is under way if there has been no answer for too long; return seconds until that is so."""
+
+    def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Read, and wait for it."""
+        pending = self.start(self.READ, offset, size)
+        self.wait((pending,))
+        if not pending.status:
+            scatter(pending, views)
+        return pending.status
+
+    def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Write, and wait for it."""
+        return self._complete(self.start(self.WRITE, offset, size, b"".join(views)))
+
+    def flush(self) -> int:
+        """Flush, and wait for it."""
+        return self._complete(self.start(self.FLUSH, 0, 0))
+
+    def discard(self, offset: int, size: int) -> int:
+        """Discard, and wait for it."""
+        return self._complete(self.start(self.DISCARD, offset, size))
+
+    def _complete(self, pending: Pending) -> int:
+        self.wait((pending,))
+        return pending.status
+
+
+def scatter(pending: Pending, views: Sequence[memoryview]) -> None:
+    """Put what a read has brought where it is wanted."""
+    assert pending.data is not None
+    data, start = memoryview(pending.data), 0
+    for view in views:
+        end = start + len(view)
+        view[:] = data[start:end]
+        start = end
 
 
 class RawFile(Backing):

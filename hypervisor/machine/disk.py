@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, final
 
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
-from hypervisor.machine.backing import Backing
+from hypervisor.machine.backing import Backing, RemoteBacking
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from hypervisor.machine.remote_disk import RemoteCommands
 from hypervisor.machine.timers import Timer
 
 SECTOR_SIZE = 512
@@ -80,14 +81,14 @@ class DiskController:
         machine.interrupts.plug_in(sheet.disk_irq(unit))
         self.unit = unit
         self._medium_latency_ns = latency_ns
-        self._use(backing)
         self.ns_per_kib = ns_per_kib
         self.iommu = iommu
         self.now: Callable[[], int] = machine.clock.read
         self.read_bytes = self.written_bytes = self.commands = 0
         self._command_base = self._completion_base = 0
         self._consumed = self._produced = self._changes = 0
-        self._generation = 0
+        self.generation = 0
+        """Counts resets: what was begun in an earlier one is not reported any more."""
         self._known: dict[bytes, Gathered] = {}
         self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
@@ -98,10 +99,19 @@ class DiskController:
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
-        machine.ports.writers[sheet.disk_port(unit) + sheet.DISK_DOORBELL] = self._doorbell
+        self._use(backing)
 
     def _use(self, backing: Backing) -> None:
         self.backing = backing
+        self.remote = RemoteCommands(self, backing) if isinstance(backing, RemoteBacking) else None
+        """Who executes the commands where that is done somewhere else."""
+        doorbell = self._doorbell if self.remote is None else self.remote.doorbell
+        self.machine.ports.writers[self._ports.base + sheet.DISK_DOORBELL] = doorbell
+        self._measure()
+
+    def _measure(self) -> None:
+        """See how large the medium is, and how fast."""
+        backing = self.backing
         self.sectors = backing.size // SECTOR_SIZE
         self.latency_ns = self._medium_latency_ns + backing.delay_ns
         self._prompt = not backing.delay_ns
@@ -118,7 +128,7 @@ class DiskController:
         """Give the medium another capacity and tell the driver; returns 0 or an errno of the backing."""
         status = self.backing.resize(sectors * SECTOR_SIZE)
         if not status:
-            self._use(self.backing)
+            self._measure()
             self._tell_change()
         return status
 
@@ -133,7 +143,7 @@ class DiskController:
 
     def unplug(self) -> None:
         """Take the disk out of the machine; commands under way are lost, as when a cable is pulled."""
-        self._generation += 1
+        self.generation += 1
         self.machine.ports.unmap(self._ports)
         self.backing.close()
 
@@ -157,7 +167,7 @@ class DiskController:
         elif register == sheet.DISK_COMPLETIONS:
             self._completion_base = self._frame_base(value)
         elif register == sheet.DISK_RESET:
-            self._generation += 1
+            self.generation += 1
             self._consumed = self._produced = self._changes = 0
             self._command_base = self._completion_base = 0
 
@@ -194,7 +204,7 @@ class DiskController:
             moved += size
         self._consumed = consumed
         self.commands += len(done)
-        completion.generation = self._generation
+        completion.generation = self.generation
         if self.machine.clock.real and self._prompt:
             self._complete(completion)
         else:
@@ -203,18 +213,22 @@ class DiskController:
 
     def _complete(self, completion: _Completion) -> None:
         """Report commands as done, unless there was a reset or an unplug in between."""
-        if completion.generation == self._generation:
-            base, produced, q = self._completion_base, self._produced, self._q
-            first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
-            for word in completion.words:
-                q[first + (produced & COMPLETION_MASK)] = word
-                produced = produced + 1 & U32
-            self._produced = produced
-            self._i[base >> 2] = produced
-            self._written[base >> PAGE_SHIFT] = 1
-            self._raise_line(self._line)
+        if completion.generation == self.generation:
+            self._put(completion.words)
         completion.words.clear()
         self._spare.append(completion)
+
+    def _put(self, words: list[int]) -> None:
+        """Put completions where the driver finds them, and tell it."""
+        base, produced, q = self._completion_base, self._produced, self._q
+        first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
+        for word in words:
+            q[first + (produced & COMPLETION_MASK)] = word
+            produced = produced + 1 & U32
+        self._produced = produced
+        self._i[base >> 2] = produced
+        self._written[base >> PAGE_SHIFT] = 1
+        self._raise_line(self._line)
 
     def _execute(self, op: int, nr_segments: int, sector: int, segments: int, sectors: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
@@ -223,7 +237,7 @@ class DiskController:
                 return self._execute_without_data(op, sector, sectors), 0
             if self.backing.readonly:
                 return errno.EROFS, 0
-        # The usual case of `_gather`, written out: a table that is well known, of a unit that may access everything.
+        # The usual case of `gather`, written out: a table that is well known, of a unit that may access everything.
         gathered = None
         if self._allowed is None and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
             try:
@@ -231,7 +245,7 @@ class DiskController:
             except (struct_error, OverflowError):
                 return errno.EFAULT, 0  # there is no such memory
         if gathered is None:
-            gathered = self._gather(nr_segments, segments)
+            gathered = self.gather(nr_segments, segments)
             if gathered is None:
                 return errno.EFAULT, 0
         views, _, marks, size = gathered
@@ -250,15 +264,54 @@ class DiskController:
 
     def _execute_without_data(self, op: int, sector: int, sectors: int) -> int:
         """Carry out a command that moves nothing; returns 0 or an errno."""
+        status = self.check_without_data(op, sector, sectors)
+        if status:
+            return status
+        return self.backing.flush() if op == sheet.DISK_FLUSH else self.backing.discard(*self.place(sector, sectors))
+
+    # -- what commands have in common, wherever they are executed ---------------------------------------------------
+
+    def take(self, producer: int) -> list[tuple[int, ...]]:
+        """Take the commands up to the driver's producer index: the fields of each `disk_command`."""
+        consumed, base = self._consumed, self._command_base
+        pending = producer - consumed & U32
+        if not base or not self._completion_base or pending > QUEUE_LENGTH:
+            return []
+        self._allowed = self.iommu(self._line)
+        self._consumed = producer & U32
+        self.commands += pending
+        return [
+            COMMAND.unpack_from(self._b, base + (number & SLOT_MASK) * COMMAND_SIZE)
+            for number in range(consumed, consumed + pending)
+        ]
+
+    def report(self, statuses: Sequence[tuple[int, int]]) -> None:
+        """Report commands as done, each by its id and 0 or an errno."""
+        self._put([(-status & U32) << 32 | ident if status else ident for ident, status in statuses])
+
+    def place(self, sector: int, sectors: int) -> tuple[int, int]:
+        """Return where sectors are in the medium: offset and size in bytes."""
+        return sector * SECTOR_SIZE, sectors * SECTOR_SIZE
+
+    def check_transfer(self, sector: int, size: int) -> tuple[int, int]:
+        """Return (errno or 0, offset in bytes) of a transfer."""
+        offset = sector * SECTOR_SIZE
+        return errno.EINVAL if size % SECTOR_SIZE or offset + size > self._size else 0, offset
+
+    def check_without_data(self, op: int, sector: int, sectors: int) -> int:
+        """Return what is wrong with a command that moves nothing: 0 or an errno."""
         if op == sheet.DISK_FLUSH:
-            return self.backing.flush()
+            return 0
         if op != sheet.DISK_DISCARD or not self.backing.discards:
             return errno.EOPNOTSUPP
-        if not sectors or sector + sectors > self.sectors:
-            return errno.EINVAL
-        return self.backing.discard(sector * SECTOR_SIZE, sectors * SECTOR_SIZE)
+        return errno.EINVAL if not sectors or sector + sectors > self.sectors else 0
 
-    def _gather(self, count: int, table: int) -> Gathered | None:
+    def may_access(self, table: int, gathered: Gathered) -> bool:
+        """Whether the unit may access, by now, a segment table and what it names."""
+        allowed = self.iommu(self._line)
+        return allowed is None or (allowed(table // PAGE_SIZE) and all(map(allowed, gathered[1])))
+
+    def gather(self, count: int, table: int) -> Gathered | None:
         """Turn a segment table into views of memory; None if some address is not there or not allowed.
 
         The table is read once. What its bytes mean is remembered, for drivers use the same memory again and again;

@@ -8,6 +8,7 @@ life, so a command costs no call besides the one that moves the data.
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
 import time
@@ -145,6 +146,10 @@ class SocketCard:
     def busy(self) -> bool:
         """Whether somebody is connected."""
         return bool(self._connections)
+
+    def patience(self) -> float:
+        """Whoever is connected may be silent for as long as they like."""
+        return math.inf
 
     def unplug(self) -> None:
         """Take the card out of the machine: everybody is hung up on, and nobody can connect any more."""

@@ -15,7 +15,8 @@ from struct import pack
 import pytest
 
 from hypervisor.errors import DeviceError
-from hypervisor.machine.nbd import NbdAddress, NbdDisk
+from hypervisor.machine.nbd import NbdDisk
+from hypervisor.machine.nbd_address import NbdAddress
 
 SIZE = 4 << 20
 Server = Callable[..., subprocess.Popen[bytes]]
@@ -152,7 +153,7 @@ def scripted(tmp_path: Path, *parts: bytes) -> NbdAddress:
             if len(parts) == 1:
                 return
             connection.recv(4, socket.MSG_WAITALL)
-            connection.recv(22, socket.MSG_WAITALL)
+            connection.recv(24, socket.MSG_WAITALL)
             for part in parts[1:-1]:
                 connection.sendall(part)
                 connection.recv(28)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.machine.nbd import NbdAddress
+from hypervisor.machine.nbd_address import NbdAddress
 from toolstack.device_spec import DeviceSpec, parse_device
 from toolstack.disk_spec import DiskSpec, parse_disk, parse_size, vdev_number
 from toolstack.errors import SpecError

@@ -1,0 +1,59 @@
+"""Where an export of an NBD server is, and how a person says that."""
+
+from __future__ import annotations
+
+import socket
+
+import attrs
+
+PREFIX = "nbd:"
+DEFAULT_PORT = 10809
+PATIENCE = 10.0
+"""Seconds that a server may take for each step until the export is open: the host does nothing else meanwhile."""
+
+
+@attrs.frozen
+class NbdAddress:
+    """Where an export is: at a Unix socket (`path`) or a TCP port, and its name there."""
+
+    path: str = ""
+    host: str = ""
+    port: int = DEFAULT_PORT
+    export: str = ""
+
+    def connect(self) -> socket.socket:
+        """Return a connection that waits for `PATIENCE` seconds at most. Raises OSError."""
+        if not self.path:
+            connection = socket.create_connection((self.host, self.port), PATIENCE)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(PATIENCE)
+            connection.connect(self.path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def __str__(self) -> str:
+        place = f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
+        return PREFIX + place + (f":exportname={self.export}" if self.export else "")
+
+
+def parse_nbd(text: str) -> NbdAddress:
+    """Parse `nbd:unix:PATH` or `nbd:HOST[:PORT]`, each with `:exportname=NAME` behind it if need be (QEMU's way).
+
+    Raises ValueError with one sentence.
+    """
+    place, _, export = text.removeprefix(PREFIX).partition(":exportname=")
+    if place.startswith("unix:"):
+        path = place.removeprefix("unix:")
+        if path:
+            return NbdAddress(path=path, export=export)
+    else:
+        host, colon, port = place.partition(":")
+        number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1 if colon else DEFAULT_PORT
+        if host and 0 < number < 1 << 16:
+            return NbdAddress(host=host, port=number, export=export)
+    raise ValueError(f"{text!r} is not of the form nbd:unix:PATH or nbd:HOST:PORT, with or without :exportname=NAME")

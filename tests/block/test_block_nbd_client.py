@@ -1,0 +1,200 @@
+"""Guests whose disks are at NBD servers: slow ones, dead ones, and what others notice of them."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from block_scene import RANDOM_TRAFFIC, Scene
+
+import hypervisor.machine.nbd as nbd
+from toolstack.report import HostResult
+
+pytestmark = pytest.mark.skipif(shutil.which("nbdkit") is None, reason="needs nbdkit, a real server")
+
+MIB = 1 << 20
+Serve = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@pytest.fixture
+def serve(scene: Scene) -> Iterator[Serve]:
+    """Start nbdkit with a memory disk of 1 MiB at s.sock, or with other arguments."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+        path = scene.directory / "s.sock"
+        path.unlink(missing_ok=True)
+        command = ["nbdkit", "-f", "-U", path, *(arguments or ("memory", "1M"))]
+        started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        deadline = time.monotonic() + 20
+        while not listens(path):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+SERVED = Path("nbd:unix:s.sock")
+
+MANY_AT_ONCE = """
+disk = await self.disk("xvda")
+
+async def one(n):
+    await disk.write(8 * n, bytes([n + 1]) * 4096)
+    assert await disk.read(8 * n, 8) == bytes([n + 1]) * 4096
+
+threads = [self.kernel.spawn(one(n)) for n in range(24)]
+for thread in threads:
+    await thread.join()
+await disk.flush()
+self.print("done")
+"""
+COUNTS = """
+for n in range(200):
+    await self.sleep(2e-6)
+    self.print(n)
+"""
+
+
+def run_two(scene: Scene, trace: str) -> HostResult:
+    guests = [scene.guest("a", MANY_AT_ONCE, SERVED), scene.guest("b", COUNTS)]
+    result = scene.run(*guests, trace_file=scene.directory / trace)
+    assert result.exit_code == 0, scene.text
+    return result
+
+
+def test_a_slow_server_changes_nothing_in_virtual_time(scene: Scene, serve: Serve) -> None:
+    """The same trace, byte for byte, of a server that answers at once, and of one that is slow and not always alike."""
+    quick = serve()
+    run_two(scene, "quick")
+    quick.kill()
+    quick.wait()
+    serve("--filter=delay", "memory", "1M", "rdelay=30ms", "wdelay=50ms")
+    began = time.monotonic()
+    run_two(scene, "slow")
+    # 24 requests of each kind; one after the other they would need 1.9 seconds.
+    assert time.monotonic() - began < 1.5
+    assert (scene.directory / "quick").read_bytes() == (scene.directory / "slow").read_bytes()
+
+
+def test_a_slow_server_stops_nobody_in_real_time(scene: Scene, serve: Serve) -> None:
+    serve("--filter=delay", "memory", "1M", "delay-read=600ms")
+    waits = """
+    disk = await self.disk("xvda")
+    began = self.kernel.monotonic_ns()
+    assert await disk.read(0, 8) == bytes(4096)
+    self.print("waited", self.kernel.monotonic_ns() - began)
+    """
+    ticks = """
+    longest = 0
+    for _ in range(120):
+        before = self.kernel.monotonic_ns()
+        await self.sleep(0.005)
+        longest = max(longest, self.kernel.monotonic_ns() - before)
+    self.print("longest", longest)
+    """
+    result = scene.run(scene.guest("a", waits, SERVED), scene.guest("b", ticks), time="real")
+    assert result.exit_code == 0, scene.text
+    told = {word: int(number) for word, number in re.findall(r"(waited|longest) ([0-9]+)", scene.text)}
+    assert told["waited"] >= 600_000_000
+    assert told["longest"] < 300_000_000  # others keep this machine busy, but not for that long
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_random_traffic(scene: Scene, serve: Serve, clock: str) -> None:
+    image = scene.image("image")
+    serve("file", image)
+    result = scene.run(scene.guest("guest", RANDOM_TRAFFIC.format(seed=4), SERVED), time=clock)
+    assert result.exit_code == 0, scene.text
+    assert "all is well" in scene.text
+    assert any(image.read_bytes())
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_the_death_of_a_server_is_an_error_for_its_disk_alone(scene: Scene, serve: Serve, clock: str) -> None:
+    server = serve("--filter=delay", "memory", "1M", "wdelay=10")
+    asks = """
+    disk = await self.disk("xvda")
+
+    async def one(n):
+        try:
+            await disk.write(8 * n, bytes(4096))
+        except OSError as error:
+            self.print("failed:", error.errno)
+
+    threads = [self.kernel.spawn(one(n)) for n in range(6)]
+    for thread in threads:
+        await thread.join()
+    try:
+        await disk.flush()
+    except OSError as error:
+        self.print("flush failed:", error.errno)
+    """
+    other = """
+    disk = await self.disk("xvda")
+    await disk.write(0, b"o" * 512)
+    await disk.flush()
+    """
+    image = scene.image("other")
+    threading.Timer(0.7, server.send_signal, (signal.SIGKILL,)).start()
+    result = scene.run(scene.guest("a", asks, SERVED), scene.guest("b", other, image), time=clock)
+    assert result.exit_code == 0, scene.text
+    assert scene.text.count("failed: 5") == 7
+    assert scene.text.count("flush failed: 5") == 1
+    assert image.read_bytes()[:512] == b"o" * 512
+    assert result.wall_ns < 8_000_000_000
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_a_server_that_says_nothing_is_given_up(
+    scene: Scene, serve: Serve, monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    monkeypatch.setattr(nbd, "TIMEOUT", 0.5)
+    serve("--filter=delay", "memory", "1M", "rdelay=60")
+    asks = """
+    disk = await self.disk("xvda")
+    try:
+        await disk.read(0, 8)
+    except OSError as error:
+        self.print("failed:", error.errno)
+    """
+    result = scene.run(scene.guest("a", asks, SERVED), time=clock)
+    assert result.exit_code == 0, scene.text
+    assert "failed: 5" in scene.text
+    assert 500_000_000 < result.wall_ns < 8_000_000_000
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_a_guest_that_is_destroyed_while_its_server_thinks(scene: Scene, serve: Serve, clock: str) -> None:
+    """Its memory is not given to others before the disk is done with it; nothing is left behind."""
+    serve("--filter=delay", "memory", "1M", "rdelay=500ms")
+    asks = """
+    disk = await self.disk("xvda")
+    for n in range(20):
+        self.kernel.spawn(disk.read(8 * n, 8))
+    await self.sleep(1e-5)
+    raise RuntimeError("enough")
+    """
+    result = scene.run(scene.guest("a", asks, SERVED), time=clock)
+    assert result.exit_code != 0
+    assert "enough" in scene.text
