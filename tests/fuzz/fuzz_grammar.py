@@ -787,6 +787,10 @@ class Speaker:
         if cmd == domctl.XEN_DOMCTL_createdomain:
             value = self._creation(target)
             target = self.random.choice(NEW_DOMIDS)
+        elif cmd == domctl.XEN_DOMCTL_shadow_op and self.chance(0.9):
+            value = self._shadow_op()
+        elif cmd in (domctl.XEN_DOMCTL_get_cpu_policy, domctl.XEN_DOMCTL_set_cpu_policy) and self.chance(0.9):
+            value = self._cpu_policy()
         else:
             value = self._union(domctl.xen_domctl, DOMCTLS.get(cmd, ""))
         version_ = domctl.XEN_DOMCTL_INTERFACE_VERSION if self.chance(0.99) else self.number() & U32
@@ -807,6 +811,42 @@ class Speaker:
             max_grant_frames=choice((-1, 1, 4, 64, 65, 0, -5)),
             max_maptrack_frames=choice((-1, 0, 1, 1024, 1025)),
             grant_opts=choice((1, 2, 2, 2, 0, 3, 16)),
+        )
+
+    def _shadow_op(self) -> bytes:
+        """An operation on the log of dirty pages, or on the memory that it takes."""
+        choice = self.random.choice
+        op = choice((0, 1, 2, 2, 2, 11, 11, 12, 12, 30, 31, 32)) if self.chance(0.95) else self.number() & U32
+        return domctl.xen_domctl_shadow_op.pack(
+            op=op,
+            mode=choice((0, 0, 0, 1, 4)) if self.chance(0.9) else self.number() & U32,
+            mb=choice((0, 1, 2)) if self.chance(0.95) else self.number() & U32,
+            dirty_bitmap=choice((0, self.va() & U64, self.pointer() & U64)),
+            pages=choice((0, 9, 64, 1000, 40000)) if self.chance(0.9) else self.number() & U64,
+        )
+
+    def _cpu_policy(self) -> bytes:
+        """Lists of leaves and registers, most of them such as there are."""
+        random = self.random
+        leaves = [
+            (
+                random.choice((0, 1, 4, 7, 7, 0xB, 0xD, 0x40000000, 0x80000000, 0x80000001, 0x80000008)),
+                random.choice((U32, U32, 0, 1, 2, 6)),
+                *(random.choice((0, random.getrandbits(4), random.getrandbits(32))) for _ in range(4)),
+            )
+            for _ in range(random.randrange(4))
+        ]
+        registers = [
+            (random.choice((0xCE, 0x10A)), 0 if self.chance(0.9) else 1, random.choice((0, 4, self.number() & U64)))
+            for _ in range(random.randrange(3))
+        ]
+        leaves_at = self.put(b"".join(struct.pack("<6I", *leaf) for leaf in leaves))
+        registers_at = self.put(b"".join(struct.pack("<IIQ", *register) for register in registers))
+        return domctl.xen_domctl_cpu_policy.pack(
+            nr_leaves=len(leaves) if self.chance(0.9) else self.number() & U32,
+            nr_msrs=len(registers) if self.chance(0.9) else self.number() & U32,
+            leaves=(leaves_at if self.chance(0.9) else self.pointer()) & U64,
+            msrs=(registers_at if self.chance(0.9) else self.pointer()) & U64,
         )
 
     def _union(self, layout: Layout, member: str) -> bytes:
