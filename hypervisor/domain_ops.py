@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
 
 INFO_SIZE = xen.vcpu_info.size
+BREAKPOINT = 3
+"""The vector of `int3`."""
 INT_MAX = 0x7FFF_FFFF
 """As many event channels as the ABI has room for: what dom0 may have."""
 UPCALL_MASK = xen.vcpu_info.offset("evtchn_upcall_mask")
@@ -138,6 +140,21 @@ class DomainOps:
         if not domain.pause_count:
             domain.creation_finished = True
         self.refresh_pause(domain)
+
+    def pause_for_debugger(self, vcpu: VCpu, vector: int) -> bool:
+        """Pause a domain whose kernel has run into a breakpoint, if a debugger is attached; False if none is.
+
+        That it was `int3` is kept for the debugger to ask; of others VIRQ_DEBUGGER tells.
+        """
+        domain = vcpu.domain
+        if not (domain.debugger_attached and vcpu.context.in_kernel):
+            return False
+        if vector == BREAKPOINT:
+            vcpu.debug_event = vector
+        self.pause(domain)
+        if not vcpu.debug_event:
+            self.hv.events.send_global_virq(xen.VIRQ_DEBUGGER)
+        return True
 
     def refresh_pause(self, domain: Domain) -> None:
         """Make the vCPUs' flags say what the pause counts say."""

@@ -122,6 +122,7 @@ class VCpu(ABC):
         "cpus",
         "created",
         "credit_end",
+        "debug_event",
         "domain",
         "event_queues",
         "flags_at",
@@ -213,6 +214,8 @@ class VCpu(ABC):
         self.ready_at = hv.clock.now
         self.since = hv.clock.now
         self.created = hv.clock.now
+        self.debug_event = 0
+        """The vector that has stopped it for a debugger, until that asks; 0 for none."""
         self.time_running = self.time_runnable = self.time_offline = 0
         """Nanoseconds spent running, waiting for a processor, and paused or down. Otherwise it was blocked."""
         self.poll_ports: tuple[int, ...] | None = None

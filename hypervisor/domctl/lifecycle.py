@@ -38,7 +38,6 @@ class LifecycleOps:
             abi.XEN_DOMCTL_soft_reset: Operation(self._soft_reset),
             abi.XEN_DOMCTL_max_mem: Operation(self._max_mem, "max_mem"),
             abi.XEN_DOMCTL_setdomainhandle: Operation(self._setdomainhandle, "setdomainhandle"),
-            abi.XEN_DOMCTL_setdebugging: Operation(self._setdebugging, "setdebugging"),
             abi.XEN_DOMCTL_settimeoffset: Operation(self._settimeoffset, "settimeoffset"),
             abi.XEN_DOMCTL_subscribe: Operation(self._subscribe, "subscribe"),
             abi.XEN_DOMCTL_set_virq_handler: Operation(self._set_virq_handler, "set_virq_handler"),
@@ -144,11 +143,6 @@ class LifecycleOps:
 
     def _setdomainhandle(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
         target.handle = value.handle
-
-    def _setdebugging(self, vcpu: VCpu, target: Domain, value: Any) -> None:
-        """Say that a debugger is attached. (It would be told of breakpoints; that is not built.)"""
-        refuse_self(vcpu, target)
-        target.debugger_attached = bool(value.enable)
 
     def _settimeoffset(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
         target.time_offset = value.time_offset_seconds

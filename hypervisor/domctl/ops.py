@@ -8,6 +8,7 @@ from hypervisor.abi import domctl as abi
 from hypervisor.abi import errno, xen
 from hypervisor.domctl.access import AccessOps
 from hypervisor.domctl.cpu_policy import CpuPolicyOps
+from hypervisor.domctl.debugger import DebuggerOps
 from hypervisor.domctl.info import InfoOps
 from hypervisor.domctl.lifecycle import LifecycleOps
 from hypervisor.domctl.operation import Operation, check_privilege
@@ -38,7 +39,7 @@ class DomctlOps:
         """Returns a domain's xen_domctl_getdomaininfo."""
         self._operations: dict[int, Operation] = {}
         paging = PagingOps(hv)
-        parts = (AccessOps(hv), CpuPolicyOps(), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps(hv))
+        parts = (AccessOps(hv), CpuPolicyOps(), DebuggerOps(hv), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps())
         for part in (self._lifecycle, info, paging, *parts):
             self._operations |= part.operations
         self.hypercalls = {HYPERCALL: self._domctl, **paging.hypercalls}

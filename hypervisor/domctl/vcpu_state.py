@@ -1,4 +1,4 @@
-"""Control operations on the rest of a vCPU's state, which vcpu_guest_context has no room for; and a debugger's pauses.
+"""Control operations on the rest of a vCPU's state, which vcpu_guest_context has no room for.
 
 Whoever saves a PV domain asks for all of it. This processor has no XSAVE and no model-specific registers that a guest's
 state would include, so that two of the three are soon told.
@@ -14,11 +14,9 @@ from hypervisor.callback import is_canonical
 from hypervisor.domctl.operation import Operation, vcpu_of
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
-from hypervisor.vcpu import VPF_PAUSED
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
-    from hypervisor.hypervisor import Hypervisor
     from hypervisor.vcpu import VCpu
 
 EXT = abi.xen_domctl_ext_vcpucontext
@@ -28,14 +26,12 @@ XSAVE_HEADER = 16
 """xcr0 and what it ever was, in front of an XSAVE area."""
 MAX_MSRS = 7
 """How many model-specific registers Xen would save, if the processor had them all."""
-MAX_PAUSES = 255
 
 
 class VcpuStateOps:
     """The rest."""
 
-    def __init__(self, hv: Hypervisor) -> None:
-        self.hv = hv
+    def __init__(self) -> None:
         self.operations = {
             abi.XEN_DOMCTL_get_ext_vcpucontext: Operation(self._get_ext, "ext_vcpucontext"),
             abi.XEN_DOMCTL_set_ext_vcpucontext: Operation(self._set_ext, "ext_vcpucontext"),
@@ -43,9 +39,6 @@ class VcpuStateOps:
             abi.XEN_DOMCTL_setvcpuextstate: Operation(self._set_xsave, "vcpuextstate"),
             abi.XEN_DOMCTL_get_vcpu_msrs: Operation(self._get_msrs, "vcpu_msrs"),
             abi.XEN_DOMCTL_set_vcpu_msrs: Operation(self._set_msrs, "vcpu_msrs"),
-            abi.XEN_DOMCTL_gdbsx_pausevcpu: Operation(self._pause, "gdbsx_pauseunp_vcpu"),
-            abi.XEN_DOMCTL_gdbsx_unpausevcpu: Operation(self._unpause, "gdbsx_pauseunp_vcpu"),
-            abi.XEN_DOMCTL_gdbsx_domstatus: Operation(self._domstatus, "gdbsx_domstatus"),
         }
 
     # -- entries for 32-bit user code -------------------------------------------------------------------------------
@@ -121,32 +114,3 @@ class VcpuStateOps:
             if value.msr_count <= MAX_MSRS:
                 copy_from_guest(vcpu, value.msrs, abi.xen_domctl_vcpu_msr.size)
             raise HypercallError(errno.EINVAL)
-
-    # -- a debugger -------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _paused(target: Domain, vcpu_id: int) -> VCpu:
-        """Return a vCPU of a domain that the debugger has paused as a whole; EBUSY if it has not."""
-        if not target.pause_count:
-            raise HypercallError(errno.EBUSY)
-        return vcpu_of(target, vcpu_id, beyond=errno.EINVAL, missing=errno.EINVAL)
-
-    def _pause(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
-        """Keep one vCPU from running, counted, so that the others can go on without it."""
-        which = self._paused(target, value.vcpu)
-        if which.pause_count >= MAX_PAUSES:
-            raise HypercallError(errno.EOVERFLOW)
-        which.pause_count += 1
-        self.hv.sched.stop(which, VPF_PAUSED)
-
-    def _unpause(self, _vcpu: VCpu, target: Domain, value: Any) -> None:
-        which = self._paused(target, value.vcpu)
-        if not which.pause_count:
-            raise HypercallError(errno.EINVAL)
-        which.pause_count -= 1
-        self.hv.domain_ops.refresh_pause(target)
-
-    @staticmethod
-    def _domstatus(_vcpu: VCpu, target: Domain, _value: Any) -> dict[str, int]:
-        """Tell whether the domain is paused. No vCPU ever stops at a breakpoint."""
-        return {"paused": bool(target.pause_count), "vcpu_id": 0xFFFFFFFF}

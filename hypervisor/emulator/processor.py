@@ -52,7 +52,7 @@ from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, TRANS
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.table_stores import TableStores
-from hypervisor.emulator.traps import DB, ERROR_IDT, GP, NM, PF, TF, UD, Traps, swap_gs
+from hypervisor.emulator.traps import BP, DB, ERROR_IDT, GP, NM, OF, PF, TF, UD, Traps, swap_gs
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
@@ -280,7 +280,7 @@ class Processor:
         status = self.breakpoints.take()
         if not vcpu.domain.shutting_down:
             self._words[COUNT] += TRAP_NS
-            self.traps.inject_debug(vcpu, status)
+            self.traps.debug(vcpu, status)
 
     def _end_of_stretch(self, vcpu: EmulatedVCpu) -> int:
         """Return until when the vCPU may run at most: the end of its time slice, or sooner if others run beside it.
@@ -638,7 +638,7 @@ class Processor:
                 if error or not self.privileged.emulate(vcpu):
                     self.traps.inject(vcpu, GP, error)
             elif vector == DB:
-                self.traps.inject_debug(vcpu, cpu.take_debug_status() | self.breakpoints.take())
+                self.traps.debug(vcpu, cpu.take_debug_status() | self.breakpoints.take())
             else:
                 self.traps.inject(vcpu, vector, i[cpu.error_code] & 0xFFFF)
                 if vector == NM:
@@ -658,14 +658,17 @@ class Processor:
         bits, at = self.breakpoints.data.take()
         if at == self.cpu.q[RIP]:
             return False
-        self.traps.inject_debug(vcpu, bits)
+        self.traps.debug(vcpu, bits)
         return True
 
     def _software_interrupt(self, vcpu: EmulatedVCpu, vector: int) -> None:
         """`int n`: what the guest's trap table permits its present mode."""
         entry = vcpu.context.trap_table.get(vector)
         needed = 1 if vcpu.context.in_kernel else 3
-        if vector in (3, 4) or (entry is not None and entry[2] and entry[0] & 3 >= needed):
+        if vector == BP:
+            self.traps.breakpoint(vcpu)
+            return
+        if vector == OF or (entry is not None and entry[2] and entry[0] & 3 >= needed):
             self.traps.inject(vcpu, vector)
             return
         self.cpu.q[RIP] -= 2

@@ -141,8 +141,17 @@ class Traps:
         vcpu.nmi_masked = True
         return self.bounce(vcpu, entry[2], rip, flags, mask=bool(entry[0] & TI_MASK))
 
+    def debug(self, vcpu: EmulatedVCpu, status: int) -> bool:
+        """Take a #DB of the processor's: a debugger's, if there is one, or the guest's own."""
+        vcpu.context.debugreg[6] |= status & DR6_CAUSES
+        return self._hv.domain_ops.pause_for_debugger(vcpu, DB) or self.inject(vcpu, DB)
+
+    def breakpoint(self, vcpu: EmulatedVCpu) -> bool:
+        """Take an `int3`, likewise."""
+        return self._hv.domain_ops.pause_for_debugger(vcpu, BP) or self.inject(vcpu, BP)
+
     def inject_debug(self, vcpu: EmulatedVCpu, status: int) -> bool:
-        """Let the guest take a #DB; what DR6 says is added to its own."""
+        """Let the guest take a #DB that Xen has found; what DR6 says is added to its own."""
         vcpu.context.debugreg[6] |= status & DR6_CAUSES
         return self.inject(vcpu, DB)
 

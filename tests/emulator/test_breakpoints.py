@@ -1,7 +1,9 @@
 """Breakpoints on instructions fire as a processor's do."""
 
-from machine_code import boot, words
+import pytest
+from machine_code import Machinery, boot, words
 
+from hypervisor.abi import event_channel, sched, xen
 from hypervisor.emulator.breakpoints import enabled
 
 DISABLED_OR_DATA = [
@@ -172,3 +174,62 @@ fault:
         + "then: .quad resume\n"
     )
     assert words(text) == [1, 1]
+
+
+WITH_DEBUGGER = """
+main:
+    lea table(%rip), %rdi
+    hcall __HYPERVISOR_set_trap_table
+    movb $VIRQ_DEBUGGER, bind(%rip)
+    mov ${bind}, %edi
+    lea bind(%rip), %rsi
+    hcall __HYPERVISOR_event_channel_op
+    xor %edi, %edi
+    lea target(%rip), %rsi
+    hcall __HYPERVISOR_set_debugreg
+    mov $7, %edi
+    mov $0x401, %esi
+    hcall __HYPERVISOR_set_debugreg
+{body}
+    show %r13
+    poweroff
+handler:
+    ud2
+.data
+.balign 8
+bind: .long 0, 0, 0
+table: trap 1, handler
+    trap 3, handler
+    .quad 0, 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "event", "virqs"),
+    [
+        ("int3\ntarget: inc %r13", 3, 0),
+        ("inc %r13\ntarget: nop", 0, 1),
+    ],
+)
+def test_a_debugger_has_the_domain_paused(body: str, event: int, virqs: int) -> None:
+    source = WITH_DEBUGGER.replace("{bind}", str(event_channel.EVTCHNOP_bind_virq)).replace("{body}", body)
+    machinery = Machinery(source)
+    hv, domain = machinery.hv, machinery.domain
+    vcpu = domain.vcpu(0)
+    assert vcpu is not None
+    domain.debugger_attached = True
+    for _ in range(100):
+        hv.sched.drain(100)
+        if domain.pause_count:
+            break
+    assert (domain.pause_count, vcpu.debug_event, hv.stopped) == (1, event, False)
+    pending = hv.memory.q[(domain.shared_info_mfn << 9) + (xen.shared_info.offset("evtchn_pending") >> 3)]
+    assert pending == virqs << 1
+    # A breakpoint on an instruction would be hit again: the debugger takes it away and lets the domain go on.
+    vcpu.context.debugreg[7] = 0x400
+    vcpu.debugreg_changed()
+    domain.debugger_attached = False
+    hv.domain_ops.unpause(domain)
+    text = machinery.run()
+    assert hv.shutdown_reason == sched.SHUTDOWN_poweroff, text
+    assert text.startswith("1 ")

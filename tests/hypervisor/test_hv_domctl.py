@@ -512,3 +512,66 @@ def test_the_hypercall_page(pair):
     assert pair.domu.peek(pair.domu.va(0), 4) == b"\x51\x41\x53\xb8"
     assert (init(pair.domu.l1), init(pair.dom0.pages[0]), init(1 << 40)) == (EPERM, EINVAL, EINVAL)
     pair.world.run(until=MS)
+
+
+class TestDebuggersMemory:
+    def memory(self, pair, address, size=16, *, write=0, buffer=None, table=0, domid=1):
+        member = {
+            "gva": address,
+            "uva": pair.dom0.va(7) if buffer is None else buffer,
+            "len": size,
+            "gwr": write,
+            "pgd3val": table,
+            "remain": 0x77,
+        }
+        rc, op = domctl(pair.dom0, abi.XEN_DOMCTL_gdbsx_guestmemio, domid, gdbsx_guest_memio=member)
+        return rc, op.u.gdbsx_guest_memio.remain
+
+    def test_reading_and_writing(self, pair):
+        domu, dom0 = pair.domu, pair.dom0
+        at = domu.va(5) - 8
+        domu.poke(at, bytes(range(16)))
+        assert self.memory(pair, at) == (0, 0)
+        assert dom0.peek(dom0.va(7), 16) == bytes(range(16))
+        dom0.poke(dom0.va(7), b"breakpoints here")
+        pair.hv.memory.written[domu.pages[5]] = 0
+        assert self.memory(pair, at, write=1) == (0, 0)
+        assert domu.peek(at, 16) == b"breakpoints here"
+        # Code that was there is translated anew.
+        assert pair.hv.memory.written[domu.pages[5]] == 1
+        assert self.memory(pair, NOWHERE, 0) == (0, 0)
+
+    def test_through_a_table_of_the_kernels_own(self, pair):
+        domu, dom0 = pair.domu, pair.dom0
+        domu.poke(domu.va(2), b"module")
+        assert self.memory(pair, domu.va(2), 6, table=domu.l2 << 12 | 0x67) == (0, 0)
+        assert dom0.peek(dom0.va(7), 6) == b"module"
+        assert self.memory(pair, domu.va(2), 6, table=1 << 45) == (EFAULT, 0x77)
+
+    def test_a_read_only_page_can_be_written_but_no_page_table(self, pair):
+        domu = pair.domu
+        pte = domu.pte(domu.va(4))
+        assert domu.set_pte(domu.va(4), pte & ~2) == 0
+        assert self.memory(pair, domu.va(4), write=1) == (0, 0)
+        # Its own L1 table, mapped read-only.
+        assert domu.set_pte(domu.va(3), domu.l1 << 12 | 0x25) == 0
+        assert self.memory(pair, domu.va(3)) == (0, 0)
+        assert self.memory(pair, domu.va(3), write=1) == (EFAULT, 0x77)
+
+    def test_what_is_not_mapped(self, pair):
+        domu = pair.domu
+        last = domu.va(27)
+        domu.poke(last, b"x" * 4096)
+        assert self.memory(pair, last + 4088, 16) == (EFAULT, 0x77)
+        assert pair.dom0.peek(pair.dom0.va(7), 8) == b"x" * 8
+        for address in (NOWHERE, 0, 1 << 47, 0xFFFF800000000000, (1 << 64) - 8):
+            assert self.memory(pair, address)[0] == EFAULT
+        assert self.memory(pair, domu.va(5), buffer=NOWHERE)[0] == EFAULT
+        assert self.memory(pair, domu.va(5), buffer=NOWHERE, write=1)[0] == EFAULT
+
+    def test_of_whom(self, pair):
+        domid = create(pair.dom0)
+        # It has no vCPU yet, and so no address space.
+        assert self.memory(pair, 0x1000, domid=domid)[0] == EFAULT
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_destroydomain, domid) == 0
+        assert rc_of(pair.domu, abi.XEN_DOMCTL_gdbsx_guestmemio, 1) == EPERM
