@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from backends.block.indirect import MAX_SEGMENTS, DescriptorCopier
+from backends.block.indirect import MAX_PAGES, MAX_SEGMENTS, SEGMENTS_PER_PAGE, DescriptorCopier
 from backends.block.mapping import GrantMapper
 from backends.block.protocol import PROTOCOLS, Protocol
 from backends.block.rings import MAX_QUEUES, MAX_RING_PAGE_ORDER, RingPlace, find_rings
@@ -46,7 +46,9 @@ class _ReadOnly:
 class _Queue:
     """One ring of a virtual disk, and what it takes to serve it."""
 
-    def __init__(self, server: BlockServer, grants: list[MappedGrant], mapper: GrantMapper, copier: DescriptorCopier):
+    def __init__(
+        self, server: BlockServer, grants: list[MappedGrant], mapper: GrantMapper, copier: DescriptorCopier | None
+    ) -> None:
         self.server = server
         self.grants = grants
         """The ring's pages."""
@@ -71,7 +73,8 @@ class _Vbd:
 class BlockBack(XenbusDriver):
     """Serves virtual disks.
 
-    Options: `persistent` (default True): offer persistent grants; `max_persistent_grants`: how many may stay mapped.
+    Options: `persistent` (default True): offer persistent grants; `max_persistent_grants`: how many may stay mapped;
+    `max_indirect_segments` (default 256, at most 4096): how many an indirect request may have, 0 for none of these.
     """
 
     type: ClassVar[str] = "vbd"
@@ -79,6 +82,7 @@ class BlockBack(XenbusDriver):
 
     def __init__(self, kernel: Kernel, **options: Any) -> None:
         super().__init__(kernel, **options)
+        self.max_segments = min(int(options.get("max_indirect_segments", MAX_SEGMENTS)), MAX_PAGES * SEGMENTS_PER_PAGE)
         self._served: dict[XenbusDevice, _Vbd] = {}
 
     def statistics_of(self, domid: int) -> list[Statistics]:
@@ -112,13 +116,14 @@ class BlockBack(XenbusDriver):
         if vbd.discards:
             # Any sectors may be named; their storage comes back where whole blocks of the image's file system do.
             await device.write({"discard-granularity": SECTOR_SIZE, "discard-alignment": 0, "discard-secure": 0})
+        if self.max_segments:
+            await device.write({"feature-max-indirect-segments": self.max_segments})
         await device.write(
             {
                 "feature-discard": vbd.discards,
                 "feature-flush-cache": writable,
                 "feature-barrier": writable,
                 "feature-persistent": bool(self.options.get("persistent", True)),
-                "feature-max-indirect-segments": MAX_SEGMENTS,
                 "max-ring-page-order": MAX_RING_PAGE_ORDER,
                 "multi-queue-max-queues": MAX_QUEUES,
             }
@@ -167,7 +172,7 @@ class BlockBack(XenbusDriver):
         if trace is not None:
             trace(RING_CONNECT, name, "req", protocol.layout, domid, place.refs)
         mapper = GrantMapper(self.kernel.grants, domid, limit)
-        copier = DescriptorCopier(self.kernel, domid)
+        copier = DescriptorCopier(self.kernel, domid, self.max_segments) if self.max_segments else None
         server = BlockServer(self.kernel, name, vbd.disk, ring, protocol, mapper, discards=vbd.discards, copier=copier)
         server.on_broken = lambda why: self._broken(device, why)
         queue = _Queue(server, grants, mapper, copier)
@@ -195,7 +200,8 @@ class BlockBack(XenbusDriver):
             if queue.port >= 0:
                 self.kernel.events.unbind(queue.port)
             queue.mapper.release()
-            queue.copier.release()
+            if queue.copier is not None:
+                queue.copier.release()
             self.kernel.grants.unmap(queue.grants)
 
     def _resized(self, device: XenbusDevice) -> None:

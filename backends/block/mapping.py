@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, final
 
 from backends.block.protocol import Segment
 from guest_kernel.hw.disk import pack_segments
+from hypervisor.abi.device import DISK_MAX_SEGMENTS
 from hypervisor.abi.grant_table import GNTST_okay
 
 if TYPE_CHECKING:
     from guest_kernel.grants import Grants
 
+MAX_EXTENTS = DISK_MAX_SEGMENTS
+"""How many a command of the disk has room for."""
 MAX_PLANS = 1024
 """Plans kept for one frontend; one that sends ever new descriptors makes the backend start over, no more."""
 
@@ -44,10 +47,17 @@ class Persistent:
 class Plan:
     """Where the bytes of a request are: extents, packed for the disk driver, and the persistent grants they lie in."""
 
-    __slots__ = ("extents", "last_use", "refs", "sectors")
+    __slots__ = ("extents", "last_use", "more", "refs", "sectors")
 
     def __init__(self, extents: list[Extent], refs: Sequence[int]) -> None:
-        self.extents = pack_segments(extents)
+        self.extents = pack_segments(extents[:MAX_EXTENTS])
+        self.more: Sequence[tuple[int, bytes]] = ()
+        """What a command has no room for: where on the disk, in sectors from the first one on, and extents."""
+        if len(extents) > MAX_EXTENTS:
+            self.more = tuple(
+                (sum(size for _, size in extents[:n]) >> 9, pack_segments(extents[n : n + MAX_EXTENTS]))
+                for n in range(MAX_EXTENTS, len(extents), MAX_EXTENTS)
+            )
         self.refs = refs
         self.sectors = sum(size for _, size in extents) >> 9
         self.last_use = 0
@@ -64,7 +74,8 @@ class GrantMapper:
         """How many grants may stay mapped: 0 without persistent grants."""
         self.persistent: dict[int, Persistent] = {}
         self.plans: dict[bytes, Plan] = {}
-        """By the bytes of the segment descriptors; holds only plans all of whose grants are persistent."""
+        """By the bytes of the segment descriptors; holds only plans all of whose grants are persistent, and none
+        that takes more than one command of the disk: so there is a bound to the memory for them."""
         self.clock = 0
         """Counts wake-ups: the time by which grants are least recently used."""
 
@@ -105,7 +116,7 @@ class GrantMapper:
                 extents = [(frame + offset, size) for frame, (_, offset, size) in zip(addresses, segments, strict=True)]
                 plan = Plan(extents, tuple(ref for ref, _, _ in segments if ref in self.persistent))
                 plan.last_use = self.clock
-                if self.limit and segments and not temporary:
+                if self.limit and segments and not temporary and not plan.more:
                     self._remember(descriptors, plan)
             results.append((plan, temporary))
         return results

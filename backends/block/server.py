@@ -11,10 +11,10 @@ is wrong in it is answered with an error; indices that cannot be stop the ring f
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, final
 
-from backends.block.indirect import MAX_SEGMENTS, REST, DescriptorCopier
+from backends.block.indirect import REST, DescriptorCopier
 from backends.block.mapping import GrantMapper, Mapping, Plan
 from backends.block.protocol import Protocol as RingProtocol
 from backends.block.protocol import Segment, parse_segments
@@ -49,8 +49,22 @@ _STEPS = {
 """What the disk does for each operation; of a flush or barrier without segments only the first step is left."""
 
 
+Step = tuple[int, int, bytes]
+"""A command of the disk: operation, from which sector of the request on, extents."""
 Request = tuple[int, int, int, int, int, bytes]
 """A copied request: operation, nr_segments, handle, id, sector_number, segment descriptors."""
+
+
+def _steps(op: int, plan: Plan) -> tuple[Step, ...]:
+    """Return what the disk has to do for a request, in order."""
+    steps: list[Step] = []
+    for part in _STEPS[op] if plan.extents else _STEPS[op][:1]:
+        if part == FLUSH:
+            steps.append((FLUSH, 0, b""))
+        else:
+            steps.append((part, 0, plan.extents))
+            steps += [(part, at, extents) for at, extents in plan.more]
+    return tuple(steps)
 
 
 class Disk(Protocol):
@@ -134,8 +148,8 @@ class _Job:
         self.plan: Plan | None = None
         self.mappings: list[Mapping] = []
         """Grants mapped for this request alone."""
-        self.steps: tuple[int, ...] = ()
-        """What the disk has still to do after the current operation."""
+        self.steps: tuple[Step, ...] = ()
+        """What the disk has still to do after the current command."""
 
     def _done(self, status: int) -> None:
         """The disk is done. What follows is `BlockServer.finish` for the usual case, written out."""
@@ -329,8 +343,7 @@ class BlockServer:
                 continue
             job.plan = plan
             self._count(job.op, plan.sectors)
-            steps = _STEPS[job.op]
-            job.steps = steps if plan.extents else steps[:1]
+            job.steps = _steps(job.op, plan)
             if job.op == BLKIF_OP_WRITE_BARRIER:
                 self._barrier = job
                 self.unusual = True
@@ -364,7 +377,7 @@ class BlockServer:
         In a `blkif_request_indirect` the operation proper is where others have the number of their segments, and that
         is where they have their handle. The response names the operation proper.
         """
-        wanted: list[tuple[int, int]] = []
+        wanted: list[tuple[Sequence[int], int]] = []
         checked: list[Request] = []
         for request in requests:
             if request[0] != BLKIF_OP_INDIRECT:
@@ -373,10 +386,10 @@ class BlockServer:
             _, op, count, ident, sector, rest = request
             if self._copier is None:
                 self._refuse(ident, BLKIF_OP_INDIRECT, sector, BLKIF_RSP_EOPNOTSUPP)
-            elif op > BLKIF_OP_WRITE or not 0 < count <= MAX_SEGMENTS:
+            elif op > BLKIF_OP_WRITE or not 0 < count <= self._copier.max_segments:
                 self._refuse(ident, op, sector, BLKIF_RSP_ERROR)
             else:
-                wanted.append((REST.unpack_from(rest)[1], count))
+                wanted.append((REST.unpack_from(rest)[1:], count))
                 checked.append(request)
         if self._copier is None or not wanted:
             return checked
@@ -456,10 +469,9 @@ class BlockServer:
 
     def step(self, job: _Job, kick: bool = True) -> None:
         """Give the disk the next operation of a request."""
-        op = job.steps[0]
+        op, at, extents = job.steps[0]
         job.steps = job.steps[1:]
-        assert job.plan is not None
-        self.disk.submit(op, job.sector, b"" if op == FLUSH else job.plan.extents, job.done)
+        self.disk.submit(op, job.sector + at, extents, job.done)
         if kick:
             self.disk.kick()
 

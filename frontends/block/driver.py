@@ -11,6 +11,7 @@ from frontends.block.slots import (
     MAX_INDIRECT_SEGMENTS,
     MAX_LENT_SEGMENTS,
     MAX_SECTORS,
+    MOST_SEGMENTS,
     SECTORS_PER_PAGE,
     Withheld,
     retry_withheld,
@@ -67,9 +68,9 @@ class BlockFront(XenbusDriver):
     """Driver of virtual disks.
 
     Options: `persistent` (default True): offer persistent grants; `max_indirect_segments`: how many a request has whose
-    descriptors are in a page of their own (default: 32 if there is memory enough, else none). The kernel's command line
-    can say that too: `xen_blkfront.max_indirect_segments=N`. `max_ring_page_order` (default: 0): the ring has up to so
-    many pages, as a power of two; `xen_blkfront.max_ring_page_order=N` on the command line.
+    descriptors are in pages of their own (default: 32 if there is memory enough, else none; at most 4096);
+    `max_ring_page_order` (default: 0): the ring has up to so many pages, as a power of two. The kernel's command line
+    can say both, too: `xen_blkfront.max_indirect_segments=N`, `xen_blkfront.max_ring_page_order=N`.
     """
 
     type: ClassVar[str] = "vbd"
@@ -84,7 +85,7 @@ class BlockFront(XenbusDriver):
         """Return how many segments an indirect request may have: 0 in a guest that has no memory for all of them."""
         wanted = self._parameter("max_indirect_segments", SEGMENTS_PARAMETER)
         if wanted is not None:
-            return wanted
+            return min(wanted, MOST_SEGMENTS)
         enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * slots * MAX_INDIRECT_SEGMENTS
         return MAX_INDIRECT_SEGMENTS if enough else 0
 

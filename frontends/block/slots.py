@@ -13,8 +13,10 @@ from struct import Struct
 from typing import TYPE_CHECKING, final
 
 from guest_kernel.errors import GrantError
+from guest_kernel.mm import PAGE_SHIFT
 from hypervisor.abi.grant_table import GTF_permit_access, GTF_readonly
 from hypervisor.abi.io.blkif import (
+    BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST,
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_INDIRECT,
     blkif_request,
@@ -35,6 +37,12 @@ MAX_INDIRECT_SEGMENTS = 32
 """What one carries whose descriptors are in a page of their own: 128 KiB. More would cost memory, and save little."""
 MAX_LENT_SEGMENTS = 256
 """What one carries whose pages are the caller's: 1 MiB."""
+SEGMENTS_PER_TABLE = 512
+"""Descriptors in a page of them."""
+MOST_SEGMENTS = BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_TABLE
+"""What an indirect request can carry at all: 16 MiB."""
+_PAGES_OF_SLOT = (1, BLKIF_MAX_SEGMENTS_PER_REQUEST, MAX_INDIRECT_SEGMENTS, 256, 1024, MOST_SEGMENTS)
+"""How many pages a slot has: the next of these numbers. Frames that are taken together tend to be neighbours."""
 
 Withheld = tuple[int, "Page"]
 """A grant reference that could not be taken back, and its page."""
@@ -43,10 +51,37 @@ REQUESTS = tuple(Struct(f"<BBHxxxxQQ{8 * n}s") for n in range(BLKIF_MAX_SEGMENTS
 """By number of segments: operation, nr_segments, handle, id, sector_number, and the segments as bytes."""
 assert REQUESTS[0].size == blkif_request.offset("seg")
 assert REQUESTS[-1].size == blkif_request.size
-INDIRECT = Struct("<BBHxxxxQQHxxI")
-"""operation (BLKIF_OP_INDIRECT), operation proper, nr_segments, id, sector_number, handle, page of descriptors."""
-assert INDIRECT.size == blkif_request_indirect.offset("indirect_grefs[1]")
+_TABLES = Struct(f"<{BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST}I")
+"""References of the pages of descriptors; what is not needed is 0."""
+INDIRECT = Struct(f"<BBHxxxxQQHxx{_TABLES.size}s")
+"""operation (BLKIF_OP_INDIRECT), operation proper, nr_segments, id, sector_number, handle, pages of descriptors."""
+assert INDIRECT.size == blkif_request_indirect.offset("indirect_grefs[7]") + 4
 _SEGMENT: Struct = blkif_request_segment.codec
+
+
+@final
+class Tables:
+    """Pages of segment descriptors; the backend may read them as long as the connection lasts."""
+
+    __slots__ = ("packed", "pages", "refs")
+
+    def __init__(self) -> None:
+        self.pages: list[Page] = []
+        self.refs: list[int] = []
+        self.packed = b""
+        """The references as they are in a request."""
+
+    def add(self, page: Page, ref: int) -> None:
+        """Have one more page."""
+        self.pages.append(page)
+        self.refs.append(ref)
+        self.packed = _TABLES.pack(*self.refs, *[0] * (BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST - len(self.refs)))
+
+    def write(self, descriptors: bytes) -> None:
+        """Put descriptors into the pages, from the beginning on."""
+        for n, page in enumerate(self.pages):
+            part = descriptors[n << PAGE_SHIFT : (n + 1) << PAGE_SHIFT]
+            page.view[: len(part)] = part
 
 
 class Shape:
@@ -88,9 +123,8 @@ class Slot:
         "serial",
         "shape",
         "shapes",
-        "table",
         "table_holds",
-        "table_ref",
+        "tables",
     )
 
     def __init__(self, index: int) -> None:
@@ -106,9 +140,8 @@ class Slot:
         """By number of sectors."""
         self.pages: list[Page] = []
         self.refs: list[int] = []
-        self.table: Page | None = None
-        """Where the descriptors of indirect requests are; the backend may read it as long as the connection lasts."""
-        self.table_ref = -1
+        self.tables = Tables()
+        """Where the descriptors of indirect requests are."""
         self.table_holds = b""
 
     def pack_indirect_into(
@@ -122,19 +155,18 @@ class Slot:
         sector: int,
         descriptors: bytes,
     ) -> None:
-        """Write an indirect request into the ring, and its descriptors into their page if others are there."""
-        assert self.table is not None
+        """Write an indirect request into the ring, and its descriptors into their pages if others are there."""
         if self.table_holds is not descriptors:
-            self.table.view[: len(descriptors)] = descriptors
+            self.tables.write(descriptors)
             self.table_holds = descriptors
-        INDIRECT.pack_into(view, offset, BLKIF_OP_INDIRECT, op, segments, index, sector, handle, self.table_ref)
+        INDIRECT.pack_into(view, offset, BLKIF_OP_INDIRECT, op, segments, index, sector, handle, self.tables.packed)
 
 
 @final
 class LentShape(Shape):
     """How a number of sectors is transferred to or from the pages of a `BlockBuffer`, in whatever slot."""
 
-    __slots__ = ("table", "table_ref")
+    __slots__ = ("tables",)
 
     def __init__(self, lent: LentBuffer, first: int, sectors: int) -> None:
         self.segments = -(-sectors // SECTORS_PER_PAGE)
@@ -144,8 +176,7 @@ class LentShape(Shape):
         self.parts = ()
         self.view = None
         self.buffered = lent
-        self.table: Page | None = None
-        self.table_ref = -1
+        self.tables = Tables()
         self.pack_into = (
             REQUESTS[self.segments].pack_into
             if self.segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST
@@ -163,8 +194,8 @@ class LentShape(Shape):
         sector: int,
         _descriptors: bytes,
     ) -> None:
-        """Write an indirect request into the ring; its descriptors are in their page."""
-        INDIRECT.pack_into(view, offset, BLKIF_OP_INDIRECT, op, segments, index, sector, handle, self.table_ref)
+        """Write an indirect request into the ring; its descriptors are in their pages."""
+        INDIRECT.pack_into(view, offset, BLKIF_OP_INDIRECT, op, segments, index, sector, handle, self.tables.packed)
 
 
 @final
@@ -201,26 +232,34 @@ class PagePool:
         segments = -(-sectors // SECTORS_PER_PAGE)
         have = len(slot.pages)
         if segments > have:
-            # All that a request can ever need at once: frames taken together tend to be neighbours.
-            if segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
-                wanted = self.max_segments
-            else:
-                wanted = 1 if segments == 1 else BLKIF_MAX_SEGMENTS_PER_REQUEST
-            slot.pages += self._mm.alloc_pages(wanted - have)
+            wanted = next(pages for pages in _PAGES_OF_SLOT if pages >= segments)
+            slot.pages += self._mm.alloc_pages(min(wanted, self.max_segments) - have)
         while len(slot.refs) < segments:
             slot.refs.append(self._grants.take_ref())
             if self.persistent:
                 self._grant(slot, len(slot.refs) - 1, GTF_permit_access)
-        if segments > BLKIF_MAX_SEGMENTS_PER_REQUEST and slot.table is None:
-            table = self._mm.alloc_page()
-            try:
-                slot.table_ref = self._grants.grant_access(self._domid, table, readonly=True)
-            except GrantError:
-                self._mm.free_page(table)
-                raise
-            slot.table = table
+        if segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
+            self._extend(slot.tables, segments)
         shape = slot.shapes[sectors] = Shape(slot, sectors, self._mm)
         return shape
+
+    def _extend(self, tables: Tables, segments: int) -> None:
+        """Make room for the descriptors of so many segments. Raises OutOfMemory or GrantError."""
+        while len(tables.pages) * SEGMENTS_PER_TABLE < segments:
+            page = self._mm.alloc_page()
+            try:
+                ref = self._grants.grant_access(self._domid, page, readonly=True)
+            except GrantError:
+                self._mm.free_page(page)
+                raise
+            tables.add(page, ref)
+
+    def _end_tables(self, tables: Tables) -> None:
+        for page, ref in zip(tables.pages, tables.refs, strict=True):
+            if self._grants.end_access(ref):
+                self._mm.free_page(page)
+            else:
+                self.withheld.append((ref, page))
 
     # -- pages of the caller's ------------------------------------------------------------------------------------
 
@@ -233,14 +272,8 @@ class PagePool:
         if shape is None:
             shape = LentShape(lent, first, sectors)
             if shape.segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
-                table = self._mm.alloc_page()
-                try:
-                    shape.table_ref = self._grants.grant_access(self._domid, table, readonly=True)
-                except GrantError:
-                    self._mm.free_page(table)
-                    raise
-                table.view[: len(shape.descriptors)] = shape.descriptors
-                shape.table = table
+                self._extend(shape.tables, shape.segments)
+                shape.tables.write(shape.descriptors)
             lent.shapes[first, sectors] = shape
         if self.persistent and not first:
             buffer.ready[sectors] = shape
@@ -286,11 +319,7 @@ class PagePool:
         buffer.release = lambda: None
         buffer.ready.clear()
         for shape in lent.shapes.values():
-            if shape.table is not None:
-                if self._grants.end_access(shape.table_ref):
-                    self._mm.free_page(shape.table)
-                else:
-                    self.withheld.append((shape.table_ref, shape.table))
+            self._end_tables(shape.tables)
         for n, ref in enumerate(lent.refs):
             if n not in buffer.lost and not self._grants.end_access(ref):
                 self._lose(lent, n)
@@ -323,12 +352,8 @@ class PagePool:
         for slot in slots:
             slot.shapes.clear()
             slot.shape = None
-            table, slot.table = slot.table, None
-            if table is not None:
-                if self._grants.end_access(slot.table_ref):
-                    self._mm.free_page(table)
-                else:
-                    self.withheld.append((slot.table_ref, table))
+            tables, slot.tables = slot.tables, Tables()
+            self._end_tables(tables)
             refs, slot.refs = slot.refs, []
             pages, slot.pages = slot.pages, []
             for page, ref in zip(pages, refs, strict=False):

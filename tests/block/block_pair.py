@@ -12,7 +12,7 @@ class Pair:
     """A frontend in domain 1 and a backend in domain 0 with one disk, connected as the bus would do it."""
 
     def __init__(self, *, sectors: int = 4096, seed: int = 0, mode: str = "w", **options: Any) -> None:
-        self.world = World(seed=seed)
+        self.world = World(options.pop("world_pages", 2048), seed=seed)
         self.back_kernel = FakeKernel(self.world, 0)
         self.front_kernel = FakeKernel(self.world, 1, pages=options.pop("guest_pages", 1000))
         self.disk = FakeDisk(

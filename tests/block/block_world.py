@@ -130,16 +130,17 @@ class FakeMM:
         return tuple(views)
 
     def free_page(self, page: FakePage) -> None:
-        for kernel in self.world.kernels.values():
-            for ref, entry in kernel.grants.entries.items():
-                assert entry[1] != page.mfn, f"page {page.mfn} freed while granted as {ref}"
-        self.used -= 1
-        page.view[:] = b"\xdb" * PAGE
-        self.world.frames.append(page.mfn)
+        self.free_pages_of([page])
 
     def free_pages_of(self, pages: list[FakePage]) -> None:
+        freed = {page.mfn for page in pages}
+        for kernel in self.world.kernels.values():
+            for ref, entry in kernel.grants.entries.items():
+                assert entry[1] not in freed, f"page {entry[1]} freed while granted as {ref}"
         for page in pages:
-            self.free_page(page)
+            self.used -= 1
+            page.view[:] = b"\xdb" * PAGE
+            self.world.frames.append(page.mfn)
 
 
 class FakeGrants:
@@ -415,10 +416,10 @@ class FakeDisk:
             assert at + size <= len(self.image), "a discard beyond the end of the disk"
             self.image[at : at + size] = bytes(size)
             return 0
+        mapped = {mfn for _, _, mfn, writable in self.kernel.grants.maps.values() if writable or op != READ}
         for maddr, size in segments:
             assert maddr % PAGE + size <= PAGE, "a segment crosses a page"
-            mapped = [m for m in self.kernel.grants.maps.values() if m[2] == maddr // PAGE and (m[3] or op != READ)]
-            assert mapped, f"DMA to frame {maddr // PAGE}, which is not mapped"
+            assert maddr // PAGE in mapped, f"DMA to frame {maddr // PAGE}, which is not mapped"
             if not self.bad_sectors.isdisjoint(range(at // SECTOR, (at + size) // SECTOR)):
                 return -errno.EIO
             assert at + size <= len(self.image), "DMA beyond the end of the disk"

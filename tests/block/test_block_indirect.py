@@ -1,6 +1,7 @@
 """Indirect requests: from a frontend by hand, what they may be and what a hostile one may try; then from ours."""
 
 import errno
+import random
 from collections.abc import Callable
 
 import pytest
@@ -26,13 +27,18 @@ class IndirectFront(RawFront):
         """Make a granted page of descriptors; returns its reference."""
         return self.grant(readonly=True, fill=b"".join(SEGMENT.codec.pack(*segment) for segment in segments))
 
-    def put_indirect(self, op: int, ident: int, sector: int, ref: int, count: int) -> None:
+    def tables(self, segments: Segments) -> list[int]:
+        """The same for as many descriptors as there are."""
+        return [self.table(segments[n : n + 512]) for n in range(0, len(segments), 512)]
+
+    def put_indirect(self, op: int, ident: int, sector: int, refs: int | list[int], count: int) -> None:
         layout = blkif.blkif_request_indirect
         if self.protocol.name == "x86_32-abi":
             layout = blkif.blkif_x86_32_request_indirect
         offset = self.ring.offset(self.ring.req_prod_pvt)
         self.page.view[offset : offset + self.ring.entry_size] = b"\xa5" * self.ring.entry_size
-        grefs = (ref, *[0xFFFFFFFF] * 7)
+        given = refs if isinstance(refs, list) else [refs]
+        grefs = (*given, *[0xFFFFFFFF] * (8 - len(given)))
         layout.pack_into(
             self.page.view,
             offset,
@@ -48,7 +54,7 @@ class IndirectFront(RawFront):
 
     def indirect(self, op: int, sector: int, segments: Segments, count: int = -1) -> int:
         """Perform one; returns its status. The response names the operation that is done."""
-        self.put_indirect(op, 9, sector, self.table(segments), len(segments) if count < 0 else count)
+        self.put_indirect(op, 9, sector, self.tables(segments), len(segments) if count < 0 else count)
         ((ident, echoed, status),) = self.push()
         assert (ident, echoed) == (9, op)
         return status
@@ -184,7 +190,136 @@ def test_a_backend_without_memory_for_them(make_pair: Maker) -> None:
     front.down()
 
 
+# More of them than a page has room for
+
+
+MANY = {"back": {"max_indirect_segments": 9999}, "guest_pages": 9000, "world_pages": 14000, "sectors": 65536}
+"""Options of a pair whose backend takes as many as the protocol allows."""
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("protocol", ["x86_64-abi", "x86_32-abi"])
+@pytest.mark.parametrize("count", [257, 512, 513, 4096])
+def test_several_pages_of_descriptors(make_pair: Maker, protocol: str, persistent: bool, count: int) -> None:
+    pair = make_pair(**MANY)
+    front = IndirectFront(pair, protocol=protocol, persistent=persistent)
+    assert pair.store["backend/feature-max-indirect-segments"] == "4096"
+    segments = [(front.grant(fill=n.to_bytes(2, "little") * 2048), 0, 7) for n in range(count)]
+    segments[100] = (segments[100][0], 1, 3)
+    whole = b"".join(
+        n.to_bytes(2, "little") * (256 * (last - first + 1)) for n, (_, first, last) in enumerate(segments)
+    )
+    assert front.indirect(WRITE, 8, segments) == OKAY
+    assert bytes(pair.disk.image[4096 : 4096 + len(whole)]) == whole
+    assert not any(pair.disk.image[4096 + len(whole) :])
+    assert [size for _, _, size in pair.disk.log] == [
+        min(2048, 8 * count - 2048 * n) - 5 * (n == 0) for n in range(-(-count // 256))
+    ]
+    for page in front.pages[:count]:
+        page.view[:] = bytes(4096)
+    for _ in range(2):
+        assert front.indirect(READ, 8, segments) == OKAY
+    assert b"".join(bytes(page.view) for page in front.pages[101:count]) == whole[100 * 4096 + 3 * 512 :]
+    assert bytes(front.pages[100].view) == bytes(512) + b"\x64\0" * 768 + bytes(2048)
+    assert (pair.server.statistics.reads, pair.server.statistics.writes) == (2, 1)
+    front.down()
+
+
+@pytest.mark.parametrize("bad", range(3))
+def test_a_page_of_descriptors_that_is_not_there(make_pair: Maker, bad: int) -> None:
+    pair = make_pair(**MANY)
+    front = IndirectFront(pair)
+    segments = [(front.grant(fill=b"w" * 4096), 0, 7) for _ in range(1200)]
+    tables = front.tables(segments)
+    front.put_indirect(WRITE, 1, 0, [*tables[:bad], 99999, *tables[bad + 1 :]], 1200)
+    front.put(WRITE, 2, 60000, [(front.refs[0], 0, 0)])
+    front.put_indirect(WRITE, 3, 16384, tables, 1200)
+    assert sorted(front.push()) == [(1, WRITE, ERROR), (2, WRITE, OKAY), (3, WRITE, OKAY)]
+    assert not any(pair.disk.image[: 16384 * 512])
+    assert bytes(pair.disk.image[16384 * 512 : 25984 * 512]) == b"w" * (9600 * 512)
+    front.down()
+
+
+@pytest.mark.parametrize("position", [0, 255, 256, 511, 512, 1199])
+def test_a_bad_segment_in_any_page(make_pair: Maker, position: int) -> None:
+    """Nothing of the request is transferred, also where the disk would take several commands for it."""
+    pair = make_pair(**MANY)
+    front = IndirectFront(pair)
+    segments = [(front.grant(fill=b"w" * 4096), 0, 7) for _ in range(1200)]
+    for bad in ((99999, 0, 7), (segments[3][0], 5, 4), (segments[3][0], 0, 8)):
+        spoiled = [*segments[:position], bad, *segments[position + 1 :]]
+        assert front.indirect(WRITE, 0, spoiled) == ERROR
+    assert front.indirect(WRITE, pair.disk.sectors - 9599, segments) == ERROR
+    assert not any(pair.disk.image)
+    front.down()
+
+
+@pytest.mark.parametrize("sector", [5, 2048, 9599])
+def test_a_command_of_several_that_fails(make_pair: Maker, sector: int) -> None:
+    pair = make_pair(**MANY)
+    front = IndirectFront(pair)
+    segments = [(front.grant(), 0, 7) for _ in range(1200)]
+    pair.disk.bad_sectors.add(sector)
+    assert front.indirect(WRITE, 0, segments) == ERROR
+    assert front.indirect(READ, 0, segments) == ERROR
+    pair.disk.bad_sectors.clear()
+    assert front.indirect(READ, 0, segments) == OKAY
+    front.down()
+
+
+def test_the_frontend_goes_in_the_middle_of_one(make_pair: Maker) -> None:
+    pair = make_pair(**MANY)
+    front = IndirectFront(pair)
+    segments = [(front.grant(fill=b"w" * 4096), 0, 7) for _ in range(1200)]
+    front.put_indirect(WRITE, 1, 0, front.tables(segments), 1200)
+    pair.disk.stuck = True
+    assert front.push() == []
+    thread = pair.back_kernel.spawn(pair.back.driver.close(pair.back), "close")
+    pair.world.run()
+    assert not thread.done, "the disk's DMA has not ended"
+    pair.disk.stuck = False
+    pair.world.run()
+    assert thread.done
+    assert bytes(pair.disk.image[: 9600 * 512]) == b"w" * (9600 * 512)
+    front.down()
+
+
+def test_a_backend_that_offers_none(make_pair: Maker) -> None:
+    """Then there is no node that says how many (blkif.h), and no such operation."""
+    pair = make_pair(back={"max_indirect_segments": 0})
+    front = IndirectFront(pair)
+    assert "backend/feature-max-indirect-segments" not in pair.store
+    front.put_indirect(READ, 1, 0, front.table([(front.grant(), 0, 7)]), 1)
+    assert front.push() == [(1, INDIRECT, EOPNOTSUPP)]
+    front.down()
+
+
 # The frontend's end
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize(("wanted", "offered", "limit"), [(4096, 9999, 4096), (1300, 9999, 1300), (99999, 600, 600)])
+def test_a_frontend_takes_what_is_offered(
+    make_pair: Maker, wanted: int, offered: int, limit: int, persistent: bool
+) -> None:
+    options = MANY | {"back": {"max_indirect_segments": offered}}
+    pair = make_pair(**options, front={"max_indirect_segments": wanted, "persistent": persistent}).up()
+    assert pair.device.max_sectors == 8 * limit
+    data = random.Random(limit).randbytes(40000 * 512)
+    for count in (8 * limit, 8 * limit - 3, 12 * 8, 40000):
+        pair.guest(pair.device.write(1, data[: count * 512]))
+        assert bytes(pair.disk.image[512 : (count + 1) * 512]) == data[: count * 512]
+        assert pair.guest(pair.device.read(1, count)) == data[: count * 512]
+    pair.down()
+
+
+def test_a_slot_has_no_more_pages_than_its_requests_need(make_pair: Maker) -> None:
+    pair = make_pair(**MANY, front={"max_indirect_segments": 4096}).up()
+    before = pair.front_kernel.mm.used
+    for count, pages in ((8, 1), (9, 11), (96, 32 + 1), (264, 256 + 1), (2056, 1024 + 1), (4104, 1024 + 2)):
+        pair.guest(pair.device.read(0, count))
+        assert pair.front_kernel.mm.used - before == pages
+    pair.down()
 
 
 LARGE = {"front": {"max_indirect_segments": 32}}
@@ -209,12 +344,12 @@ def test_descriptors_are_written_when_they_change(make_pair: Maker) -> None:
     pair = make_pair(**LARGE).up()
     for count in (200, 100, 200):
         pair.guest(pair.device.read(0, count))
-    (slot,) = [slot for slot in pair.queue._slots if slot.table is not None]
+    (slot,) = [slot for slot in pair.queue._slots if slot.tables.pages]
     assert len(slot.table_holds) == 25 * 8
     mark = b"\xee" * 8
-    slot.table.view[400:408] = mark
+    slot.tables.pages[0].view[400:408] = mark
     pair.guest(pair.device.read(8, 200))
-    assert bytes(slot.table.view[400:408]) == mark
+    assert bytes(slot.tables.pages[0].view[400:408]) == mark
     pair.down()
 
 
@@ -328,8 +463,8 @@ def test_a_backend_that_keeps_the_descriptors_mapped(make_pair: Maker) -> None:
     """XSA-396: their page is withheld like any other."""
     pair = make_pair(**LARGE).up()
     pair.guest(pair.device.read(0, 100))
-    (slot,) = [slot for slot in pair.queue._slots if slot.table is not None]
-    (kept,) = pair.back_kernel.grants.map_refs(1, [slot.table_ref], False)
+    (slot,) = [slot for slot in pair.queue._slots if slot.tables.pages]
+    (kept,) = pair.back_kernel.grants.map_refs(1, [slot.tables.refs[0]], False)
     pair.close()
     assert pair.front_kernel.mm.used == 1
     pair.back_kernel.grants.unmap([kept])

@@ -12,6 +12,7 @@ from hypervisor.abi.io import blkif, netif
 from hypervisor.abi.layout import Layout
 
 _INDIRECT: Final = blkif.BLKIF_OP_INDIRECT
+_SEGMENT_SIZE: Final = blkif.blkif_request_segment.size
 _DISCARD: Final = blkif.BLKIF_OP_DISCARD
 
 
@@ -33,9 +34,10 @@ def _block(transfer: Layout, indirect: Layout, discard: Layout, response: Layout
     def request(data: bytes) -> str:
         if data[0] == _INDIRECT:
             far = indirect.unpack(data[: indirect.size])
+            pages = far.indirect_grefs[: -(-far.nr_segments * _SEGMENT_SIZE // 4096)]
             return (
                 f"INDIRECT {_operation(far.indirect_op)} id={far.id} sector={far.sector_number} "
-                f"{far.nr_segments} segments in pages {list(far.indirect_grefs)}"
+                f"{far.nr_segments} segments in pages {list(pages)}"
             )
         if data[0] == _DISCARD:
             trim = discard.unpack(data[: discard.size])
