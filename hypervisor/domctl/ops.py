@@ -16,6 +16,7 @@ from hypervisor.domctl.paging import PagingOps
 from hypervisor.domctl.scheduling import SchedulingOps
 from hypervisor.domctl.vcpu_state import VcpuStateOps
 from hypervisor.domctl.vcpus import VcpuControlOps
+from hypervisor.domctl.vm_event import VmEventOps
 from hypervisor.errors import HypercallError, Refused
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 
@@ -39,7 +40,15 @@ class DomctlOps:
         """Returns a domain's xen_domctl_getdomaininfo."""
         self._operations: dict[int, Operation] = {}
         paging = PagingOps(hv)
-        parts = (AccessOps(hv), CpuPolicyOps(), DebuggerOps(hv), SchedulingOps(hv), VcpuControlOps(hv), VcpuStateOps())
+        parts = (
+            AccessOps(hv),
+            CpuPolicyOps(),
+            DebuggerOps(hv),
+            SchedulingOps(hv),
+            VcpuControlOps(hv),
+            VcpuStateOps(),
+            VmEventOps(),
+        )
         for part in (self._lifecycle, info, paging, *parts):
             self._operations |= part.operations
         self.hypercalls = {HYPERCALL: self._domctl, **paging.hypercalls}
@@ -59,6 +68,8 @@ class DomctlOps:
             return 0
         if op.cmd == abi.XEN_DOMCTL_getdomaininfo:
             return self._getdomaininfo(vcpu, arg, op)
+        if op.cmd == abi.XEN_DOMCTL_vm_event_op and op.u.vm_event_op.op == abi.XEN_VM_EVENT_GET_VERSION:
+            return self._vm_event_version(vcpu, arg, op)
         # DOMID_SELF is no domain's number here: toolstacks name domains.
         target = self.hv.domain(op.domain)
         operation = self._operations.get(op.cmd)
@@ -76,6 +87,14 @@ class DomctlOps:
             op.u = {member: result}
             copy_to_guest(vcpu, arg, DOMCTL.pack(op))
         return -error
+
+    def _vm_event_version(self, vcpu: VCpu, arg: int, op: Any) -> int:
+        """Tell the version of the interface for watchers, which needs neither a privilege nor a domain."""
+        if op.domain != xen.DOMID_INVALID:
+            self.hv.domain(op.domain)
+        op.u = {"vm_event_op": VmEventOps.version(op.u.vm_event_op)}
+        copy_to_guest(vcpu, arg, DOMCTL.pack(op))
+        return 0
 
     def _getdomaininfo(self, vcpu: VCpu, arg: int, op: Any) -> int:
         """Report on a domain, or, if there is none of that number, on the one with the next higher number.

@@ -575,3 +575,42 @@ class TestDebuggersMemory:
         assert self.memory(pair, 0x1000, domid=domid)[0] == EFAULT
         assert rc_of(pair.dom0, abi.XEN_DOMCTL_destroydomain, domid) == 0
         assert rc_of(pair.domu, abi.XEN_DOMCTL_gdbsx_guestmemio, 1) == EPERM
+
+
+class TestWatchers:
+    """Those of PV domains are told that there is nothing to see."""
+
+    def test_the_version_is_for_everybody(self, pair):
+        for guest in (pair.dom0, pair.domu):
+            for domid in (0, 1, xen.DOMID_INVALID):
+                member = {"op": abi.XEN_VM_EVENT_GET_VERSION}
+                rc, op = domctl(guest, abi.XEN_DOMCTL_vm_event_op, domid, vm_event_op=member)
+                assert (rc, op.u.vm_event_op.u.version) == (0, 7)
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_vm_event_op, 77, vm_event_op=member) == ESRCH
+
+    def test_rings(self, pair):
+        def ring(op, mode=abi.XEN_DOMCTL_VM_EVENT_OP_MONITOR, domid=1, guest=pair.dom0):
+            return rc_of(guest, abi.XEN_DOMCTL_vm_event_op, domid, vm_event_op={"op": op, "mode": mode})
+
+        assert [ring(op) for op in (0, 1, 2, 4, 99)] == [EOPNOTSUPP, EINVAL, ENODEV, ENOSYS, ENOSYS]
+        assert [ring(0, mode) for mode in (0, 1, 3, 4)] == [ENOSYS] * 4
+        assert (ring(0, domid=0), ring(0, guest=pair.domu), ring(0, domid=xen.DOMID_INVALID)) == (EINVAL, EPERM, ESRCH)
+        domid = create(pair.dom0)
+        assert ring(0, domid=domid) == EINVAL
+        assert rc_of(pair.dom0, abi.XEN_DOMCTL_destroydomain, domid) == 0
+
+    def test_events(self, pair):
+        def monitor(op, event=0, domid=1, guest=pair.dom0):
+            return domctl(guest, abi.XEN_DOMCTL_monitor_op, domid, monitor_op={"op": op, "event": event})
+
+        assert [monitor(op, event)[0] for op in (0, 1) for event in (0, 31, 32, 99)] == 2 * [
+            EOPNOTSUPP,
+            EOPNOTSUPP,
+            EINVAL,
+            EINVAL,
+        ]
+        rc, op = monitor(abi.XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES, 5)
+        assert (rc, op.u.monitor_op.event) == (0, 0)
+        assert [monitor(op)[0] for op in (3, 4, 5, 99)] == [EINVAL, 0, EOPNOTSUPP, EOPNOTSUPP]
+        assert (monitor(0, domid=0)[0], monitor(0, guest=pair.domu)[0]) == (EPERM, EPERM)
+        assert [rc_of(pair.dom0, abi.XEN_DOMCTL_set_access_required, domid) for domid in (1, 0)] == [0, EPERM]
