@@ -29,7 +29,7 @@ ENTRY = netif.xen_netif_gref.codec
 STATUS_AT = netif.xen_netif_gref.offset("status")
 READONLY = netif.XEN_NETIF_CTRLF_GREF_readonly
 MAX_GREFS = 1024
-"""Grants that one vif may keep mapped: all buffers of both rings, twice."""
+"""Grants that one vif may keep mapped for each queue: all buffers of both rings, twice."""
 LIST_ENTRIES = 4096 // ENTRY.size
 
 
@@ -39,6 +39,7 @@ class ControlRing:
     def __init__(self, kernel: Kernel, domid: int, ring: MappedGrant, hashing: Hashing) -> None:
         self._kernel = kernel
         self._hashing = hashing
+        self._most = MAX_GREFS * hashing.queues
         self._domid = domid
         self._grant = ring
         self._ring = BackRing(ring.view, max(REQUEST.size, RESPONSE.size))
@@ -123,7 +124,7 @@ class ControlRing:
         return NOT_SUPPORTED, 0
 
     def _gref_size(self, queue: int) -> tuple[int, int]:
-        return (INVALID, 0) if queue >= self._hashing.queues else (SUCCESS, MAX_GREFS)
+        return (INVALID, 0) if queue >= self._hashing.queues else (SUCCESS, self._most)
 
     def _set_key(self, gref: int, size: int) -> int:
         if size > LONGEST_KEY:
@@ -170,7 +171,7 @@ class ControlRing:
     def _add(self, entries: list[tuple[int, int]]) -> int:
         """Map all of the list, or none of it."""
         refs = [ref for ref, _ in entries]
-        if len(self._grants) + len(refs) > MAX_GREFS or len(set(refs)) < len(refs) or self._grants.keys() & set(refs):
+        if len(self._grants) + len(refs) > self._most or len(set(refs)) < len(refs) or self._grants.keys() & set(refs):
             return INVALID
         groups = [[ref for ref, flags in entries if bool(flags & READONLY) == readonly] for readonly in (False, True)]
         grants: list[MappedGrant] = []

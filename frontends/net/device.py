@@ -1,108 +1,29 @@
-"""A virtual Ethernet device: the frontend's ends of the tx and rx rings, and the pages that frames travel in.
-
-All pages are granted once and used again and again, so that a frame costs no grant. A tx page is granted read-only, an
-rx page writable; both hold nothing but frames that this device has sent or received, and are zero before (XSA-403).
-
-The other end may write anything into the rings at any time. What it says is copied out of the ring before it is looked
-at, and an id counts only while its buffer is out; garbage makes the device give up (`broken`), and harms nobody else.
-Which buffer is out is told by two lists (`_tx_order`, `_rx_order`) that have, for each slot between the last response
-taken and the last request put, the id of one buffer. A backend that answers in order, as all known ones do, is thus
-checked by comparing two lists.
-"""
+"""A virtual Ethernet device of a guest: queues, each a pair of rings, and what is said about them."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING
 
 from frontends.net.control import ControlRing
 from frontends.net.pages import Granted, GrantedPages
-from frontends.net.pieces import CSUM, OFFLOADS, Reassembly, UnknownExtra
-from frontends.net.pieces import EXTRA as RX_EXTRA
-from frontends.net.pieces import MORE as RX_MORE
-from guest_kernel import vectors
-from guest_kernel.errors import GrantError, OutOfMemory
+from frontends.net.queue import FrontQueue
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import NetDevice, completed
+from guest_kernel.net.errors import NetError
+from guest_kernel.net.flow import spread
 from guest_kernel.net.gso import segments
 from guest_kernel.net.offload import NONE, VALIDATED, Offload
 from guest_kernel.net.packet import Bytes, is_ipv6
-from guest_kernel.net.page_rows import PageRows
-from guest_kernel.net.ring_words import (
-    RX_BASE,
-    RX_SLOT,
-    TX_BASE,
-    TX_SLOT,
-    TX_WORDS,
-    copy_block,
-    read_run,
-    read_words,
-    write_block,
-    write_run,
-    write_slots,
-    write_words,
-)
-from guest_kernel.net.spans import Spans, fill, gather
-from guest_kernel.threads import WaitQueue
-from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
-from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
-from hypervisor.abi.tracepoints import RING_PUSH
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
-MORE = netif.NETTXF_more_data
-TX_VALIDATED, TX_BLANK = netif.NETTXF_data_validated, netif.NETTXF_csum_blank
-TX_EXTRA = netif.NETTXF_extra_info
-RX_OFFSET = 0xFFFF << 16
-RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
-
-GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
-EXTRA_ID = netif.NETIF_RSP_NULL << 16
-"""Stands for a slot of extra info among the ids of buffers that are out: just what answers it, if that has no id."""
-BUSY_PACKETS = 64
-"""After so many frames an interface is worth keeping its buffers mapped in the backend."""
-RX_FIRST = 64
-"""Buffers that the backend gets at first; when it has used up most of them, it gets twice as many."""
-
-Collected = tuple[list[bytes], Offload | list[Offload]]
-"""Frames, and what is left to do of each; of all if that is the same."""
-
 
 async def _nobody_asked(wanted: bool) -> None:
     raise ValueError("the device is not on a bus")
-
-
-def extra_words(kind: int, info: int) -> tuple[int, int, int]:
-    """Return a slot of extra info as the words of a tx slot."""
-    return kind | info << 16 & MASK32, info >> 16, 0
-
-
-@final
-class _Block:
-    """The buffers of a ring as arrays: their pages, and a word that belongs to each, by buffer id."""
-
-    def __init__(self, kernel: Kernel, code: str) -> None:
-        self._mm = kernel.mm
-        self._code = code
-        self._rows: PageRows | None = None
-        self._words: Any = ()
-
-    def get(self, addresses: list[int], words: list[int]) -> tuple[PageRows, Any]:
-        """Return both; there are more of them than last time, or the same."""
-        if self._rows is None or len(self._words) < len(words):
-            self._rows = PageRows(self._mm, [(ident, va, True) for ident, va in enumerate(addresses)])
-            self._words = vectors.numpy().array(words, self._code)
-        return self._rows, self._words
-
-    def forget(self) -> None:
-        """Let go of the pages."""
-        self._rows = None
-        self._words = ()
 
 
 class FrontDevice(NetDevice):
@@ -126,82 +47,55 @@ class FrontDevice(NetDevice):
         self.on_broken: Callable[[str], None] = lambda why: None
         self.checksum_offload = True
         self.control: ControlRing | None = None
-        self.port = 0
-        """Event channel of the tx ring, and of both without split ones; 0 until `open` has made it."""
-        self.rx_port = 0
-        """Event channel of the rx ring; the same, or one of its own."""
-        self._pages = GrantedPages(kernel, backend)
-        self._notify = kernel.events.notify
-        self._trace = kernel.cpu.trace
-        self._room = WaitQueue()
-        self._registered_tx = self._registered_rx = 0
-        # By buffer id: the page, its reference; of an rx buffer the request that posts it.
-        self._tx_views: list[memoryview] = []
-        self._tx_refs: list[int] = []
-        self._tx_free: list[int] = []
-        self._extras_out = 0
-        """Slots of extra info that are not answered yet."""
-        self._tx_vas: list[int] = []
-        self._tx_spans = Spans(kernel.mm, self._tx_vas.__getitem__, writable=True)
-        self._tx_block = _Block(kernel, "I")
-        self._rx_views: list[memoryview] = []
-        self._rx_vas: list[int] = []
-        self._rx_spans = Spans(kernel.mm, self._rx_vas.__getitem__, writable=True)
-        self._rx_block = _Block(kernel, "Q")
-        self._rx_posts: list[int] = []
-        self._rx_growing = True
-        self._reassembly = Reassembly()
+        self.pages = GrantedPages(kernel, backend)
+        """All that the backend may use."""
+        self.queues: list[FrontQueue] = []
 
-    def open(self, *, control: bool = False, split: bool = False) -> None:
-        """Make rings, event channel, and the first buffers; `control`: a control ring too.
-
-        `split`: each ring gets an event channel of its own; an event on either is a look at both rings.
+    def open(self, *, control: bool = False, split: bool = False, queues: int = 1) -> None:
+        """Make rings, event channels, and the first buffers; `control`: a control ring too. `split`: see `FrontQueue`.
 
         Raises OutOfMemory, GrantError, XenError; `close` gives back what has been taken by then.
         """
-        tx, self.tx_ref = self._pages.add()
-        rx, self.rx_ref = self._pages.add()
-        self._tx = FrontRing.initialise(tx.view, TX_SLOT)
-        self._rx = FrontRing.initialise(rx.view, RX_SLOT)
-        self._tx_words, self._rx_words = tx.i, rx.q
-        self._tx_order, self._rx_order = [0] * self._tx.size, [0] * self._rx.size
-        self.port = self.rx_port = self.kernel.events.alloc_unbound(self.backend, self._interrupt)
-        if split:
-            self.rx_port = self.kernel.events.alloc_unbound(self.backend, self._interrupt)
+        for number in range(queues):
+            FrontQueue(self, self.name if queues == 1 else f"{self.name}-q{number}", split=split)
         if control:
-            self.control = ControlRing(self.kernel, self.backend, self._pages)
-        for _ in range(RX_FIRST):
-            self._add_rx_buffer()
-        self._post(list(range(RX_FIRST)))
-        self._push_rx()
+            self.control = ControlRing(self.kernel, self.backend, self.pages)
 
     def connect(self) -> None:
         """Start: the backend is there."""
         self.connected = True
-        for port in dict.fromkeys((self.port, self.rx_port)):
-            self._notify(port)
+        for queue in self.queues:
+            queue.start()
 
     # -- sending --------------------------------------------------------------------------------------------------
 
+    def _queue_of(self, frame: Bytes) -> FrontQueue:
+        """Return the queue that a frame goes to: all frames of a flow to the same."""
+        queues = self.queues
+        return queues[0] if len(queues) == 1 else queues[spread(frame, len(queues))]
+
     def transmit(self, frame: Bytes, offload: Offload = NONE) -> bool:
-        """Put a frame on the tx ring and tell the backend if it wants to know.
+        """Put a frame on a tx ring and tell the backend if it wants to know.
 
         What the backend does not take undone is done here. A packet that cannot be cut counts as dropped, as a frame
         for which there is no room does; so does the part of it, in segments, that had no room.
         """
+        if not self.connected:
+            self.counters.tx_dropped += 1
+            return False
+        frames: Sequence[Bytes] = (frame,)
         if offload is not NONE:
             frames, offload = self._ready(frame, offload)
-        else:
-            frames = (frame,)
+        queue = self._queue_of(frame)
         sent = 0
         for piece in frames:
-            if not self._put(piece, offload):
+            if not queue.put(piece, offload):
                 break
             sent += 1
             self.counters.tx_bytes += len(piece)
         self.counters.tx_packets += sent
         if sent:
-            self._push_tx()
+            queue.push_tx()
         if not sent or sent < len(frames):
             self.counters.tx_dropped += max(1, len(frames) - sent)
             return False
@@ -216,385 +110,85 @@ class FrontDevice(NetDevice):
         return [frame], offload
 
     def transmit_many(self, frames: Sequence[Bytes]) -> int:
-        """Send the first of these frames, as many as there is room for, with at most one notification.
+        """Send the first of these frames, as many as there is room for, with at most one notification of each queue.
 
         Returns how many; the others are still the caller's.
         """
         if not self.connected:
             return 0
-        batch = frames[: self._tx.free_requests()]
-        sizes = list(map(len, batch))
-        if vectors.numpy() is not None and self._transmit_block(batch, sizes):
-            return len(batch)
-        if not batch or max(sizes) > PAGE_SIZE:
-            sent = 0
-            while sent < len(batch) and self._put(batch[sent]):
-                sent += 1
-        else:
-            sent = self._take_tx_buffers(len(batch))
-            self._put_batch(batch, sizes[:sent])
-        if sent:
-            self.counters.tx_packets += sent
-            self.counters.tx_bytes += sum(sizes[:sent])
-            self._push_tx()
+        if len(self.queues) == 1:
+            return self.queues[0].put_many(frames)
+        sent = 0
+        used: dict[FrontQueue, None] = {}
+        for frame in frames:
+            queue = self._queue_of(frame)
+            if not queue.put(frame):
+                break
+            used[queue] = None
+            sent += 1
+            self.counters.tx_bytes += len(frame)
+        self.counters.tx_packets += sent
+        for queue in used:
+            queue.push_tx()
         return sent
 
     def tx_room(self) -> int:
-        """Return how many one-slot frames can be sent now."""
-        return self._tx.free_requests() if self.connected else 0
+        """Return how many one-slot frames can be sent now, whichever queue they are for."""
+        return min(queue.free_slots() for queue in self.queues) if self.connected else 0
 
     async def wait_for_room(self, slots: int = 1) -> None:
-        """Wait until a frame of so many slots can be sent, or the device is disconnected."""
-        while self.connected and self._tx.free_requests() < slots:
-            await self._room.wait()
+        """Wait until a frame of so many slots can be sent on any queue, or the device is disconnected."""
+        while self.connected and (full := [queue for queue in self.queues if queue.free_slots() < slots]):
+            await full[0].room.wait()
 
     def disconnect(self) -> None:
         """Send nothing more; who waits for room goes on (and loses its frame)."""
         self.connected = False
-        self._room.wake_all()
-
-    def _put(self, frame: Bytes, offload: Offload = NONE) -> bool:
-        """Put a frame of any length into the ring, without showing it; False if it cannot be sent."""
-        size = len(frame)
-        slots = 1 if size <= PAGE_SIZE else -(-size // PAGE_SIZE)
-        extras = 1 if offload.gso_size else 0
-        if (slots > 1 and not self.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE:
-            return False
-        if self.tx_room() < slots + extras or self._take_tx_buffers(slots) < slots:
-            return False
-        flags = TX_BLANK * offload.blank | TX_VALIDATED * offload.validated | TX_EXTRA * extras
-        if slots == 1 and not extras:
-            self._put_batch([frame], [size], flags)
-        else:
-            self._put_slots(frame, slots, flags, (GSO, offload.gso_size | offload.gso_type << 16) if extras else None)
-        return True
-
-    def _put_slots(self, frame: Bytes, slots: int, flags: int, extra: tuple[int, int] | None) -> None:
-        """Put a frame of several slots into the ring; there are slots and buffers for it. `extra`: see `_put_extra`."""
-        size = len(frame)
-        idents = self._tx_free[-slots:]
-        del self._tx_free[-slots:]
-        fill(self._tx_spans.get(tuple(idents)), frame)
-        # The first slot tells the size of the whole frame, the others their own.
-        sizes = [size, *[PAGE_SIZE] * (slots - 2), size - PAGE_SIZE * (slots - 1)][:slots]
-        marks = [MORE << 16] * (slots - 1) + [0]
-        marks[0] |= flags << 16
-        columns = (
-            [*map(self._tx_refs.__getitem__, idents)],
-            marks,
-            [ident | part << 16 for ident, part in zip(idents, sizes, strict=True)],
-        )
-        if extra is not None:
-            for column, word in zip(columns, extra_words(*extra), strict=True):
-                column.insert(1, word)
-            idents.insert(1, EXTRA_ID)
-            self._extras_out += 1
-        ring = self._tx
-        index = ring.req_prod_pvt
-        for number, column in enumerate(columns):
-            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, column)
-        write_run(self._tx_order, index, idents)
-        ring.req_prod_pvt = index + len(idents) & MASK32
-
-    def _put_extra(self, kind: int, info: int) -> None:
-        """Put a slot of extra info into the ring; there must be one. `info`: its six bytes, the first one lowest."""
-        ring = self._tx
-        index = ring.req_prod_pvt
-        for number, word in enumerate(extra_words(kind, info)):
-            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, [word])
-        write_run(self._tx_order, index, [EXTRA_ID])
-        ring.req_prod_pvt = index + 1 & MASK32
-        self._extras_out += 1
-
-    def _put_batch(self, frames: Sequence[Bytes], sizes: list[int], flags: int = 0) -> None:
-        """Put one-slot pieces into the ring; there are slots and buffers for them."""
-        count = len(sizes)
-        if not count:
-            return
-        free, views, refs = self._tx_free, self._tx_views, self._tx_refs
-        idents = free[-count:]
-        del free[-count:]
-        last = -1
-        for ident, frame, length in zip(idents, frames, map(len, frames), strict=False):
-            if length != last:
-                part, last = slice(length), length
-            views[ident][part] = frame
-        ring, words = self._tx, self._tx_words
-        index, size = ring.req_prod_pvt, ring.size
-        write_words(words, TX_BASE, TX_WORDS, size, index, [refs[ident] for ident in idents])
-        write_words(words, TX_BASE + 1, TX_WORDS, size, index, [flags << 16] * count)
-        write_words(
-            words, TX_BASE + 2, TX_WORDS, size, index, [i | n << 16 for i, n in zip(idents, sizes, strict=True)]
-        )
-        write_run(self._tx_order, index, idents)
-        ring.req_prod_pvt = index + count & MASK32
-
-    def _transmit_block(self, frames: Sequence[Bytes], sizes: list[int]) -> bool:
-        """Do what `transmit_many` does for many frames of one length, at once, if that is what they are."""
-        count = len(sizes)
-        if count < MIN_BATCH or not 0 < sizes[0] <= PAGE_SIZE or sizes.count(sizes[0]) < count:
-            return False
-        if self._take_tx_buffers(count) < count:
-            return False
-        self._put_block(frames, sizes[0])
-        self.counters.tx_packets += count
-        self.counters.tx_bytes += count * sizes[0]
-        self._push_tx()
-        return True
-
-    def _put_block(self, frames: Sequence[Bytes], length: int) -> None:
-        np = vectors.numpy()
-        ring, words, count = self._tx, self._tx_words, len(frames)
-        idents = self._tx_free[-count:]
-        del self._tx_free[-count:]
-        chosen = np.frombuffer(array("I", idents), np.uint32)
-        rows, refs = self._tx_block.get(self._tx_vas, self._tx_refs)
-        rows.write(rows.find(chosen), np.frombuffer(b"".join(frames), f"V{length}"))
-        requests = np.zeros((count, TX_WORDS), np.uint32)
-        requests[:, 0] = refs[chosen]
-        requests[:, 2] = chosen | length << 16
-        write_slots(words, TX_BASE, ring.size, ring.req_prod_pvt, requests)
-        write_run(self._tx_order, ring.req_prod_pvt, idents)
-        ring.req_prod_pvt = ring.req_prod_pvt + count & MASK32
-
-    def _take_tx_buffers(self, count: int) -> int:
-        """See that there are `count` free buffers; returns how many there are, if memory or grants run out."""
-        free = self._tx_free
-        try:
-            while len(free) < count:
-                page, ref = self._pages.add(readonly=True)
-                free.append(len(self._tx_views))
-                self._tx_views.append(page.view)
-                self._tx_vas.append(page.va)
-                self._tx_refs.append(ref)
-        except (OutOfMemory, GrantError):
-            return len(free)
-        return count
-
-    def _push_tx(self) -> None:
-        notify = self._tx.push_requests_and_check_notify()
-        if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "tx", self._tx.req_prod_pvt, notify, self._tx.rsp_cons)
-        if notify:
-            self._notify(self.port)
-
-    # -- what has been sent ---------------------------------------------------------------------------------------
-
-    def _interrupt(self) -> None:
-        """Take what is new on both rings."""
-        while not self.broken:
-            if not self._take_tx_responses() or not self._take_rx_responses():
-                return
-            if not self._tx.final_check_for_responses() and not self._rx.final_check_for_responses():
-                break
-        if self._registered_tx < len(self._tx_refs) or self._registered_rx < len(self._rx_posts):
-            self._register()
-
-    def _take_tx_responses(self) -> bool:
-        ring = self._tx
-        produced = ring.shared[RSP_PROD]
-        count = produced - ring.rsp_cons & MASK32
-        if not count:
-            return True
-        if count > ring.outstanding():
-            return self._give_up(f"the backend answered more than was sent (rsp_prod {produced})")
-        answers = read_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_cons, count)
-        if answers == read_run(self._tx_order, ring.rsp_cons, count):
-            # In order, and each NETIF_RSP_OKAY, which is 0; or NETIF_RSP_NULL with no id, which is EXTRA_ID.
-            if self._extras_out and (extras := answers.count(EXTRA_ID)):
-                self._extras_out -= extras
-                answers = [answer for answer in answers if answer != EXTRA_ID]
-            self._tx_free += answers
-        elif self._extras_out:
-            return self._take_marked_responses(answers, produced)
-        else:
-            idents = [answer & 0xFFFF for answer in answers]
-            if not self._reorder(ring, self._tx_order, idents):
-                return self._give_up("the backend answered a frame that was not sent")
-            self._tx_free += idents
-            self.counters.tx_dropped += sum(answer >> 16 != netif.NETIF_RSP_OKAY for answer in answers)
-        ring.rsp_cons = produced
-        if self._room.waiters:
-            self._room.wake_all()
-        return True
-
-    def _take_marked_responses(self, answers: list[int], produced: int) -> bool:
-        """Take responses among which are some to extra info, which have a status and no id."""
-        ring = self._tx
-        idents = [EXTRA_ID if answer >> 16 == netif.NETIF_RSP_NULL else answer & 0xFFFF for answer in answers]
-        if not self._reorder(ring, self._tx_order, idents):
-            return self._give_up("the backend answered a frame that was not sent")
-        for ident, answer in zip(idents, answers, strict=True):
-            if ident == EXTRA_ID:
-                self._extras_out -= 1
-                continue
-            self._tx_free.append(ident)
-            self.counters.tx_dropped += answer >> 16 != netif.NETIF_RSP_OKAY
-        ring.rsp_cons = produced
-        self._room.wake_all()
-        return True
+        for queue in self.queues:
+            queue.room.wake_all()
 
     def order_multicast(self, address: bytes, *, wanted: bool) -> bool:
         """Put a multicast address on the backend's list, or take it off; False if that cannot be sent.
 
         A list that is full (64 addresses in Linux's backend and ours) counts as a frame dropped.
         """
-        if not self.multicast_control or self.tx_room() < 2 or not self._take_tx_buffers(1):
+        if not self.multicast_control or not self.connected:
             return False
         kind = netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD if wanted else netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL
-        self._put_batch([b""], [0], TX_EXTRA)
-        self._put_extra(kind, int.from_bytes(address, "little"))
-        self._push_tx()
-        return True
+        return self.queues[0].put_order(kind, address)
 
-    def _reorder(self, ring: FrontRing, order: list[int], idents: list[int], extras: Sequence[int] = ()) -> bool:
-        """Make `order` say that these buffers are answered first; False if one of them is not out.
+    async def order_hashing(self, types: int, key: bytes = b"", mapping: Sequence[int] = ()) -> None:
+        """Have the backend choose queues by a Toeplitz hash, and tell the hash of each frame (`Offload.hash`).
 
-        Answers at `extras` have no id: they stand where the request was that they answer, and its id is filled in.
+        `types`: XEN_NETIF_CTRL_HASH_TYPE_... bits, over what; 0 ends it. `key`: up to 40 bytes. `mapping`: numbers of
+        queues by the remainder of the hash; without it the remainder is the queue. Raises NetError if the backend
+        refuses.
         """
-        out = read_run(order, ring.rsp_cons, ring.outstanding())
-        for place in extras:
-            idents[place] = out[place]
-        for place, ident in enumerate(idents):
-            try:
-                found = out.index(ident, place)
-            except ValueError:
-                return False
-            out[found], out[place] = out[place], ident
-        write_run(order, ring.rsp_cons, out)
-        return True
+        if self.control is None:
+            raise NetError(f"the backend of {self.name} has no control ring")
+        for queue in self.queues:
+            queue.reassembly.takes_hash = True
+        page = self.control.page_ref
+        numbers = array("I", mapping).tobytes()
+        toeplitz, none = netif.XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, netif.XEN_NETIF_CTRL_HASH_ALGORITHM_NONE
+        orders = [
+            (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM, (toeplitz,), b""),
+            (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_KEY, (page, len(key)), key),
+            (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE, (len(mapping),), b""),
+            (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING, (page, len(mapping)), numbers),
+            (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS, (types,), b""),
+        ]
+        if not types:
+            orders = [(netif.XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM, (none,), b"")]
+        for kind, data, content in orders:
+            if len(content) > PAGE_SIZE:
+                raise NetError(f"{len(content)} bytes are too many for one page of {self.name}'s control ring")
+            if status := await self.control.ask(kind, *data, page=content):
+                raise NetError(f"the backend of {self.name} refuses to hash so: request {kind}, status {status}")
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
-    def _add_rx_buffer(self) -> None:
-        page, ref = self._pages.add()
-        self._rx_posts.append(len(self._rx_posts) | ref << 32)
-        self._rx_views.append(page.view)
-        self._rx_vas.append(page.va)
-
-    def _grow_rx(self) -> None:
-        """Hand the backend more empty pages: twice as many, up to a whole ring of them, as far as memory goes."""
-        known = len(self._rx_posts)
-        try:
-            for _ in range(min(known, self._rx.size - known)):
-                self._add_rx_buffer()
-        except (OutOfMemory, GrantError):
-            self._rx_growing = False
-        self._post(list(range(known, len(self._rx_posts))))
-
-    def _post(self, idents: list[int], chosen: Any = None) -> None:
-        """Put requests for these buffers into the ring, without showing them. `chosen`: the same as an array."""
-        ring, posts = self._rx, self._rx_posts
-        if chosen is not None:
-            _, requests = self._rx_block.get(self._rx_vas, posts)
-            write_block(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, requests[chosen])
-        else:
-            write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, [posts[n] for n in idents])
-        write_run(self._rx_order, ring.req_prod_pvt, idents)
-        ring.req_prod_pvt = ring.req_prod_pvt + len(idents) & MASK32
-
-    def _push_rx(self) -> None:
-        notify = self._rx.push_requests_and_check_notify()
-        if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "rx", self._rx.req_prod_pvt, notify, self._rx.rsp_cons)
-        if notify and self.connected:
-            self._notify(self.rx_port)
-
-    def _take_rx_responses(self) -> bool:
-        ring = self._rx
-        produced = ring.shared[RSP_PROD]
-        count = produced - ring.rsp_cons & MASK32
-        if not count:
-            return True
-        if count > ring.outstanding():
-            return self._give_up(f"the backend filled more buffers than it was given (rsp_prod {produced})")
-        block = chosen = None
-        if count >= MIN_BATCH and vectors.numpy() is not None:
-            block = copy_block(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-            marks = int(vectors.numpy().bitwise_or.reduce(block))
-            answers: list[int] = []
-        else:
-            answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-            marks = reduce(or_, answers)
-        if marks & RX_SPECIAL or not self._reassembly.is_between:
-            return self._take_mixed_responses(answers if block is None else block.tolist(), produced)
-        if block is not None:
-            chosen = block & 0xFFFF
-            idents = chosen.tolist()
-        else:
-            idents = [answer & 0xFFFF for answer in answers]
-        if idents != read_run(self._rx_order, ring.rsp_cons, count) and not self._reorder(ring, self._rx_order, idents):
-            return self._give_up("the backend filled a buffer that it does not have")
-        collected = None if block is None else self._collect_block(block, chosen)
-        if collected is None:
-            answers = answers if block is None else block.tolist()
-            collected = self._collect(idents, answers, marks)
-        if collected is None:
-            return self._take_mixed_responses(answers, produced)
-        # The bytes are copied out: the buffers go back before anybody looks at the frames.
-        self._give_back(idents, produced, chosen)
-        self._hand_over(*collected)
-        return True
-
-    def _take_mixed_responses(self, answers: list[int], produced: int) -> bool:
-        """Take responses of any kind: with errors or extra info (which has no id) among them, or of several slots."""
-        posted = read_run(self._rx_order, self._rx.rsp_cons, len(answers))
-        idents = [answer & 0xFFFF for answer in answers]
-        extras = self._reassembly.extras(answers)
-        for place in extras:
-            idents[place] = posted[place]
-        if idents != posted and not self._reorder(self._rx, self._rx_order, idents, extras):
-            return self._give_up("the backend filled a buffer that it does not have")
-        at = 0
-        while at < len(answers):
-            try:
-                at, frame = self._next_frame(idents, answers, at)
-            except UnknownExtra:
-                return self._give_up("the backend sent extra info, which was not offered")
-            if frame:
-                self.counters.rx_packets += 1
-                self.counters.rx_bytes += len(frame)
-                # One after the other, so that not all of a ring's worth of large ones take up memory at once.
-                self.hand_over([frame], [self._reassembly.offload])
-            elif frame is not None:
-                self.counters.rx_dropped += 1
-        self._give_back(idents, produced)
-        return True
-
-    def _next_frame(self, idents: list[int], answers: list[int], at: int) -> tuple[int, bytes | None]:
-        """Take the responses from `at` on up to the end of a frame, if that is there; see `Reassembly` for the frame.
-
-        Returns the place behind them, too. Raises UnknownExtra.
-        """
-        reassembly = self._reassembly
-        if reassembly.is_between and (data := reassembly.take_whole(answers, at)) is not None:
-            end, first, size = data
-            places = tuple(idents[at : at + 1] + idents[first:end])
-            return end, gather(self._rx_spans.get(places), size)
-        frame = None
-        while at < len(answers) and frame is None:
-            ident, answer = idents[at], answers[at]
-            at += 1
-            if reassembly.expects_extra:
-                frame = reassembly.take_extra(answer)
-                continue
-            size, offset = answer >> 48, answer >> 16 & 0xFFFF
-            # A status is negative if its highest bit is set; that is more than a page, too.
-            good = 0 < size <= PAGE_SIZE - offset
-            frame = reassembly.take(self._rx_views[ident][offset : offset + size].tobytes() if good else b"", answer)
-        return at, frame
-
-    def _give_back(self, idents: list[int], produced: int, chosen: Any = None) -> None:
-        """Post the buffers again whose responses have been taken, up to this index."""
-        ring = self._rx
-        count = produced - ring.rsp_cons & MASK32
-        ring.rsp_cons = produced
-        self._post(idents, chosen)
-        if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
-            self._grow_rx()
-        self._push_rx()
-
-    def _hand_over(self, frames: list[bytes], offloads: Offload | list[Offload]) -> None:
+    def hand_over_alike(self, frames: list[bytes], offloads: Offload | list[Offload]) -> None:
         """Do what `hand_over` does, fast if all frames are alike (one `offloads` for all) and need nothing done."""
         if not isinstance(offloads, Offload):
             self.hand_over(frames, offloads)
@@ -611,71 +205,20 @@ class FrontDevice(NetDevice):
             for frame in frames:
                 received(frame, validated)
 
-    def _collect(self, idents: list[int], answers: list[int], marks: int) -> Collected | None:
-        """Return the frames that the answered buffers hold, one each; None if some hold none. `marks`: all bits set."""
-        sizes = [answer >> 48 for answer in answers]
-        if min(sizes) <= 0 or max(sizes) > PAGE_SIZE:
-            return None
-        views = self._rx_views
-        frames = []
-        last = 0
-        for ident, size in zip(idents, sizes, strict=True):
-            if size != last:
-                part, last = slice(size), size
-            frames.append(views[ident][part].tobytes())
-        self.counters.rx_packets += len(frames)
-        self.counters.rx_bytes += sum(sizes)
-        return frames, [OFFLOADS[answer & CSUM] for answer in answers] if marks & CSUM else NONE
-
-    def _collect_block(self, answers: Any, idents: Any) -> Collected | None:
-        """Do what `_collect` does for frames of one slot, one length and the same flags, at once; else None."""
-        answer = int(answers[0])
-        length = answer >> 48
-        if answer & RX_SPECIAL or not 0 < length <= PAGE_SIZE:
-            return None
-        if not (answers >> 16 == answer >> 16).all():
-            return None
-        rows, _ = self._rx_block.get(self._rx_vas, self._rx_posts)
-        frames: list[bytes] = rows.read(rows.find(idents), length).tolist()
-        self.counters.rx_packets += len(frames)
-        self.counters.rx_bytes += len(frames) * length
-        return frames, OFFLOADS[answer & CSUM]
-
-    def _give_up(self, why: str) -> bool:
+    def give_up(self, why: str) -> bool:
+        """Use the device no more, as its backend does not keep to the protocol; returns False."""
         self.broken = why
         self.disconnect()
         self.on_broken(why)
         return False
 
-    # -- buffers that stay mapped ---------------------------------------------------------------------------------
-
-    def _register(self) -> None:
-        """Have the backend keep our buffers mapped: worth it once an interface is really used."""
-        control = self.control
-        if control is None or self.counters.tx_packets + self.counters.rx_packets < BUSY_PACKETS:
-            return
-        tx = [(ref, True) for ref in self._tx_refs[self._registered_tx :]]
-        rx = [(post >> 32, False) for post in self._rx_posts[self._registered_rx :]]
-        self._registered_tx += len(tx)
-        self._registered_rx += len(rx)
-        control.register(tx + rx)
-
-    # -- the end --------------------------------------------------------------------------------------------------
-
     def close(self) -> list[Granted]:
         """Take everything back; returns the grants (with their pages) that the backend still uses (XSA-396)."""
         self.disconnect()
-        if self.port:
-            for port in dict.fromkeys((self.port, self.rx_port)):
-                self.kernel.events.unbind(port)
-            self.port = self.rx_port = 0
-            self._tx.release()
-            self._rx.release()
-        for spans in (self._tx_spans, self._rx_spans):
-            spans.forget()
-        self._tx_block.forget()
-        self._rx_block.forget()
+        for queue in self.queues:
+            queue.close()
+        self.queues.clear()
         if self.control is not None:
             self.control.close()
             self.control = None
-        return self._pages.take_back()
+        return self.pages.take_back()

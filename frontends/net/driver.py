@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 
+QUEUES_PARAMETER = "xen_netfront.max_queues="
+MOST_QUEUES = 16
+"""What a guest asks for beyond that it does not get: each queue has a hundred pages of its own."""
+
+
 class NetFront(XenbusDriver):
-    """Driver of virtual interfaces: vif number n becomes `ethN`."""
+    """Driver of virtual interfaces: vif number n becomes `ethN`.
+
+    Option `max_queues` (default: 1): pairs of rings that an interface has, if the backend offers as many; the command
+    line can say that too: `xen_netfront.max_queues=N`.
+    """
 
     type: ClassVar[str] = "vif"
     side: ClassVar[Side] = "frontend"
@@ -38,6 +47,7 @@ class NetFront(XenbusDriver):
             "feature-multicast-control",
             "feature-dynamic-multicast-control",
             "feature-ipv6-csum-offload",
+            "multi-queue-max-queues",
             *GSO_FEATURES,
         )
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
@@ -50,23 +60,38 @@ class NetFront(XenbusDriver):
         front.ipv6_checksum_offload = offers["feature-ipv6-csum-offload"] == "1"
         front.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if offers[key] == "1")
         front.on_broken = lambda why: self._broken(device, why)
-        front.open(control=offers["feature-ctrl-ring"] == "1", split=offers["feature-split-event-channels"] == "1")
+        split, control = offers["feature-split-event-channels"] == "1", offers["feature-ctrl-ring"] == "1"
+        front.open(control=control, split=split, queues=self._queues(offers["multi-queue-max-queues"]))
         nodes: dict[str, object] = {
-            "tx-ring-ref": front.tx_ref,
-            "rx-ring-ref": front.rx_ref,
             "request-rx-copy": True,
             "feature-rx-notify": True,
             "feature-sg": True,
             "feature-ipv6-csum-offload": True,
             **dict.fromkeys(GSO_FEATURES, True),
         }
-        if front.rx_port != front.port:
-            nodes |= {"event-channel-tx": front.port, "event-channel-rx": front.rx_port}
-        else:
-            nodes["event-channel"] = front.port
+        if len(front.queues) > 1:
+            nodes["multi-queue-num-queues"] = len(front.queues)
+        for number, queue in enumerate(front.queues):
+            at = f"queue-{number}/" if len(front.queues) > 1 else ""
+            nodes |= {f"{at}tx-ring-ref": queue.tx_ref, f"{at}rx-ring-ref": queue.rx_ref}
+            if split:
+                nodes |= {f"{at}event-channel-tx": queue.port, f"{at}event-channel-rx": queue.rx_port}
+            else:
+                nodes[f"{at}event-channel"] = queue.port
         if front.control is not None:
             nodes |= {"ctrl-ring-ref": front.control.ring_ref, "event-channel-ctrl": front.control.port}
         await device.write(nodes)
+
+    def _queues(self, offered: str | None) -> int:
+        """Return how many queues both ends want: one, unless the driver's option or the command line asks for more."""
+        if offered is None or not (offered.isascii() and offered.isdecimal() and len(offered) < 6):
+            return 1
+        wanted = self.options.get("max_queues")
+        for word in self.kernel.cmdline.split():
+            value = word.removeprefix(QUEUES_PARAMETER)
+            if wanted is None and value != word and value.isascii() and value.isdecimal() and len(value) < 6:
+                wanted = int(value)
+        return max(1, min(wanted or 1, int(offered), MOST_QUEUES))
 
     async def connect(self, device: XenbusDevice) -> None:
         """The backend is connected: offer the interface to the guest."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import attrs
+
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.gso import VERSIONS
 from guest_kernel.net.offload import BLANK, NONE, VALIDATED, gso
@@ -32,6 +34,8 @@ class Reassembly:
     def __init__(self) -> None:
         self.expects_extra = False
         """The next slot is extra info, and no response to a request."""
+        self.takes_hash = False
+        """The backend has been asked to tell the hash of frames."""
         self.offload = NONE
         """Of the frame that was returned last."""
         self._pieces: list[bytes] = []
@@ -98,13 +102,16 @@ class Reassembly:
     def take_extra(self, answer: int) -> bytes | None:
         """Take a slot of extra info. Raises UnknownExtra."""
         self.expects_extra = bool(answer >> 8 & netif.XEN_NETIF_EXTRA_FLAG_MORE)
+        if answer & 0xFF == netif.XEN_NETIF_EXTRA_TYPE_HASH and self.takes_hash:
+            self.offload = attrs.evolve(self.offload, hash=answer >> 32)
+            return self._finish()
         if answer & 0xFF != netif.XEN_NETIF_EXTRA_TYPE_GSO:
             raise UnknownExtra
         size, kind = answer >> 16 & 0xFFFF, answer >> 32 & 0xFF
         if not size or kind not in VERSIONS or self.offload.gso_size:
             self._bad = True
         else:
-            self.offload = gso(size, kind)
+            self.offload = attrs.evolve(gso(size, kind), hash=self.offload.hash)
         return self._finish()
 
     def _finish(self) -> bytes | None:

@@ -25,6 +25,8 @@ class Offload:
     """Above 0: a TCP packet of many segments, each of at most so many bytes of data. Its checksum is blank."""
     gso_type: int = netif.XEN_NETIF_GSO_TYPE_NONE
     """XEN_NETIF_GSO_TYPE_TCPV4 or _TCPV6."""
+    hash: int | None = attrs.field(default=None, eq=False)
+    """The hash of the frame's addresses and ports, if the backend was asked for it; of no account in transmission."""
 
 
 NONE = Offload()

@@ -9,8 +9,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import dpkt
 import pytest
 from conftest import Build, paravirt
+
+from guest_kernel.net import checksum
 
 MIB = 1 << 20
 PEER = """
@@ -73,9 +76,14 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
 
 
 def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
-    """Linux's own stack at both ends, our netback, bridge and netback in between."""
+    """Linux's own stack at both ends, our netback in between; a queue for each vCPU, packets that nobody cuts."""
     server = build(
-        'ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0\necho "server: $(nc -l -p 5000 | md5sum)"', "server"
+        """
+        ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0
+        echo "queues: $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)"
+        echo "server: $(nc -l -p 5000 | md5sum)"
+        """,
+        "server",
     )
     client = build(
         """
@@ -88,14 +96,20 @@ def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
         "client",
     )
     configs = [
-        kernel.config(tmp_path / f"{name}.cfg", 'vif = ["bridge=xenbr0"]', memory=128)
-        for name, kernel in (("server", server), ("client", client))
+        kernel.config(tmp_path / f"{name}.cfg", f"vcpus = {vcpus}", 'vif = ["bridge=xenbr0"]', memory=128)
+        for name, kernel, vcpus in (("server", server, 2), ("client", client, 1))
     ]
-    done = paravirt("run", *configs)
+    capture = tmp_path / "all.pcapng"
+    done = paravirt("run", "--capture", capture, *configs)
     assert done.exit_code == 0, done.output
     sums = dict(re.findall(r"(server|client): ([0-9a-f]{32})", done.output))
     assert len(sums) == 2
     assert sums["server"] == sums["client"]
+    assert "queues: 2" in done.output
+    with capture.open("rb") as file:
+        frames = [frame for _, frame in dpkt.pcapng.Reader(file)]
+    assert max(map(len, frames)) > 20000
+    assert all(map(checksum.verify, frames))
 
 
 def test_reboot_is_another_life(build: Build, tmp_path: Path) -> None:

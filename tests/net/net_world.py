@@ -302,6 +302,8 @@ class FakeCpu:
 class FakeKernel:
     """As much of `guest_kernel.kernel.Kernel` as network drivers and the stack use."""
 
+    cmdline = ""
+
     def __init__(self, world: World, domid: int, pages: int = 2000) -> None:
         self.world = world
         self.domid = domid

@@ -41,8 +41,10 @@ class Lab:
         self.directory = directory
         self.lines: list[str] = []
 
-    def run(self, *bodies: str, nics: Sequence[str] = (), vifs: Sequence[str] = (), **options: Any) -> HostResult:
-        """`vifs`: the bridge, and more words, of each guest's interface."""
+    def run(
+        self, *bodies: str, nics: Sequence[str] = (), vifs: Sequence[str] = (), extra: str = "", **options: Any
+    ) -> HostResult:
+        """`vifs`: the bridge, and more words, of each guest's interface; `extra`: their command line."""
         configs = []
         for number, body in enumerate(bodies, 1):
             name = "abcd"[number - 1]
@@ -51,6 +53,7 @@ class Lab:
             words = vifs[number - 1] if vifs else "xenbr0"
             file.write_text(
                 f'name = "{name}"\nmemory = 8\nkernel = "{name}.py"\n'
+                f'extra = "{extra}"\n'
                 f'vif = ["mac=00:16:3e:00:00:{number:02x},bridge={words}"]\n'
             )
             configs.append(load_config(file))
@@ -192,8 +195,8 @@ def test_a_hostile_guest_on_a_real_host(lab: Lab) -> None:
     """Its ring is closed; its neighbours and dom0 go on."""
     hostile = """
         front = self.device
-        front._tx.shared[0] = 100000
-        self.kernel.events.notify(front.port)
+        front.queues[0]._tx.shared[0] = 100000
+        self.kernel.events.notify(front.queues[0].port)
         await self.sleep(0.01)
         self.print("state", await self.kernel.xenbus.read("device/vif/0/state"))
     """

@@ -146,7 +146,11 @@ def test_event_channels(split: bool) -> None:
     one.device.received_raw = one.record
     two.connect()
     host.run()
-    assert (one.device.port != one.device.rx_port) == (one.vif.queues[0].port != one.vif.queues[0].rx_port) == split
+    assert (
+        (one.device.queues[0].port != one.device.queues[0].rx_port)
+        == (one.vif.queues[0].port != one.vif.queues[0].rx_port)
+        == split
+    )
     told: list[int] = []
     notify = host.kernel.events.notify
     host.kernel.events.notify = lambda port: (told.append(port), notify(port))[1]  # type: ignore[method-assign,func-returns-value]
