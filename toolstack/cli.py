@@ -10,6 +10,7 @@ from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
 from toolstack.commands.profile import profile
 from toolstack.commands.run import run
+from toolstack.commands.sweep import sweep
 from toolstack.commands.top import top
 from toolstack.commands.trace import trace
 from toolstack.commands.xenstore import xenstore
@@ -40,5 +41,5 @@ def main() -> None:
     """
 
 
-for _command in (run, boot, trace, profile, top, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
+for _command in (run, boot, trace, profile, sweep, top, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)
