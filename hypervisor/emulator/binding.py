@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypervisor.emulator.abort_guard import STATE, guard_words
-from hypervisor.emulator.memory_lookup import shorten
+from hypervisor.emulator.memory_lookup import MemoryLookup
 from hypervisor.errors import DeviceError
 
 HOW_TO_INSTALL = "machine-code guests need the CPU emulator: pip install 'paravirt[emulator]'"
@@ -76,6 +76,7 @@ _Code = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
+_LAST = (1 << 64) - 1
 _serial = itertools.count(1)
 
 
@@ -103,8 +104,11 @@ class Binding:
     DeviceError, with a sentence, if Unicorn is missing or is not as expected.
     """
 
-    def __init__(self, memory: int, size: int) -> None:
-        """`memory` is the address of machine memory in this process, `size` its length."""
+    def __init__(self, memory: int, size: int, has_code: bytearray) -> None:
+        """`memory` is the address of machine memory in this process, `size` its length.
+
+        `has_code` has a byte for each frame, 1 if code in it was executed; `forget_addresses` follows a change.
+        """
         try:
             import unicorn
             from unicorn import x86_const
@@ -134,7 +138,8 @@ class Binding:
         self._find_state()
         self._self_test()
         self._guard = guard_words(self.raise_function)
-        self._memory_lookup = shorten(uclib, self.engine, size)
+        self._memory_lookup = MemoryLookup(uclib, self.engine, size, has_code)
+        self._size = size
 
     def _function(self, name: str, *arguments: Any, keep_lock: bool) -> Callable[..., int]:
         make = ctypes.PYFUNCTYPE if keep_lock else ctypes.CFUNCTYPE
@@ -280,6 +285,10 @@ class Binding:
         self._word.value = value
         self._reg_write(self.engine, self._const.UC_X86_REG_CR3, self._word_at)
 
+    def forget_addresses(self) -> None:
+        """Forget all translations of addresses."""
+        self.set_cr3(self.q[CR3])
+
     def set_control(self, cr0: int, cr4: int) -> None:
         """Load the control registers that say how the CPU behaves."""
         self._uc.reg_write(self._const.UC_X86_REG_CR4, cr4)
@@ -389,7 +398,10 @@ class Binding:
             self._uc.mmio_map(address & ~0xFFF, 0x1000, _read_ones, None, _lose, None)
             return True
 
-        self._hook(self._unicorn.UC_HOOK_MEM_UNMAPPED, _Unmapped(called), None)
+        # Where there are hooks of memory, Unicorn looks at each store. Elsewhere it looks at each that may overwrite
+        # code, if it can be told which those are.
+        bounds = {"begin": self._size, "end": _LAST} if self._memory_lookup.is_in_use else {}
+        self._hook(self._unicorn.UC_HOOK_MEM_UNMAPPED, _Unmapped(called), None, **bounds)
 
     def hook_cpuid(self, function: Callable[[], None]) -> None:
         """Carry CPUID out by a function."""

@@ -100,7 +100,7 @@ class Processor:
         memory, self._marks = hv.memory.address()
         self._code = bytearray(hv.memory.frames)
         """1 for each frame from which code has been translated."""
-        self.cpu = cpu = Binding(memory, hv.memory.frames << 12)
+        self.cpu = cpu = Binding(memory, hv.memory.frames << 12, self._code)
         self.native = NativeHooks(cpu.state, cpu.stop_function, cpu.raise_function, self._unknown_block, RDTSC_NS)
         self._words = self.native.words
         self._words[COUNT] = FIRST_COUNT
@@ -458,7 +458,9 @@ class Processor:
                     self._stale.add(page)
                     self.cpu.stop()
                     continue
-                self._code[mfn] = 1
+                if not self._code[mfn]:
+                    self._code[mfn] = 1
+                    self.cpu.forget_addresses()
                 if written[mfn] == 1:
                     written[mfn] = 2
                 self.native.enter(page, self._marks + mfn)

@@ -580,14 +580,14 @@ def test_without_unicorn_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "unicorn", None)
     assert not binding.is_installed()
     with pytest.raises(DeviceError, match=r"pip install 'paravirt\[emulator\]'"):
-        Binding(0, 4096)
+        Binding(0, 4096, bytearray(1))
 
 
 def test_a_unicorn_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     unicorn = pytest.importorskip("unicorn")
     monkeypatch.setattr(unicorn, "__version__", "2.1.3")
     with pytest.raises(DeviceError, match=r"Unicorn 2\.1\.3 is too old: 2\.1\.4 is needed"):
-        Binding(0, 4096)
+        Binding(0, 4096, bytearray(1))
 
 
 def test_a_unicorn_that_is_laid_out_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,8 +596,8 @@ def test_a_unicorn_that_is_laid_out_otherwise_is_refused(monkeypatch: pytest.Mon
     address, _ = memory.address()
     monkeypatch.setattr(Binding, "_search", lambda self, pattern: 0)
     with pytest.raises(DeviceError, match="is not one that paravirt knows"):
-        Binding(address, 4096)
+        Binding(address, 4096, bytearray(1))
     monkeypatch.undo()
     monkeypatch.setattr(binding, "CR2", binding.CR2 + 1)
     with pytest.raises(DeviceError, match="CR2 is not where it was"):
-        Binding(address, 4096)
+        Binding(address, 4096, bytearray(1))

@@ -74,3 +74,48 @@ def test_mmu_update() -> None:
     hcall __HYPERVISOR_mmu_update
     """
     assert words(boot(KERNEL.replace("{change}", change))) == [1, 2, 2, 1]
+
+
+ALIAS = """
+main:
+    mov 88(%rsi), %r14            # the L1 table of the kernel
+    add $3 * 4096, %r14
+    lea one(%rip), %rax
+    shr $12, %rax
+    and $511, %eax
+    mov (%r14, %rax, 8), %rsi     # the frame of `one`, writable and not executable, in the place of `alias`
+    bts $63, %rsi
+    lea alias(%rip), %rdi
+    mov $2, %edx
+    hcall __HYPERVISOR_update_va_mapping
+    show %rax
+    lea alias(%rip), %rbx
+    movb $0, 0x800(%rbx)          # there is no code yet
+    movb $0, 0x801(%rbx)
+    call one; show %rax
+    call two; show %rax
+    movb $3, 1(%rbx)
+    movb $4, 0x101(%rbx)
+    call one; show %rax
+    call two; show %rax
+    movb $5, 0x101(%rbx)
+    movb $6, 1(%rbx)
+    call two; show %rax
+    call one; show %rax
+    poweroff
+
+.data
+.balign 4096
+one: mov $1, %eax
+    ret
+.org one + 0x100
+two: mov $2, %eax
+    ret
+.balign 4096
+alias: .skip 4096
+"""
+
+
+def test_code_that_is_written_at_another_address_is_executed() -> None:
+    """The engine need not look at stores where no code is, but must where some is by another address."""
+    assert words(boot(ALIAS)) == [0, 1, 2, 3, 4, 5, 6]
