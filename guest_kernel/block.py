@@ -8,7 +8,8 @@ Who has pages of its own that data is to go straight into, or come from, uses a 
 requests for it into the queue, any number of them, `device.restart()` starts them, and a `Transfer` hears of their end.
 
 A driver that has lost its other end sets `device.queue = None`: requests then wait, and those in flight are put back in
-front with `requeue`, until it is connected again (`connect`) or given up (`kill`). Sectors are 512 bytes everywhere.
+front with `requeue`, until it is connected again (`connect`) or given up (`kill`). Sectors are 512 bytes
+everywhere, also on a disk that has larger ones: there transfers must be whole blocks (`block_size`).
 """
 
 from __future__ import annotations
@@ -187,6 +188,7 @@ class BlockDevice:
     __slots__ = (
         "_resized",
         "_spare",
+        "block_size",
         "can_discard",
         "can_flush",
         "dead",
@@ -201,6 +203,7 @@ class BlockDevice:
         "name",
         "on_release",
         "pending",
+        "physical_block_size",
         "queue",
         "readonly",
         "reads",
@@ -222,6 +225,11 @@ class BlockDevice:
         """Capacity; it may change while the disk is used (`resized`)."""
         self._resized = WaitQueue()
         self.sector_size = SECTOR_SIZE
+        """512: the unit in which sectors are counted here."""
+        self.block_size = SECTOR_SIZE
+        """Bytes of the disk's own sectors: every transfer begins at a multiple of it, and is one."""
+        self.physical_block_size = SECTOR_SIZE
+        """Bytes that the medium behind the disk transfers at one go: others are slower."""
         self.readonly = False
         self.can_flush = False
         self.can_discard = False
@@ -255,8 +263,10 @@ class BlockDevice:
         return self.sectors * self.sector_size
 
     async def read(self, sector: int, count: int) -> bytes:
-        """Read `count` sectors from `sector` on. Raises BlockError: EINVAL outside the disk, EIO, ENXIO (unplugged)."""
-        if sector < 0 or count < 0 or sector + count > self.sectors:
+        """Read `count` sectors from `sector` on. Raises BlockError: EINVAL outside the disk or not whole blocks,
+        EIO, ENXIO (unplugged).
+        """
+        if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
             raise BlockError(errno.EINVAL, f"{self.name}: read of {count} sectors at {sector} of {self.sectors}")
         if not count:
             return b""
@@ -291,10 +301,10 @@ class BlockDevice:
     async def write(self, sector: int, data: bytes | bytearray | memoryview) -> None:
         """Write whole sectors from `sector` on; returns when the other end has them (see `flush`).
 
-        Raises BlockError: EINVAL outside the disk or not whole sectors, EROFS, EIO, ENXIO (unplugged).
+        Raises BlockError: EINVAL outside the disk or not whole blocks, EROFS, EIO, ENXIO (unplugged).
         """
         count, odd = divmod(len(data), self.sector_size)
-        if odd or sector < 0 or sector + count > self.sectors:
+        if odd or sector < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
             raise BlockError(errno.EINVAL, f"{self.name}: write of {len(data)} bytes at {sector} of {self.sectors}")
         if self.readonly:
             raise BlockError(errno.EROFS, f"{self.name}: write of {count} sectors at {sector}")
@@ -320,7 +330,7 @@ class BlockDevice:
         What they hold afterwards is not defined. Raises BlockError: EINVAL outside the disk, EROFS, EOPNOTSUPP if the
         disk cannot do that, EIO, ENXIO.
         """
-        if sector < 0 or count < 0 or sector + count > self.sectors:
+        if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
             raise BlockError(errno.EINVAL, f"{self.name}: discard of {count} sectors at {sector} of {self.sectors}")
         if self.readonly:
             raise BlockError(errno.EROFS, f"{self.name}: discard of {count} sectors at {sector}")
@@ -336,7 +346,7 @@ class BlockDevice:
         its page `first` on; a FLUSH (no count), a DISCARD.
 
         `transfer` gets as many requests more as that takes; the buffer must be left alone until they are done. The
-        caller has seen to it that the sectors are on the disk, and that it can be written to.
+        caller has seen to it that the sectors are on the disk, and whole blocks, and that it can be written to.
         """
         if op == READ:
             self.reads += 1

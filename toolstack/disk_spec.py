@@ -25,7 +25,10 @@ _OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed", "empty")
 _ACCESS = {"r": False, "ro": False, "w": True, "rw": True}
 _PREFIX = re.compile(r"(file|phy|raw|aio|tap2?|qcow2?|vhd|qed|nbd|iscsi):")
 _DOS_PREFIXES = ("tap", "tap2", "nbd", "iscsi")
-_KEYS = ("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script")
+SECTOR = 512
+_SIZES = {"sector-size": 4096, "physical-sector-size": 1 << 16}
+"""Parameters that are powers of two, which xl does not have, and the most that each can be."""
+_KEYS = ("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script", *_SIZES)
 _XVD_MAJOR = 202
 _EXTENDED = 1 << 28
 _XVD = re.compile(r"xvd([a-z]{1,2})([1-9][0-9]*)?")
@@ -53,6 +56,10 @@ class DiskSpec:
     """Whether the guest may say what it does not need any more, so that the image shrinks."""
     faults: Faults | None = None
     """What is wrong with the machine's disk (`faults=`, which xl does not have)."""
+    sector_size: int = SECTOR
+    """Bytes of the machine's disk's sectors (`sector-size=`): all its transfers are whole ones."""
+    physical_sector_size: int = SECTOR
+    """Bytes that it says it transfers at one go (`physical-sector-size=`)."""
 
     def resolved(self, directory: Path) -> DiskSpec:
         """Return the same with paths that start at `directory` if they are relative."""
@@ -132,6 +139,8 @@ class _Draft:
     removable: bool = False
     discard: bool | None = None
     faults: Faults | None = None
+    sector_size: int | None = None
+    physical_sector_size: int | None = None
 
 
 def parse_disk(text: str) -> DiskSpec:
@@ -203,6 +212,8 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         draft.removable = value.lower() == "cdrom"
     elif key == "format":
         _set(draft, "format", _format(value))
+    elif key in _SIZES:
+        _set(draft, key.replace("-", "_"), _power_of_two(key, value))
     elif key in ("vdev", "access", "base"):
         _set(draft, key, value)
     elif key == "faults":
@@ -217,7 +228,14 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         raise SpecError(f"the disk parameter {key!r} is not supported")
 
 
-def _set(draft: _Draft, field: str, value: str | Faults) -> None:
+def _power_of_two(key: str, value: str) -> int:
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
+    if not SECTOR <= number <= _SIZES[key] or number & number - 1:
+        raise SpecError(f"{key} is a power of two from {SECTOR} to {_SIZES[key]}, not {value!r}")
+    return number
+
+
+def _set(draft: _Draft, field: str, value: str | int | Faults) -> None:
     if getattr(draft, field) is not None and not (field == "target" and draft.target == ""):
         raise SpecError(f"the disk parameter {field!r} is given twice")
     setattr(draft, field, value)
@@ -246,6 +264,10 @@ def _finish(draft: _Draft) -> DiskSpec:
             raise SpecError(str(error)) from None
     if not draft.backend:
         raise SpecError("the disk parameter 'backend' is empty")
+    sector_size = draft.sector_size or SECTOR
+    physical = draft.physical_sector_size or sector_size
+    if physical < sector_size:
+        raise SpecError(f"a physical sector of {physical} bytes cannot hold a sector of {sector_size}")
     writable = _ACCESS[access] and not draft.removable
     return DiskSpec(
         target=draft.target,
@@ -257,4 +279,6 @@ def _finish(draft: _Draft) -> DiskSpec:
         backend=draft.backend,
         removable=draft.removable,
         faults=draft.faults,
+        sector_size=sector_size,
+        physical_sector_size=physical,
     )

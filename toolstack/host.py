@@ -617,14 +617,15 @@ class Host:
         """See `Platform.resize_disk`."""
         controller = self._disks[unit]
         _, disk = self._disk_owners[unit]
-        has = controller.sectors * SECTOR
-        if not size or size % SECTOR:
-            raise ToolstackError(f"a disk has whole sectors of {SECTOR} bytes, so it cannot have {size} bytes")
+        has = controller.sectors * controller.sector_size
+        unit_size = controller.backing.physical_sector_size
+        if not size or size % unit_size:
+            raise ToolstackError(f"a disk has whole sectors of {unit_size} bytes, so it cannot have {size} bytes")
         if size < has:
             raise ToolstackError(f"{disk.vdev} has {has} bytes already; to make it smaller would cut off what is there")
         if not disk.writable:
             raise ToolstackError(f"{disk.vdev} is read-only, so its image cannot become larger")
-        status = controller.resize(size // SECTOR)
+        status = controller.resize(size // controller.sector_size)
         if status == errno.EOPNOTSUPP:
             kind = "at an NBD server" if disk.nbd is not None else f"of the format {disk.format!r}"
             raise ToolstackError(f"{disk.vdev} is {kind}, so it keeps its size")

@@ -365,18 +365,21 @@ def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskS
     if disk.nbd is not None:
         # Who else writes there is the server's business.
         try:
-            return _with_faults(NbdDisk(disk.nbd, readonly=not disk.writable), disk)
+            backing: Backing = NbdDisk(disk.nbd, readonly=not disk.writable)
         except DeviceError as error:
             raise ImageError(str(error)) from None
+        if backing.size % max(disk.physical_sector_size, backing.sector_size):
+            backing.close()
+            raise ImageError(f"{disk.nbd}: an export of {backing.size} bytes has no whole sectors of that size")
+        return _as_wanted(backing, disk)
     path = Path(disk.target)
     uses = {path: disk.writable}
     if disk.format == OVERLAY_FORMAT:
         uses[Path(disk.base)] = False
-    _check_image(Path(disk.base) if disk.base else path)
+    _check_image(Path(disk.base) if disk.base else path, disk.physical_sector_size)
     for file, writes in uses.items():
         _refuse_conflict(file, writes, users)
     try:
-        backing: Backing
         if disk.base:
             backing = Overlay(path, Path(disk.base), readonly=not disk.writable)
         else:
@@ -385,10 +388,13 @@ def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskS
         raise ImageError(str(error)) from None
     for file, writes in uses.items():
         users.setdefault(_image_key(file), {})[f"{owner}/{disk.vdev}"] = attrs.evolve(disk, writable=writes)
-    return _with_faults(backing, disk)
+    return _as_wanted(backing, disk)
 
 
-def _with_faults(backing: Backing, disk: DiskSpec) -> Backing:
+def _as_wanted(backing: Backing, disk: DiskSpec) -> Backing:
+    """Give a disk the sectors and the faults that the configuration has for it."""
+    backing.sector_size = max(backing.sector_size, disk.sector_size)
+    backing.physical_sector_size = max(backing.physical_sector_size, disk.physical_sector_size)
     return backing if disk.faults is None else FailingDisk(backing, disk.faults)
 
 
@@ -397,17 +403,17 @@ def _image_key(path: Path) -> ImageKey:
     return status.st_dev, status.st_ino
 
 
-def _check_image(path: Path) -> None:
+def _check_image(path: Path, sector_size: int) -> None:
     """Refuse what cannot be the image of a disk."""
     if path.is_dir():
         raise ImageError(f"the disk image '{path}' is a directory")
     if not path.exists():
         raise ImageError(f"the disk image '{path}' does not exist")
     size = path.stat().st_size
-    if path.is_file() and (not size or size % SECTOR):
+    if path.is_file() and (not size or size % sector_size):
         raise ImageError(
             f"the disk image '{path}' is too short: {size} bytes, and a disk has whole sectors "
-            f"of {SECTOR} (truncate -s 16M makes one of 16 MiB)"
+            f"of {sector_size} (truncate -s 16M makes one of 16 MiB)"
         )
 
 

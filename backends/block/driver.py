@@ -33,6 +33,8 @@ class _ReadOnly:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
+        self.sector_size = disk.sector_size
+        self.physical_sector_size = disk.physical_sector_size
         self.submit = disk.submit
         self.kick = disk.kick
         self.watch = disk.watch
@@ -66,6 +68,7 @@ class _Vbd:
         self.name = name
         self.disk: Disk | None = None
         self.info = 0
+        self.sector_size = SECTOR_SIZE
         self.discards = False
         self.queues: list[_Queue] = []
 
@@ -88,7 +91,7 @@ class BlockBack(XenbusDriver):
     def statistics_of(self, domid: int) -> list[Statistics]:
         """Return what was done for each disk that a frontend domain is connected to, since it has been."""
         return [
-            Statistics.total(queue.server.statistics for queue in vbd.queues)
+            Statistics.total((queue.server.statistics for queue in vbd.queues), vbd.sector_size)
             for device, vbd in self._served.items()
             if device.otherend_id == domid
         ]
@@ -115,7 +118,7 @@ class BlockBack(XenbusDriver):
         vbd.discards = vbd.disk.discards and nodes["discard-enable"] != "0"
         if vbd.discards:
             # Any sectors may be named; their storage comes back where whole blocks of the image's file system do.
-            await device.write({"discard-granularity": SECTOR_SIZE, "discard-alignment": 0, "discard-secure": 0})
+            await device.write({"discard-granularity": disk.sector_size, "discard-alignment": 0, "discard-secure": 0})
         if self.max_segments:
             await device.write({"feature-max-indirect-segments": self.max_segments})
         await device.write(
@@ -134,10 +137,16 @@ class BlockBack(XenbusDriver):
         vbd: _Vbd = device.data
         disk = vbd.disk
         assert disk is not None
-        nodes = await device.read_otherend_many("protocol", "feature-persistent")
+        nodes = await device.read_otherend_many("protocol", "feature-persistent", "feature-large-sector-size")
         protocol = PROTOCOLS.get(nodes["protocol"] or XEN_IO_PROTO_ABI_NATIVE)
         if protocol is None:
             raise ValueError(f"the frontend's protocol {nodes['protocol']!r} is not known")
+        if disk.sector_size != SECTOR_SIZE and (nodes["feature-large-sector-size"] or "0") == "0":
+            # It would take other units for sectors of 512 bytes, and destroy what is on the disk.
+            raise ValueError(
+                f"the disk has sectors of {disk.sector_size} bytes, and the frontend has no feature-large-sector-size"
+            )
+        vbd.sector_size = disk.sector_size
         places = await find_rings(device)
         persistent = nodes["feature-persistent"] == "1" and bool(self.options.get("persistent", True))
         limit = int(self.options.get("max_persistent_grants", MAX_PERSISTENT_GRANTS)) if persistent else 0
@@ -152,8 +161,8 @@ class BlockBack(XenbusDriver):
             {
                 "sectors": disk.sectors,
                 "info": vbd.info,
-                "sector-size": SECTOR_SIZE,
-                "physical-sector-size": SECTOR_SIZE,
+                "sector-size": disk.sector_size,
+                "physical-sector-size": disk.physical_sector_size,
             }
         )
 
@@ -171,7 +180,7 @@ class BlockBack(XenbusDriver):
         trace = self.kernel.cpu.trace
         if trace is not None:
             trace(RING_CONNECT, name, "req", protocol.layout, domid, place.refs)
-        mapper = GrantMapper(self.kernel.grants, domid, limit)
+        mapper = GrantMapper(self.kernel.grants, domid, limit, vbd.disk.sector_size)
         copier = DescriptorCopier(self.kernel, domid, self.max_segments) if self.max_segments else None
         server = BlockServer(self.kernel, name, vbd.disk, ring, protocol, mapper, discards=vbd.discards, copier=copier)
         server.on_broken = lambda why: self._broken(device, why)

@@ -49,17 +49,17 @@ class Plan:
 
     __slots__ = ("extents", "last_use", "more", "refs", "sectors")
 
-    def __init__(self, extents: list[Extent], refs: Sequence[int]) -> None:
+    def __init__(self, extents: list[Extent], refs: Sequence[int], sector_size: int) -> None:
         self.extents = pack_segments(extents[:MAX_EXTENTS])
         self.more: Sequence[tuple[int, bytes]] = ()
         """What a command has no room for: where on the disk, in sectors from the first one on, and extents."""
         if len(extents) > MAX_EXTENTS:
             self.more = tuple(
-                (sum(size for _, size in extents[:n]) >> 9, pack_segments(extents[n : n + MAX_EXTENTS]))
+                (sum(size for _, size in extents[:n]) // sector_size, pack_segments(extents[n : n + MAX_EXTENTS]))
                 for n in range(MAX_EXTENTS, len(extents), MAX_EXTENTS)
             )
         self.refs = refs
-        self.sectors = sum(size for _, size in extents) >> 9
+        self.sectors = sum(size for _, size in extents) // sector_size
         self.last_use = 0
 
 
@@ -67,9 +67,10 @@ class Plan:
 class GrantMapper:
     """The grants of one frontend that this backend has mapped."""
 
-    def __init__(self, grants: Grants, domid: int, limit: int) -> None:
+    def __init__(self, grants: Grants, domid: int, limit: int, sector_size: int) -> None:
         self._grants = grants
         self._domid = domid
+        self._sector_size = sector_size
         self.limit = limit
         """How many grants may stay mapped: 0 without persistent grants."""
         self.persistent: dict[int, Persistent] = {}
@@ -114,7 +115,7 @@ class GrantMapper:
             plan = None
             if len(addresses) == len(segments):
                 extents = [(frame + offset, size) for frame, (_, offset, size) in zip(addresses, segments, strict=True)]
-                plan = Plan(extents, tuple(ref for ref, _, _ in segments if ref in self.persistent))
+                plan = Plan(extents, tuple(ref for ref, _, _ in segments if ref in self.persistent), self._sector_size)
                 plan.last_use = self.clock
                 if self.limit and segments and not temporary and not plan.more:
                     self._remember(descriptors, plan)

@@ -13,8 +13,7 @@ from hypervisor.abi.io import blkif
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE, XEN_IO_PROTO_ABI_X86_32, XEN_IO_PROTO_ABI_X86_64
 from hypervisor.abi.layout import Layout
 
-SECTOR_SHIFT = 9
-SECTORS_PER_PAGE = 8
+PAGE_SIZE = 4096
 _SEGMENT: Struct = blkif.blkif_request_segment.codec
 
 
@@ -53,11 +52,12 @@ Segment = tuple[int, int, int]
 """Grant reference, first byte in the frame, number of bytes."""
 
 
-def parse_segments(descriptors: bytes) -> list[Segment] | None:
+def parse_segments(descriptors: bytes, sector_size: int) -> list[Segment] | None:
     """Check segment descriptors; return what each one covers, or None if one is not inside of its frame."""
     segments = []
+    per_page = PAGE_SIZE // sector_size
     for ref, first, last in _SEGMENT.iter_unpack(descriptors):
-        if last >= SECTORS_PER_PAGE or first > last:
+        if last >= per_page or first > last:
             return None
-        segments.append((ref, first << SECTOR_SHIFT, (last - first + 1) << SECTOR_SHIFT))
+        segments.append((ref, first * sector_size, (last - first + 1) * sector_size))
     return segments

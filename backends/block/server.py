@@ -72,7 +72,17 @@ class Disk(Protocol):
 
     @property
     def sectors(self) -> int:
-        """Capacity in sectors of 512 bytes."""
+        """Capacity in sectors."""
+        ...
+
+    @property
+    def sector_size(self) -> int:
+        """Bytes of one, which is what the frontend is told and counts in: 512 to 4096."""
+        ...
+
+    @property
+    def physical_sector_size(self) -> int:
+        """Bytes that the medium transfers at one go."""
         ...
 
     @property
@@ -103,7 +113,7 @@ class Disk(Protocol):
 
 @final
 class Statistics:
-    """What one server has done: requests by kind, sectors, refusals."""
+    """What one server has done: requests by kind, sectors (of the disk's size), refusals."""
 
     __slots__ = (
         "barriers",
@@ -122,12 +132,13 @@ class Statistics:
         self.sectors_read = self.sectors_written = self.sectors_discarded = 0
 
     @classmethod
-    def total(cls, parts: Iterable[Statistics]) -> Statistics:
-        """Return the sums over the rings of a disk."""
+    def total(cls, parts: Iterable[Statistics], sector_size: int = 512) -> Statistics:
+        """Return the sums over the rings of a disk; sectors are counted as such of 512 bytes."""
         whole = cls()
         for part in parts:
             for name in cls.__slots__:
-                setattr(whole, name, getattr(whole, name) + getattr(part, name))
+                scale = sector_size // 512 if name.startswith("sectors") else 1
+                setattr(whole, name, getattr(whole, name) + scale * getattr(part, name))
         return whole
 
 
@@ -195,6 +206,7 @@ class BlockServer:
         self.disk = disk
         self.sectors = disk.sectors
         """Capacity that the frontend was told, or is about to be."""
+        self._sector_size = disk.sector_size
         self.readonly = disk.readonly
         self.discards = discards and disk.discards
         """Whether the frontend was told that it may discard."""
@@ -446,10 +458,10 @@ class BlockServer:
             return BLKIF_RSP_EOPNOTSUPP, []
         if len(descriptors) != 8 * count or (not count and op <= BLKIF_OP_WRITE):
             return BLKIF_RSP_ERROR, []
-        segments = parse_segments(descriptors)
+        segments = parse_segments(descriptors, self._sector_size)
         if segments is None or (op != BLKIF_OP_READ and self.readonly):
             return BLKIF_RSP_ERROR, []
-        if segments and sector + (sum(size for _, _, size in segments) >> 9) > self.sectors:
+        if segments and sector + sum(size for _, _, size in segments) // self._sector_size > self.sectors:
             return BLKIF_RSP_ERROR, []
         return BLKIF_RSP_OKAY, segments
 

@@ -25,8 +25,10 @@ from hypervisor.abi.io.xenbus import XenbusStateClosed, XenbusStateClosing, Xenb
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
-MAX_DISK_SECTORS = 1 << 54
+MAX_DISK_SECTORS = 1 << 51
 """More than any image has; beyond it byte offsets would not fit 63 bits."""
+LARGEST_BLOCK = 4096
+"""A sector must fit into a page: that is what a segment of a request is a part of."""
 
 
 @final
@@ -52,6 +54,14 @@ def _number(nodes: dict[str, str | None], key: str, default: int | None, limit: 
     if text is None or not (text.isascii() and text.isdigit()) or len(text) > 20 or int(text) > limit:
         raise ValueError(f"the backend's {key} is {text!r}, which is not a number from 0 to {limit}")
     return int(text)
+
+
+def _check_sizes(block_size: int, physical: int) -> None:
+    """See whether the sizes of the backend's sectors can be. Raises ValueError."""
+    if not SECTOR_SIZE <= block_size <= LARGEST_BLOCK or block_size & block_size - 1:
+        raise ValueError(f"the backend's sectors have {block_size} bytes, which is no power of two from 512 to 4096")
+    if physical < block_size or physical % block_size:
+        raise ValueError(f"the backend's physical sectors have {physical} bytes, and its others {block_size}")
 
 
 SEGMENTS_PARAMETER = "xen_blkfront.max_indirect_segments="
@@ -132,6 +142,7 @@ class BlockFront(XenbusDriver):
                 "event-channel": queue.port,
                 "protocol": XEN_IO_PROTO_ABI_X86_64,
                 "feature-persistent": self.persistent,
+                "feature-large-sector-size": True,
             }
         )
 
@@ -143,6 +154,7 @@ class BlockFront(XenbusDriver):
         nodes = await device.read_otherend_many(
             "sectors",
             "sector-size",
+            "physical-sector-size",
             "info",
             "feature-persistent",
             "feature-discard",
@@ -150,9 +162,9 @@ class BlockFront(XenbusDriver):
             *FLUSH_OPERATIONS,
         )
         sectors = _number(nodes, "sectors", None, MAX_DISK_SECTORS)
-        sector_size = _number(nodes, "sector-size", SECTOR_SIZE, 1 << 20)
-        if sector_size != SECTOR_SIZE:
-            raise ValueError(f"the backend's sectors have {sector_size} bytes; only {SECTOR_SIZE} are supported")
+        block_size = _number(nodes, "sector-size", SECTOR_SIZE, 1 << 20)
+        physical = _number(nodes, "physical-sector-size", block_size, 1 << 30)
+        _check_sizes(block_size, physical)
         info = _number(nodes, "info", 0, 0xFFFFFFFF)
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
         # Granularity and alignment of discards are advice: what is smaller may have no effect.
@@ -166,9 +178,16 @@ class BlockFront(XenbusDriver):
             flush_op,
             nodes["feature-discard"] == "1",
             max_sectors,
+            block_size,
         )
         block = disk.block
-        block.resize(sectors)
+        if block_size != block.block_size:
+            if self.kernel.block.devices.get(disk.name) is block:
+                # What waits, and whoever uses the disk, goes by the old ones.
+                raise ValueError(f"the disk had sectors of {block.block_size} bytes, and now has {block_size}")
+            block.block_size = block_size
+        block.physical_block_size = physical
+        block.resize(sectors * (block_size // SECTOR_SIZE))
         block.info = info
         block.readonly = bool(info & VDISK_READONLY)
         block.can_flush = flush_op >= 0
@@ -180,7 +199,8 @@ class BlockFront(XenbusDriver):
         """The backend has something new to say: the disk may have another capacity."""
         disk: _Disk = device.data
         nodes = await device.read_otherend_many("sectors")
-        disk.block.resize(_number(nodes, "sectors", None, MAX_DISK_SECTORS))
+        block = disk.block
+        block.resize(_number(nodes, "sectors", None, MAX_DISK_SECTORS) * (block.block_size // SECTOR_SIZE))
 
     async def disconnect(self, device: XenbusDevice) -> None:
         """Start nothing new, and let the backend answer what it has.

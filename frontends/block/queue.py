@@ -68,6 +68,7 @@ class FrontQueue:
         self._device = device
         self._handle = handle
         self._merger = Merger(device)
+        self._shift = 0
         self.pool = PagePool(kernel, domid)
         self.on_broken: Callable[[str], None] | None = None
         """Called once when the backend has written what no backend writes, with a sentence. Must not block."""
@@ -100,8 +101,15 @@ class FrontQueue:
         """How many requests the backend has not answered."""
         return self.ring.outstanding()
 
-    def connect(self, persistent: bool, flush_op: int, discards: bool = False, max_sectors: int = MAX_SECTORS) -> None:
-        """Begin service: the backend has mapped the ring."""
+    def connect(
+        self,
+        persistent: bool,
+        flush_op: int,
+        discards: bool = False,
+        max_sectors: int = MAX_SECTORS,
+        block_size: int = 1 << SECTOR_SHIFT,
+    ) -> None:
+        """Begin service: the backend has mapped the ring. On the ring sectors have `block_size` bytes."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
         # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
@@ -109,12 +117,14 @@ class FrontQueue:
         self._merger.most = min(max_sectors, MAX_MERGED_SECTORS)
         self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
         self.pool.persistent = persistent
+        self.pool.shift = self._shift = block_size.bit_length() - 1 - SECTOR_SHIFT
         self.flush_op = flush_op
         self.discards = discards
 
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
         ring, view, shared, offsets, mask, free, merger = self._hot
+        shift = self._shift
         prod = old = ring.req_prod_pvt
         while pending and free:
             request = pending.popleft()
@@ -150,7 +160,7 @@ class FrontQueue:
                     shape.segments,
                     self._handle,
                     slot.index,
-                    request.sector,
+                    request.sector >> shift,
                     shape.descriptors,
                 )
             slot.request = request
@@ -178,6 +188,7 @@ class FrontQueue:
     def _put(self, request: BlockRequest, slot: Slot, offset: int) -> int:
         """Write a request into the ring, its data into the slot's pages; returns 0, or why that cannot be."""
         op = request.op
+        sector = request.sector >> self._shift
         view = self.ring.view
         if op == FLUSH:
             slot.op = op = self.flush_op
@@ -191,7 +202,7 @@ class FrontQueue:
                 return errno.EOPNOTSUPP
             slot.op = op = BLKIF_OP_DISCARD
             slot.shape = None
-            _DISCARD.pack_into(view, offset, op, 0, self._handle, slot.index, request.sector, request.count)
+            _DISCARD.pack_into(view, offset, op, 0, self._handle, slot.index, sector, request.count >> self._shift)
             return 0
         if request.buffer is not None:
             return self._put_lent(request, request.buffer, slot, offset)
@@ -211,7 +222,7 @@ class FrontQueue:
         slot.shape = shape
         if not self.pool.persistent:
             self.pool.grant(slot, segments, op == WRITE)
-        shape.pack_into(view, offset, op, segments, self._handle, slot.index, request.sector, shape.descriptors)
+        shape.pack_into(view, offset, op, segments, self._handle, slot.index, sector, shape.descriptors)
         return 0
 
     def _put_lent(self, request: BlockRequest, buffer: BlockBuffer, slot: Slot, offset: int) -> int:
@@ -227,9 +238,8 @@ class FrontQueue:
         slot.shape = shape
         if not self.pool.persistent:
             self.pool.grant_lent(shape, request.first, op == WRITE)
-        shape.pack_into(
-            self.ring.view, offset, op, shape.segments, self._handle, slot.index, request.sector, shape.descriptors
-        )
+        sector = request.sector >> self._shift
+        shape.pack_into(self.ring.view, offset, op, shape.segments, self._handle, slot.index, sector, shape.descriptors)
         return 0
 
     def _interrupt(self) -> None:

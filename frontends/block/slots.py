@@ -8,7 +8,7 @@ are made once for each transfer size and copied into the ring as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, final
 
@@ -84,6 +84,16 @@ class Tables:
             page.view[: len(part)] = part
 
 
+def _descriptors(refs: Sequence[int], sectors: int, shift: int) -> bytes:
+    """Return segment descriptors for sectors from the beginning of the first page on.
+
+    The disk counts in sectors that are 2**`shift` of ours.
+    """
+    whole, rest = divmod(sectors, SECTORS_PER_PAGE)
+    last = [SECTORS_PER_PAGE - 1 >> shift] * whole + ([rest - 1 >> shift] if rest else [])
+    return b"".join([_SEGMENT.pack(refs[n], 0, end) for n, end in enumerate(last)])
+
+
 class Shape:
     """How one slot transfers a number of sectors: segment descriptors, and views of the bytes they cover, in order.
 
@@ -95,11 +105,9 @@ class Shape:
     pack_into: Callable[..., None]
     buffered: LentBuffer | None
 
-    def __init__(self, slot: Slot, sectors: int, mm: MemoryManager) -> None:
-        refs = slot.refs
+    def __init__(self, slot: Slot, sectors: int, mm: MemoryManager, shift: int) -> None:
         self.segments = -(-sectors // SECTORS_PER_PAGE)
-        last = [SECTORS_PER_PAGE - 1] * (self.segments - 1) + [(sectors - 1) % SECTORS_PER_PAGE]
-        self.descriptors = b"".join(_SEGMENT.pack(refs[n], 0, last[n]) for n in range(self.segments))
+        self.descriptors = _descriptors(slot.refs, sectors, shift)
         self.parts = mm.runs(slot.pages, sectors << SECTOR_SHIFT)
         self.view = self.parts[0] if len(self.parts) == 1 else None
         """All of it, if it is in one piece."""
@@ -168,11 +176,9 @@ class LentShape(Shape):
 
     __slots__ = ("tables",)
 
-    def __init__(self, lent: LentBuffer, first: int, sectors: int) -> None:
+    def __init__(self, lent: LentBuffer, first: int, sectors: int, shift: int) -> None:
         self.segments = -(-sectors // SECTORS_PER_PAGE)
-        last = [SECTORS_PER_PAGE - 1] * (self.segments - 1) + [(sectors - 1) % SECTORS_PER_PAGE]
-        refs = lent.refs[first : first + self.segments]
-        self.descriptors = b"".join(_SEGMENT.pack(ref, 0, end) for ref, end in zip(refs, last, strict=True))
+        self.descriptors = _descriptors(lent.refs[first : first + self.segments], sectors, shift)
         self.parts = ()
         self.view = None
         self.buffered = lent
@@ -221,6 +227,8 @@ class PagePool:
         self._domid = domid
         self.max_segments = BLKIF_MAX_SEGMENTS_PER_REQUEST
         """Of the largest request: more than fit into the ring if the backend takes indirect ones."""
+        self.shift = 0
+        """The disk's sectors are so much larger than 512 bytes: 3 for 4096."""
         self.persistent = False
         """Whether the backend keeps pages mapped: then a page is granted once for all its requests."""
         self._lent: dict[BlockBuffer, LentBuffer] = {}
@@ -240,7 +248,7 @@ class PagePool:
                 self._grant(slot, len(slot.refs) - 1, GTF_permit_access)
         if segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
             self._extend(slot.tables, segments)
-        shape = slot.shapes[sectors] = Shape(slot, sectors, self._mm)
+        shape = slot.shapes[sectors] = Shape(slot, sectors, self._mm, self.shift)
         return shape
 
     def _extend(self, tables: Tables, segments: int) -> None:
@@ -270,7 +278,7 @@ class PagePool:
             lent = self._lend(buffer)
         shape = lent.shapes.get((first, sectors))
         if shape is None:
-            shape = LentShape(lent, first, sectors)
+            shape = LentShape(lent, first, sectors, self.shift)
             if shape.segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
                 self._extend(shape.tables, shape.segments)
                 shape.tables.write(shape.descriptors)

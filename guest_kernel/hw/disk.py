@@ -61,7 +61,7 @@ class PhysicalDisk:
         if identity != sheet.DISK_MAGIC:
             raise NoDeviceError(f"there is no disk on controller {unit}")
         self.sectors = 0
-        self.sector_size = kernel.cpu.inl(base + sheet.DISK_SECTOR_SIZE)
+        self.sector_size = self.physical_sector_size = 0
         self.readonly = False
         self.discards = False
         """Whether the disk takes DISCARD."""
@@ -92,6 +92,8 @@ class PhysicalDisk:
         inl, base = self._kernel.cpu.inl, self._base
         self.sectors = inl(base + sheet.DISK_SECTORS_LOW) | inl(base + sheet.DISK_SECTORS_HIGH) << 32
         flags = inl(base + sheet.DISK_FLAGS)
+        self.sector_size = inl(base + sheet.DISK_SECTOR_SIZE)
+        self.physical_sector_size = inl(base + sheet.DISK_PHYSICAL_SECTOR_SIZE)
         self.readonly = bool(flags & sheet.DISK_FLAG_READONLY)
         self.discards = bool(flags & sheet.DISK_FLAG_DISCARD)
 

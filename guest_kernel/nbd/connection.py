@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from guest_kernel.nbd.export import NbdExport
 
 SECTOR_SHIFT = 9
-SECTOR_MASK = 511
 REQUEST_SIZE = wire.REQUEST.size
 _REQUEST = wire.REQUEST.unpack_from
 _PUT_REPLY, _REPLY_SIZE = wire.SIMPLE_REPLY.pack_into, wire.SIMPLE_REPLY.size
@@ -413,6 +412,7 @@ class Connection:
         view, start, end, disk = self._in.view, self._start, self._end, self._disk
         single = self.export.pool.single
         limit = disk.sectors << SECTOR_SHIFT
+        odd = disk.block_size - 1
         last = wire.CMD_READ if disk.readonly else wire.CMD_WRITE
         reads: list[SmallJob] = []
         writes: list[SmallJob] = []
@@ -425,7 +425,7 @@ class Connection:
                 or flags
                 or kind > last
                 or not 0 < length <= MAX_SMALL
-                or (offset | length) & SECTOR_MASK
+                or (offset | length) & odd
                 or offset + length > limit
             ):
                 break
@@ -531,7 +531,7 @@ class Connection:
 
     def _check(self, offset: int, length: int, flags: int, known: int, *, writes: bool = False) -> int:
         """Return why a request cannot be, as an errno."""
-        if flags & ~known or (offset | length) & SECTOR_MASK:
+        if flags & ~known or (offset | length) & self._disk.block_size - 1:
             return errno.EINVAL
         if offset + length > self._disk.sectors << SECTOR_SHIFT:
             return errno.ENOSPC if writes else errno.EINVAL

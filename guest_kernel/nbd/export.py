@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from guest_kernel.block import BlockDevice
     from guest_kernel.kernel import Kernel
 
-SECTOR_SIZE = 512
 PREFERRED_SIZE = 4096
 PATIENCE_NS = 1_000_000_000
 """How long a guest that shuts down waits for clients to take their answers."""
@@ -152,5 +151,5 @@ class NbdExport:
             description=f"{self.name} of {self.kernel.image.name}, through its split driver",
             size=disk.size,
             flags=flags,
-            block_sizes=(SECTOR_SIZE, PREFERRED_SIZE, wire.MAX_PAYLOAD),
+            block_sizes=(disk.block_size, PREFERRED_SIZE, wire.MAX_PAYLOAD),
         )

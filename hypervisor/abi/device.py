@@ -32,8 +32,15 @@ DISK_IRQ_BASE = 64
 DISK_MAGIC = 0x4B534450
 """What the ID register of a plugged-in unit reads ("PDSK"); an empty one reads all ones."""
 
-DISK_ID, DISK_FLAGS, DISK_SECTORS_LOW, DISK_SECTORS_HIGH, DISK_SECTOR_SIZE = 0, 4, 8, 12, 16
-"""Registers to read: offsets from the unit's first port."""
+DISK_ID, DISK_FLAGS, DISK_SECTORS_LOW, DISK_SECTORS_HIGH, DISK_SECTOR_SIZE, DISK_PHYSICAL_SECTOR_SIZE = (
+    0,
+    4,
+    8,
+    12,
+    16,
+    20,
+)
+"""Registers to read: offsets from the unit's first port. Sectors are of the size that the unit says, everywhere."""
 DISK_COMMANDS, DISK_COMPLETIONS, DISK_DOORBELL, DISK_RESET = 32, 36, 40, 44
 """Registers to write: frame of the command queue, frame of the completion queue, producer index, any value."""
 

@@ -13,6 +13,9 @@ from typing import final
 
 from hypervisor.errors import DeviceError
 
+LARGEST_SECTOR = 4096
+"""What fits into a page."""
+
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 """Not in Python's own library: posix_fallocate can only add storage."""
@@ -31,6 +34,10 @@ class Backing(ABC):
 
     size: int
     readonly: bool
+    sector_size = 512
+    """Transfers are whole sectors of so many bytes, a power of two from 512 to 4096."""
+    physical_sector_size = 512
+    """What the storage reads and writes at one go, a power of two: smaller writes cost it a read as well."""
     discards = False
     """Whether it can give storage back that is not needed (`discard`)."""
     delay_ns = 0

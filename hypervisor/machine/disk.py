@@ -16,7 +16,6 @@ from hypervisor.machine.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from hypervisor.machine.remote_disk import RemoteCommands
 from hypervisor.machine.timers import Timer
 
-SECTOR_SIZE = 512
 U32 = 0xFFFFFFFF
 
 COMMAND = sheet.disk_command.codec
@@ -112,10 +111,11 @@ class DiskController:
     def _measure(self) -> None:
         """See how large the medium is, and how fast."""
         backing = self.backing
-        self.sectors = backing.size // SECTOR_SIZE
+        self.sector_size = backing.sector_size
+        self.sectors = backing.size // self.sector_size
         self.latency_ns = self._medium_latency_ns + backing.delay_ns
         self._prompt = not backing.delay_ns
-        self._size = self.sectors * SECTOR_SIZE
+        self._size = self.sectors * self.sector_size
         self._readv = backing.readv
 
     def exchange(self, backing: Backing) -> None:
@@ -126,7 +126,7 @@ class DiskController:
 
     def resize(self, sectors: int) -> int:
         """Give the medium another capacity and tell the driver; returns 0 or an errno of the backing."""
-        status = self.backing.resize(sectors * SECTOR_SIZE)
+        status = self.backing.resize(sectors * self.sector_size)
         if not status:
             self._measure()
             self._tell_change()
@@ -156,7 +156,8 @@ class DiskController:
             | sheet.DISK_FLAG_DISCARD * self.backing.discards,
             sheet.DISK_SECTORS_LOW: self.sectors & U32,
             sheet.DISK_SECTORS_HIGH: self.sectors >> 32,
-            sheet.DISK_SECTOR_SIZE: SECTOR_SIZE,
+            sheet.DISK_SECTOR_SIZE: self.sector_size,
+            sheet.DISK_PHYSICAL_SECTOR_SIZE: self.backing.physical_sector_size,
         }
         return registers.get(port - self._ports.base, 0)
 
@@ -249,8 +250,9 @@ class DiskController:
             if gathered is None:
                 return errno.EFAULT, 0
         views, _, marks, size = gathered
-        offset = sector * SECTOR_SIZE
-        if size % SECTOR_SIZE or offset + size > self._size:
+        sector_size = self.sector_size
+        offset = sector * sector_size
+        if size % sector_size or offset + size > self._size:
             return errno.EINVAL, 0
         if op:
             self.written_bytes += size
@@ -291,12 +293,12 @@ class DiskController:
 
     def place(self, sector: int, sectors: int) -> tuple[int, int]:
         """Return where sectors are in the medium: offset and size in bytes."""
-        return sector * SECTOR_SIZE, sectors * SECTOR_SIZE
+        return sector * self.sector_size, sectors * self.sector_size
 
     def check_transfer(self, sector: int, size: int) -> tuple[int, int]:
         """Return (errno or 0, offset in bytes) of a transfer."""
-        offset = sector * SECTOR_SIZE
-        return errno.EINVAL if size % SECTOR_SIZE or offset + size > self._size else 0, offset
+        offset = sector * self.sector_size
+        return errno.EINVAL if size % self.sector_size or offset + size > self._size else 0, offset
 
     def check_without_data(self, op: int, sector: int, sectors: int) -> int:
         """Return what is wrong with a command that moves nothing: 0 or an errno."""

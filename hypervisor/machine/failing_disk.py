@@ -38,6 +38,8 @@ class FailingDisk(Backing):
         self.size = inner.size
         self.readonly = inner.readonly
         self.discards = inner.discards
+        self.sector_size = inner.sector_size
+        self.physical_sector_size = inner.physical_sector_size
         self.delay_ns = faults.delay_ns
         self._taken: set[int] = set()
         """Sectors that take room, if that is limited."""

@@ -22,7 +22,7 @@ from struct import Struct
 from typing import final
 
 from hypervisor.errors import DeviceError
-from hypervisor.machine.backing import Pending, RemoteBacking
+from hypervisor.machine.backing import LARGEST_SECTOR, Pending, RemoteBacking
 from hypervisor.machine.nbd_address import NbdAddress
 from hypervisor.machine.nbd_handshake import (
     FLAG_READ_ONLY,
@@ -92,12 +92,15 @@ class NbdDisk(RemoteBacking):
             export = negotiate(self._socket, address.export)
             if not readonly and export.flags & FLAG_READ_ONLY:
                 raise BrokenServer("the export is read-only, and the disk is to be written")
-            if export.block > 512:
-                raise BrokenServer(f"the server wants whole blocks of {export.block} bytes, and a sector has 512")
+            if export.block > LARGEST_SECTOR:
+                raise BrokenServer(
+                    f"the server wants whole blocks of {export.block} bytes, more than a sector can have"
+                )
         except (OSError, BrokenServer) as error:
             self._socket.close()
             raise DeviceError(f"{address}: {error}") from None
         self.size = export.size
+        self.sector_size = self.physical_sector_size = max(export.block, self.sector_size)
         self.readonly = readonly
         self.discards = not readonly and bool(export.flags & FLAG_SEND_WRITE_ZEROES)
         self._flushes = bool(export.flags & FLAG_SEND_FLUSH)

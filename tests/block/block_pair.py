@@ -16,7 +16,11 @@ class Pair:
         self.back_kernel = FakeKernel(self.world, 0)
         self.front_kernel = FakeKernel(self.world, 1, pages=options.pop("guest_pages", 1000))
         self.disk = FakeDisk(
-            self.back_kernel, sectors, readonly=options.pop("readonly", False), shuffled=options.pop("shuffled", False)
+            self.back_kernel,
+            sectors,
+            readonly=options.pop("readonly", False),
+            shuffled=options.pop("shuffled", False),
+            sector_size=options.pop("sector_size", 512),
         )
         self.store: dict[str, str] = {"backend/physical-device": "8:0", "backend/mode": mode}
         self.back_driver = BlockBack(self.back_kernel, **options.pop("back", {}))  # type: ignore[arg-type]

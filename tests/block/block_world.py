@@ -354,10 +354,19 @@ class FakeKernel:
 class FakeDisk:
     """A disk of a domain's hardware. Commands complete later, all together or in random order and groups."""
 
-    def __init__(self, kernel: FakeKernel, sectors: int, *, readonly: bool = False, shuffled: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: FakeKernel,
+        sectors: int,
+        *,
+        readonly: bool = False,
+        shuffled: bool = False,
+        sector_size: int = SECTOR,
+    ) -> None:
         self.kernel = kernel
         self.world = kernel.world
-        self.image = bytearray(sectors * SECTOR)
+        self.sector_size = self.physical_sector_size = sector_size
+        self.image = bytearray(sectors * sector_size)
         self.sectors = sectors
         self.readonly = readonly
         self.discards = not readonly
@@ -374,14 +383,14 @@ class FakeDisk:
 
     def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], sectors: int = 0) -> None:
         assert (op == DISCARD) == bool(sectors)
-        parts = [(0, sectors * SECTOR)] if sectors else list(Struct("<QQ").iter_unpack(segments))
+        parts = [(0, sectors * self.sector_size)] if sectors else list(Struct("<QQ").iter_unpack(segments))
         self.queued.append((op, sector, parts, done))
 
     def watch(self, callback: Callable[[], None] | None) -> None:
         self.on_change = callback
 
     def resize(self, sectors: int) -> None:
-        self.image = self.image.ljust(sectors * SECTOR, b"\0")[: sectors * SECTOR]
+        self.image = self.image.ljust(sectors * self.sector_size, b"\0")[: sectors * self.sector_size]
         self.sectors = sectors
         assert self.on_change is not None
         self.on_change()
@@ -405,13 +414,13 @@ class FakeDisk:
         return True
 
     def perform(self, op: int, sector: int, segments: list[tuple[int, int]]) -> int:
-        self.log.append((op, sector, sum(size for _, size in segments) // SECTOR))
+        self.log.append((op, sector, sum(size for _, size in segments) // self.sector_size))
         if op == FLUSH:
             return 0
-        at = sector * SECTOR
+        at = sector * self.sector_size
         if op == DISCARD:
             ((_, size),) = segments
-            if not self.bad_sectors.isdisjoint(range(sector, sector + size // SECTOR)):
+            if not self.bad_sectors.isdisjoint(range(sector, sector + size // self.sector_size)):
                 return -errno.EIO
             assert at + size <= len(self.image), "a discard beyond the end of the disk"
             self.image[at : at + size] = bytes(size)
@@ -420,7 +429,7 @@ class FakeDisk:
         for maddr, size in segments:
             assert maddr % PAGE + size <= PAGE, "a segment crosses a page"
             assert maddr // PAGE in mapped, f"DMA to frame {maddr // PAGE}, which is not mapped"
-            if not self.bad_sectors.isdisjoint(range(at // SECTOR, (at + size) // SECTOR)):
+            if not self.bad_sectors.isdisjoint(range(at // self.sector_size, (at + size) // self.sector_size)):
                 return -errno.EIO
             assert at + size <= len(self.image), "DMA beyond the end of the disk"
             if op == READ:

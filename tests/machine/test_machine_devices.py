@@ -11,7 +11,7 @@ import pytest
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, MemoryDisk, RawFile
-from hypervisor.machine.disk import SECTOR_SIZE, DiskController
+from hypervisor.machine.disk import DiskController
 from hypervisor.machine.failing_disk import FailingDisk, Faults
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.memory import PAGE_SIZE
@@ -20,6 +20,7 @@ from hypervisor.machine.overlay import Overlay
 
 COMMANDS, COMPLETIONS, TABLE, DATA = 1, 2, 3, 8
 WORDS = Struct("<QQ")
+SECTOR_SIZE = 512
 
 
 class Driver:

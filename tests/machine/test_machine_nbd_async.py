@@ -12,6 +12,7 @@ import pytest
 
 import hypervisor.machine.nbd as nbd
 from hypervisor.abi import device as sheet
+from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Pending, RemoteBacking
 from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
@@ -29,7 +30,8 @@ FLAGS = 1 | 4 | 64
 class Server:
     """An NBD server in the test's hands: it reads requests and answers none by itself."""
 
-    def __init__(self, path: Path, *, most: int = 32 << 20) -> None:
+    def __init__(self, path: Path, *, block: int = 1, most: int = 32 << 20) -> None:
+        self._block = block
         self.address = NbdAddress(path=str(path))
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -47,7 +49,7 @@ class Server:
         self._take(4 + 24)
         for kind, data in (
             (3, struct.pack(">HQH", 0, SIZE, FLAGS)),
-            (3, struct.pack(">HIII", 3, 1, 4096, self._most)),
+            (3, struct.pack(">HIII", 3, self._block, 4096, self._most)),
             (1, b""),
         ):
             self.socket.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, kind, len(data)) + data)
@@ -202,6 +204,32 @@ def test_large_requests_are_cut_to_what_the_server_takes(tmp_path: Path) -> None
     assert (write.status, read.status) == (errno.ENOSPC, 0)
     assert read.data == bytes([128]) * 4096 + bytes([136]) * 4096
     disk.close()
+    server.close()
+
+
+@pytest.mark.parametrize("block", [1, 512, 1024, 4096])
+def test_sectors_are_as_large_as_the_server_wants(tmp_path: Path, block: int) -> None:
+    server = Server(tmp_path / "s", block=block)
+    disk = server.connect()
+    assert disk.sector_size == disk.physical_sector_size == max(block, 512)
+    disk.close()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("block", "most", "message"),
+    [
+        (8192, 1 << 20, "whole blocks of 8192 bytes, more than a sector can have"),
+        (0, 1 << 20, "which cannot be"),
+        (1000, 1 << 20, "which cannot be"),
+        (4096, 512, "which cannot be"),
+        (1 << 17, 1 << 20, "which cannot be"),
+    ],
+)
+def test_blocks_that_are_none(tmp_path: Path, block: int, most: int, message: str) -> None:
+    server = Server(tmp_path / "s", block=block, most=most)
+    with pytest.raises(DeviceError, match=message):
+        server.connect()
     server.close()
 
 
