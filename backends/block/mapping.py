@@ -5,7 +5,7 @@ is all that a disk's DMA needs: no page table changes, and no byte passes throug
 the mapping stays, up to a bound, and the same descriptors lead to the same extents next time: those *plans* are kept
 too, by the descriptors' bytes, so that a request of a well-known slot costs one look-up, whatever its size.
 
-Each segment stays an extent of its own: neighbours in the request need not be neighbours in memory (XSA-229).
+Neighbours in the request are one piece for the disk only if they are neighbours in machine memory, too (XSA-229).
 """
 
 from __future__ import annotations

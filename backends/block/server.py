@@ -283,9 +283,8 @@ class BlockServer:
         view, offsets, mask, unpack, submit, free = self._taking
         mapper = self._mapper
         plans = mapper.plans
-        statistics = self.statistics
         slow: list[Request] = []
-        started = 0
+        started = reads = sectors_read = sectors_written = 0
         while cons != prod:
             request = unpack(view, offsets[cons & mask])
             cons = (cons + 1) & MASK32
@@ -301,11 +300,10 @@ class BlockServer:
                     job.plan = plan
                     started += 1
                     if op:
-                        statistics.writes += 1
-                        statistics.sectors_written += plan.sectors
+                        sectors_written += plan.sectors
                     else:
-                        statistics.reads += 1
-                        statistics.sectors_read += plan.sectors
+                        reads += 1
+                        sectors_read += plan.sectors
                     submit(op, sector, plan.extents, job.done)
                     continue
             slow.append(request)
@@ -313,6 +311,13 @@ class BlockServer:
                 break
         self.ring.req_cons = cons
         self.in_flight += started
+        statistics = self.statistics
+        if reads:
+            statistics.reads += reads
+            statistics.sectors_read += sectors_read
+        if reads != started:
+            statistics.writes += started - reads
+            statistics.sectors_written += sectors_written
         return started + self._start_slow(slow) if slow else started
 
     def _start_slow(self, requests: list[Request]) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 READ, WRITE, FLUSH, DISCARD = sheet.DISK_READ, sheet.DISK_WRITE, sheet.DISK_FLUSH, sheet.DISK_DISCARD
 
 Segment = tuple[int, int]
-"""Machine address and length in bytes, within one page."""
+"""Machine address and length in bytes."""
 Done = Callable[[int], None]
 """Called with 0 or a negative errno, in upcall context."""
 
@@ -37,8 +37,17 @@ assert (sheet.disk_completion.size, sheet.disk_completion.offset("status")) == (
 
 
 def pack_segments(segments: Sequence[Segment]) -> bytes:
-    """Return segments as the controller reads them (`disk_segment`), for `PhysicalDisk.submit`."""
-    return b"".join(SEGMENT.pack(maddr, length) for maddr, length in segments)
+    """Return segments as the controller reads them (`disk_segment`), for `PhysicalDisk.submit`.
+
+    What follows in memory what is before it in the transfer is one segment with it.
+    """
+    runs: list[tuple[int, int]] = []
+    for maddr, length in segments:
+        if runs and sum(runs[-1]) == maddr:
+            runs[-1] = runs[-1][0], runs[-1][1] + length
+        else:
+            runs.append((maddr, length))
+    return b"".join(SEGMENT.pack(maddr, length) for maddr, length in runs)
 
 
 class PhysicalDisk:

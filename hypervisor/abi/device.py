@@ -67,9 +67,11 @@ disk_command = Layout(
 `sectors` is how many to discard; other commands say that by their segments."""
 
 disk_segment = Layout("disk_segment", ("uint64_t", "maddr"), ("uint64_t", "length"))
-"""`length` bytes at a machine address, within one page."""
+"""`length` bytes from a machine address on."""
 
 DISK_MAX_SEGMENTS = 256
+DISK_MAX_BYTES = 1 << 20
+"""What all segments of a command have together at most."""
 
 disk_completion = Layout("disk_completion", ("uint32_t", "id"), ("int32_t", "status"))
 """`status` is 0 or a negative errno. Completions start at offset 8 of their page; the word at 0 counts them, and the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, final
@@ -51,7 +52,7 @@ class _Completion:
         """A `disk_completion` each, as one word."""
         self.generation = 0
         """That of the controller when they were taken."""
-        self.come = lambda: controller._complete(self)
+        self.come = partial(controller.complete, self)
         self.timer = Timer(0, self.come)
 
 
@@ -94,6 +95,7 @@ class DiskController:
         memory = machine.memory
         self._b, self._i, self._q, self._written = memory.b, memory.i, memory.q, memory.written
         self._rearm, self._raise_line = machine.timers.rearm, machine.interrupts.raise_line
+        self._handlers = machine.interrupts.handlers
         self._spare: list[_Completion] = []
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
@@ -116,7 +118,11 @@ class DiskController:
         self.latency_ns = self._medium_latency_ns + backing.delay_ns
         self._prompt = not backing.delay_ns
         self._size = self.sectors * self.sector_size
-        self._readv = backing.readv
+        last = sheet.DISK_READ if backing.readonly else sheet.DISK_WRITE
+        # What each doorbell looks up; unpacking a tuple costs as much as one attribute. `last`: operations up to this
+        # one move data of this medium.
+        moving = self.machine.memory.written, last, self.sector_size, self._size, backing.readv, backing.writev
+        self._moving = (self._known, *moving)
 
     def exchange(self, backing: Backing) -> None:
         """Put another medium in the place of this one: the same kind of disk, while nobody uses it."""
@@ -193,26 +199,53 @@ class DiskController:
         execute, unpack = self._execute, COMMAND.unpack_from
         completion = self._spare.pop() if self._spare else _Completion(self)
         done = completion.words
-        moved = 0
+        moved = read = wrote = 0
+        known, written, last, sector_size, limit, readv, writev = self._moving
+        if self._allowed is not None:
+            last = -1
         while pending:
             pending -= 1
             op, _, nr_segments, ident, sector, segments, sectors = unpack(
                 b, base + (consumed & SLOT_MASK) * COMMAND_SIZE
             )
             consumed = consumed + 1 & U32
+            if op <= last and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
+                # The usual case of `_execute`, written out: a transfer by a table that is well known, of a unit that
+                # may access everything.
+                try:
+                    gathered = known.get(TABLES[nr_segments].unpack_from(b, segments)[0])
+                except (struct_error, OverflowError):
+                    gathered = None  # there is no such memory, as `_execute` will find
+                if gathered is not None:
+                    views, _, marks, size = gathered
+                    offset = sector * sector_size
+                    if not size % sector_size and offset + size <= limit:
+                        if op:
+                            status = writev(views, offset, size)
+                            wrote += size
+                        else:
+                            status = readv(views, offset, size)
+                            for frames, ones in marks:
+                                written[frames] = ones
+                            read += size
+                        done.append((-status & U32) << 32 | ident if status else ident)
+                        continue
             status, size = execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
         self._consumed = consumed
         self.commands += len(done)
+        self.read_bytes += read
+        self.written_bytes += wrote
+        moved += read + wrote
         completion.generation = self.generation
         if self.machine.clock.real and self._prompt:
-            self._complete(completion)
+            self.complete(completion)
         else:
             deadline = self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
             self._rearm(completion.timer, deadline, completion.come)
 
-    def _complete(self, completion: _Completion) -> None:
+    def complete(self, completion: _Completion) -> None:
         """Report commands as done, unless there was a reset or an unplug in between."""
         if completion.generation == self.generation:
             self._put(completion.words)
@@ -229,7 +262,11 @@ class DiskController:
         self._produced = produced
         self._i[base >> 2] = produced
         self._written[base >> PAGE_SHIFT] = 1
-        self._raise_line(self._line)
+        handler = self._handlers.get(self._line)
+        if handler is not None:
+            handler()
+        else:
+            self._raise_line(self._line)
 
     def _execute(self, op: int, nr_segments: int, sector: int, segments: int, sectors: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
@@ -238,17 +275,9 @@ class DiskController:
                 return self._execute_without_data(op, sector, sectors), 0
             if self.backing.readonly:
                 return errno.EROFS, 0
-        # The usual case of `gather`, written out: a table that is well known, of a unit that may access everything.
-        gathered = None
-        if self._allowed is None and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
-            try:
-                gathered = self._known.get(TABLES[nr_segments].unpack_from(self._b, segments)[0])
-            except (struct_error, OverflowError):
-                return errno.EFAULT, 0  # there is no such memory
+        gathered = self.gather(nr_segments, segments)
         if gathered is None:
-            gathered = self.gather(nr_segments, segments)
-            if gathered is None:
-                return errno.EFAULT, 0
+            return errno.EFAULT, 0
         views, _, marks, size = gathered
         sector_size = self.sector_size
         offset = sector * sector_size
@@ -257,7 +286,7 @@ class DiskController:
         if op:
             self.written_bytes += size
             return self.backing.writev(views, offset, size), size
-        status = self._readv(views, offset, size)
+        status = self.backing.readv(views, offset, size)
         written = self._written
         for frames, ones in marks:
             written[frames] = ones
@@ -345,11 +374,13 @@ class DiskController:
         """Return what a segment table means; None if some address is not there."""
         limit = self.machine.memory.frames * PAGE_SIZE
         runs: list[tuple[int, int]] = []
-        frames = []
+        frames: list[int] = []
+        room = sheet.DISK_MAX_BYTES
         for maddr, length in SEGMENT.iter_unpack(raw):
-            if not 0 < length <= PAGE_SIZE - (maddr & PAGE_MASK) or maddr >= limit:
+            room -= length
+            if not length or room < 0 or maddr + length > limit:
                 return None
-            frames.append(maddr // PAGE_SIZE)
+            frames.extend(range(maddr >> PAGE_SHIFT, (maddr + length - 1 >> PAGE_SHIFT) + 1))
             if runs and runs[-1][1] == maddr:
                 runs[-1] = runs[-1][0], maddr + length
             else:

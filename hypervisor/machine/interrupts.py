@@ -10,12 +10,13 @@ NR_LINES = 24
 class Interrupts:
     """Numbered lines, edge triggered. A line that is raised while nobody listens stays pending until somebody does."""
 
-    __slots__ = ("_handlers", "_pending", "nr_lines")
+    __slots__ = ("_pending", "handlers", "nr_lines")
 
     def __init__(self) -> None:
         self.nr_lines = NR_LINES
         """Devices are on lines below this one."""
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self.handlers: dict[int, Callable[[], None]] = {}
+        """Who listens to which line: a device that raises one often looks here by itself."""
         self._pending: set[int] = set()
 
     def plug_in(self, irq: int) -> None:
@@ -26,20 +27,20 @@ class Interrupts:
         """Route a line to `handler`. Raises ValueError for a line that does not exist or is taken."""
         if not 0 <= irq < NR_IRQS:
             raise ValueError(f"there is no interrupt line {irq}")
-        if irq in self._handlers:
+        if irq in self.handlers:
             raise ValueError(f"interrupt line {irq} is already routed")
-        self._handlers[irq] = handler
+        self.handlers[irq] = handler
         if irq in self._pending:
             self._pending.discard(irq)
             handler()
 
     def disconnect(self, irq: int) -> None:
         """Stop routing a line; a line that is not routed is left alone."""
-        self._handlers.pop(irq, None)
+        self.handlers.pop(irq, None)
 
     def raise_line(self, irq: int) -> None:
         """Signal an edge on a line."""
-        handler = self._handlers.get(irq)
+        handler = self.handlers.get(irq)
         if handler is None:
             self._pending.add(irq)
         else:

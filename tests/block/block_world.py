@@ -427,8 +427,8 @@ class FakeDisk:
             return 0
         mapped = {mfn for _, _, mfn, writable in self.kernel.grants.maps.values() if writable or op != READ}
         for maddr, size in segments:
-            assert maddr % PAGE + size <= PAGE, "a segment crosses a page"
-            assert maddr // PAGE in mapped, f"DMA to frame {maddr // PAGE}, which is not mapped"
+            for frame in range(maddr // PAGE, (maddr + size - 1) // PAGE + 1):
+                assert frame in mapped, f"DMA to frame {frame}, which is not mapped"
             if not self.bad_sectors.isdisjoint(range(at // self.sector_size, (at + size) // self.sector_size)):
                 return -errno.EIO
             assert at + size <= len(self.image), "DMA beyond the end of the disk"

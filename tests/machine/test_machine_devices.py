@@ -216,7 +216,9 @@ def test_segments_that_are_neighbours_in_memory(machine: Machine, tmp_path: Path
         (sheet.DISK_READ, 32, [(DATA * PAGE_SIZE, 512)], errno.EINVAL),
         (sheet.DISK_READ, 31, [(DATA * PAGE_SIZE, 1024)], errno.EINVAL),
         (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 100)], errno.EINVAL),
-        (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE + 4000, 512)], errno.EFAULT),
+        (sheet.DISK_READ, 0, [(256 * PAGE_SIZE - 512, 1024)], errno.EFAULT),
+        (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512), (0, sheet.DISK_MAX_BYTES)], errno.EFAULT),
+        (sheet.DISK_READ, 0, [((1 << 64) - 512, 1024)], errno.EFAULT),
         (sheet.DISK_READ, 0, [(1 << 40, 512)], errno.EFAULT),
         (sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 0)], errno.EFAULT),
         (sheet.DISK_READ, 0, [], errno.EFAULT),
@@ -241,6 +243,7 @@ def test_the_iommu_keeps_a_device_out_of_other_domains_frames(machine: Machine) 
     driver = Driver(machine, disk)
     assert driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512)]) == 0
     assert driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 512), (9 * PAGE_SIZE, 512)]) == -errno.EFAULT
+    assert driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE + 3584, 1024)]) == -errno.EFAULT
     assert not machine.memory.written[9]
     disk.unplug()
 
