@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.net.bridge import Bridge, NicPort
@@ -11,6 +13,7 @@ from backends.net.copies import CopyBatch
 from backends.net.credit import parse_rate
 from backends.net.frame import FramePool
 from backends.net.queue import Queue
+from backends.net.reread import Reread
 from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 
+MULTICAST = "request-multicast-control"
 MAX_QUEUES = 4
 """Pairs of rings that one vif may have."""
 QUEUE_NODES = ("tx-ring-ref", "rx-ring-ref", "event-channel", "event-channel-tx", "event-channel-rx")
@@ -37,7 +41,7 @@ FRONTEND_NODES = (
     *QUEUE_NODES,
     "multi-queue-num-queues",
     "request-rx-copy",
-    "request-multicast-control",
+    MULTICAST,
     "ctrl-ring-ref",
     "event-channel-ctrl",
     "feature-sg",
@@ -64,8 +68,10 @@ class _Connection:
         self.vif = vif
         self.grants = grants
         self.control: ControlRing | None = None
-        self.has_changed = self.is_looking = False
-        """The frontend's wish for multicast has changed; a thread reads it."""
+        self.rate: str | None = None
+        """The `rate` node as it was read last."""
+        self.rereads: dict[str, Reread] = {}
+        """By the node's name."""
 
 
 class NetBack(XenbusDriver):
@@ -103,8 +109,9 @@ class NetBack(XenbusDriver):
     # -- xenbus ---------------------------------------------------------------------------------------------------
 
     async def probe(self, device: XenbusDevice) -> None:
-        """Look at what the frontend may change while it is connected."""
-        await device.watch_otherend("request-multicast-control", lambda: self._multicast_changed(device))
+        """Look at what the frontend, or the toolstack, may change while it is connected."""
+        await device.watch_otherend(MULTICAST, lambda: self._changed(device, MULTICAST))
+        await device.watch("rate", lambda: self._changed(device, "rate"))
 
     async def publish(self, device: XenbusDevice) -> None:
         """Say what this backend can do."""
@@ -127,7 +134,8 @@ class NetBack(XenbusDriver):
         """Map the rings, bind the event channel, plug the vif into its bridge."""
         name, membership = parse_bridge(await device.read("bridge") or "xenbr0")
         is_mirror = await device.read("mirror") == "1"
-        credit = parse_rate(await device.read("rate"), self.kernel.monotonic_ns())
+        rate = await device.read("rate")
+        credit = parse_rate(rate, self.kernel.monotonic_ns())
         mtu = parse_mtu(await device.read("mtu"))
         bridge = self.bridges.get(name)
         if bridge is None:
@@ -147,7 +155,12 @@ class NetBack(XenbusDriver):
         label = f"vif{device.otherend_id}.{device.id}"
         pairs = [(tx.view, rx.view) for tx, rx in zip(grants[::2], grants[1::2], strict=True)]
         vif = Vif(self.kernel, label, device.otherend_id, pairs, self.pool, self._copies)
-        device.data = _Connection(vif, grants)
+        connection = device.data = _Connection(vif, grants)
+        connection.rate = rate
+        connection.rereads = {
+            key: Reread(self.kernel, f"{device.path} {key}", partial(look, device, connection))
+            for key, look in ((MULTICAST, self._look_at_multicast), ("rate", self._look_at_rate))
+        }
         key = (device.otherend_id, device.id)
         if key not in self.counters:
             self.counters[key] = vif.counters
@@ -155,7 +168,7 @@ class NetBack(XenbusDriver):
         vif.counters = self.counters[key]
         vif.touched, vif.recheck = self._touched, self._event
         vif.credit, vif.mtu = credit, mtu
-        vif.multicast.active = nodes["request-multicast-control"] == "1"
+        vif.multicast.active = nodes[MULTICAST] == "1"
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         vif.takes_blank_ipv6 = nodes["feature-ipv6-csum-offload"] == "1"
@@ -168,8 +181,9 @@ class NetBack(XenbusDriver):
             self._tell_ring(queue.name, "rx", device.otherend_id, refs[2 * number + 1])
         self._devices[vif] = device
         bridge.add(vif)
-        # It may have changed while it was read.
-        self._multicast_changed(device)
+        # They may have changed while they were read.
+        for reread in connection.rereads.values():
+            reread.changed()
         if nodes["ctrl-ring-ref"] is not None:
             self._connect_control(device, nodes)
 
@@ -178,26 +192,32 @@ class NetBack(XenbusDriver):
         if trace is not None:
             trace(RING_CONNECT, label, name, f"netif_{name}", domid, (ref,))
 
-    def _multicast_changed(self, device: XenbusDevice) -> None:
-        """Have the node read again (feature-dynamic-multicast-control): by one thread, however often it changes."""
+    def _changed(self, device: XenbusDevice, key: str) -> None:
+        """Have a node read again that may change while the device is connected."""
         connection: _Connection | None = device.data
-        if connection is None:
-            return
-        connection.has_changed = True
-        if not connection.is_looking:
-            connection.is_looking = True
-            self.kernel.spawn(self._look_at_multicast(device, connection), f"{device.path} multicast")
+        if connection is not None:
+            connection.rereads[key].changed()
 
     async def _look_at_multicast(self, device: XenbusDevice, connection: _Connection) -> None:
-        while connection.has_changed:
-            connection.has_changed = False
-            try:
-                wanted = await device.read_otherend("request-multicast-control")
-            except XenstoreError:
-                # The frontend has taken its directory away from us: it gets what it gets without a wish.
-                wanted = None
-            connection.vif.multicast.active = wanted == "1"
-        connection.is_looking = False
+        try:
+            wanted = await device.read_otherend("request-multicast-control")
+        except XenstoreError:
+            # The frontend has taken its directory away from us: it gets what it gets without a wish.
+            wanted = None
+        connection.vif.multicast.active = wanted == "1"
+
+    async def _look_at_rate(self, device: XenbusDevice, connection: _Connection) -> None:
+        text = await device.read("rate")
+        if text == connection.rate or device.data is not connection:
+            return
+        connection.rate = text
+        try:
+            credit = parse_rate(text, self.kernel.monotonic_ns())
+        except ValueError as error:
+            # Whoever wrote it is told, and the limit that there was goes on.
+            await device.error(str(error), errno.EINVAL)
+            return
+        connection.vif.limit(credit)
 
     def _bind(self, device: XenbusDevice, queue: Queue, nodes: dict[str, str | None], directory: str) -> None:
         """Bind the event channel of both rings, or one of each if the frontend has split them. Raises ValueError."""

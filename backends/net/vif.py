@@ -93,6 +93,15 @@ class Vif(Port):
 
         self.pause = self.kernel.timers.add(self.credit.next, end)
 
+    def limit(self, credit: Credit | None) -> None:
+        """Have another limit from now on, or none; what waited for the old one is looked at again."""
+        self.credit = credit
+        if self.pause is not None:
+            self.pause.cancel()
+            self.pause = None
+            for queue in self.queues:
+                self.recheck(queue)
+
     def refused(self) -> None:
         """See `Port.refused`."""
         self.counters.rx_dropped += 1

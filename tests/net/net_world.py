@@ -396,6 +396,7 @@ class FakeDevice:
         self.otherend_id = otherend_id
         self.data: Any = None
         self.fatals: list[str] = []
+        self.errors: list[tuple[str, int]] = []
         self.watches: dict[str, Callable[[], None]] = {}
 
     async def read(self, key: str) -> str | None:
@@ -411,11 +412,18 @@ class FakeDevice:
         for key, value in {**(values or {}), **keys}.items():
             self.store[f"{self.path}/{key}"] = str(int(value)) if isinstance(value, bool) else str(value)
 
+    async def watch(self, key: str, callback: Callable[[], None]) -> None:
+        self.watches[key] = callback
+        callback()
+
     async def watch_otherend(self, key: str, callback: Callable[[], None]) -> None:
         self.watches[key] = callback
 
     async def fatal(self, message: str, number: int = 5) -> None:
         self.fatals.append(message)
+
+    async def error(self, message: str, number: int = 5) -> None:
+        self.errors.append((message, number))
 
     def hook(self, name: str) -> None:
         self.kernel.world.do(self.kernel, getattr(self.driver, name)(self))

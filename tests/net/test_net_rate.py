@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from net_world import Host
 from test_net_host import Lab
 
+from backends.net import NetBack
 from backends.net.credit import LARGEST_BURST, Credit, parse_rate
 from guest_kernel.net.device import parse_mtu
+from guest_kernel.xenbus.driver import XenbusDevice
 
 MS = 1_000_000
 
@@ -198,3 +201,82 @@ def test_a_configuration_with_both(tmp_path: Path) -> None:
     assert "mtu 1200" in lab.text
     took = int(lab.text.partition("took ")[2].split()[0])
     assert 90 <= took <= 95
+
+
+def test_a_rate_that_changes_while_connected() -> None:
+    """Higher, to none, and back: what waits is looked at again at once; and a rate that is none changes nothing."""
+    host = Host()
+    one, two = host.guests
+    one.store["backend/rate"] = "1000,1000000"
+    one.back.hook("probe")
+    host.up()
+
+    def change(text: str | None) -> None:
+        if text is None:
+            one.store.pop("backend/rate")
+        else:
+            one.store["backend/rate"] = text
+        one.back.watches["rate"]()
+        host.world.run(until=host.world.now)
+
+    frames = [one.frame(two.mac, 1000, number) for number in range(10)]
+    assert one.device.transmit_many(frames) == 10
+    host.world.run(until=0)
+    assert two.received == frames[:1]
+    change("1000,1000000")
+    assert two.received == frames[:1], "nothing has changed"
+    change("3000,1000000")
+    assert two.received == frames[:4]
+    change("quick")
+    assert two.received == frames[:4]
+    ((message, number),) = one.back.errors
+    assert "'quick'" in message
+    assert number == errno.EINVAL
+    host.world.run(until=1000 * MS)
+    assert two.received == frames[:7]
+    change(None)
+    assert two.received == frames
+    assert host.world.now == 1000 * MS
+    change("1000,1000")
+    one.device.transmit_many(frames)
+    host.run()
+    assert two.received == frames * 2
+    assert host.world.now == 1009 * MS
+    host.down()
+    one.back.watches["rate"]()
+    host.run()
+
+
+def test_a_rate_changed_on_a_whole_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dom0 writes the node, as a toolstack does there; the watch is xenstored's."""
+    connect = NetBack.connect
+
+    async def connect_and_change(self: NetBack, device: XenbusDevice) -> None:
+        async def change() -> None:
+            await self.kernel.sleep(500 * MS)
+            await device.write(rate="1000000,1000")
+
+        await connect(self, device)
+        if device.id == "0" and device.otherend_id == 1:
+            self.kernel.spawn(change(), "change")
+
+    monkeypatch.setattr(NetBack, "connect", connect_and_change)
+    sender = """
+        for number in range(60):
+            await self.device.wait_for_room()
+            self.device.transmit((b"\\xff" * 6 + self.device.mac + KIND).ljust(1000, b"x"))
+        await self.sleep(1)
+    """
+    receiver = """
+        seen = []
+        self.device.received = lambda frame, validated: seen.append(frame)
+        await self.sleep(0.45)
+        self.print("before", 5 <= len(seen) <= 20)
+        await self.sleep(0.3)
+        self.print("after", len(seen))
+    """
+    lab = Lab(tmp_path)
+    result = lab.run(sender, receiver, vifs=["xenbr0,rate=10KB/s@100ms", "xenbr0"])
+    assert result.exit_code == 0, lab.text
+    assert "before True" in lab.text
+    assert "after 60" in lab.text
