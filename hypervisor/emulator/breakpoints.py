@@ -4,7 +4,10 @@ A breakpoint is a #DB before the instruction at its address, a fault. RF in the 
 that is returned to pass, once. The engine has breakpoints of its own but forgets to clear RF, and so lets others pass;
 here each address that any vCPU has a breakpoint at gets a hook instead, before its instruction, wherever it is mapped.
 
-Hooks are set and taken away between two runs of the CPU: what was translated without them is translated again.
+Hooks are set and taken away between two runs of the CPU: all code is translated again then. That is dear, so a hook
+that nobody needs any more stays for a while. (A kernel that turns from one thread to another takes its breakpoints away
+and sets them again.) Who changes them all the time pays for it; others have their translations for nothing.
+
 Breakpoints on data are found by other hooks: `watchpoints`.
 """
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from hypervisor.emulator.processor import Processor
     from hypervisor.emulator.vcpu import EmulatedVCpu
 
+KEPT_NS = 100_000_000
+"""How long a hook stays that nobody needs."""
 EXECUTE = 0
 """R/W bits in DR7 of a breakpoint on an instruction; its length must be zero, too."""
 
@@ -34,6 +39,10 @@ class Breakpoints:
         self._wanted: dict[EmulatedVCpu, dict[int, int]] = {}
         """Per vCPU that has breakpoints: for each address the bits of DR6 that say which."""
         self._is_dirty = False
+        self._culprit: EmulatedVCpu | None = None
+        """The vCPU that has changed its own breakpoints while it ran."""
+        self._drop_at = 0
+        """When hooks that nobody needs are to be taken away; 0: there are none."""
         self._hit = 0
         """Bits of DR6: the CPU was stopped for a breakpoint on an instruction."""
         self.data = Watchpoints(processor)
@@ -52,6 +61,7 @@ class Breakpoints:
             self._watched[vcpu] = watched
         self._is_dirty = True
         if self._processor.vcpu is not None:
+            self._culprit = self._processor.vcpu
             self._cpu.stop()
 
     def forget(self, vcpu: EmulatedVCpu) -> None:
@@ -81,18 +91,33 @@ class Breakpoints:
         return self._watched.get(vcpu, ())
 
     def apply(self) -> None:
-        """Set the hooks that are missing, take away the others; to be called while the CPU does not run."""
-        if not self._is_dirty:
+        """Set the hooks that are missing, take away those not needed for long; the CPU must not run meanwhile."""
+        if not self._is_dirty and not self._drop_at:
+            return
+        now = self._processor.hv.now()
+        if not self._is_dirty and now < self._drop_at:
             return
         self._is_dirty = False
+        culprit, self._culprit = self._culprit, None
         addresses = dict.fromkeys(address for wanted in self._wanted.values() for address in wanted)
-        for address in [address for address in self._hooks if address not in addresses]:
+        watched = [watch for watched in self._watched.values() for watch in watched]
+        missing = [address for address in addresses if address not in self._hooks]
+        superfluous = [address for address in self._hooks if address not in addresses]
+        if not missing and not self.data.lacks(watched):
+            if not superfluous and not self.data.exceeds(watched):
+                self._drop_at = 0
+                return
+            self._drop_at = self._drop_at or now + KEPT_NS
+            if now < self._drop_at:
+                return
+        for address in superfluous:
             self._cpu.unhook(self._hooks.pop(address))
-        for address in addresses:
-            if address not in self._hooks:
-                self._hooks[address] = self._cpu.hook_instruction(address, self._reached)
-        self.data.apply([watch for watched in self._watched.values() for watch in watched])
+        for address in missing:
+            self._hooks[address] = self._cpu.hook_instruction(address, self._reached)
+        self.data.apply(watched)
+        self._drop_at = 0
         self._cpu.forget_all_code()
+        self._processor.all_is_translated_anew(culprit)
 
     def _reached(self, address: int) -> None:
         """Stop the CPU before an instruction at which the running vCPU has a breakpoint."""

@@ -53,6 +53,7 @@ from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.table_stores import TableStores
 from hypervisor.emulator.traps import BP, DB, ERROR_IDT, GP, NM, OF, PF, TF, UD, Traps, swap_gs
+from hypervisor.emulator.vcpu import EmulatedVCpu
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
@@ -60,7 +61,6 @@ from hypervisor.preempt import Continuation
 from hypervisor.vcpu import CR0_START, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
-    from hypervisor.emulator.vcpu import EmulatedVCpu
     from hypervisor.hypervisor import Hypervisor
 
 U32 = 0xFFFF_FFFF
@@ -78,6 +78,8 @@ INTERRUPT_NS = 2_000
 """How long the guest goes on, at least, until a timer that has come due interrupts it."""
 FREE_TRANSLATIONS = 20_000
 """How many blocks of a vCPU may be translated at once without further cost: those of code that is new."""
+FLUSH_NS = 200_000
+"""What it takes to have all code translated again, for who brings that about."""
 TRAP_NS = 1_000
 """What a trap takes, with what Xen does about it."""
 RDTSC_NS = 500
@@ -225,6 +227,7 @@ class Processor:
         self.vcpu = vcpu
         self._limit = self._end_of_stretch(vcpu)
         while True:
+            self.breakpoints.apply()
             b, info = hv.memory.b, vcpu.info
             if vcpu.nmi_pending and not vcpu.nmi_masked:
                 self.traps.deliver_nmi(vcpu, cpu.q[RIP], cpu.flags())
@@ -234,7 +237,6 @@ class Processor:
                 break
             self._sync(vcpu)
             self._set_deadline()
-            self.breakpoints.apply()
             status = cpu.run(self.segments.area(vcpu) + 14 * 4096 + 0xFF8)
             vcpu.spent = words[COUNT] - self._began
             if self._failure is not None:
@@ -274,6 +276,17 @@ class Processor:
         since, vcpu.translations_at = now - vcpu.translations_at, now
         left = max(vcpu.translations, 0) + since // TRANSLATION_NS
         self._words[TRANSLATIONS] = min(left, FREE_TRANSLATIONS)
+
+    def all_is_translated_anew(self, culprit: EmulatedVCpu | None) -> None:
+        """Take note that all translations have been dropped: new ones are free, but for the vCPU to blame."""
+        if self.vcpu is culprit:
+            self._words[COUNT] += FLUSH_NS
+        else:
+            self._words[TRANSLATIONS] = FREE_TRANSLATIONS
+        for domain in self.hv.domains.values():
+            for vcpu in domain.online_vcpus():
+                if isinstance(vcpu, EmulatedVCpu) and vcpu is not culprit:
+                    vcpu.translations = FREE_TRANSLATIONS
 
     def _break(self, vcpu: EmulatedVCpu) -> None:
         """Let the guest take the #DB of a breakpoint that the CPU was stopped for."""

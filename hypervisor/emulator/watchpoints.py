@@ -80,6 +80,14 @@ def ports_hit(context: Context, port: int, width: int) -> int:
     return bits
 
 
+_Place = tuple[int, int, bool]
+"""(place in its page, size, whether reads count): what a hook at accesses is for."""
+
+
+def _places(wanted: list[Watch]) -> dict[_Place, None]:
+    return dict.fromkeys((watch.address & 0xFFF, watch.size, watch.reads) for watch in wanted)
+
+
 class Watchpoints:
     """The hooks that data breakpoints need, in the CPU of a host."""
 
@@ -87,8 +95,10 @@ class Watchpoints:
         self._processor = processor
         self._words = processor.native.words
         self._operands = Operands(processor, "has breakpoints on data")
-        self._hooks: list[int] = []
-        self._filters: list[Filter] = []
+        self._places: dict[_Place, tuple[int, Filter]] = {}
+        """The hooks at accesses: handle, and what must live as long."""
+        self._step = 0
+        """Handle of the hook before each instruction, 0 if there is none."""
         self._at = 0
         """Where the instruction is that has hit one."""
 
@@ -102,23 +112,28 @@ class Watchpoints:
         bits, self._words[HIT] = self._words[HIT], 0
         return bits, self._at
 
+    def lacks(self, wanted: list[Watch]) -> bool:
+        """Whether some breakpoint is missing a hook."""
+        return not self._places.keys() >= _places(wanted).keys()
+
+    def exceeds(self, wanted: list[Watch]) -> bool:
+        """Whether there are hooks that none of the breakpoints needs."""
+        return not self._places.keys() <= _places(wanted).keys()
+
     def apply(self, wanted: list[Watch]) -> None:
         """Set the hooks for all breakpoints on data that there are; to be called while the CPU does not run."""
-        cpu, native = self._processor.cpu, self._processor.native
-        for handle in self._hooks:
-            cpu.unhook(handle)
-        self._hooks.clear()
-        self._filters.clear()
-        places: dict[tuple[int, int], bool] = {}
-        for watch in wanted:
-            key = watch.address & 0xFFF, watch.size
-            places[key] = places.get(key, False) or watch.reads
-        for (place, size), reads in places.items():
-            hook = native.filter(place, size, self._accessed)
-            self._filters.append(hook)
-            self._hooks.append(cpu.hook_accesses(hook.function, hook.data, reads=reads))
-        if places:
-            self._hooks.append(cpu.hook_instructions(native.step, native.address))
+        cpu, native, places = self._processor.cpu, self._processor.native, _places(wanted)
+        for place in [place for place in self._places if place not in places]:
+            cpu.unhook(self._places.pop(place)[0])
+        for place in places:
+            if place not in self._places:
+                at, size, reads = place
+                hook = native.filter(at, size, self._accessed)
+                self._places[place] = cpu.hook_accesses(hook.function, hook.data, reads=reads), hook
+        if bool(places) != bool(self._step):
+            if self._step:
+                cpu.unhook(self._step)
+            self._step = cpu.hook_instructions(native.step, native.address) if places else 0
 
     def _accessed(self, kind: int, address: int, size: int) -> None:
         """Look whether the running vCPU has a breakpoint at what is accessed: the engine is in the midst of it."""

@@ -4,6 +4,7 @@ import pytest
 from machine_code import Machinery, boot, words
 
 from hypervisor.abi import event_channel, sched, xen
+from hypervisor.emulator.binding import Binding
 from hypervisor.emulator.breakpoints import enabled
 
 DISABLED_OR_DATA = [
@@ -233,3 +234,72 @@ def test_a_debugger_has_the_domain_paused(body: str, event: int, virqs: int) -> 
     text = machinery.run()
     assert hv.shutdown_reason == sched.SHUTDOWN_poweroff, text
     assert text.startswith("1 ")
+
+
+TOGGLE = """
+main:
+    mov $50, %r12d
+    rdtsc
+    shl $32, %rdx
+    lea (%rdx, %rax), %r14
+again:
+    xor %edi, %edi
+    lea far(%rip), %rsi
+    {move}
+    hcall __HYPERVISOR_set_debugreg
+    mov $7, %edi
+    mov ${control}, %esi
+    hcall __HYPERVISOR_set_debugreg
+    nop
+    mov $7, %edi
+    mov $0x400, %esi
+    hcall __HYPERVISOR_set_debugreg
+    dec %r12d
+    jnz again
+    rdtsc
+    shl $32, %rdx
+    add %rdx, %rax
+    sub %r14, %rax
+    show %rax
+    movq {block}(%rip), %rax
+    test %rax, %rax
+    jz 1f
+    # Half a second later, after some turns of the loop, nobody needs them any more.
+2:  rdtsc
+    shl $32, %rdx
+    add %rdx, %rax
+    sub %r14, %rax
+    cmp $500000000, %rax
+    jb 2b
+1:  poweroff
+.data
+.balign 8
+far: .skip 8 * 64
+yes: .quad 1
+no: .quad 0
+"""
+
+
+@pytest.mark.parametrize("control", [0x401, 0x90401])
+def test_the_same_breakpoint_again_and_again_is_cheap(control: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = []
+    flush = Binding.forget_all_code
+    monkeypatch.setattr(Binding, "forget_all_code", lambda cpu: (flushes.append(1), flush(cpu)))
+    source = TOGGLE.replace("{move}", "").replace("{control}", hex(control))
+    (nanoseconds,) = words(boot(source.replace("{block}", "no")))
+    assert nanoseconds < 1_000_000
+    assert len(flushes) == 1
+    # In the end the hooks go.
+    machinery = Machinery(source.replace("{block}", "yes"))
+    machinery.run()
+    assert len(flushes) == 3
+    breakpoints = machinery.hv.processor().breakpoints
+    assert not breakpoints._hooks
+    assert not breakpoints.data._places
+
+
+@pytest.mark.parametrize("control", [0x401, 0x90401])
+def test_who_changes_them_all_the_time_pays(control: int) -> None:
+    source = TOGGLE.replace("{move}", "lea (%rsi, %r12, 8), %rsi").replace("{control}", hex(control))
+    (nanoseconds,) = words(boot(source.replace("{block}", "no")))
+    assert 50 * 200_000 <= nanoseconds < 60 * 200_000
