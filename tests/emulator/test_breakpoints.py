@@ -303,3 +303,30 @@ def test_who_changes_them_all_the_time_pays(control: int) -> None:
     source = TOGGLE.replace("{move}", "lea (%rsi, %r12, 8), %rsi").replace("{control}", hex(control))
     (nanoseconds,) = words(boot(source.replace("{block}", "no")))
     assert 50 * 200_000 <= nanoseconds < 60 * 200_000
+
+
+def test_a_debugger_steps_through_the_kernel() -> None:
+    source = WITH_DEBUGGER.replace("{bind}", str(event_channel.EVTCHNOP_bind_virq))
+    machinery = Machinery(source.replace("{body}", "int3\nnop\nxor %eax, %eax\ninc %r13\ntarget: cpuid"))
+    hv, domain = machinery.hv, machinery.domain
+    vcpu = domain.vcpu(0)
+    assert vcpu is not None
+    domain.debugger_attached = True
+    found = []
+    for _ in range(5):
+        for _ in range(100):
+            hv.sched.drain(100)
+            if domain.pause_count:
+                break
+        assert domain.pause_count == 1
+        found.append(vcpu.context.rip)
+        vcpu.context.rflags |= 0x100
+        vcpu.context.debugreg[7] = 0x400
+        vcpu.debugreg_changed()
+        hv.domain_ops.unpause(domain)
+    # nop, xor, inc and cpuid have 1, 2, 3 and 2 bytes.
+    assert [address - found[0] for address in found] == [0, 1, 3, 6, 8]
+    vcpu.context.rflags &= ~0x100
+    domain.debugger_attached = False
+    machinery.run()
+    assert hv.shutdown_reason == sched.SHUTDOWN_poweroff
