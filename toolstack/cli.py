@@ -8,11 +8,13 @@ import click
 
 from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
+from toolstack.commands.dmesg import dmesg
 from toolstack.commands.profile import profile
 from toolstack.commands.run import run
 from toolstack.commands.sweep import sweep
 from toolstack.commands.top import top
 from toolstack.commands.trace import trace
+from toolstack.commands.uptime import uptime
 from toolstack.commands.xenstore import xenstore
 from toolstack.commands.xenstored import xenstored
 
@@ -41,5 +43,6 @@ def main() -> None:
     """
 
 
-for _command in (run, boot, trace, profile, sweep, top, xenstore, xenstored, *control.COMMANDS, *processors.COMMANDS):
+_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored)
+for _command in (*_SINGLE, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

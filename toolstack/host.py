@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import time as wall
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from guest_kernel.guest import Guest
 from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.net.addresses import mac_from_text
+from guest_kernel.xenbus.driver import XenbusDriver
 from hypervisor.abi.device import socket_irq
 from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
@@ -239,6 +240,24 @@ class Host:
         self.interrupts += 1
         if self._token is not None:
             self._token.run_sync_soon(self.wake, idempotent=True)
+
+    # -- looking on ---------------------------------------------------------------------------------------------------
+
+    def dom0_drivers(self) -> list[XenbusDriver]:
+        """Return the drivers of dom0: they keep books of the devices that they serve."""
+        kernel = self.kernels.get(0)
+        return [] if kernel is None else list(kernel.drivers)
+
+    def names(self) -> Mapping[int, str]:
+        """Return the names of all domains that there have been, by their numbers."""
+        return self._names
+
+    def guests_that_run(self) -> tuple[int, int]:
+        """Return how many of the configured guests run, and how many there are."""
+        live = [] if self.lifecycle is None else self.lifecycle.live.values()
+        return sum(not domain.over for domain in live), len(self.results) - 1
+
+    # -- the run, continued -------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Have a sleeping host look at itself again: something outside has changed."""

@@ -90,8 +90,12 @@ class BlockBack(XenbusDriver):
 
     def statistics_of(self, domid: int) -> list[Statistics]:
         """Return what was done for each disk that a frontend domain is connected to, since it has been."""
+        return [statistics for _, statistics in self.disks_of(domid)]
+
+    def disks_of(self, domid: int) -> list[tuple[str, Statistics]]:
+        """Return the same, with each virtual disk's number, as xenstore has it."""
         return [
-            Statistics.total((queue.server.statistics for queue in vbd.queues), vbd.sector_size)
+            (device.id, Statistics.total((queue.server.statistics for queue in vbd.queues), vbd.sector_size))
             for device, vbd in self._served.items()
             if device.otherend_id == domid
         ]

@@ -272,6 +272,10 @@ class NetBack(XenbusDriver):
         """Return the traffic of all vifs that a frontend domain has and has had."""
         return self._served.get(domid, ())
 
+    def interfaces_of(self, domid: int) -> list[tuple[int, Counters]]:
+        """Return the same, with the number of each vif in the domain."""
+        return [(int(devid), counters) for (frontend, devid), counters in self.counters.items() if frontend == domid]
+
     def vifs_of(self, domid: int) -> int:
         """Return how many vifs a frontend domain has now."""
         return sum(device.otherend_id == domid for device in self._devices.values())

@@ -109,6 +109,13 @@ async def test_pools(tmp_path: Path) -> None:
             await host.ask("cpupool-destroy", pool="rt")
         with pytest.raises(ControlError, match="Domain-0 to rt: dom0 cannot move itself"):
             await host.ask("cpupool-migrate", domain="0", pool="rt")
+        with pytest.raises(ControlError, match="there is a cpupool 'Pool-0' already"):
+            await host.ask("cpupool-rename", pool="rt", name="Pool-0")
+        with pytest.raises(ControlError, match="cannot be the name"):
+            await host.ask("cpupool-rename", pool="rt", name="a/b")
+        await shown(host, "cpupool-rename", "rt", "slow")
+        assert (await shown(host, "cpupool-list", "-c"))[1:] == ["Pool-0             0,1", "slow               2"]
+        await shown(host, "cpupool-rename", "slow", "rt")
         await shown(host, "cpupool-migrate", "two", "Pool-0")
         await shown(host, "cpupool-destroy", "rt")
         assert len(await shown(host, "cpupool-list")) == 2

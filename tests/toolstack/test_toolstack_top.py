@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner
 from control_host import Steered, steered
 
-from toolstack.commands.top import COLUMNS, format_sample
+from toolstack.cli import main
+from toolstack.commands.top import COLUMNS, SORTS, View, format_sample
+from toolstack.live_view import look
 from toolstack.xl_config import DomainConfig
 
 WORK = """
@@ -122,7 +125,7 @@ def test_states(state: str, letters: str, counted: str) -> None:
 def test_long_names_are_cut_unless_wanted() -> None:
     sample = host(1, domain(name="a-very-long-name"), domain(id=2, name="b"))
     assert format_sample(sample, None, "")[4].startswith("a-very-lon ------")
-    full = format_sample(sample, None, "", full_name=True)
+    full = format_sample(sample, None, "", View(full_name=True))
     assert full[4].startswith("a-very-long-name ------")
     assert len({len(line) for line in full[3:]}) == 1
 
@@ -131,3 +134,88 @@ def test_every_line_is_as_wide_as_the_header() -> None:
     lines = format_sample(host(1, domain(), domain(id=2, max_kib=4096)), None, "")
     assert len({len(line) for line in lines[3:]}) == 1
     assert len(lines[3]) == 10 + sum(width + 1 for _, width, _ in COLUMNS)
+
+
+def detailed() -> dict[str, Any]:
+    disk = {"id": 51712, "rd": 3, "wr": 4, "rsect": 24, "wsect": 32}
+    net = {"id": 0} | {f"{way}_{what}": 7 for way in ("rx", "tx") for what in ("bytes", "packets", "dropped")}
+    vcpus = [[number, number * 1_000_000_000] for number in range(7)]
+    return domain(vcpus=7, vcpu_ns=vcpus, interfaces=[net], disks=[disk])
+
+
+def test_the_views_of_single_vcpus_vifs_and_disks() -> None:
+    lines = format_sample(host(1, detailed()), None, "12:00:00", View(vcpus=True, networks=True, disks=True))
+    assert lines[5:] == [
+        "VCPUs(sec):   0:          0s  1:          1s  2:          2s  3:          3s  4:          4s",
+        "          5:          5s  6:          6s",
+        "Net0 RX:        7bytes        7pkts        0err        7drop  "
+        "TX:        7bytes        7pkts        0err        7drop",
+        "VBD BlkBack 51712 [ca: 0]  OO:        0   RD:        3   WR:        4   RSECT:         24   WSECT:         32",
+    ]
+    assert len(format_sample(host(1, detailed()), None, "12:00:00")) == 5
+
+
+@pytest.mark.parametrize("title", SORTS)
+def test_every_column_sorts(title: str) -> None:
+    rows = [domain(id=number, name=name) for number, name in enumerate("cab")]
+    rows[1] |= {"blocked": True, "max_kib": 1, "cpu_ns": 10**9, "vcpus": 3, "mem_kib": 2 << 20}
+    rows[1] |= dict.fromkeys(("nets", "vbds", "tx_bytes", "rx_bytes", "rd", "wr", "rsect", "wsect"), 5)
+    rows[2]["max_kib"] = 5
+    before = host(0, *(domain(id=number) for number in range(3)))
+    lines = format_sample(host(1, *rows), before, "12:00:00", View(sort=title))
+    names = [line.split()[0] for line in lines[4:]]
+    assert names[0] == {"maxmem(k)": "c"}.get(title, "a")
+    assert sorted(names) == ["a", "b", "c"]
+
+
+def test_the_header_is_repeated_if_that_is_asked_for() -> None:
+    lines = format_sample(host(1, domain(id=1), domain(id=2)), None, "12:00:00", View(repeat_header=True))
+    assert lines.count(HEADER) == 2
+
+
+async def test_looking_from_outside_sees_what_dom0_sees(tmp_path: Path) -> None:
+    async with steered(tmp_path, working) as steered_host:
+        await steered_host.says("worker | up")
+        asked = await steered_host.ask("top")
+        running = steered_host.host
+        seen = look(running.hv, running.dom0_drivers(), running.names())
+        for mine, theirs in zip(seen["domains"], asked["domains"], strict=True):
+            same = set(mine) - {"cpu_ns", "vcpu_ns", "running", "blocked"}
+            assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
+        worker = seen["domains"][1]
+        assert worker["vcpu_ns"] == [[0, worker["cpu_ns"]]]
+        assert [(disk["rd"], disk["wr"]) for disk in worker["disks"]] == [(1, 6)]
+        assert [net["id"] for net in worker["interfaces"]] == [0]
+        rest = set(seen) - {"now_ns", "domains"}
+        assert {key: seen[key] for key in rest} == {key: asked[key] for key in rest}
+
+
+LOOKED_AT = """
+for _ in range(40):
+    await self.cpu(ns=1_000_000)
+    await self.sleep(0.01)
+    import time
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("options", [("--top", "0.05"), ("--progress",), ("--top", "0.05", "--progress")])
+def test_a_run_that_is_looked_at_is_the_same_run(tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = Steered(tmp_path).guest("g", LOOKED_AT).source
+    runner = CliRunner()
+    plain = runner.invoke(main, ["run", "--trace", str(tmp_path / "plain"), path])
+    seen = runner.invoke(main, ["run", "--trace", str(tmp_path / "seen"), *options, path])
+    assert (plain.exit_code, seen.exit_code) == (0, 0), seen.output
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "seen").read_bytes()
+    shown = seen.output.count("xentop - ")
+    assert (shown >= 3) if "--top" in options else not shown
+
+
+def test_progress_says_how_far_and_how_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolstack.live_view.PLAIN_SECONDS", 0.1)
+    path = Steered(tmp_path).guest("g", LOOKED_AT).source
+    done = CliRunner().invoke(main, ["run", "--quiet", "--progress", path])
+    assert done.exit_code == 0
+    assert re.search(
+        r"ms of virtual time in \d\.\d s \(\S+ times as fast as real time\), 1 of 1 guests run", done.output
+    )

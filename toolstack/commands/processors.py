@@ -160,6 +160,16 @@ def cpupool_destroy(path: Path, pool: str) -> None:
         control.ask("cpupool-destroy", pool=pool)
 
 
+@click.command("cpupool-rename")
+@_pool
+@click.argument("name", metavar="NEW-NAME")
+@with_control
+def cpupool_rename(path: Path, pool: str, name: str) -> None:
+    """Give a pool another name."""
+    with on_host(path) as control:
+        control.ask("cpupool-rename", pool=pool, name=name)
+
+
 def _cpupool_cpu(verb: str, help_: str, *, remove: bool) -> click.Command:
     @click.command(verb, help=help_)
     @_pool
@@ -274,6 +284,7 @@ COMMANDS: tuple[click.Command, ...] = (
     cpupool_list,
     cpupool_create,
     cpupool_destroy,
+    cpupool_rename,
     _cpupool_cpu("cpupool-cpu-add", "Put free pCPUs into a pool.", remove=False),
     _cpupool_cpu("cpupool-cpu-remove", "Take pCPUs out of a pool: they are free then.", remove=True),
     cpupool_migrate,

@@ -17,10 +17,12 @@ from hypervisor.errors import DeviceError, InvariantError, ReplayError
 from hypervisor.sched.schedulers import CHOICES, DEFAULT
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, OneSentence, check_output
 from toolstack.commands.profile import PROFILE_ROWS, save_speedscope
+from toolstack.commands.top import format_sample
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.host import Host
+from toolstack.live_view import LiveView
 from toolstack.nbd_export import parse_export
 from toolstack.output import StandardOutput
 from toolstack.outside import Outside
@@ -161,6 +163,14 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     type=click.Path(path_type=Path),
     help="Listen at this Unix socket for `paravirt list`, `console`, `block-attach`, …",
 )
+@click.option(
+    "--top",
+    "top_seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.01),
+    help="Show what the domains use, as `paravirt top` does, every so many seconds of wall-clock time.",
+)
+@click.option("--progress", is_flag=True, help="Show how far the host has got, and how fast it is.")
 @click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
 def run(
     configs: tuple[Path, ...],
@@ -184,6 +194,8 @@ def run(
     log_dir: Path | None,
     store_path: Path | None,
     control: Path | None,
+    top_seconds: float | None,
+    progress: bool,
     quiet: bool,
 ) -> None:
     """Run a host with a domain for each GUEST.cfg until all of them have ended.
@@ -198,6 +210,15 @@ def run(
         raise OneSentence("--trace-state says what is to be in a trace: it needs --trace FILE")
     output = StandardOutput()
     outside = Outside(log_dir=log_dir, ptys=ptys)
+    if top_seconds or progress:
+        view = LiveView(
+            top_seconds=top_seconds or 0,
+            progress=progress,
+            format_top=format_sample,
+            write=output.write,
+            warn=partial(click.echo, err=True),
+        )
+        outside.tasks.append(view.run)
     try:
         guests = [load_config(path) for path in configs]
         person = None if console is None else _person(console, guests, outside)

@@ -84,11 +84,7 @@ async def _cpupool_create(toolstack: Toolstack, args: Arguments) -> int:
     scheduling, name, scheduler = _scheduling(toolstack), args.text("name"), args.text("sched", "credit2")
     if scheduler not in NUMBERS:
         raise ToolstackError(f"there is no scheduler {scheduler!r}{did_you_mean(scheduler, NUMBERS)}")
-    if not name or "/" in name or not name.isascii() or not name.isprintable():
-        raise ToolstackError(f"{name!r} cannot be the name of a cpupool")
-    pools = scheduling.pools()
-    if name in (await _pool_names(toolstack, pools)).values():
-        raise ToolstackError(f"there is a cpupool {name!r} already")
+    await _check_pool_name(toolstack, name)
     free = scheduling.free_cpus()
     text = args.text("cpus", "")
     cpus = free[:1] if not text else free if text == "all" else parse_cpus(text.split(",")) or free
@@ -104,6 +100,22 @@ async def _cpupool_create(toolstack: Toolstack, args: Arguments) -> int:
         scheduling.add_cpu(pool, cpu)
     await toolstack.kernel.xenbus.write(f"/local/pool/{pool}/name", name)
     return pool
+
+
+async def _check_pool_name(toolstack: Toolstack, name: str) -> None:
+    """See whether a pool can be called like that. Raises ToolstackError."""
+    if not name or "/" in name or not name.isascii() or not name.isprintable():
+        raise ToolstackError(f"{name!r} cannot be the name of a cpupool")
+    if name in (await _pool_names(toolstack, _scheduling(toolstack).pools())).values():
+        raise ToolstackError(f"there is a cpupool {name!r} already")
+
+
+async def _cpupool_rename(toolstack: Toolstack, args: Arguments) -> None:
+    """Give a pool another name: Xen knows numbers only, and names are in xenstore (libxl_cpupool_rename)."""
+    pool, _ = await _find_pool(toolstack, args.text("pool"))
+    name = args.text("name")
+    await _check_pool_name(toolstack, name)
+    await toolstack.kernel.xenbus.write(f"/local/pool/{pool.pool_id}/name", name)
 
 
 async def _cpupool_destroy(toolstack: Toolstack, args: Arguments) -> None:
@@ -300,6 +312,7 @@ SCHEDULING_VERBS: Mapping[str, Verb] = {
     "cpupool-list": _cpupool_list,
     "cpupool-create": _cpupool_create,
     "cpupool-destroy": _cpupool_destroy,
+    "cpupool-rename": _cpupool_rename,
     "cpupool-cpu": _cpupool_cpu,
     "cpupool-migrate": _cpupool_migrate,
     "vcpu-list": _vcpu_list,

@@ -8,6 +8,7 @@ from guest_kernel.errors import XenError
 from guest_kernel.hw.serial import MANAGEMENT, SerialLine
 from guest_kernel.threads import Thread, WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
+from toolstack.control.host_verbs import HOST_VERBS
 from toolstack.control.protocol import Messages, ProtocolError, check_request, pack
 from toolstack.control.scheduling import SCHEDULING_VERBS
 from toolstack.control.verbs import VERBS, ArgumentError, Arguments, Toolstack
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 READ_SIZE = 4096
-_VERBS = {**VERBS, **SCHEDULING_VERBS}
+_VERBS = {**VERBS, **SCHEDULING_VERBS, **HOST_VERBS}
 
 
 @final
