@@ -19,7 +19,7 @@ Allowed = Callable[[int], bool]
 """`allowed(mfn)`: whether the device may access the frame. Valid until guest code runs again."""
 
 Reach = Callable[[int, int], bool]
-"""`reach(first, count)`: whether the device may access all of these frames. Valid until guest code runs again."""
+"""`reach(first, count)`: whether the device may access all of these frames, which exist, at that moment."""
 
 
 class Iommu:
@@ -28,17 +28,19 @@ class Iommu:
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
         self._assigned: dict[int, Domain] = {}
+        self._reaches: dict[int, Reach] = {}
         self.on_release: dict[int, Callable[[], None]] = {}
         """By line: what resets a device that acts by itself, when the domain that has it loses it."""
 
     def assign(self, line: int, domain: Domain) -> None:
         """Give the device on an interrupt line to a domain."""
         self._assigned[line] = domain
+        self._reaches[line] = self._make_reach(domain)
 
     def release(self, line: int, domain: Domain) -> None:
         """Take a device away from a domain, if it has it; it is dom0's again."""
         if self._assigned.get(line) is domain:
-            del self._assigned[line]
+            del self._assigned[line], self._reaches[line]
             reset = self.on_release.get(line)
             if reset is not None:
                 reset()
@@ -63,18 +65,26 @@ class Iommu:
 
     def reach(self, line: int) -> Reach | None:
         """Return the same as `context`, for a device that accesses neighbouring frames at once."""
-        domain = self._assigned.get(line)
-        if domain is None:
-            return None
-        allowed = self.context(line)
-        assert allowed is not None
-        tags, tag = self._hv.frames.owner_tag, domain.domid + 1
+        return self._reaches.get(line)
+
+    def _make_reach(self, domain: Domain) -> Reach:
+        frames, domid = self._hv.frames, domain.domid
+        tags, tag = frames.owner_tag, domid + 1
+        own: dict[int, bytes] = {}
 
         def reach(first: int, count: int) -> bool:
+            # Nearly always it is the domain's own memory.
             if count == 1:
-                return tags[first] == tag or allowed(first)
-            own = array("H", [tag]) * count
-            return tags[first : first + count] == memoryview(own) or all(map(allowed, range(first, first + count)))
+                if tags[first] == tag:
+                    return True
+            else:
+                expected = own.get(count)
+                if expected is None:
+                    expected = own[count] = array("H", [tag]).tobytes() * count
+                if tags[first : first + count].tobytes() == expected:
+                    return True
+            granted = mapped_frames(domain)
+            return all(tags[mfn] == tag or mfn in granted for mfn in range(first, first + count))
 
         return reach
 

@@ -32,6 +32,7 @@ _COMMAND_SIZE = sheet.socket_command.size
 _SLOT_MASK = sheet.SOCKET_QUEUE_LENGTH - 1
 _FIRST_COMPLETION = sheet.SOCKET_COMPLETIONS_OFFSET // sheet.socket_completion.size
 _COMPLETION_MASK = sheet.SOCKET_COMPLETION_SLOTS - 1
+_HUSH = sheet.SOCKET_HUSH_OFFSET // 4
 assert (sheet.socket_completion.size, sheet.socket_completion.offset("status")) == (8, 4)
 
 
@@ -67,6 +68,7 @@ class PhysicalSocketCard:
         self._completions = kernel.mm.alloc_page()
         self._view = self._commands.view
         self._words = self._completions.q
+        self._flags = self._completions.i
         self._doorbell = base + sheet.SOCKET_DOORBELL
         self._tables: list[Page] = []
         """Where the segments of each command under way are, by its id."""
@@ -108,9 +110,13 @@ class PhysicalSocketCard:
 
     def kick(self) -> None:
         """Start all that has been submitted. What the card answers at once is handed out before this returns."""
+        flags = self._flags
         while self._rung != self._produced:
             self._rung = self._produced
+            flags[_HUSH] = 1
             self._outl(self._doorbell, self._produced)
+            # In this order: what is answered after the look has its interrupt.
+            flags[_HUSH] = 0
             self._reap()
 
     def _grow(self) -> bool:

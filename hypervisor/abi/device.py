@@ -173,8 +173,9 @@ socket_segment = Layout("socket_segment", ("uint64_t", "maddr"), ("uint64_t", "l
 
 socket_completion = Layout("socket_completion", ("uint32_t", "id"), ("int32_t", "status"))
 """`status` is a number as told above or a negative errno. Completions start at offset 8 of their page; the word at 0
-counts them."""
+counts them. While the word at 4 is not 0, which is the driver's, they are not followed by an interrupt."""
 
+SOCKET_HUSH_OFFSET = 4
 SOCKET_COMPLETIONS_OFFSET = 8
 SOCKET_COMPLETION_SLOTS = 256
 

@@ -40,6 +40,33 @@ def test_dom0s_devices_reach_everything_and_a_driver_domains_only_its_own() -> N
     hv.domain_ops.kill(guest)
 
 
+def test_neighbours_are_in_reach_if_all_of_them_are() -> None:
+    hv, driver, guest = two_domains()
+    assert hv.iommu.reach(LINE) is None
+    driver.irqs.add(LINE)
+    hv.iommu.assign(LINE, driver)
+    reach = hv.iommu.reach(LINE)
+    assert reach is not None
+    mine = sorted(hv.frames.alloc(driver) for _ in range(4))
+    theirs = hv.frames.alloc(guest)
+    assert mine == list(range(mine[0], mine[0] + 4))
+    assert reach(mine[0], 4)
+    assert reach(mine[3], 1)
+    assert not reach(mine[0] - 1, 2)
+    assert not reach(theirs, 1)
+    assert not reach(min(mine[3], theirs), 2)
+    # What is granted to the domain is in reach for as long as it is mapped, and what is not its own any more is not.
+    table, maptrack = SimpleNamespace(mfn=[theirs]), driver.grant_table.maptrack
+    maptrack.table, maptrack.ref, maptrack.flags = [table], [0], [2]  # type: ignore[list-item]
+    assert reach(theirs, 1)
+    maptrack.table, maptrack.ref, maptrack.flags = [], [], []
+    assert not reach(theirs, 1)
+    hv.domain_ops.kill(driver)
+    assert hv.iommu.reach(LINE) is None
+    assert not reach(mine[0], 4)
+    hv.domain_ops.kill(guest)
+
+
 def test_a_dead_driver_domain_has_no_devices() -> None:
     hv, driver, guest = two_domains()
     driver.irqs.add(LINE)

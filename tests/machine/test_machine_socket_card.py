@@ -114,6 +114,21 @@ def test_nobody_there_and_then_somebody(rig: Rig) -> None:
         assert rig.card.busy
 
 
+def test_no_interrupt_for_a_driver_that_is_looking(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        words, hush = rig.machine.memory.i, COMPLETIONS * PAGE + sheet.SOCKET_HUSH_OFFSET >> 2
+        before = rig.interrupts
+        words[hush] = 1
+        rig.put(sheet.SOCKET_SEND, 1, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == [(1, 8)]
+        assert rig.interrupts == before
+        words[hush] = 0
+        rig.put(sheet.SOCKET_SEND, 2, number, [(DATA * PAGE, 8)])
+        assert rig.ring() == [(2, 8)]
+        assert rig.interrupts == before + 1
+
+
 def test_receive_scatters_and_send_gathers(rig: Rig) -> None:
     client, number = rig.connect()
     with client:
