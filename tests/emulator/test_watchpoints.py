@@ -249,3 +249,23 @@ def test_breakpoints_on_ports_are_xens_own() -> None:
     assert printed[:4] == [0x600404, 2, 0, 0x77]
     # Then each step of the string instruction; what is left of it is in rcx.
     assert [printed[4], printed[6], printed[7], printed[9], printed[10], printed[12]] == [2, 2, 2, 1, 2, 0]
+
+
+def test_code_that_changes_itself_is_seen_to_beside_a_breakpoint_and_after_it() -> None:
+    """(The engine looks at stores for two reasons then.)"""
+    loop = """
+    mov $20, %r12d
+    xor %r13d, %r13d
+{name}:
+    movb %r12b, {name}_patched+1(%rip)
+{name}_patched: mov $0x11, %al
+    movzbl %al, %eax
+    add %eax, %r13d
+    dec %r12d
+    jnz {name}
+    show %r13
+"""
+    body = loop.format(name="with") + "mov $7, %edi\nmov $0x400, %esi\nhcall __HYPERVISOR_set_debugreg\n"
+    # Half a second, after which the hooks are gone.
+    wait = "rdtsc\nmov %eax, %r14d\n1: rdtsc\nsub %r14d, %eax\ncmp $500000000, %eax\njb 1b\n"
+    assert run(WRITE_8, body + wait + loop.format(name="without") + "after: nop") == [210, 210]
