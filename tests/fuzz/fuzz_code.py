@@ -22,6 +22,7 @@ from hypervisor.guest_access import translate_load, walk_from
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.kernel_image.pv_kernel import LoadSegment, PvKernel
 from hypervisor.machine.machine import Machine
+from hypervisor.trap_ops import CR4_DE, set_debugreg
 
 SNIPPETS = 128
 SLOT = 64
@@ -33,6 +34,8 @@ NR_PAGES = 1024
 MAX_STRETCHES = 3000
 MAX_IDLE = 3
 LONGEST_S = 4
+BREAKPOINTS = 0.3
+"""How many rounds have breakpoints on instructions, data and ports."""
 USER_MODE = 0.3
 """How many snippets are user code."""
 KERNEL = (
@@ -172,6 +175,8 @@ class CodeRound:
         self.tables = BASE + (layout.tables.pfn << 12)
         self.table_pages = layout.tables.pages
         self._write_everything()
+        if self.random.random() < BREAKPOINTS:
+            self._set_breakpoints()
         self.hv.domain_ops.unpause(self.domain)
 
     @staticmethod
@@ -224,6 +229,23 @@ class CodeRound:
             registers = at["registers"] + index * REGISTERS * 8
             self._poke(registers, *(self._word() for _ in range(REGISTERS)))
             self._poke(at["frames"] + index * FRAME * 8, *self._frame(at["snippets"] + index * SLOT))
+
+    def _set_breakpoints(self) -> None:
+        """Put breakpoints where snippets are and where they load and store; the kernel itself is left alone."""
+        random, at = self.random, self.at
+        self.vcpu.context.cr4 |= CR4_DE
+        for number in range(4):
+            where = random.choice(
+                (
+                    at["arena"] + random.randrange(ARENA_PAGES * 4096),
+                    at["snippets"] + random.randrange(SNIPPETS) * SLOT,
+                    self.tables + random.randrange(self.table_pages * 512) * 8,
+                    random.choice((0x60, 0x64, 0x70, 0x80, 0xCF8)),
+                )
+            )
+            assert set_debugreg(self.vcpu, number, where) == 0
+        assert set_debugreg(self.vcpu, 7, random.getrandbits(16) << 16 | random.getrandbits(8)) == 0
+        self.vcpu.debugreg_changed()
 
     def _frame(self, rip: int) -> tuple[int, ...]:
         """Return the iret_context that enters a snippet."""
