@@ -6,11 +6,13 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from frontends.block.names import disk_name
-from frontends.block.queue import FLUSH_OPERATIONS, FrontQueue
+from frontends.block.queue import FLUSH_OPERATIONS
+from frontends.block.rings import Rings
 from frontends.block.slots import (
     MAX_INDIRECT_SEGMENTS,
     MAX_LENT_SEGMENTS,
     MAX_SECTORS,
+    MEMORY_SHARE,
     MOST_SEGMENTS,
     SECTORS_PER_PAGE,
     Withheld,
@@ -39,7 +41,9 @@ class _Disk:
         self.name = name
         self.handle = handle
         self.block = BlockDevice(name, MAX_SECTORS)
-        self.queue: FrontQueue | None = None
+        self.rings: Rings | None = None
+        self.told: dict[str, object] = {}
+        """What the backend, or one before it, was told of rings."""
         self.why = ""
         """Why the disk is not there, should it never be."""
         self.leaving = False
@@ -66,12 +70,14 @@ def _check_sizes(block_size: int, physical: int) -> None:
 
 SEGMENTS_PARAMETER = "xen_blkfront.max_indirect_segments="
 """What asks for more or fewer of them on the kernel's command line."""
-MEMORY_SHARE = 8
-"""The pages of a ring full of the largest requests may take this part of a guest's memory: 1/8."""
+RING_SLOTS = 32
+"""Requests in a ring of one page."""
 ORDER_PARAMETER = "xen_blkfront.max_ring_page_order="
 """What asks for rings of more than one page on the kernel's command line."""
 MAX_RING_PAGE_ORDER = 4
 """The most that is asked for: 512 requests in flight."""
+QUEUES_PARAMETER = "xen_blkfront.max_queues="
+"""What asks for fewer rings than there are vCPUs on the kernel's command line."""
 
 
 class BlockFront(XenbusDriver):
@@ -79,8 +85,9 @@ class BlockFront(XenbusDriver):
 
     Options: `persistent` (default True): offer persistent grants; `max_indirect_segments`: how many a request has whose
     descriptors are in pages of their own (default: 32 if there is memory enough, else none; at most 4096);
-    `max_ring_page_order` (default: 0): the ring has up to so many pages, as a power of two. The kernel's command line
-    can say both, too: `xen_blkfront.max_indirect_segments=N`, `xen_blkfront.max_ring_page_order=N`.
+    `max_ring_page_order` (default: 0): a ring has up to so many pages, as a power of two; `max_queues` (default: as
+    many as there are vCPUs, and no more): how many rings a disk has. The kernel's command line can say it, too:
+    `xen_blkfront.max_indirect_segments=N`, `xen_blkfront.max_ring_page_order=N`, `xen_blkfront.max_queues=N`.
     """
 
     type: ClassVar[str] = "vbd"
@@ -91,12 +98,12 @@ class BlockFront(XenbusDriver):
         self.persistent = bool(options.get("persistent", True))
         self._withheld: list[Withheld] = []
 
-    def _indirect_segments(self, slots: int) -> int:
-        """Return how many segments an indirect request may have: 0 in a guest that has no memory for all of them."""
+    def _indirect_segments(self) -> int:
+        """Return how many segments an indirect request may have: 0 in a guest that has no memory for a ring of them."""
         wanted = self._parameter("max_indirect_segments", SEGMENTS_PARAMETER)
         if wanted is not None:
             return min(wanted, MOST_SEGMENTS)
-        enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * slots * MAX_INDIRECT_SEGMENTS
+        enough = self.kernel.mm.nr_pages >= MEMORY_SHARE * RING_SLOTS * MAX_INDIRECT_SEGMENTS
         return MAX_INDIRECT_SEGMENTS if enough else 0
 
     def _parameter(self, name: str, on_cmdline: str) -> int | None:
@@ -116,6 +123,14 @@ class BlockFront(XenbusDriver):
         nodes = await device.read_otherend_many("max-ring-page-order")
         return min(wanted, _number(nodes, "max-ring-page-order", 0, 0xFFFFFFFF))
 
+    async def _queues(self, device: XenbusDevice) -> int:
+        """Return how many rings both ends want: no more than there are vCPUs, for the others would not be used."""
+        vcpus = self.kernel.smp.count if self.kernel.smp is not None else 1
+        wanted = self._parameter("max_queues", QUEUES_PARAMETER)
+        nodes = await device.read_otherend_many("multi-queue-max-queues")
+        offered = _number(nodes, "multi-queue-max-queues", 1, 0xFFFFFFFF)
+        return max(1, min(vcpus, offered, vcpus if wanted is None else wanted))
+
     async def probe(self, device: XenbusDevice) -> None:
         """Name the disk: by `virtual-device`, else by the number in its path."""
         text = await device.read("virtual-device") or device.id
@@ -123,23 +138,26 @@ class BlockFront(XenbusDriver):
         device.data = _Disk(disk_name(number), number & 0xFFFF)
 
     async def publish(self, device: XenbusDevice) -> None:
-        """Make ring and event channel and say where they are."""
+        """Make rings and event channels and say where they are."""
         disk: _Disk = device.data
         retry_withheld(self.kernel, self._withheld)
         disk.why = "its backend did not connect"
         disk.leaving = False
-        order = await self._page_order(device)
-        queue = FrontQueue(self.kernel, disk.block, device.otherend_id, disk.handle, order)
-        disk.queue = queue
-        queue.on_broken = lambda why: self._broken(device, why)
-        rings: dict[str, object] = {"ring-ref": queue.ring_refs[0]}
-        if order:
-            rings = {f"ring-ref{number}": ref for number, ref in enumerate(queue.ring_refs)}
-            rings["ring-page-order"] = order
+        rings = Rings(
+            self.kernel,
+            disk.block,
+            device.otherend_id,
+            disk.handle,
+            count=await self._queues(device),
+            page_order=await self._page_order(device),
+        )
+        disk.rings = rings
+        rings.watch(lambda why: self._broken(device, why))
+        nodes = rings.nodes(disk.told)
+        disk.told |= nodes
         await device.write(
             {
-                **rings,
-                "event-channel": queue.port,
+                **nodes,
                 "protocol": XEN_IO_PROTO_ABI_X86_64,
                 "feature-persistent": self.persistent,
                 "feature-large-sector-size": True,
@@ -149,8 +167,8 @@ class BlockFront(XenbusDriver):
     async def connect(self, device: XenbusDevice) -> None:
         """Read what the backend says of the disk, and let the guest have it."""
         disk: _Disk = device.data
-        queue = disk.queue
-        assert queue is not None
+        rings = disk.rings
+        assert rings is not None
         nodes = await device.read_otherend_many(
             "sectors",
             "sector-size",
@@ -169,11 +187,11 @@ class BlockFront(XenbusDriver):
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
         # Granularity and alignment of discards are advice: what is smaller may have no effect.
         offered = _number(nodes, "feature-max-indirect-segments", 0, 1 << 16)
-        indirect = min(offered, self._indirect_segments(queue.ring.size))
+        indirect = min(offered, self._indirect_segments())
         max_sectors = max(MAX_SECTORS, indirect * SECTORS_PER_PAGE)
         # No memory of the driver's is needed for these.
         lent = min(offered, MAX_LENT_SEGMENTS) * SECTORS_PER_PAGE if indirect else 0
-        queue.connect(
+        rings.connect(
             self.persistent and nodes["feature-persistent"] == "1",
             flush_op,
             nodes["feature-discard"] == "1",
@@ -192,7 +210,7 @@ class BlockFront(XenbusDriver):
         block.readonly = bool(info & VDISK_READONLY)
         block.can_flush = flush_op >= 0
         block.can_discard = nodes["feature-discard"] == "1"
-        block.connect(queue, max_sectors, lent)
+        block.connect(rings.queue, max_sectors, lent)
         self.kernel.block.attach(block)
 
     async def refresh(self, device: XenbusDevice) -> None:
@@ -214,12 +232,12 @@ class BlockFront(XenbusDriver):
             await device.wait_while(lambda: disk.block.holders > 0)
         disk.block.queue = None
         disk.leaving = device.otherend_state == XenbusStateConnected
-        queue = disk.queue
-        if queue is not None and queue.in_flight and not queue.broken:
+        rings = disk.rings
+        if rings is not None and rings.in_flight and not rings.broken:
             try:
-                await self.kernel.wait_for(queue.drained.wait(), DRAIN_NS)
+                await self.kernel.wait_for(rings.drain(), DRAIN_NS)
             except TimeoutError:
-                await device.error(f"the backend has not answered {queue.in_flight} requests")
+                await device.error(f"the backend has not answered {rings.in_flight} requests")
 
     async def close(self, device: XenbusDevice) -> None:
         """Give everything back. What was not answered is kept, and issued again should the backend come back.
@@ -229,13 +247,13 @@ class BlockFront(XenbusDriver):
         """
         disk: _Disk = device.data
         disk.block.queue = None
-        queue, disk.queue = disk.queue, None
-        if queue is not None:
-            disk.block.requeue(queue.shut())
+        rings, disk.rings = disk.rings, None
+        if rings is not None:
+            disk.block.requeue(rings.shut())
             given_up = not disk.leaving and device.otherend_state in (XenbusStateClosing, XenbusStateClosed)
-            if queue.broken or given_up:
+            if rings.broken or given_up:
                 disk.block.kill(errno.EIO)
-            self._withheld += queue.pool.withheld
+            self._withheld += rings.pool.withheld
             retry_withheld(self.kernel, self._withheld)
         if disk.name not in self.kernel.block.devices:
             self.kernel.block.give_up(disk.name, disk.why)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
 from frontends.block.merging import MAX_SECTORS as MAX_MERGED_SECTORS
 from frontends.block.merging import Merger, take_apart
-from frontends.block.slots import MAX_SECTORS, REQUESTS, SECTOR_SHIFT, SECTORS_PER_PAGE, PagePool, Slot
+from frontends.block.slots import REQUESTS, SECTOR_SHIFT, PagePool, Slot
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
@@ -34,6 +34,7 @@ from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_P
 from hypervisor.abi.tracepoints import BLOCK_REQUEST, RING_PUSH
 
 if TYPE_CHECKING:
+    from guest_kernel.block import BlockQueue
     from guest_kernel.kernel import Kernel
     from guest_kernel.mm import Page
 
@@ -56,10 +57,22 @@ def _scatter(data: bytes | memoryview, parts: tuple[memoryview, ...]) -> None:
 
 @final
 class FrontQueue:
-    """The ring of one connection to a backend. Made unconnected; `connect` begins service, `shut` ends it."""
+    """A ring of one connection to a backend. Made unconnected; `connect` begins service, `shut` ends it, then
+    `release` must follow.
+    """
 
-    def __init__(self, kernel: Kernel, device: BlockDevice, domid: int, handle: int, page_order: int = 0) -> None:
-        """`page_order`: the ring takes 2**page_order pages."""
+    def __init__(
+        self,
+        kernel: Kernel,
+        device: BlockDevice,
+        pool: PagePool,
+        domid: int,
+        handle: int,
+        *,
+        name: str,
+        page_order: int = 0,
+    ) -> None:
+        """`name`: what a trace calls the ring; it takes 2**`page_order` pages."""
         self._cpu = kernel.cpu
         self._events = kernel.events
         self._notify = kernel.events.notify
@@ -69,7 +82,13 @@ class FrontQueue:
         self._handle = handle
         self._merger = Merger(device)
         self._shift = 0
-        self.pool = PagePool(kernel, domid)
+        self.name = name
+        self.pool = pool
+        """Where pages come from; all rings of a connection share it."""
+        self.owner: BlockQueue = self
+        """What the device gives its requests to, while it gives them to this connection."""
+        self.others: Sequence[FrontQueue] = ()
+        """The other rings of the connection."""
         self.on_broken: Callable[[str], None] | None = None
         """Called once when the backend has written what no backend writes, with a sentence. Must not block."""
         self.broken = False
@@ -101,23 +120,14 @@ class FrontQueue:
         """How many requests the backend has not answered."""
         return self.ring.outstanding()
 
-    def connect(
-        self,
-        persistent: bool,
-        flush_op: int,
-        discards: bool = False,
-        max_sectors: int = MAX_SECTORS,
-        block_size: int = 1 << SECTOR_SHIFT,
-    ) -> None:
-        """Begin service: the backend has mapped the ring. On the ring sectors have `block_size` bytes."""
+    def connect(self, flush_op: int, discards: bool, max_sectors: int, shift: int) -> None:
+        """Begin service: the backend has mapped the ring. On the ring sectors are 2**`shift` of ours."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
         # be freed: then it raises its thresholds. This is that block; from one above 32 MiB it learns nothing.
         bytes(min(self.ring.size * max_sectors << SECTOR_SHIFT, 16 << 20))
         self._merger.most = min(max_sectors, MAX_MERGED_SECTORS)
-        self.pool.max_segments = max_sectors // SECTORS_PER_PAGE
-        self.pool.persistent = persistent
-        self.pool.shift = self._shift = block_size.bit_length() - 1 - SECTOR_SHIFT
+        self._shift = shift
         self.flush_op = flush_op
         self.discards = discards
 
@@ -143,10 +153,12 @@ class FrontQueue:
             if shape is None:
                 error = self._put(request, slot, offsets[prod & mask])
                 if error:
-                    free.append(slot)
-                    if self._must_wait(error, prod):
+                    if error == errno.ENOMEM and self._busy():
+                        # What is in flight has memory, and leaves it to the next ones.
+                        free.insert(0, slot)
                         pending.extendleft(reversed(take_apart(request)))
                         break
+                    free.append(slot)
                     request.finish(error)
                     continue
             else:
@@ -177,13 +189,15 @@ class FrontQueue:
         notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
         trace = self._cpu.trace
         if trace is not None:
-            trace(RING_PUSH, self._device.name, "req", prod, notify, ring.rsp_cons)
+            trace(RING_PUSH, self.name, "req", prod, notify, ring.rsp_cons)
         if notify:
             self._notify(self.port)
 
-    def _must_wait(self, error: int, prod: int) -> bool:
-        """Whether a request finds memory later: what is in flight has some, and leaves it to the next ones."""
-        return error == errno.ENOMEM and prod != self.ring.rsp_cons
+    def _busy(self) -> bool:
+        """Whether anything is in flight, here or in another ring, while a slot is being filled."""
+        return len(self._free) + 1 < len(self._slots) or any(
+            queue.in_flight and not queue.broken for queue in self.others
+        )
 
     def _put(self, request: BlockRequest, slot: Slot, offset: int) -> int:
         """Write a request into the ring, its data into the slot's pages; returns 0, or why that cannot be."""
@@ -208,6 +222,8 @@ class FrontQueue:
             return self._put_lent(request, request.buffer, slot, offset)
         shape = slot.shapes.get(request.count)
         if shape is None:
+            if self.pool.exhausted(slot, request.count) and self._busy():
+                return errno.ENOMEM
             try:
                 shape = self.pool.shape(slot, request.count)
             except (OutOfMemory, GrantError):
@@ -259,7 +275,7 @@ class FrontQueue:
                 self._break(f"the backend claims responses up to {prod} for requests up to {ring.req_prod_pvt}")
                 return
             self._take(cons, prod)
-            if device.queue is self:
+            if device.queue is self.owner:
                 if device.pending:
                     self.run(device.pending)
             elif ring.req_prod_pvt == ring.rsp_cons:
@@ -312,7 +328,7 @@ class FrontQueue:
             self.on_broken(why)
 
     def shut(self) -> list[BlockRequest]:
-        """End service: take the last responses, free everything; return what was never answered, oldest first."""
+        """End service: take the last responses; return what was never answered, oldest first."""
         if not self.broken:
             self._interrupt()
         base = self.ring.rsp_cons
@@ -321,7 +337,6 @@ class FrontQueue:
         requests = [part for slot in left if slot.request is not None for part in take_apart(slot.request)]
         for slot in left:
             slot.request = None
-        self.release()
         return requests
 
     def release(self) -> None:

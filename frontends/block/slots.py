@@ -37,6 +37,11 @@ MAX_INDIRECT_SEGMENTS = 32
 """What one carries whose descriptors are in a page of their own: 128 KiB. More would cost memory, and save little."""
 MAX_LENT_SEGMENTS = 256
 """What one carries whose pages are the caller's: 1 MiB."""
+MEMORY_SHARE = 8
+"""The pages of all slots of a disk take this part of a guest's memory at most, 1/8: where there are more and larger
+requests than that, they wait. (One at least is always under way.)"""
+LEAST_PAGES = 32 * BLKIF_MAX_SEGMENTS_PER_REQUEST
+"""But a ring full of requests whose descriptors are in the ring may be under way in the smallest guest."""
 SEGMENTS_PER_TABLE = 512
 """Descriptors in a page of them."""
 MOST_SEGMENTS = BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_TABLE
@@ -231,9 +236,23 @@ class PagePool:
         """The disk's sectors are so much larger than 512 bytes: 3 for 4096."""
         self.persistent = False
         """Whether the backend keeps pages mapped: then a page is granted once for all its requests."""
+        self._budget = max(kernel.mm.nr_pages // MEMORY_SHARE, LEAST_PAGES)
+        self._held = 0
+        """How many pages the slots have."""
         self._lent: dict[BlockBuffer, LentBuffer] = {}
         self.withheld: list[Withheld] = []
         """Pages that the backend still maps though it has no more business with them (XSA-396): nobody reuses these."""
+
+    def connect(self, persistent: bool, max_segments: int, shift: int) -> None:
+        """Know what the backend takes."""
+        self.persistent = persistent
+        self.max_segments = max_segments
+        self.shift = shift
+
+    def exhausted(self, slot: Slot, sectors: int) -> bool:
+        """Whether `slot` needs more pages for so many sectors than all slots together should have."""
+        more = -(-sectors // SECTORS_PER_PAGE) - len(slot.pages)
+        return more > 0 and self._held + more > self._budget
 
     def shape(self, slot: Slot, sectors: int) -> Shape:
         """Return how `slot` transfers `sectors`, from now on. Raises OutOfMemory or GrantError."""
@@ -241,7 +260,9 @@ class PagePool:
         have = len(slot.pages)
         if segments > have:
             wanted = next(pages for pages in _PAGES_OF_SLOT if pages >= segments)
-            slot.pages += self._mm.alloc_pages(min(wanted, self.max_segments) - have)
+            pages = self._mm.alloc_pages(min(wanted, self.max_segments) - have)
+            slot.pages += pages
+            self._held += len(pages)
         while len(slot.refs) < segments:
             slot.refs.append(self._grants.take_ref())
             if self.persistent:
@@ -332,6 +353,11 @@ class PagePool:
             if n not in buffer.lost and not self._grants.end_access(ref):
                 self._lose(lent, n)
 
+    def release_buffers(self) -> None:
+        """Take all buffers back."""
+        for buffer in list(self._lent):
+            self.take_back(buffer)
+
     # -- pages of the slots ---------------------------------------------------------------------------------------
 
     def _grant(self, slot: Slot, n: int, flags: int) -> None:
@@ -349,14 +375,13 @@ class PagePool:
         kept = [n for n in range(segments) if not revoke(slot.refs[n])]
         if kept:
             self.withheld += [(slot.refs[n], slot.pages[n]) for n in kept]
+            self._held -= len(kept)
             slot.shapes.clear()
             slot.pages = [page for n, page in enumerate(slot.pages) if n not in kept]
             slot.refs = [ref for n, ref in enumerate(slot.refs) if n not in kept]
 
     def release(self, slots: list[Slot]) -> None:
-        """End all grants and free all pages but those that the backend still maps."""
-        for buffer in list(self._lent):
-            self.take_back(buffer)
+        """End all grants of slots and free their pages but those that the backend still maps."""
         for slot in slots:
             slot.shapes.clear()
             slot.shape = None

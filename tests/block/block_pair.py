@@ -14,7 +14,9 @@ class Pair:
     def __init__(self, *, sectors: int = 4096, seed: int = 0, mode: str = "w", **options: Any) -> None:
         self.world = World(options.pop("world_pages", 2048), seed=seed)
         self.back_kernel = FakeKernel(self.world, 0)
-        self.front_kernel = FakeKernel(self.world, 1, pages=options.pop("guest_pages", 1000))
+        self.front_kernel = FakeKernel(
+            self.world, 1, pages=options.pop("guest_pages", 1000), vcpus=options.pop("vcpus", 1)
+        )
         self.disk = FakeDisk(
             self.back_kernel,
             sectors,
@@ -72,7 +74,7 @@ class Pair:
 
     @property
     def queue(self) -> Any:
-        return self.front.data.queue
+        return self.front.data.rings.queues[0]
 
     def guest(self, coro: Any) -> Any:
         return self.world.do(self.front_kernel, coro)

@@ -27,14 +27,23 @@ class Scene:
         return path
 
     def guest(
-        self, name: str, body: str, *images: Path, access: str = "rw", memory: int = 16, kind: str = "format=raw"
+        self,
+        name: str,
+        body: str,
+        *images: Path,
+        access: str = "rw",
+        memory: int = 16,
+        kind: str = "format=raw",
+        vcpus: int = 1,
     ) -> DomainConfig:
         """Write a guest whose `main` is `body`, with xvda, xvdb, ... on images."""
         code = "from guest_kernel.guest import Guest\n\n\nclass Main(Guest):\n    async def main(self):\n"
         (self.directory / f"{name}.py").write_text(code + textwrap.indent(textwrap.dedent(body), " " * 8))
         disks = [f"{kind},vdev=xvd{'abcdefgh'[n]},access={access},target={image}" for n, image in enumerate(images)]
         file = self.directory / f"{name}.cfg"
-        file.write_text(f'name = "{name}"\nkernel = "{name}.py"\nmemory = {memory}\ndisk = {disks!r}\n')
+        file.write_text(
+            f'name = "{name}"\nkernel = "{name}.py"\nmemory = {memory}\nvcpus = {vcpus}\ndisk = {disks!r}\n'
+        )
         return load_config(file)
 
     def run(self, *configs: DomainConfig, **options: Any) -> HostResult:

@@ -244,12 +244,19 @@ class FakeGrants:
 
 
 class FakeEvents:
-    """Ports: [handler, masked, pending, peer kernel, peer port]."""
+    """Ports: [handler, masked, pending, peer kernel, peer port]. Handlers run on the vCPU that a port was moved to."""
 
     def __init__(self, kernel: "FakeKernel") -> None:
         self.kernel = kernel
         self.ports: dict[int, list[Any]] = {}
         self.next_port = 10
+        self.vcpus: dict[int, int] = {}
+
+    def move(self, port: int, vcpu: int) -> None:
+        assert port in self.ports
+        assert self.kernel.smp is not None
+        assert vcpu < self.kernel.smp.count
+        self.vcpus[port] = vcpu
 
     def alloc_unbound(self, domid: int, handler: Callable[[], None]) -> int:
         self.next_port += 1
@@ -282,7 +289,9 @@ class FakeEvents:
         entry = self.ports.get(port)
         if entry is not None and entry[2] and not entry[1]:
             entry[2] = False
+            before, self.kernel.cpu.vcpu_id = self.kernel.cpu.vcpu_id, self.vcpus.get(port, 0)
             entry[0]()
+            self.kernel.cpu.vcpu_id = before
 
     def mask(self, port: int) -> None:
         self.ports[port][1] = True
@@ -292,6 +301,7 @@ class FakeEvents:
 
     def unbind(self, port: int) -> None:
         _, _, _, peer, peer_port = self.ports.pop(port)
+        self.vcpus.pop(port, None)
         if peer is not None and peer_port in peer.events.ports:
             peer.events.ports[peer_port][3:] = [None, 0]
 
@@ -303,10 +313,11 @@ class FakeEvents:
 class FakeKernel:
     """As much of `guest_kernel.kernel.Kernel` as a block driver uses."""
 
-    def __init__(self, world: World, domid: int, pages: int = 1000) -> None:
+    def __init__(self, world: World, domid: int, pages: int = 1000, vcpus: int = 1) -> None:
         self.world = world
         self.domid = domid
-        self.cpu = SimpleNamespace(trace=None)
+        self.cpu = SimpleNamespace(trace=None, vcpu_id=0)
+        self.smp = SimpleNamespace(count=vcpus) if vcpus > 1 else None
         self.mm = FakeMM(world, pages)
         self.grants = FakeGrants(self)
         self.events = FakeEvents(self)
