@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -200,33 +201,77 @@ def perfetto(records: list[list[Any]]) -> list[dict[str, Any]]:
     return events
 
 
-REQUIRED = {
-    "M": {"name", "pid", "args"},
-    "X": {"name", "cat", "ts", "dur", "pid", "tid"},
-    "i": {"name", "cat", "ts", "pid", "tid", "s"},
-    "s": {"name", "cat", "ts", "pid", "tid", "id"},
-    "f": {"name", "cat", "ts", "pid", "tid", "id", "bp"},
+TIME = {"type": "number", "minimum": 0}
+TRACK = {"pid": {"type": "integer", "minimum": 0}, "tid": {"type": "integer", "minimum": 0}}
+TEXT = {"type": "string", "minLength": 1}
+
+
+def phase(letter: str, properties: dict[str, Any], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The schema of an event: what it has, and nothing else."""
+    properties = {"ph": {"const": letter}, "name": TEXT, **properties}
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+NAMED = {"type": "object", "properties": {"name": TEXT}, "required": ["name"], "additionalProperties": False}
+WHAT = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
+FLOW = {"cat": TEXT, "ts": TIME, "id": {"type": "integer"}, **TRACK}
+TRACE_EVENTS = {
+    "type": "object",
+    "properties": {
+        "displayTimeUnit": {"enum": ["ms", "ns"]},
+        "traceEvents": {
+            "type": "array",
+            "items": {
+                "oneOf": [
+                    phase("M", {"args": NAMED, **TRACK, "name": {"const": "thread_name"}}),
+                    phase("M", {"args": NAMED, "pid": TRACK["pid"], "name": {"const": "process_name"}}),
+                    phase("X", {"cat": TEXT, "ts": TIME, "dur": TIME, **TRACK}),
+                    phase("i", {"cat": TEXT, "ts": TIME, "s": {"enum": ["g", "p", "t"]}, "args": WHAT, **TRACK}),
+                    phase("s", FLOW),
+                    phase("f", {**FLOW, "bp": {"const": "e"}}),
+                ]
+            },
+        },
+    },
+    "required": ["displayTimeUnit", "traceEvents"],
+    "additionalProperties": False,
 }
-"""What the trace-event format asks of the phases that we use."""
+"""The trace-event format (Catapult's document of that name), as far as we use it: the phases M, X, i, s, f."""
 
 
-def test_perfetto_keeps_to_the_format(records: list[list[Any]]) -> None:
+def test_perfetto_keeps_to_the_schema(file: Path) -> None:
+    jsonschema.validate(json.loads(b"".join(format_perfetto(read_records(file)))), TRACE_EVENTS)
+
+
+def test_perfetto_names_a_track_before_it_is_used(records: list[list[Any]]) -> None:
     tracks = set()
     for event in perfetto(records):
-        assert set(event) >= REQUIRED[event["ph"]]
         if event["name"] == "thread_name":
-            assert event["args"]["name"]
             tracks.add((event["pid"], event["tid"]))
         elif event["ph"] != "M":
-            assert (event["pid"], event["tid"]) in tracks, "a track is named before it is used"
-            assert event["ts"] >= 0
+            assert (event["pid"], event["tid"]) in tracks
     assert {pid for pid, _ in tracks} >= {0, 1, 2, PCPUS}
     assert any(tid >= DEVICE_TRACKS for _, tid in tracks)
 
 
+def test_perfetto_arrows_begin_and_end_in_a_slice(records: list[list[Any]]) -> None:
+    """Perfetto binds an end of an arrow to the slice that encloses it on its track, and drops it if there is none."""
+    events = perfetto(records)
+    slices: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            slices[event["pid"], event["tid"]].append((event["ts"], round(event["ts"] + event["dur"], 3)))
+    ends = [event for event in events if event["ph"] in "sf"]
+    assert len(ends) > 100
+    for event in ends:
+        spans = slices[event["pid"], event["tid"]]
+        assert any(begin <= event["ts"] < end for begin, end in spans), event
+
+
 def test_perfetto_turns_do_not_overlap(records: list[list[Any]]) -> None:
     ends: dict[tuple[int, int], float] = {}
-    turns = [event for event in perfetto(records) if event["ph"] == "X"]
+    turns = [event for event in perfetto(records) if event["ph"] == "X" and event["cat"] == "sched"]
     for event in sorted(turns, key=lambda event: (event["ts"], event["dur"])):
         track = event["pid"], event["tid"]
         assert event["ts"] >= round(ends.get(track, 0), 3)

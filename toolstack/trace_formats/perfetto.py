@@ -21,6 +21,10 @@ from toolstack.trace_formats.timeline import Placed, Timeline, Who
 
 PCPUS = 1_000_000
 """The process number of the physical CPUs: above every domid."""
+INTERRUPT_TRACKS = 1_000
+"""Each pCPU has a track of the interrupts that it took while it ran nobody; they are numbered from here."""
+INTERRUPT_NS = 1
+"""How long they are shown to last."""
 DEVICE_TRACKS = 1_000
 """Tracks of devices are numbered from here: above every vCPU that is shown."""
 
@@ -158,10 +162,23 @@ class _Writer:
     def _pending(self, placed: Placed) -> None:
         self._instant(placed)
         sender = self._timeline.running.get(placed.pcpu)
-        track = self._pcpu_track(placed.pcpu) if sender is None else self._vcpu_track(sender)
+        track = self._interrupt(placed) if sender is None else self._vcpu_track(sender)
         self._arrow("s", placed, track, self._next_arrow)
         self._arrows.setdefault(placed.who, []).append(self._next_arrow)
         self._next_arrow += 1
+
+    def _interrupt(self, placed: Placed) -> str:
+        """Show that something outside of all vCPUs (a device, a timer) notifies one; return the track.
+
+        An arrow begins and ends in a slice: Perfetto throws others away.
+        """
+        number = INTERRUPT_TRACKS + placed.pcpu
+        self._name_process(PCPUS, "pCPUs")
+        self._name_track(PCPUS, number, f"interrupts of pCPU {placed.pcpu}")
+        track = f'"pid":{PCPUS},"tid":{number}'
+        span = f'"ph":"X","ts":{_time(placed.time)},"dur":{_time(INTERRUPT_NS)}'
+        self._events.append(f'{{{span},{track},"cat":"evtchn","name":"notify d{placed.who[0]}v{placed.who[1]}"}}')
+        return track
 
     def _upcall(self, placed: Placed) -> None:
         self._instant(placed)
