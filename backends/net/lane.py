@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.ring_words import RX_BASE, copy_block, read_words, write_block, write_words
-from guest_kernel.net.spans import copy
+from guest_kernel.net.spans import Kept, copy
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, BackRing
 
@@ -37,6 +37,11 @@ LARGE_FIRST = (
 LARGE_NEXT = netif.NETRXF_more_data << 32 | PAGE_SIZE << 48
 """Answers for the full pages of a large packet, but for their ids."""
 
+Place = tuple["Views", list[int]]
+"""Buffers, and the responses that say what is in them."""
+PlaceKey = tuple[tuple[int, ...], int, int, int]
+"""Requests, size of a packet, size and type of its segments."""
+Places = Kept[PlaceKey, Place]
 Span = Callable[[tuple[int, ...]], "Views | None"]
 
 
@@ -80,6 +85,8 @@ class Lane:
         """Answers among these that begin no frame."""
         self.large: frozenset[int] = frozenset()
         """Kinds of large packets that may be put in whole (XEN_NETIF_GSO_TYPE_...)."""
+        self.places: Places = Kept()
+        """What has been found out about such packets."""
         self.span: Span = no_span
         """Views of buffers, by their grant references; None if one of them is not mapped."""
 
@@ -100,25 +107,37 @@ class Lane:
         `source` is pages of its sender's, who may change them at any time; `head` has what was checked in them.
         """
         pages = -(-size // PAGE_SIZE)
-        wanted = self.requests[: -pages - 2 : -1]
+        wanted = tuple(self.requests[: -pages - 2 : -1])
         if len(wanted) <= pages or offload.gso_type not in self.large:
             return False
+        key = (wanted, size, offload.gso_size, offload.gso_type)
+        place = self.places.get(key) or self._find_place(key)
+        if place is None:
+            return False
+        del self.requests[-pages - 1 :]
+        target, answers = place
+        copy(source, target, size)
+        target[0][: len(head)] = head
+        self.answers += answers
+        self.continued += pages
+        return True
+
+    def _find_place(self, key: PlaceKey) -> Place | None:
+        """Return where a large packet goes that uses these requests, and how it is answered."""
+        wanted, size, gso_size, gso_type = key
         # Extra info stands in a slot behind the first one, and uses up the request there.
         first, _, *others = wanted
         target = self.span((first >> 32, *[request >> 32 for request in others]))
         if target is None:
-            return False
-        del self.requests[-pages - 1 :]
-        copy(source, target, size)
-        target[0][: len(head)] = head
+            return None
         last = others.pop()
-        answers = self.answers
-        answers.append(first & 0xFFFF | LARGE_FIRST)
-        answers.append(netif.XEN_NETIF_EXTRA_TYPE_GSO | offload.gso_size << 16 | offload.gso_type << 32)
-        answers += [request & 0xFFFF | LARGE_NEXT for request in others]
-        answers.append(last & 0xFFFF | size - (pages - 1) * PAGE_SIZE << 48)
-        self.continued += pages
-        return True
+        answers = [
+            first & 0xFFFF | LARGE_FIRST,
+            netif.XEN_NETIF_EXTRA_TYPE_GSO | gso_size << 16 | gso_type << 32,
+            *[request & 0xFFFF | LARGE_NEXT for request in others],
+            last & 0xFFFF | size - len(others) * PAGE_SIZE - PAGE_SIZE << 48,
+        ]
+        return self.places.keep(key, (target, answers))
 
     def packets(self) -> list[tuple[int, int]]:
         """Return of each frame that was brought its size, and how many slots hold it."""

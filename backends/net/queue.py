@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from backends.net.bridge import Bridge, Port
 from backends.net.copies import CopyBatch
 from backends.net.frame import MAC_MASK, Frame, FramePool
-from backends.net.lane import RX_FLAGS, Lane
+from backends.net.lane import RX_FLAGS, Lane, Places
 from backends.net.slots import EXTRA, MORE, HostileFrontend, LargePacket, Packet, TxSlots
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.gso import examine
 from guest_kernel.net.page_rows import leading
 from guest_kernel.net.ring_words import RX_SLOT, TX_BASE, TX_SLOT, TX_WORDS, write_block, write_words
+from guest_kernel.net.spans import Kept
 from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.grant_table import GNTCOPY_dest_gref, GNTCOPY_source_gref
 from hypervisor.abi.io import netif
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from backends.net.vif import Vif
+    from guest_kernel.net.spans import Views
 
 
 TX_RESPONSE = netif.netif_tx_response.codec
@@ -46,6 +48,7 @@ BLANK = netif.NETTXF_csum_blank << 16
 OKAY, ERROR, NULL = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR, netif.NETIF_RSP_NULL
 ETHERNET_HEADER, HEADER_AND_TAG = 14, 18
 IPV6 = 0x86DD
+PLAIN_IPV4 = b"\x08\x00\x45"
 LONGEST_HEADERS = 512
 """More than an Ethernet, an IP and a TCP header can be together (see `guest_kernel.net.packet`)."""
 
@@ -56,6 +59,10 @@ EXTRA_INFO = Struct("<Q")
 
 Sent = tuple["Waiting", list[int], list[int]]
 """A frame on its way into a guest: the ids of its buffers; for each its copy's number in the batch, or -1."""
+
+
+Known = tuple[LargePacket, "Views", list[int], Kept[bytes, None]]
+"""A large packet, the pages that it is in, the responses to its slots as words, and headers that it may have."""
 
 
 class Waiting(NamedTuple):
@@ -89,6 +96,9 @@ class Queue:
         self._tx_words, self._rx_words = tx.cast("I"), rx.cast("Q")
         self._pool = pool
         self._copies = copies
+        self._known: Kept[bytes, Known] = Kept()
+        """Of large packets, by all that their slots say."""
+        self._places: Places = Kept()
         self._queue: deque[Waiting] = deque()
         self._queued_pages = 0
         self._trace = self.kernel.cpu.trace
@@ -116,9 +126,7 @@ class Queue:
         """Serve these requests, up to the first packet whose end is missing. Raises HostileFrontend."""
         at = 0
         while at < slots.count:
-            after = self._express(slots, at)
-            if after == at:
-                after = self._express_large(slots, at)
+            after = self._express_large(slots, at) if slots.has_extra(at) else self._express(slots, at)
             if after == at:
                 after = self._carry(slots, at)
             if after == at or self.vif.pause is not None:
@@ -208,55 +216,78 @@ class Queue:
     def _express_large(self, slots: TxSlots, start: int) -> int:
         """Do what `_express` does for large packets that are to be cut, and are not cut because they stay here."""
         bridge = self.vif.bridge
-        if bridge is None or not slots.marks[start] & EXTRA << 16 or not self._is_express(bridge):
+        if bridge is None or not self._is_express(bridge):
             return start
         lanes: dict[Port, Lane] = {}
-        moved: list[LargePacket] = []
+        answers: list[int] = []
+        packets = size = 0
+        flow: tuple[int, ...] = ()
+        lane: Lane | None = None
         at = start
         while at < slots.count:
-            packet = slots.large(at)
-            if packet is None or not self._move_large(bridge, packet, lanes):
+            known = self._known.get(slots.key(at)) or self._know(slots, at)
+            if known is None:
                 break
-            moved.append(packet)
-            at = packet.after
+            packet, source, oks, shapes = known
+            # The guest may change its page at any time: what is checked here is also what is sent.
+            head = bytes(source[0][:LONGEST_HEADERS])
+            shape = head[12:18] + head[20:24] + head[46:47]
+            if shape not in shapes and not self._may_be_cut(head, packet, shapes):
+                break
+            if flow != (key := ADDRESSES.unpack_from(head)):
+                flow, lane = key, self._find_lane(bridge, key, lanes)
+            if lane is None or not lane.take_large(source, head, packet.size, packet.offload):
+                break
+            answers += oks
+            packets += 1
+            size += packet.size
+            at += packet.slots
+            if self._trace is not None:
+                self._trace_packets("tx", [packet.size], len(packet.refs))
         for port, lane in lanes.items():
             port.end_lane(lane)
-        bridge.counters.forwarded += len(moved)
-        self._answer_large(slots, start, moved)
+        bridge.counters.forwarded += packets
+        self.vif.counters.rx_packets += packets
+        self.vif.counters.rx_bytes += size
+        self._answer_large(answers)
         return at
 
-    def _move_large(self, bridge: Bridge, packet: LargePacket, lanes: dict[Port, Lane]) -> bool:
-        """Move one of them; False if it is for `_carry`, because it is wrong, say."""
-        source = self.vif.readable_span(packet.refs)
-        if source is None:
-            return False
-        # The guest may change its page at any time: what is checked here is also what is sent.
-        head = bytes(source[0][:LONGEST_HEADERS])
+    def _know(self, slots: TxSlots, at: int) -> Known | None:
+        """Find out about a large packet in these slots, once: None if there is none, or its pages are not mapped."""
+        packet = slots.large(at)
+        source = None if packet is None else self.vif.readable_span(packet.refs)
+        if packet is None or source is None:
+            return None
+        answers = [word & 0xFFFF for word in slots.sizes[at : at + packet.slots]]
+        answers[1] = NULL << 16
+        return self._known.keep(slots.key(at), (packet, source, answers, Kept()))
+
+    def _may_be_cut(self, head: bytes, packet: LargePacket, shapes: Kept[bytes, None]) -> bool:
+        """Whether these headers are those of a packet that could be cut, and must be somewhere; without a VLAN tag.
+
+        What that depends on is kept in `shapes`, if it is no more than this: type, version, header length, IP's length,
+        fragment, protocol, TCP's header length, of IPv4 without options.
+        """
         headers = examine(head, packet.size, packet.offload)
         if headers is None or headers.place.network != ETHERNET_HEADER:
             return False
         if headers.place.end - headers.data <= packet.offload.gso_size:
             return False
-        lane = self._find_lane(bridge, ADDRESSES.unpack_from(head), lanes)
-        return lane is not None and lane.take_large(source, head, packet.size, packet.offload)
+        if head[12:15] == PLAIN_IPV4:
+            shapes.keep(head[12:18] + head[20:24] + head[46:47], None)
+        return True
 
-    def _answer_large(self, slots: TxSlots, start: int, moved: list[LargePacket]) -> None:
-        """Answer the slots from `start` on, which are those of these packets."""
-        if not moved:
-            return
-        ring, end = self._tx, moved[-1].after
-        answers = [word & 0xFFFF for word in slots.sizes[start:end]]
-        at = start
-        for packet in moved:
-            answers[at + 1 - start] = NULL << 16
-            at = packet.after
-            self.vif.counters.rx_bytes += packet.size
-            if self._trace is not None:
-                self._trace_packets("tx", [packet.size], len(packet.refs))
-        self.vif.counters.rx_packets += len(moved)
+    def _answer_large(self, answers: list[int]) -> None:
+        """Answer the next slots with these words."""
+        ring, count = self._tx, len(answers)
         write_words(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt, answers)
-        ring.rsp_prod_pvt = ring.rsp_prod_pvt + end - start & MASK32
-        ring.req_cons = ring.req_cons + end - start & MASK32
+        ring.rsp_prod_pvt = ring.rsp_prod_pvt + count & MASK32
+        ring.req_cons = ring.req_cons + count & MASK32
+
+    def forget(self) -> None:
+        """Let go of what is known about mapped pages: some are unmapped."""
+        self._known.clear()
+        self._places.clear()
 
     def _express_blocks(self, bridge: Bridge, slots: TxSlots, start: int, lanes: dict[Port, Lane]) -> int:
         """Do what the loop of `_express` does for frames that come many alike, if there is numpy; returns how many."""
@@ -317,7 +348,7 @@ class Queue:
         takes_blank = self.vif.takes_blank and self.vif.takes_blank_ipv6
         lane = Lane(ring, self._rx_words, count, self.vif.writable, self.vif.counters, takes_blank, self.vif.rows)
         if takes_blank and self.vif.scatter and self.vif.mtu is None:
-            lane.large, lane.span = self.vif.gso_types, self.vif.writable_span
+            lane.large, lane.span, lane.places = self.vif.gso_types, self.vif.writable_span, self._places
         return lane
 
     def end_lane(self, lane: Lane) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from guest_kernel import vectors
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.offload import Offload, gso
-from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, copy_block, read_words
+from guest_kernel.net.ring_words import TX_BASE, TX_SLOT, TX_WORDS, copy_slots
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import BackRing
 
@@ -43,10 +43,8 @@ class LargePacket(NamedTuple):
     """Its pages."""
     size: int
     offload: Offload
-    flags: int
-    """Of its first slot."""
-    after: int
-    """The slot behind it."""
+    slots: int
+    """With that of extra info."""
 
 
 class TxSlots:
@@ -57,34 +55,36 @@ class TxSlots:
 
     def __init__(self, ring: BackRing, words: memoryview, count: int) -> None:
         self.count = count
-        place = (TX_WORDS, ring.size, ring.req_cons, count)
+        self._words = copy_slots(words, TX_BASE, TX_WORDS, ring.size, ring.req_cons, count)
+        self._bytes = self._words.cast("B")
         self.block: Any = None
-        """The same as rows of a numpy array, if there are many; then that is the copy, and the lists are made of it."""
-        if count >= vectors.MIN_BATCH and vectors.numpy() is not None:
-            self.block = copy_block(words, TX_BASE, *place)
-        else:
-            self.refs = read_words(words, TX_BASE, *place)
-            self.marks = read_words(words, TX_BASE + 1, *place)
-            self.sizes = read_words(words, TX_BASE + 2, *place)
+        """The same as rows of a numpy array, if there are many."""
+        if count >= vectors.MIN_BATCH and (np := vectors.numpy()) is not None:
+            self.block = np.frombuffer(self._words, np.uint32).reshape(count, TX_WORDS)
 
     @cached_property
     def refs(self) -> list[int]:
         """Of each slot, the grant reference."""
-        return self._column(0)
+        return self._words[0::TX_WORDS].tolist()
 
     @cached_property
     def marks(self) -> list[int]:
         """Of each slot, offset | flags << 16."""
-        return self._column(1)
+        return self._words[1::TX_WORDS].tolist()
 
     @cached_property
     def sizes(self) -> list[int]:
         """Of each slot, id | size << 16."""
-        return self._column(2)
+        return self._words[2::TX_WORDS].tolist()
 
-    def _column(self, number: int) -> list[int]:
-        column: list[int] = self.block[:, number].tolist()
-        return column
+    def has_extra(self, at: int) -> bool:
+        """Whether extra info follows slot `at`, if that is the first one of a frame."""
+        return bool(self._words[at * TX_WORDS + 1] & EXTRA << 16)
+
+    def key(self, at: int) -> bytes:
+        """Return all that a large packet that begins in slot `at` consists of, if one does: it tells its own size."""
+        slots = 1 - (-(self._words[at * TX_WORDS + 2] >> 16) // PAGE_SIZE)
+        return bytes(self._bytes[at * TX_SLOT : (at + slots) * TX_SLOT])
 
     def request(self, at: int) -> Request:
         """Return slot `at` as a request."""
@@ -111,7 +111,7 @@ class TxSlots:
         if middle.count(PAGE_SIZE) != len(middle) or size != full + last or not 0 < last <= PAGE_SIZE:
             return None
         return LargePacket(
-            (refs[at], *refs[at + 2 : end + 1]), size, gso(info >> 16, marks[at + 1] & 0xFF), marks[at] >> 16, end + 1
+            (refs[at], *refs[at + 2 : end + 1]), size, gso(info >> 16, marks[at + 1] & 0xFF), end + 1 - at
         )
 
     def packet(self, at: int) -> Packet | None:

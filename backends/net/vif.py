@@ -81,6 +81,8 @@ class Vif(Port):
     def arrange(self, rows: PageRows | None) -> None:
         """Have other rows for the guest's mapped pages, or none."""
         self.rows = rows
+        for queue in self.queues:
+            queue.forget()
 
     def wait_for_credit(self) -> None:
         """Leave the tx rings alone until there is credit again: the guest's frames wait in its own pages."""

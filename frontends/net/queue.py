@@ -34,6 +34,7 @@ from guest_kernel.net.ring_words import (
     TX_SLOT,
     TX_WORDS,
     copy_block,
+    put_slots,
     read_run,
     read_words,
     write_block,
@@ -41,7 +42,7 @@ from guest_kernel.net.ring_words import (
     write_slots,
     write_words,
 )
-from guest_kernel.net.spans import Spans, fill, gather
+from guest_kernel.net.spans import Kept, Spans, fill, gather
 from guest_kernel.threads import WaitQueue
 from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
@@ -51,6 +52,7 @@ from hypervisor.abi.tracepoints import RING_PUSH
 if TYPE_CHECKING:
     from frontends.net.device import FrontDevice
     from guest_kernel.kernel import Kernel
+    from guest_kernel.net.spans import Views
 
 MORE = netif.NETTXF_more_data
 TX_VALIDATED, TX_BLANK = netif.NETTXF_data_validated, netif.NETTXF_csum_blank
@@ -68,6 +70,14 @@ RX_FIRST = 64
 
 Collected = tuple[list[bytes], Offload | list[Offload]]
 """Frames, and what is left to do of each; of all if that is the same."""
+
+
+Extra = tuple[int, int]
+"""A type of extra info, and its six bytes as a number."""
+Known = tuple["Views", "array[int]", list[int]]
+"""Where a frame of several slots goes, the words of its slots, and what answers these."""
+Whole = tuple["Views", int, Offload]
+"""Where a frame of several slots is, its size, and what is left to do of it."""
 
 
 def extra_words(kind: int, info: int) -> tuple[int, int, int]:
@@ -129,6 +139,12 @@ class FrontQueue:
         """Slots of extra info that are not answered yet."""
         self._tx_vas: list[int] = []
         self._tx_spans = Spans(kernel.mm, self._tx_vas.__getitem__, writable=True)
+        self._tx_known: Kept[tuple[tuple[int, ...], int, int, Extra | None], Known] = Kept()
+        """Of frames of several slots, by their buffers and all that is said of them."""
+        self._rx_known: Kept[tuple[tuple[int, ...], tuple[int, ...]], Whole] = Kept()
+        """Of the same, by the responses and the ids of the buffers that were posted there."""
+        self._rx_slots = 0
+        """How many slots such a frame had that came last."""
         self._tx_block = _Block(kernel, "I")
         self._rx_views: list[memoryview] = []
         self._rx_vas: list[int] = []
@@ -208,32 +224,37 @@ class FrontQueue:
             self._put_slots(frame, slots, flags, (GSO, offload.gso_size | offload.gso_type << 16) if extras else None)
         return True
 
-    def _put_slots(self, frame: Bytes, slots: int, flags: int, extra: tuple[int, int] | None) -> None:
+    def _put_slots(self, frame: Bytes, slots: int, flags: int, extra: Extra | None) -> None:
         """Put a frame of several slots into the ring; there are slots and buffers for it. `extra`: see `_put_extra`."""
-        size = len(frame)
-        idents = self._tx_free[-slots:]
+        idents = tuple(self._tx_free[-slots:])
         del self._tx_free[-slots:]
-        fill(self._tx_spans.get(tuple(idents)), frame)
-        # The first slot tells the size of the whole frame, the others their own.
-        sizes = [size, *[PAGE_SIZE] * (slots - 2), size - PAGE_SIZE * (slots - 1)][:slots]
-        marks = [MORE << 16] * (slots - 1) + [0]
-        marks[0] |= flags << 16
-        columns = (
-            [*map(self._tx_refs.__getitem__, idents)],
-            marks,
-            [ident | part << 16 for ident, part in zip(idents, sizes, strict=True)],
-        )
-        if extra is not None:
-            for column, word in zip(columns, extra_words(*extra), strict=True):
-                column.insert(1, word)
-            idents.insert(1, EXTRA_ID)
-            self._extras_out += 1
+        key = (idents, len(frame), flags, extra)
+        views, words, order = self._tx_known.get(key) or self._know(*key)
+        fill(views, frame)
         ring = self._tx
         index = ring.req_prod_pvt
-        for number, column in enumerate(columns):
-            write_words(self._tx_words, TX_BASE + number, TX_WORDS, ring.size, index, column)
-        write_run(self._tx_order, index, idents)
-        ring.req_prod_pvt = index + len(idents) & MASK32
+        put_slots(self._tx_words, TX_BASE, TX_WORDS, ring.size, index, words)
+        write_run(self._tx_order, index, order)
+        ring.req_prod_pvt = index + len(order) & MASK32
+        self._extras_out += extra is not None
+
+    def _know(self, idents: tuple[int, ...], size: int, flags: int, extra: Extra | None) -> Known:
+        """Find out about a frame of several slots in these buffers, once."""
+        # The first slot tells the size of the whole frame, the others their own.
+        last = size - PAGE_SIZE * (len(idents) - 1)
+        sizes = [size, *[PAGE_SIZE] * (len(idents) - 2), last][: len(idents)]
+        marks = [MORE << 16] * (len(idents) - 1) + [0]
+        marks[0] |= flags << 16
+        slots = [
+            (self._tx_refs[ident], mark, ident | part << 16)
+            for ident, mark, part in zip(idents, marks, sizes, strict=True)
+        ]
+        order = [*idents]
+        if extra is not None:
+            slots.insert(1, extra_words(*extra))
+            order.insert(1, EXTRA_ID)
+        words = array("I", [word for slot in slots for word in slot])
+        return self._tx_known.keep((idents, size, flags, extra), (self._tx_spans.get(idents), words, order))
 
     def _put_extra(self, kind: int, info: int) -> None:
         """Put a slot of extra info into the ring; there must be one. `info`: its six bytes, the first one lowest."""
@@ -416,7 +437,7 @@ class FrontQueue:
             _, requests = self._rx_block.get(self._rx_vas, posts)
             write_block(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, requests[chosen])
         else:
-            write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, [posts[n] for n in idents])
+            write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, map(posts.__getitem__, idents))
         write_run(self._rx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + len(idents) & MASK32
 
@@ -438,11 +459,14 @@ class FrontQueue:
         block = chosen = None
         if count >= MIN_BATCH and vectors.numpy() is not None:
             block = copy_block(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-            marks = int(vectors.numpy().bitwise_or.reduce(block))
             answers: list[int] = []
+            first = int(block[0])
         else:
             answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-            marks = reduce(or_, answers)
+            first = answers[0]
+        marks = first
+        if not first & RX_SPECIAL:
+            marks = int(vectors.numpy().bitwise_or.reduce(block)) if block is not None else reduce(or_, answers)
         if marks & RX_SPECIAL or not self.reassembly.is_between:
             return self._take_mixed_responses(answers if block is None else block.tolist(), produced)
         if block is not None:
@@ -466,29 +490,56 @@ class FrontQueue:
     def _take_mixed_responses(self, answers: list[int], produced: int) -> bool:
         """Take responses of any kind: with errors or extra info (which has no id) among them, or of several slots."""
         posted = read_run(self._rx_order, self._rx.rsp_cons, len(answers))
-        idents = [answer & 0xFFFF for answer in answers]
-        extras = self.reassembly.extras(answers)
+        at = self._take_known(answers, posted)
+        if at == len(answers):
+            self._give_back(posted, produced)
+            return True
+        idents = [answer & 0xFFFF for answer in answers[at:]]
+        extras = [at + place for place in self.reassembly.extras(answers[at:])]
+        idents[:0] = posted[:at]
         for place in extras:
             idents[place] = posted[place]
         if idents != posted and not self._reorder(self._rx, self._rx_order, idents, extras):
             return self.device.give_up("the backend filled a buffer that it does not have")
-        at = 0
         while at < len(answers):
             try:
-                at, frame = self._next_frame(idents, answers, at)
+                at, frame = self._next_frame(idents, answers, at, posted)
             except UnknownExtra:
                 return self.device.give_up("the backend sent extra info, which was not offered")
             if frame:
-                self.device.counters.rx_packets += 1
-                self.device.counters.rx_bytes += len(frame)
                 # One after the other, so that not all of a ring's worth of large ones take up memory at once.
-                self.device.hand_over([frame], [self.reassembly.offload])
+                self._hand_over(frame, self.reassembly.offload)
             elif frame is not None:
                 self.device.counters.rx_dropped += 1
         self._give_back(idents, produced)
         return True
 
-    def _next_frame(self, idents: list[int], answers: list[int], at: int) -> tuple[int, bytes | None]:
+    def _take_known(self, answers: list[int], posted: list[int]) -> int:
+        """Take frames of several slots that have come just so before, in the same buffers; returns where that ends."""
+        known, slots = self._rx_known, self._rx_slots
+        at = 0
+        while self.reassembly.is_between:
+            end = at + slots
+            whole = known.get((tuple(answers[at:end]), tuple(posted[at:end])))
+            if whole is None:
+                break
+            views, size, offload = whole
+            self._hand_over(gather(views, size), offload)
+            at = end
+        return at
+
+    def _hand_over(self, frame: bytes, offload: Offload) -> None:
+        device = self.device
+        device.counters.rx_packets += 1
+        device.counters.rx_bytes += len(frame)
+        if device.received_raw is not None and device.received_many is None:
+            device.received_raw(frame, offload)
+        else:
+            device.hand_over([frame], [offload])
+
+    def _next_frame(
+        self, idents: list[int], answers: list[int], at: int, posted: list[int]
+    ) -> tuple[int, bytes | None]:
         """Take the responses from `at` on up to the end of a frame, if that is there; see `Reassembly` for the frame.
 
         Returns the place behind them, too. Raises UnknownExtra.
@@ -496,8 +547,12 @@ class FrontQueue:
         reassembly = self.reassembly
         if reassembly.is_between and (data := reassembly.take_whole(answers, at)) is not None:
             end, first, size = data
-            places = tuple(idents[at : at + 1] + idents[first:end])
-            return end, gather(self._rx_spans.get(places), size)
+            views = self._rx_spans.get(tuple(idents[at : at + 1] + idents[first:end]))
+            if idents[at:end] == posted[at:end]:
+                self._rx_slots = end - at
+                key = (tuple(answers[at:end]), tuple(posted[at:end]))
+                self._rx_known.keep(key, (views, size, reassembly.offload))
+            return end, gather(views, size)
         frame = None
         while at < len(answers) and frame is None:
             ident, answer = idents[at], answers[at]
@@ -576,5 +631,7 @@ class FrontQueue:
         self._rx.release()
         self._tx_spans.forget()
         self._rx_spans.forget()
+        self._tx_known.clear()
+        self._rx_known.clear()
         self._tx_block.forget()
         self._rx_block.forget()

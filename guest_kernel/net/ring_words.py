@@ -68,6 +68,29 @@ def copy_block(words: memoryview, base: int, stride: int, size: int, start: int,
     return block.reshape(count, stride) if stride > 1 else block
 
 
+def copy_slots(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> memoryview:
+    """Return a private copy of all words of a run of slots, each word read once."""
+    first = start & size - 1
+    at = base + first * stride
+    room = size - first
+    data = bytes(words[at : at + min(count, room) * stride])
+    if count > room:
+        data += bytes(words[base : base + (count - room) * stride])
+    return memoryview(data).cast("I" if words.itemsize == 4 else "Q")
+
+
+def put_slots(words: memoryview, base: int, stride: int, size: int, start: int, data: Any) -> None:
+    """Write whole slots: an array of as many words as they have."""
+    first = start & size - 1
+    at = base + first * stride
+    room = (size - first) * stride
+    if len(data) <= room:
+        words[at : at + len(data)] = data
+    else:
+        words[at : at + room] = data[:room]
+        words[base : base + len(data) - room] = data[room:]
+
+
 def write_block(words: memoryview, base: int, stride: int, size: int, start: int, values: Any) -> None:
     """Do what `write_words` does for a numpy array, whose items have the size of the words."""
     code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"

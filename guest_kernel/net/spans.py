@@ -7,13 +7,15 @@ mostly in the same order; so what was found is kept, by the keys of the pages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from guest_kernel.mm import MemoryManager
 
 MOST_KEPT = 1024
 """After so many different runs it is cheaper to begin anew than to keep all."""
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 Views = tuple[memoryview, ...]
 
@@ -25,20 +27,29 @@ class Spans:
         self._mm = mm
         self._address = address
         self._writable = writable
-        self._kept: dict[tuple[int, ...], Views] = {}
+        self._kept: Kept[tuple[int, ...], Views] = Kept()
 
     def get(self, keys: tuple[int, ...]) -> Views:
         """Return views of these pages, in order: whole pages, as many in one view as are neighbours."""
         views = self._kept.get(keys)
         if views is None:
-            if len(self._kept) >= MOST_KEPT:
-                self._kept.clear()
-            views = self._kept[keys] = tuple(self._mm.pieces([*map(self._address, keys)], self._writable))
+            views = self._kept.keep(keys, tuple(self._mm.pieces([*map(self._address, keys)], self._writable)))
         return views
 
     def forget(self) -> None:
         """Let go of all views: pages go."""
         self._kept.clear()
+
+
+class Kept(dict[Key, Value]):
+    """Answers to questions that are asked again, by all that they depend on; a bounded number of them."""
+
+    def keep(self, key: Key, value: Value) -> Value:
+        """Keep an answer, and return it."""
+        if len(self) >= MOST_KEPT:
+            self.clear()
+        self[key] = value
+        return value
 
 
 def fill(views: Views, data: bytes | bytearray | memoryview) -> None:
