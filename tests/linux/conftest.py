@@ -45,15 +45,16 @@ class Kernel:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    """Make a kernel and a ramdisk that runs a job."""
+    """Make a kernel and a ramdisk that runs a job; without one it gives the console a shell."""
     if VARIABLE not in os.environ:
         pytest.skip(f"no packages of a Linux kernel ({VARIABLE} names a directory for them; it may be empty)")
     pytest.importorskip("unicorn", reason="machine code needs the extra 'emulator'")
     directory = Path(os.environ[VARIABLE]).resolve()
 
-    def make(job: str, name: str = "linux", flavour: str = "cloud-amd64") -> Kernel:
-        script = tmp_path / f"{name}.sh"
-        script.write_text(job)
+    def make(job: str | None, name: str = "linux", flavour: str = "cloud-amd64") -> Kernel:
+        script = None if job is None else tmp_path / f"{name}.sh"
+        if script is not None and job is not None:
+            script.write_text(job)
         output = tmp_path / name
         output.mkdir()
         (directory / "packages").mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from hypervisor.grant_table.check import check_grants
 from hypervisor.mm.check import check as check_frames
 from toolstack.console_log import ConsoleLog
 from toolstack.host import Host
-from toolstack.lifecycle import Lifecycle
+from toolstack.lifecycle import Lifecycle, LiveDomain
 from toolstack.xl_config import load_config
 
 MIB = 1 << 20
@@ -59,19 +59,24 @@ class Destroying(Host):
         super().__init__(pcpus=2, consoles=consoles)
         self.moment = moment
         self.checked = False
-        self.destroyed_at = 0
+        self.ended_at = 0
+        """When the toolstack found that the guest had ended, in virtual time."""
 
     def started(self, lifecycle: Lifecycle, xenstored: XenStored) -> None:
         super().started(lifecycle, xenstored)
         if self.moment is not None:
             lifecycle.kernel.spawn(self._destroy(lifecycle, self.moment), "destroyer")
 
+    def account(self, live: LiveDomain, reason: str) -> None:
+        super().account(live, reason)
+        if live.name == "linux":
+            self.ended_at = self.hv.now()
+
     async def _destroy(self, lifecycle: Lifecycle, moment: int) -> None:
         kernel = lifecycle.kernel
         await kernel.sleep(moment)
         [live] = [live for live in lifecycle.live.values() if live.name == "linux"]
         await lifecycle.condemn(live)
-        self.destroyed_at = kernel.monotonic_ns()
         # Its last pages are freed when the daemons have unmapped them.
         await kernel.sleep(AFTER_NS // 2)
         assert live.domid not in self.hv.domains
@@ -116,10 +121,10 @@ def test_destroyed_at_any_moment(build: Build, tmp_path: Path) -> None:
     lab = Lab(build, tmp_path)
     host, text = lab.run(None, until=1_000_000_000)
     assert "step: all read and written" in text
-    length = host.hv.clock.now
+    length = host.ended_at
     for number in range(MOMENTS):
         # Not at round times: what happens once in so many milliseconds should be hit, too.
         moment = length * (2 * number + 1) // (2 * MOMENTS) + number * 377_003
         host, text = lab.run(moment, until=moment + AFTER_NS)
         assert host.checked
-        assert moment <= host.destroyed_at < length
+        assert moment <= host.ended_at < length

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shutil
 import subprocess
 import sys
@@ -17,39 +16,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Build
+from terminal import SECONDS, Terminal
 
 from toolstack.control.client import Control
 from toolstack.control.protocol import ControlError, ProtocolError
 
 VARIABLE = "PARAVIRT_LINUX_SYSTEM"
-SECONDS = 600
-
-
-class Terminal:
-    """The pseudo-terminal of a guest's console."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
-        tty.setraw(self._fd)
-        self.seen = ""
-
-    def expect(self, pattern: str) -> str:
-        """Wait for a text on the console, and return what came up to it."""
-        deadline = time.monotonic() + SECONDS
-        while (match := re.search(pattern, self.seen)) is None:
-            ready, _, _ = select.select([self._fd], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, f"{pattern!r} does not come after:\n{self.seen[-3000:]}"
-            data = os.read(self._fd, 4096)
-            assert data, f"the host has ended, and {pattern!r} did not come after:\n{self.seen[-3000:]}"
-            self.seen += data.decode(errors="replace")
-        before, self.seen = self.seen[: match.end()], self.seen[match.end() :]
-        return before
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 def console_of(socket: Path, name: str, process: subprocess.Popen[str]) -> str:
@@ -80,7 +52,9 @@ def test_systemd_to_login_and_down(build: Build, tmp_path: Path) -> None:
         text=True,
     )
     try:
-        terminal = Terminal(console_of(tmp_path / "control", "debian", process))
+        fd = os.open(console_of(tmp_path / "control", "debian", process), os.O_RDWR | os.O_NOCTTY)
+        tty.setraw(fd)
+        terminal = Terminal(fd)
         terminal.expect("paravirt login: ")
         terminal.type("root\n")
         terminal.expect(r"root@paravirt:~# ")
