@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final
 
 from guest_kernel.hotplug import Changes, noted
 from guest_kernel.threads import WaitQueue
+from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_REMOVABLE
 
 if TYPE_CHECKING:
     from guest_kernel.mm import Page
@@ -37,7 +38,7 @@ OPERATIONS = ("read", "write", "flush", "discard")
 
 
 class BlockError(OSError):
-    """A block device refused or failed a transfer: `errno` is EIO, EOPNOTSUPP, EROFS, EINVAL or ENXIO."""
+    """A block device refused or failed a transfer: `errno` is EIO, EOPNOTSUPP, EROFS, EINVAL, ENOMEDIUM or ENXIO."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(number, f"{what}: {os.strerror(number).lower()}")
@@ -264,10 +265,10 @@ class BlockDevice:
 
     async def read(self, sector: int, count: int) -> bytes:
         """Read `count` sectors from `sector` on. Raises BlockError: EINVAL outside the disk or not whole blocks,
-        EIO, ENXIO (unplugged).
+        ENOMEDIUM, EIO, ENXIO (unplugged).
         """
         if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
-            raise BlockError(errno.EINVAL, f"{self.name}: read of {count} sectors at {sector} of {self.sectors}")
+            raise BlockError(self._outside(), f"{self.name}: read of {count} sectors at {sector} of {self.sectors}")
         if not count:
             return b""
         self.reads += 1
@@ -305,7 +306,7 @@ class BlockDevice:
         """
         count, odd = divmod(len(data), self.sector_size)
         if odd or sector < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
-            raise BlockError(errno.EINVAL, f"{self.name}: write of {len(data)} bytes at {sector} of {self.sectors}")
+            raise BlockError(self._outside(), f"{self.name}: write of {len(data)} bytes at {sector} of {self.sectors}")
         if self.readonly:
             raise BlockError(errno.EROFS, f"{self.name}: write of {count} sectors at {sector}")
         if not count:
@@ -319,6 +320,15 @@ class BlockDevice:
         else:
             await self._perform(BlockRequest(WRITE, sector, count, data))
 
+    def _outside(self) -> int:
+        """Return why a transfer cannot be that is not on the disk: there may be none."""
+        return errno.EINVAL if self.sectors or not self.removable else errno.ENOMEDIUM
+
+    @property
+    def removable(self) -> bool:
+        """Whether what is in it can be changed: no sectors mean that nothing is."""
+        return bool(self.info & (VDISK_CDROM | VDISK_REMOVABLE))
+
     async def flush(self) -> None:
         """Bring all finished writes to stable storage. Raises BlockError: EOPNOTSUPP if the disk cannot, EIO, ENXIO."""
         self.flushes += 1
@@ -331,7 +341,7 @@ class BlockDevice:
         disk cannot do that, EIO, ENXIO.
         """
         if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
-            raise BlockError(errno.EINVAL, f"{self.name}: discard of {count} sectors at {sector} of {self.sectors}")
+            raise BlockError(self._outside(), f"{self.name}: discard of {count} sectors at {sector} of {self.sectors}")
         if self.readonly:
             raise BlockError(errno.EROFS, f"{self.name}: discard of {count} sectors at {sector}")
         if count:

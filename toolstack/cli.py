@@ -8,6 +8,7 @@ import click
 
 from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
+from toolstack.commands.cd import cd_eject, cd_insert
 from toolstack.commands.dmesg import dmesg
 from toolstack.commands.profile import profile
 from toolstack.commands.run import run
@@ -43,6 +44,6 @@ def main() -> None:
     """
 
 
-_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored)
+_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored, cd_insert, cd_eject)
 for _command in (*_SINGLE, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

@@ -106,6 +106,20 @@ class Devices:
             # What the scripts `block` and `vif-bridge` say when they are done; in a driver domain they run there.
             await self.kernel.xenbus.write(f"{device.backend}/hotplug-status", "connected")
 
+    async def say(self, device: DeviceNodes, who: str, *keys: str) -> None:
+        """Write some of the backend's values anew, for all that read them. Raises ToolstackError: it has gone."""
+
+        async def write(transaction: Transaction) -> bool:
+            if not await transaction.exists(f"{device.private}/frontend"):
+                return False
+            values = dict(device.backend_values)
+            homes = (device.backend, device.private)
+            await _put(transaction, [Node(f"{home}/{key}", values[key]) for home in homes for key in keys])
+            return True
+
+        if not await self.kernel.xenbus.transact(write):
+            raise ToolstackError(f"{who} has no device {device.kind} {device.devid} any more")
+
     async def _error(self, domid: int, directory: str) -> str:
         """Return what one end says is wrong with its device, if it says something. The text is that domain's."""
         home = f"/local/domain/{domid}"

@@ -21,7 +21,9 @@ RAW_FORMAT = "raw"
 OVERLAY_FORMAT = "overlay"
 """Not one of xl's: what a guest changes goes to a file of its own (`hypervisor.machine.overlay`)."""
 FORMATS = (RAW_FORMAT, OVERLAY_FORMAT)
-_OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed", "empty")
+EMPTY_FORMAT = "empty"
+"""That of a CD drive with nothing in it."""
+_OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed")
 _ACCESS = {"r": False, "ro": False, "w": True, "rw": True}
 _PREFIX = re.compile(r"(file|phy|raw|aio|tap2?|qcow2?|vhd|qed|nbd|iscsi):")
 _DOS_PREFIXES = ("tap", "tap2", "nbd", "iscsi")
@@ -42,7 +44,10 @@ class DiskSpec:
     """One virtual disk of a domain."""
 
     target: str
-    """Path of the image file, or of an overlay's file of changes, as written (the reader of it resolves it)."""
+    """Path of the image file, or of an overlay's file of changes, as written (the reader of it resolves it).
+
+    Empty for a CD drive with nothing in it.
+    """
     vdev: str
     """Name of the device in the guest: xvda, xvdb2, sda, hda, d3p1."""
     writable: bool = True
@@ -52,6 +57,7 @@ class DiskSpec:
     backend: str = "0"
     """Name or number of the domain that serves the disk."""
     removable: bool = False
+    """Whether it is a CD drive: what is in it may be changed."""
     discard: bool = attrs.field(default=attrs.Factory(lambda self: self.writable, takes_self=True))
     """Whether the guest may say what it does not need any more, so that the image shrinks."""
     faults: Faults | None = None
@@ -67,7 +73,7 @@ class DiskSpec:
             nbd = attrs.evolve(self.nbd, path=str(directory / self.nbd.path) if self.nbd.path else "")
             return attrs.evolve(self, target=str(nbd))
         base = str(directory / self.base) if self.base else ""
-        return attrs.evolve(self, target=str(directory / self.target), base=base)
+        return attrs.evolve(self, target=str(directory / self.target) if self.target else "", base=base)
 
     @property
     def nbd(self) -> NbdAddress | None:
@@ -175,7 +181,7 @@ def _strip_prefix(text: str, draft: _Draft) -> str:
 
 def _format(word: str) -> str:
     word = word.lower()
-    if word in FORMATS:
+    if word in (*FORMATS, EMPTY_FORMAT):
         return word
     if word in _OTHER_FORMATS:
         raise SpecError(f"the disk format {word!r} is not supported; only {' and '.join(map(repr, FORMATS))} are")
@@ -241,9 +247,19 @@ def _set(draft: _Draft, field: str, value: str | int | Faults) -> None:
     setattr(draft, field, value)
 
 
-def _finish(draft: _Draft) -> DiskSpec:
-    if not draft.target:
+def _finish_target(draft: _Draft) -> str:
+    """Return the target. That of a CD drive may be left out, to mean that it is empty."""
+    if draft.format == EMPTY_FORMAT:
+        if draft.target or not draft.removable:
+            raise SpecError("only a CD drive (devtype=cdrom) without a target can be empty")
+        draft.format = RAW_FORMAT
+    if not draft.target and not draft.removable:
         raise SpecError("the disk has no target (the image file)")
+    return draft.target or ""
+
+
+def _finish(draft: _Draft) -> DiskSpec:
+    target = _finish_target(draft)
     if not draft.vdev:
         raise SpecError("the disk has no vdev (its name in the guest, such as xvda)")
     access = (draft.access or "rw").lower()
@@ -255,11 +271,11 @@ def _finish(draft: _Draft) -> DiskSpec:
         raise SpecError("an overlay needs a base (base=, the image that it changes)")
     if image_format != OVERLAY_FORMAT and draft.base is not None:
         raise SpecError(f"only an overlay has a base, and this is a disk of format {image_format!r}")
-    if draft.target.startswith(NBD_PREFIX):
+    if target.startswith(NBD_PREFIX):
         if image_format != RAW_FORMAT:
             raise SpecError(f"what an NBD server has is a disk of format 'raw', not {image_format!r}")
         try:
-            parse_nbd(draft.target)
+            parse_nbd(target)
         except ValueError as error:
             raise SpecError(str(error)) from None
     if not draft.backend:
@@ -270,7 +286,7 @@ def _finish(draft: _Draft) -> DiskSpec:
         raise SpecError(f"a physical sector of {physical} bytes cannot hold a sector of {sector_size}")
     writable = _ACCESS[access] and not draft.removable
     return DiskSpec(
-        target=draft.target,
+        target=target,
         vdev=draft.vdev,
         writable=writable,
         format=image_format,

@@ -29,7 +29,7 @@ from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.hypervisor import Hypervisor
-from hypervisor.machine.backing import Backing
+from hypervisor.machine.backing import Backing, NoMedium
 from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
@@ -56,6 +56,7 @@ from toolstack.preparation import (
     SECTOR,
     UUID_SPACE,
     ImageError,
+    ImageKey,
     NicSpec,
     Preparation,
     check_processors,
@@ -566,10 +567,7 @@ class Host:
         spare = self._spare_disks.pop(_place(disk), None)
         if spare is not None:
             # The files may have changed since: what was known of them does not count any more.
-            self._prepared.disks[self._prepared.disks.index(self._disks[spare].backing)] = backing
-            self._stop_listening(self._disks[spare])
-            self._disks[spare].exchange(backing)
-            self._listen_to(self._disks[spare])
+            self._exchange(spare, backing)
             self._disk_owners[spare] = owner, disk
             return spare
         self._prepared.disks.append(backing)
@@ -650,6 +648,47 @@ class Host:
             raise ToolstackError(f"{disk.vdev} is {kind}, so it keeps its size")
         if status:
             raise ToolstackError(f"{disk.target}: {os.strerror(status)}")
+
+    def check_medium(self, unit: int, target: str) -> None:
+        """See `Platform.check_medium`."""
+        owner, disk = self._disk_owners[unit]
+        users = {key: dict(others) for key, others in self._prepared.users.items()}
+        forget_image(owner, disk, users)
+        self._open(owner, attrs.evolve(disk, target=target), users).close()
+
+    def change_medium(self, unit: int, target: str) -> None:
+        """See `Platform.change_medium`."""
+        owner, disk = self._disk_owners[unit]
+        self._account_disk(unit)
+        forget_image(owner, disk, self._prepared.users)
+        self._disk_owners[unit] = owner, attrs.evolve(disk, target="")
+        try:
+            medium = self._open(owner, attrs.evolve(disk, target=target), self._prepared.users)
+        except ToolstackError:
+            self._exchange(unit, NoMedium())
+            raise
+        self._disk_owners[unit] = owner, attrs.evolve(disk, target=target)
+        self._exchange(unit, medium)
+
+    @staticmethod
+    def _open(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
+        try:
+            backing = open_image(owner, disk, users)
+        except ImageError as error:
+            raise ToolstackError(str(error)) from None
+        if backing.sector_size > disk.sector_size:
+            backing.close()
+            has = backing.sector_size
+            raise ToolstackError(f"{disk.target} has sectors of {has} bytes, and {disk.vdev} of {disk.sector_size}")
+        return backing
+
+    def _exchange(self, unit: int, backing: Backing) -> None:
+        """Put another medium into a controller."""
+        controller = self._disks[unit]
+        self._prepared.disks[self._prepared.disks.index(controller.backing)] = backing
+        self._stop_listening(controller)
+        controller.exchange(backing)
+        self._listen_to(controller)
 
     def _account_disk(self, unit: int) -> None:
         """Add what a disk has moved since it was asked last to the account of its domain."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TRAY_NS = 1_000_000_000
+"""How long a drive is empty between two media: a guest that looks twice a second sees both go and come."""
+
 
 class Hotplug:
     """Plugs and unplugs on behalf of people. Everything raises ToolstackError with one sentence."""
@@ -64,6 +67,41 @@ class Hotplug:
         device = self._find(live, "vbd", _disk_number(vdev), f"disk {vdev!r}")
         index = [disk.devid for disk in live.plan.config.disks].index(device.devid)
         self._lifecycle.platform.resize_disk(live.plan.disk_units[index], size)
+
+    async def change_medium(self, live: LiveDomain, vdev: str, target: str) -> None:
+        """Put an image into a CD drive, as libxl does: first the drive is empty, for all to see, then it has another.
+
+        Without a target the drive stays empty. The guest is not asked: what it still reads fails.
+        """
+        disk, unit, _ = self._drive(live, vdev)
+        if target:
+            self._lifecycle.platform.check_medium(unit, target)
+        if disk.target:
+            await self._set_medium(live, vdev, "")
+            if target:
+                await self._lifecycle.kernel.sleep(TRAY_NS)
+        if target:
+            await self._set_medium(live, vdev, target)
+
+    async def _set_medium(self, live: LiveDomain, vdev: str, target: str) -> None:
+        """Change what is in the machine, in the domain's configuration, and in xenstore."""
+        disk, unit, device = self._drive(live, vdev)
+        self._lifecycle.platform.change_medium(unit, target)
+        new = attrs.evolve(disk, target=target)
+        disks = tuple(new if other == disk else other for other in live.plan.config.disks)
+        live.plan = attrs.evolve(live.plan, config=attrs.evolve(live.plan.config, disks=disks))
+        changed = disk_nodes(device.domid, device.backend_domid, new, unit)
+        live.devices = tuple(changed if other == device else other for other in live.devices)
+        await self._lifecycle.devices.say(changed, live.name, "type", "params")
+
+    def _drive(self, live: LiveDomain, vdev: str) -> tuple[DiskSpec, int, DeviceNodes]:
+        """Return a CD drive of a domain, its controller and its nodes."""
+        device = self._find(live, "vbd", _disk_number(vdev), f"disk {vdev!r}")
+        index = [disk.devid for disk in live.plan.config.disks].index(device.devid)
+        disk = live.plan.config.disks[index]
+        if not disk.removable:
+            raise ToolstackError(f"{disk.vdev} of {live.name} is no CD drive (devtype=cdrom)")
+        return disk, live.plan.disk_units[index], device
 
     # -- network interfaces ---------------------------------------------------------------------------------------
 

@@ -149,6 +149,14 @@ class Platform(Protocol):
         """Make a disk larger, to so many bytes. Raises ToolstackError."""
         ...
 
+    def check_medium(self, unit: int, target: str) -> None:
+        """See whether an image can be put into a CD drive. Raises ToolstackError."""
+        ...
+
+    def change_medium(self, unit: int, target: str) -> None:
+        """Put an image into a CD drive, or nothing (""), in the place of what is there. Raises ToolstackError."""
+        ...
+
     def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
         """Return the address of a new interface of a domain. Raises ToolstackError if there is no such bridge."""
         ...

@@ -23,7 +23,7 @@ from guest_kernel.image import DriverFactory, PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.nbd import NbdExport
 from hypervisor.errors import DeviceError
-from hypervisor.machine.backing import Backing, RawFile
+from hypervisor.machine.backing import Backing, NoMedium, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nbd import NbdDisk
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
@@ -362,6 +362,8 @@ class ImageError(Exception):
 
 def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
     """Open the image of a domain's disk and note its user. Raises ImageError."""
+    if not disk.target:
+        return _as_wanted(NoMedium(), disk)
     if disk.nbd is not None:
         # Who else writes there is the server's business.
         try:

@@ -214,6 +214,25 @@ class RawFile(Backing):
         os.close(self._fd)
 
 
+class NoMedium(Backing):
+    """What is in an empty drive."""
+
+    size = 0
+    readonly = True
+
+    def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Fail."""
+        return errno.ENOMEDIUM
+
+    def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Fail."""
+        return errno.ENOMEDIUM
+
+    def flush(self) -> int:
+        """Do nothing: there is nothing to be kept."""
+        return 0
+
+
 class MemoryDisk(Backing):
     """A disk that is gone with the host."""
 

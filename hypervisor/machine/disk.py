@@ -125,8 +125,13 @@ class DiskController:
         self._moving = (self._known, *moving)
 
     def exchange(self, backing: Backing) -> None:
-        """Put another medium in the place of this one: the same kind of disk, while nobody uses it."""
+        """Put another medium in the place of this one, with sectors of the same size.
+
+        What is under way at a remote one fails; whoever is the driver sees another capacity.
+        """
         self.backing.close()
+        if self.remote is not None:
+            self.remote.patience()
         self._use(backing)
         self._tell_change()
 

@@ -251,6 +251,24 @@ async def _block_resize(toolstack: Toolstack, args: Arguments) -> None:
     toolstack.hotplug.resize_disk(live, args.text("device"), parse_size(args.text("size")))
 
 
+NOMINAL = "xvda"
+"""Stands for any drive where only its medium matters."""
+
+
+async def _cd_insert(toolstack: Toolstack, args: Arguments) -> None:
+    live = toolstack.running(args.text("domain"))
+    medium = parse_disk(f"vdev={NOMINAL},devtype=cdrom,target={args.text('target')}")
+    if not medium.target:
+        raise ToolstackError("there is no image without a name (cd-eject empties a drive)")
+    target = medium.resolved(Path(args.text("cwd", "/"))).target
+    await toolstack.hotplug.change_medium(live, args.text("device"), target)
+
+
+async def _cd_eject(toolstack: Toolstack, args: Arguments) -> None:
+    live = toolstack.running(args.text("domain"))
+    await toolstack.hotplug.change_medium(live, args.text("device"), "")
+
+
 async def _block_list(toolstack: Toolstack, args: Arguments) -> list[dict[str, Any]]:
     return await _devices(toolstack, toolstack.find(args.text("domain")), "vbd", "ring-ref")
 
@@ -316,6 +334,8 @@ VERBS: Mapping[str, Verb] = {
     "block-detach": _block_detach,
     "block-list": _block_list,
     "block-resize": _block_resize,
+    "cd-insert": _cd_insert,
+    "cd-eject": _cd_eject,
     "network-attach": _network_attach,
     "network-detach": _network_detach,
     "network-list": _network_list,
