@@ -22,6 +22,7 @@ from guest_kernel.xenbus.client import gather
 from hypervisor.abi import device as machine_device
 from hypervisor.abi import domctl, errno, sched
 from hypervisor.abi.io import xs_wire as xs
+from toolstack import xc_cpuid
 from toolstack.builder import PvBuilder, python_kernel
 from toolstack.devices import Devices, put
 from toolstack.disk_spec import DiskSpec
@@ -352,6 +353,8 @@ class Lifecycle:
             self.platform.load(domid, image)
         xc.max_vcpus(domid, config.maxvcpus)
         self._schedule(domid, config)
+        if config.cpuid is not None:
+            xc_cpuid.apply(xc, domid, config.cpuid)
         xc.set_address_size(domid, ADDRESS_BITS)
         xc.max_mem(domid, (config.maxmem << 10) + MAXMEM_SLACK_KIB)
         store_port = xc.alloc_unbound(domid, DOM0)

@@ -217,6 +217,8 @@ def _kernel(config: DomainConfig, hang_limit: float, heartbeat: Callable[[], Non
         return _machine_code(config)
     if config.ramdisk is not None:
         raise config.error("ramdisk", "a guest written in Python has no use for a ramdisk")
+    if config.cpuid is not None:
+        raise config.error("cpuid", "a guest written in Python executes no CPUID")
     with Watchdog(lambda: 0, lambda: config.name, lambda _name, _where: None, limit=hang_limit, heartbeat=heartbeat):
         return _program(config)
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import attrs
 
+from toolstack.cpuid_spec import CpuidSpec, parse_cpuid
 from toolstack.device_spec import DeviceSpec, parse_device
 from toolstack.disk_spec import DiskSpec, parse_disk
 from toolstack.errors import ConfigError, SpecError, UsageError, did_you_mean
@@ -36,13 +37,13 @@ _MAX_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 _SUPPORTED = (
-    "builder", "cap", "cmdline", "cpu_weight", "cpus", "device", "disk", "driver_domain", "extra", "kernel",
+    "builder", "cap", "cmdline", "cpu_weight", "cpuid", "cpus", "device", "disk", "driver_domain", "extra", "kernel",
     "max_event_channels", "max_grant_frames", "max_maptrack_frames", "maxmem", "maxvcpus", "memory", "name", "on_crash",
     "on_poweroff", "on_reboot", "on_watchdog", "ramdisk", "root", "seed", "type", "uuid", "vcpus", "vif",
 )  # fmt: skip
 _XL_ONLY = (
     "acpi", "altp2m", "apic", "argo", "bios", "blkdev_start", "boot", "bootloader", "bootloader_args",
-    "bootloader_restrict", "channel", "claim_mode", "console", "cpuid", "cpus_soft", "device_model_override",
+    "bootloader_restrict", "channel", "claim_mode", "console", "cpus_soft", "device_model_override",
     "device_model_version", "devtree", "dm_restrict", "dtdev", "e820_host", "event_channels", "firmware",
     "gfx_passthru", "hap", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "localtime",
     "memory_hotplug", "ms_vm_genid", "nestedhvm", "nographic", "nomigrate", "numa_placement", "on_soft_reset", "p9",
@@ -73,6 +74,8 @@ class DomainConfig:
     """Physical CPUs that the vCPUs may run on; None: all."""
     cpu_weight: int | None = None
     cap: int | None = None
+    cpuid: CpuidSpec | None = None
+    """What CPUID is to tell a guest in machine code."""
     ramdisk: Path | None = None
     cmdline: str = ""
     disks: tuple[DiskSpec, ...] = ()
@@ -141,6 +144,7 @@ def parse_config(text: str, source: str, directory: Path) -> DomainConfig:
         cpus=reader.cpus(),
         cpu_weight=reader.optional_integer("cpu_weight", 1, 65535),
         cap=reader.optional_integer("cap", 0, 100 * MAX_VCPUS),
+        cpuid=reader.cpuid(),
         ramdisk=reader.path("ramdisk"),
         cmdline=reader.cmdline(),
         disks=reader.disks(),
@@ -328,6 +332,17 @@ class _Reader:
                 raise ConfigError(self._source, setting.line_of(index), f"two disks are {disk.vdev!r}")
             seen.add(disk.devid)
         return tuple(disk.resolved(self._directory) for disk in disks)
+
+    def cpuid(self) -> CpuidSpec | None:
+        setting = self.settings.get("cpuid")
+        if setting is None:
+            return None
+        if isinstance(setting.value, list):
+            raise self.error("cpuid", 'lists of leaves are not supported here: cpuid = "host,feature=0,..." is')
+        try:
+            return parse_cpuid(str(setting.value))
+        except SpecError as error:
+            raise self.error("cpuid", str(error)) from None
 
     def cpus(self) -> tuple[int, ...] | None:
         setting = self.settings.get("cpus")

@@ -107,6 +107,27 @@ static void show_module(void)
     print(text);
 }
 
+/* Show what CPUID says of leaf 1, the last leaf, and Xen's last leaf: ecx, edx, eax, eax. */
+static void show_cpuid(void)
+{
+    uint32_t a, b, c, d, found[4];
+    char text[40], *end = text;
+
+    asm volatile("cpuid" : "=a" (a), "=b" (b), "=c" (c), "=d" (d) : "a" (1), "c" (0));
+    found[0] = c;
+    found[1] = d;
+    asm volatile("cpuid" : "=a" (found[2]), "=b" (b), "=c" (c), "=d" (d) : "a" (0), "c" (0));
+    asm volatile("cpuid" : "=a" (found[3]), "=b" (b), "=c" (c), "=d" (d) : "a" (0x40000000), "c" (0));
+    for ( unsigned int i = 0; i < 4; i++ )
+    {
+        for ( int shift = 28; shift >= 0; shift -= 4 )
+            *end++ = "0123456789abcdef"[found[i] >> shift & 15];
+        *end++ = i < 3 ? ' ' : '\n';
+    }
+    *end = 0;
+    print(text);
+}
+
 /* Wait for a key, and show it. */
 static void echo(void)
 {
@@ -139,6 +160,8 @@ void main(start_info_t *start_info)
         shut_down(SHUTDOWN_crash);
     if ( is("strange") )
         shut_down(77);
+    if ( is("cpuid") )
+        show_cpuid();
     if ( is("echo") )
         echo();
     if ( is("hang") )

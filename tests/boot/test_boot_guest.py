@@ -118,3 +118,29 @@ def test_without_the_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run(tmp_path, config("k"))
     assert result.exit_code == 2
     assert "g0.cfg:2: machine-code kernels need the CPU emulator: pip install 'paravirt[emulator]'" in result.stderr
+
+
+def test_what_cpuid_is_to_tell(mini: Path, tmp_path: Path) -> None:
+    def ask(*lines: str) -> list[int]:
+        result = run(tmp_path, config(mini, 'extra = "cpuid"', *lines))
+        assert result.exit_code == 0, result.stdout
+        text = next(line for line in result.stdout.splitlines() if line.count(" ") > 3 and "4000000" in line)
+        return [int(word, 16) for word in text.split(" | ")[1].split()]
+
+    ecx, edx, last, xen = ask()
+    assert (last, xen) == (0xD, 0x40000005)
+    # Without SSE2 there is nothing that stands on it: SSE3, SSSE3, SSE4, AES, PCLMULQDQ.
+    assert ask('cpuid = "host,sse2=0,popcnt=1,maxleaf=7,maxhvleaf=3"') == [
+        ecx & ~(1 | 1 << 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 25),
+        edx & ~(1 << 26),
+        7,
+        0x40000003,
+    ]
+    assert ask('cpuid = "host,aes=0"') == [ecx & ~(1 << 25), edx, last, xen]
+
+
+def test_a_python_guest_has_no_cpuid(tmp_path: Path) -> None:
+    (tmp_path / "hello.py").write_text(HELLO)
+    result = run(tmp_path, config("hello.py", 'cpuid = "host,aes=0"'))
+    assert result.exit_code == 2
+    assert "a guest written in Python executes no CPUID" in result.output
