@@ -32,6 +32,10 @@ from hypervisor.abi.sched import SHUTDOWN_poweroff
 from hypervisor.hypervisor import Hypervisor
 from toolstack.host import Host
 
+# Tests say themselves where the store is that they mean.
+for _variable in ("XENSTORED_PATH", "XENSTORED_RUNDIR"):
+    os.environ.pop(_variable, None)
+
 # Where a change is judged, the same examples are tried each time; at a desk new ones are, and those that fail are kept.
 # How long something took on a machine that may be busy proves nothing, neither of an example nor of making one.
 patience: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

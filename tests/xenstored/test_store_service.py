@@ -158,3 +158,17 @@ def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
         2,
         f"paravirt: cannot reach a store at '{tmp_path / 'socket'}': No such file or directory\n",
     )
+
+
+def test_the_name_is_there_only_when_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "socket"
+
+    class Watched(socket.socket):
+        def listen(self, backlog: int = 128, /) -> None:
+            assert not path.exists()
+            super().listen(backlog)
+
+    monkeypatch.setattr(address.socket, "socket", Watched)
+    with address.listen(path), Watched(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["socket"]

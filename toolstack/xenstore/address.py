@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from toolstack.errors import UsageError
@@ -43,18 +44,33 @@ def listen(path: Path) -> socket.socket:
     _make_way(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
+    # Who waits for the file to appear may connect at once: it gets its name when somebody listens there.
+    early = _early_name(path)
     # Between bind and chmod the socket would be open to others.
     mask = os.umask(0o777 & ~SOCKET_MODE)
     try:
-        listener.bind(os.fspath(path))
-        os.chmod(path, SOCKET_MODE)
+        early.unlink(missing_ok=True)
+        listener.bind(os.fspath(early))
+        os.chmod(early, SOCKET_MODE)
         listener.listen(BACKLOG)
+        if early != path:
+            # (Unlike a rename, a link does not take the name away from a daemon that was faster.)
+            os.link(early, path)
+            early.unlink()
     except OSError as error:
         listener.close()
+        with suppress(OSError):
+            early.unlink()
         raise UsageError(f"cannot listen at {str(path)!r}: {error.strerror}") from None
     finally:
         os.umask(mask)
     return listener
+
+
+def _early_name(path: Path) -> Path:
+    """Return the name beside `path` that a socket has until it listens: `path` where there is no room for one."""
+    early = path.with_name(f".{os.getpid()}.{path.name}"[:32])
+    return early if len(os.fsencode(early)) < SUN_PATH else path
 
 
 def _make_way(path: Path) -> None:
