@@ -19,10 +19,12 @@ from guest_kernel.hw.serial import STORE
 from guest_kernel.kernel import Kernel
 from toolstack.control.server import ControlServer
 from toolstack.control.verbs import Toolstack
+from toolstack.cpupools import PoolSpec, make_pools
 from toolstack.devices import put
 from toolstack.hotplug import Hotplug
 from toolstack.lifecycle import DomainPlan, Lifecycle, Platform
 from toolstack.nodes import dom0_nodes
+from toolstack.xc_scheduling import XcScheduling
 from toolstack.xl_config import DomainConfig
 
 
@@ -41,6 +43,7 @@ class ControlDomain:
     kernel: Kernel
     config: DomainConfig
     uuid: UUID
+    pools: Sequence[PoolSpec]
     plans: Sequence[DomainPlan]
     host: Host
 
@@ -54,6 +57,7 @@ class ControlDomain:
             xenstored.listen(clients)
         await kernel.xenbus.connected()
         await put(kernel, list(dom0_nodes(self.config.name, self.uuid, self.config.memory, self.config.vcpus)))
+        await make_pools(kernel, XcScheduling(lifecycle.xc), self.pools)
         consoled = XenConsoled(kernel, kernel.hw.serial)
         consoled.start()
         keyboard = kernel.spawn(self._obey(lifecycle), "serial line")

@@ -44,6 +44,7 @@ from hypervisor.trace import Emit, TraceError, TraceWriter
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
+from toolstack.cpupools import PoolSpec
 from toolstack.disk_spec import DiskSpec
 from toolstack.errors import GuestHangError, ToolstackError, UsageError
 from toolstack.leaks import find_leaks, ports_in_use
@@ -102,6 +103,7 @@ class Host:
         time: str = "virtual",
         seed: int = 0,
         scheduler: str = "",
+        pools: Sequence[PoolSpec] = (),
         schedule: str = "",
         costs: str = "",
         nics: Sequence[NicSpec] = (),
@@ -150,6 +152,9 @@ class Host:
         self._names = {0: DOM0_NAME}
         self.profile = Profile(self.costs, self._names) if profile else None
         """Where virtual time goes, if that is to be added up; complete when `run` has returned."""
+        self.pools = list(pools)
+        if self.pools and self.policy is not None:
+            raise UsageError(f"--schedule {schedule} says who runs, so that a cpupool's scheduler has no say")
         self.hv: Hypervisor
         self.lifecycle: Lifecycle | None = None
         self.xenstored: XenStored
@@ -188,7 +193,7 @@ class Host:
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
         self.outside.check()
-        check_processors(configs, self.pcpus, self.scheduler)
+        check_processors(configs, self.pcpus, self.scheduler, self.pools)
         prepared = prepare(
             configs,
             self.nics,
@@ -487,7 +492,7 @@ class Host:
 
     def _control_domain(self, plans: Sequence[DomainPlan], uuid: UUID, kernel: Kernel) -> ControlDomain:
         self._note_kernel(0, kernel)
-        return ControlDomain(kernel=kernel, config=self.dom0, uuid=uuid, plans=plans, host=self)
+        return ControlDomain(kernel=kernel, config=self.dom0, uuid=uuid, pools=self.pools, plans=plans, host=self)
 
     # -- consoles -------------------------------------------------------------------------------------------------
 

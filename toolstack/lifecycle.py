@@ -24,6 +24,7 @@ from hypervisor.abi import domctl, errno, sched
 from hypervisor.abi.io import xs_wire as xs
 from toolstack import xc_cpuid
 from toolstack.builder import PvBuilder, python_kernel
+from toolstack.cpupools import find_pool
 from toolstack.devices import Devices, put
 from toolstack.disk_spec import DiskSpec
 from toolstack.errors import ToolstackError
@@ -41,7 +42,7 @@ from toolstack.nodes import (
 )
 from toolstack.vif_spec import VifSpec
 from toolstack.xc import DomainState, Xc
-from toolstack.xc_scheduling import XcScheduling
+from toolstack.xc_scheduling import Pool, XcScheduling
 from toolstack.xl_config import DomainConfig
 
 SECOND = 1_000_000_000
@@ -309,6 +310,10 @@ class Lifecycle:
     async def _build(self, plan: DomainPlan) -> LiveDomain:
         config = plan.config
         backends = self._backends(config)
+        pool = None
+        if config.pool:
+            # (Looked up each time: it may have been renamed, or given up, since the domain's last life.)
+            pool, _ = await find_pool(self.kernel, XcScheduling(self.xc), config.pool)
         domid = self.xc.create_domain(
             plan.uuid.bytes,
             max_vcpus=config.maxvcpus,
@@ -317,7 +322,7 @@ class Lifecycle:
             max_maptrack_frames=config.max_maptrack_frames,
         )
         try:
-            store, console = self._load(domid, plan)
+            store, console = self._load(domid, plan, pool)
         except ToolstackError:
             self.xc.destroy(domid)
             raise
@@ -340,7 +345,7 @@ class Lifecycle:
         await self._announce(live, store, console)
         return live
 
-    def _load(self, domid: int, plan: DomainPlan) -> tuple[Connection, Connection]:
+    def _load(self, domid: int, plan: DomainPlan, pool: Pool | None) -> tuple[Connection, Connection]:
         """Give a new domain its vCPUs, memory and program; return its xenstore and console connections."""
         config, xc = plan.config, self.xc
         ramdisk = None
@@ -352,7 +357,7 @@ class Lifecycle:
             kernel = python_kernel(image)
             self.platform.load(domid, image)
         xc.max_vcpus(domid, config.maxvcpus)
-        self._schedule(domid, config)
+        self._schedule(domid, config, pool)
         if config.cpuid is not None:
             xc_cpuid.apply(xc, domid, config.cpuid)
         xc.set_address_size(domid, ADDRESS_BITS)
@@ -364,17 +369,19 @@ class Lifecycle:
         )
         return Connection(built.store_mfn, store_port), Connection(built.console_mfn, console_port)
 
-    def _schedule(self, domid: int, config: DomainConfig) -> None:
+    def _schedule(self, domid: int, config: DomainConfig, pool: Pool | None) -> None:
         """Tell Xen where a domain's vCPUs may run, and its weight and cap. (They have been checked.)"""
         scheduling = XcScheduling(self.xc)
+        pool = pool or scheduling.pools()[0]
+        if config.pool:
+            scheduling.move_domain(domid, pool.pool_id)
         if config.cpus is not None:
             for vcpu in range(config.maxvcpus):
                 scheduling.set_affinity(domid, vcpu, config.cpus)
         wanted = {"weight": config.cpu_weight, "cap": config.cap}
         values = {key: value for key, value in wanted.items() if value is not None}
         if values:
-            scheduler = scheduling.pools()[0].scheduler
-            scheduling.set_params(domid, scheduler, **{**scheduling.params(domid, scheduler), **values})
+            scheduling.set_params(domid, pool.scheduler, **{**scheduling.params(domid, pool.scheduler), **values})
 
     def _backends(self, config: DomainConfig) -> dict[str, int]:
         """Return the numbers of the backend domains that a configuration names. Raises ToolstackError."""

@@ -30,6 +30,7 @@ from hypervisor.machine.nic import NoWire, PcapWire, Wire
 from hypervisor.machine.overlay import Overlay
 from toolstack.builder import check_size, python_kernel
 from toolstack.capture import Capture
+from toolstack.cpupools import PoolSpec, check_pools, pool_of
 from toolstack.disk_spec import OVERLAY_FORMAT, DiskSpec
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
@@ -437,14 +438,20 @@ def forget_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, Dis
         others.pop(f"{owner}/{disk.vdev}", None)
 
 
-def check_processors(configs: Iterable[DomainConfig], pcpus: int, scheduler: str) -> None:
-    """Check what the domains want of the host's processors and of its scheduler. Raises `ConfigError`."""
+def check_processors(
+    configs: Iterable[DomainConfig], pcpus: int, scheduler: str, pools: Sequence[PoolSpec] = ()
+) -> None:
+    """Check what the domains want of the host's processors, pools and schedulers. Raises `UsageError`."""
+    check_pools(pools, pcpus)
     for config in configs:
+        pool = pool_of(config, pools, scheduler, pcpus)
         if config.cpus is not None and config.cpus[0] >= pcpus:
             raise config.error("cpus", f"none of these CPUs is there: the host has {pcpus}, and the first is number 0")
+        if config.cpus is not None and not set(config.cpus) & set(pool.cpus):
+            raise config.error("cpus", f"none of these CPUs is in the cpupool {pool.name}")
         for key in ("cpu_weight", "cap"):
-            if getattr(config, key) is not None and not scheduler.startswith("credit"):
-                raise config.error(key, f"the scheduler {scheduler!r} knows no weights and caps")
+            if getattr(config, key) is not None and not pool.scheduler.startswith("credit"):
+                raise config.error(key, f"the scheduler {pool.scheduler!r} knows no weights and caps")
         if config.cap is not None and config.cap > 100 * config.maxvcpus:
             most = 100 * config.maxvcpus
             raise config.error("cap", f"{config.maxvcpus} vCPUs can use {most} % of a CPU at most, not {config.cap}")

@@ -39,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 _SUPPORTED = (
     "builder", "cap", "cmdline", "cpu_weight", "cpuid", "cpus", "device", "disk", "driver_domain", "extra", "kernel",
     "max_event_channels", "max_grant_frames", "max_maptrack_frames", "maxmem", "maxvcpus", "memory", "name", "on_crash",
-    "on_poweroff", "on_reboot", "on_watchdog", "ramdisk", "root", "seed", "type", "uuid", "vcpus", "vif",
+    "on_poweroff", "on_reboot", "on_watchdog", "pool", "ramdisk", "root", "seed", "type", "uuid", "vcpus", "vif",
 )  # fmt: skip
 _XL_ONLY = (
     "acpi", "altp2m", "apic", "argo", "bios", "blkdev_start", "boot", "bootloader", "bootloader_args",
@@ -47,7 +47,7 @@ _XL_ONLY = (
     "device_model_version", "devtree", "dm_restrict", "dtdev", "e820_host", "event_channels", "firmware",
     "gfx_passthru", "hap", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "localtime",
     "memory_hotplug", "ms_vm_genid", "nestedhvm", "nographic", "nomigrate", "numa_placement", "on_soft_reset", "p9",
-    "pae", "passthrough", "pci", "pci_msitranslate", "pci_permissive", "pci_power_mgmt", "pool", "pvcalls", "pvh",
+    "pae", "passthrough", "pci", "pci_msitranslate", "pci_permissive", "pci_power_mgmt", "pvcalls", "pvh",
     "rdm", "rtc_timeoffset", "sdl", "seclabel", "serial", "shadow_memory", "smbios_firmware", "soundhw", "spice",
     "static_shm", "stdvga", "suppress_spurious_page_faults", "timer_mode", "tsc_mode", "usb", "usbctrl", "usbdev",
     "vcpu_hard_affinity", "vdispl", "vfb", "vga", "videoram", "viommu", "viridian", "vkb", "vmtrace_buf_kb", "vnc",
@@ -72,6 +72,8 @@ class DomainConfig:
     maxvcpus: int = 1
     cpus: tuple[int, ...] | None = None
     """Physical CPUs that the vCPUs may run on; None: all."""
+    pool: str = ""
+    """The cpupool that it is put into; empty: the first one."""
     cpu_weight: int | None = None
     cap: int | None = None
     cpuid: CpuidSpec | None = None
@@ -142,6 +144,7 @@ def parse_config(text: str, source: str, directory: Path) -> DomainConfig:
         vcpus=vcpus,
         maxvcpus=reader.integer("maxvcpus", vcpus, vcpus, MAX_VCPUS),
         cpus=reader.cpus(),
+        pool=reader.text("pool", ""),
         cpu_weight=reader.optional_integer("cpu_weight", 1, 65535),
         cap=reader.optional_integer("cap", 0, 100 * MAX_VCPUS),
         cpuid=reader.cpuid(),

@@ -11,6 +11,7 @@ from control_host import Steered, steered
 
 from toolstack.cli import main
 from toolstack.control.protocol import ControlError
+from toolstack.cpupools import parse_pool
 from toolstack.xl_config import DomainConfig
 
 BURN = 'self.print("up")\nwhile True:\n    await self.cpu(ns=1_000_000)'
@@ -171,3 +172,83 @@ def test_weights_want_a_scheduler_that_knows_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["run", str(tmp_path / "g.cfg"), "--scheduler", "rtds"])
     assert done.exit_code == 2
     assert done.output.endswith("g.cfg:4: the scheduler 'rtds' knows no weights and caps\n")
+
+
+# -- pools from the beginning -----------------------------------------------------------------------------------------
+
+
+def in_pools(host: Steered) -> list[DomainConfig]:
+    body = "self.print('up')\nawait self.kernel.never()"
+    return [
+        host.guest("first", body),
+        host.guest("named", body, 'pool = "Pool-0"', "cpu_weight = 512"),
+        host.guest("timely", body, 'pool = "rt"', "vcpus = 2"),
+        host.guest("heavy", body, 'pool = "old"', "cpu_weight = 77", "cap = 40", 'cpus = "3"'),
+    ]
+
+
+async def test_guests_are_born_into_their_pools(tmp_path: Path) -> None:
+    pools = [parse_pool("rt=rtds:1-2"), parse_pool("old=credit:3")]
+    async with steered(tmp_path, in_pools, pcpus=4, pools=pools) as host:
+        for name in ("first", "named", "timely", "heavy"):
+            await host.says(f"{name} | up")
+        assert [(row["name"], row["sched"], row["cpus"]) for row in await host.ask("cpupool-list")] == [
+            ("Pool-0", "credit2", [0]),
+            ("rt", "rtds", [1, 2]),
+            ("old", "credit", [3]),
+        ]
+        rows = await host.ask("vcpu-list")
+        assert {(row["name"], row["cpu"]) for row in rows} <= {
+            ("Domain-0", 0),
+            ("first", 0),
+            ("named", 0),
+            ("timely", 1),
+            ("timely", 2),
+            ("heavy", 3),
+        }
+        (pool,) = await host.ask("sched", sched="credit", domain="heavy")
+        assert pool["domains"] == [{"name": "heavy", "id": 4, "params": {"weight": 77, "cap": 40}}]
+        assert (await host.ask("sched", sched="credit2", domain="named"))[0]["domains"][0]["params"]["weight"] == 512
+
+
+async def test_a_domain_that_is_reborn_goes_to_its_pool_again(tmp_path: Path) -> None:
+    def one(host: Steered) -> list[DomainConfig]:
+        body = "self.print('up')\nawait self.kernel.never()"
+        return [host.guest("g", body, 'pool = "rt"')]
+
+    async with steered(tmp_path, one, pcpus=2, pools=[parse_pool("rt=rtds:1")]) as host:
+        await host.says("g | up")
+        await host.ask("reboot", domain="g", wait=True)
+        with trio.fail_after(30):
+            while not any(row["name"] == "g" and row["id"] > 1 for row in await host.ask("list")):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert [row["domains"] for row in await host.ask("cpupool-list")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "sentence"),
+    [
+        (("--cpupool", "rt"), "", "is not of the form NAME=SCHEDULER:CPUS"),
+        (("--cpupool", "rt=rdts:1"), "", "there is no scheduler 'rdts'; did you mean 'rtds'?"),
+        (("--cpupool", "=rtds:1"), "", "cannot be the name of a cpupool"),
+        (("--cpupool", "rt=rtds:x"), "", "'x' is no range of CPUs"),
+        (("--cpupool", "rt=rtds:all"), "", "pCPU 0 stays in Pool-0"),
+        (("--cpupool", "rt=rtds:0"), "", "pCPU 0 is in Pool-0 already"),
+        (("--cpupool", "rt=rtds:2"), "", "there is no pCPU 2, the host has 2"),
+        (("--cpupool", "Pool-0=rtds:1"), "", "there is a cpupool of that name already"),
+        (("--cpupool", "a=rtds:1", "--cpupool", "b=rtds:1"), "", "pCPU 1 is in a already"),
+        (("--cpupool", "rt=rtds:1", "--schedule", "fifo"), "", "a cpupool's scheduler has no say"),
+        (("--cpupool", "rt=rtds:1"), 'pool = "tr"', "the host has no cpupool 'tr'"),
+        (("--cpupool", "rt=rtds:1"), 'pool = "rt"\ncpu_weight = 1', "the scheduler 'rtds' knows no weights"),
+        (("--cpupool", "rt=rtds:1"), 'pool = "rt"\ncpus = "0"', "none of these CPUs is in the cpupool rt"),
+        (("--cpupool", "rt=rtds:1"), 'cpus = "1"', "none of these CPUs is in the cpupool Pool-0"),
+    ],
+)
+def test_pools_that_cannot_be_are_one_sentence(
+    tmp_path: Path, options: tuple[str, ...], settings: str, sentence: str
+) -> None:
+    path = Steered(tmp_path).guest("g", "pass", *settings.splitlines()).source
+    done = CliRunner().invoke(main, ["run", "--quiet", "--pcpus", "2", *options, path])
+    assert done.exit_code == 2, done.output
+    assert sentence in done.output
+    assert len(done.output.splitlines()) == 1

@@ -20,6 +20,7 @@ from toolstack.commands.profile import PROFILE_ROWS, save_speedscope
 from toolstack.commands.top import format_sample
 from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
+from toolstack.cpupools import parse_pool
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.host import Host
 from toolstack.live_view import LiveView
@@ -70,6 +71,13 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     "--scheduler",
     type=click.Choice(list(CHOICES)),
     help=f"Who runs, and for how long: one of Xen's schedulers. [default: {DEFAULT}]",
+)
+@click.option(
+    "--cpupool",
+    "pools",
+    metavar="NAME=SCHEDULER:CPUS",
+    multiple=True,
+    help='A pool of pCPUs with a scheduler of its own, such as rt=rtds:2-3, for guests with `pool = "rt"`.',
 )
 @click.option(
     "--schedule",
@@ -180,6 +188,7 @@ def run(
     clock: str,
     seed: int,
     scheduler: str | None,
+    pools: tuple[str, ...],
     schedule: str,
     costs: str,
     nics: tuple[str, ...],
@@ -228,6 +237,7 @@ def run(
             time=clock,
             seed=seed,
             scheduler=scheduler or "",
+            pools=[parse_pool(text) for text in pools],
             schedule=schedule,
             costs=costs,
             nics=[parse_nic(text) for text in nics],

@@ -10,6 +10,7 @@ from hypervisor.abi import errno
 from hypervisor.abi.version import XENVER_commandline
 from hypervisor.abi.xen import HYPERVISOR_xen_version
 from toolstack.control.verbs import Arguments, Toolstack
+from toolstack.cpupools import find_pool, is_pool_name, pool_names
 from toolstack.errors import ToolstackError, did_you_mean
 from toolstack.nodes import DOM0
 from toolstack.xc_scheduling import NUMBERS, Pool, XcScheduling
@@ -47,18 +48,11 @@ def _refused(error: XenError, what: str, sentences: Mapping[int, str]) -> Toolst
 
 
 async def _pool_names(toolstack: Toolstack, pools: Iterable[Pool]) -> dict[int, str]:
-    numbers = [pool.pool_id for pool in pools]
-    texts = await toolstack.kernel.xenbus.read_many([f"/local/pool/{number}/name" for number in numbers])
-    return {number: text or f"Pool-{number}" for number, text in zip(numbers, texts, strict=True)}
+    return await pool_names(toolstack.kernel, pools)
 
 
 async def _find_pool(toolstack: Toolstack, name: str) -> tuple[Pool, str]:
-    pools = _scheduling(toolstack).pools()
-    names = await _pool_names(toolstack, pools)
-    for pool in pools:
-        if name in (names[pool.pool_id], str(pool.pool_id)):
-            return pool, names[pool.pool_id]
-    raise ToolstackError(f"there is no cpupool {name!r}{did_you_mean(name, names.values())}")
+    return await find_pool(toolstack.kernel, _scheduling(toolstack), name)
 
 
 async def _cpupool_list(toolstack: Toolstack, args: Arguments) -> list[dict[str, Any]]:
@@ -104,7 +98,7 @@ async def _cpupool_create(toolstack: Toolstack, args: Arguments) -> int:
 
 async def _check_pool_name(toolstack: Toolstack, name: str) -> None:
     """See whether a pool can be called like that. Raises ToolstackError."""
-    if not name or "/" in name or not name.isascii() or not name.isprintable():
+    if not is_pool_name(name):
         raise ToolstackError(f"{name!r} cannot be the name of a cpupool")
     if name in (await _pool_names(toolstack, _scheduling(toolstack).pools())).values():
         raise ToolstackError(f"there is a cpupool {name!r} already")
