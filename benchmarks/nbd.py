@@ -3,11 +3,11 @@
 Ours is a process with a whole host: the client's requests come through a socket card into the memory of a guest, its
 NBD server hands them to blkfront, which puts them on the ring; blkback in dom0 has the disk controller move the data
 from or to an image file by DMA. Theirs is `nbdkit memory allocator=malloc`, written in C, with threads. Both listen on
-a a Unix socket, and they take turns; of each the best turn counts. Rates are by the wall clock, so they are of use on a
+a Unix socket, and they take turns; of each the best turn counts. Rates are by the wall clock, so they are of use on a
 machine that has two processors to spare, one for the client. The processor time that a request takes of the server, all
 its threads together, is said as well: that does not depend so much on who else is at work.
 
-usage: python -m benchmarks.nbd [--seconds S] [--rounds N] [--time virtual|real] [--check]
+usage: python -m benchmarks.nbd [--seconds S] [--rounds N] [--time virtual|real] [--disk image|memory] [--check]
 """
 
 import argparse
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn")
     parser.add_argument("--rounds", type=int, default=4, help="turns that each side takes with each load")
     parser.add_argument("--time", choices=["virtual", "real"], default="virtual", help="our host's time")
+    parser.add_argument("--disk", choices=["image", "memory"], default="image", help="a file, or `format=memory`")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     arguments = parser.parse_args()
     for tool in ("fio", "nbdkit"):
@@ -108,13 +109,16 @@ def main() -> None:
         shutil.copy(HERE / "nbd_guest.py", directory)
         config = directory / "storage.cfg"
         disk = f"format=raw,vdev=xvda,access=rw,target={image}"
+        if arguments.disk == "memory":
+            disk = f"format=memory,vdev=xvda,access=rw,target={SIZE_MIB}M"
         config.write_text(f'name = "storage"\nmemory = 64\nkernel = "nbd_guest.py"\ndisk = ["{disk}"]\n')
         ours, theirs = directory / "ours", directory / "theirs"
         paravirt = (sys.executable, "-c", "from toolstack.cli import main; main()", "run", "--quiet")
         export = ("--export-nbd", f"storage:xvda=unix:{ours}", "--time", arguments.time, str(config))
         nbdkit = ("nbdkit", "-f", "-U", str(theirs), "memory", f"{SIZE_MIB}M", "allocator=malloc")
         with serving(ours, *paravirt, *export) as our_pid, serving(theirs, *nbdkit) as their_pid:
-            fio(theirs, arguments.seconds, "--rw=write", "--bs=1M", "--iodepth=4")  # its memory, once touched
+            for place in (ours, theirs):
+                fio(place, arguments.seconds, "--rw=write", "--bs=1M", "--iodepth=4")  # memory, once touched
             for load, job in LOADS.items():
                 turns = [
                     (

@@ -20,7 +20,9 @@ from toolstack.errors import SpecError, did_you_mean
 RAW_FORMAT = "raw"
 OVERLAY_FORMAT = "overlay"
 """Not one of xl's: what a guest changes goes to a file of its own (`hypervisor.machine.overlay`)."""
-FORMATS = (RAW_FORMAT, OVERLAY_FORMAT)
+MEMORY_FORMAT = "memory"
+"""Nor this: a disk in the memory of the host's process, full of zeros at first and gone with it."""
+FORMATS = (RAW_FORMAT, OVERLAY_FORMAT, MEMORY_FORMAT)
 EMPTY_FORMAT = "empty"
 """That of a CD drive with nothing in it."""
 _OTHER_FORMATS = ("qcow", "qcow2", "vhd", "qed")
@@ -44,7 +46,8 @@ class DiskSpec:
     """One virtual disk of a domain."""
 
     target: str
-    """Path of the image file, or of an overlay's file of changes, as written (the reader of it resolves it).
+    """Path of the image file, or of an overlay's file of changes, as written (the reader of it resolves it); how large
+    a disk in memory is.
 
     Empty for a CD drive with nothing in it.
     """
@@ -72,6 +75,8 @@ class DiskSpec:
         if self.nbd is not None:
             nbd = attrs.evolve(self.nbd, path=str(directory / self.nbd.path) if self.nbd.path else "")
             return attrs.evolve(self, target=str(nbd))
+        if self.format == MEMORY_FORMAT:
+            return self
         base = str(directory / self.base) if self.base else ""
         return attrs.evolve(self, target=str(directory / self.target) if self.target else "", base=base)
 
@@ -184,7 +189,7 @@ def _format(word: str) -> str:
     if word in (*FORMATS, EMPTY_FORMAT):
         return word
     if word in _OTHER_FORMATS:
-        raise SpecError(f"the disk format {word!r} is not supported; only {' and '.join(map(repr, FORMATS))} are")
+        raise SpecError(f"the disk format {word!r} is not supported; only {', '.join(map(repr, FORMATS))} are")
     raise SpecError(f"unknown disk format {word!r}{did_you_mean(word, (*FORMATS, *_OTHER_FORMATS))}")
 
 
@@ -282,6 +287,8 @@ def _finish(draft: _Draft) -> DiskSpec:
         raise SpecError("the disk parameter 'backend' is empty")
     sector_size = draft.sector_size or SECTOR
     physical = draft.physical_sector_size or sector_size
+    if image_format == MEMORY_FORMAT and parse_size(target) % physical:
+        raise SpecError(f"a disk has whole sectors of {physical} bytes, so it cannot have {parse_size(target)}")
     if physical < sector_size:
         raise SpecError(f"a physical sector of {physical} bytes cannot hold a sector of {sector_size}")
     writable = _ACCESS[access] and not draft.removable

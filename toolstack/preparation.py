@@ -23,7 +23,7 @@ from guest_kernel.image import DriverFactory, PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.nbd import NbdExport
 from hypervisor.errors import DeviceError
-from hypervisor.machine.backing import Backing, NoMedium, RawFile
+from hypervisor.machine.backing import Backing, MemoryDisk, NoMedium, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nbd import NbdDisk
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
@@ -31,7 +31,7 @@ from hypervisor.machine.overlay import Overlay
 from toolstack.builder import check_size, python_kernel
 from toolstack.capture import Capture
 from toolstack.cpupools import PoolSpec, check_pools, pool_of
-from toolstack.disk_spec import OVERLAY_FORMAT, DiskSpec
+from toolstack.disk_spec import MEMORY_FORMAT, OVERLAY_FORMAT, DiskSpec, parse_size
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.lifecycle import DomainPlan
@@ -377,6 +377,11 @@ def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskS
             backing.close()
             raise ImageError(f"{disk.nbd}: an export of {backing.size} bytes has no whole sectors of that size")
         return _as_wanted(backing, disk)
+    if disk.format == MEMORY_FORMAT:
+        try:
+            return _as_wanted(MemoryDisk(parse_size(disk.target), readonly=not disk.writable), disk)
+        except OSError as error:
+            raise ImageError(f"a disk of {disk.target} in memory: {error.strerror}") from None
     path = Path(disk.target)
     uses = {path: disk.writable}
     if disk.format == OVERLAY_FORMAT:

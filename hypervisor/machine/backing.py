@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import final
 
 from hypervisor.errors import DeviceError
+from hypervisor.machine.memory import MAP_NORESERVE, PAGE_SIZE
 
+COPIED_AT_ONCE = 1 << 20
+"""Bytes of a disk in memory that is to have another size."""
 LARGEST_SECTOR = 4096
 """What fits into a page."""
 
@@ -234,41 +238,69 @@ class NoMedium(Backing):
 
 
 class MemoryDisk(Backing):
-    """A disk that is gone with the host."""
+    """A disk that is gone with the host. It takes memory only where it has been written to."""
 
     def __init__(self, size: int, *, readonly: bool = False) -> None:
+        """Raises OSError if there is no room for it among the addresses of the process."""
         self.size = size
         self.readonly = readonly
         self.discards = not readonly
-        self._bytes = memoryview(bytearray(size))
+        self._use(size)
+
+    def _use(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        self._bytes = memoryview(self._map)
 
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views."""
+        data = self._bytes
         for view in views:
-            view[:] = self._bytes[offset : offset + len(view)]
-            offset += len(view)
+            end = offset + len(view)
+            view[:] = data[offset:end]
+            offset = end
         return 0
 
     def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Store the views."""
+        data = self._bytes
         for view in views:
-            self._bytes[offset : offset + len(view)] = view
-            offset += len(view)
+            end = offset + len(view)
+            data[offset:end] = view
+            offset = end
         return 0
 
     def discard(self, offset: int, size: int) -> int:
-        """Forget what is there."""
-        self._bytes[offset : offset + size] = bytes(size)
+        """Forget what is there, and give back the memory of whole pages."""
+        end = offset + size
+        first, last = -(-offset // PAGE_SIZE) * PAGE_SIZE, end // PAGE_SIZE * PAGE_SIZE
+        if first >= last:
+            self._bytes[offset:end] = bytes(size)
+            return 0
+        self._bytes[offset:first] = bytes(first - offset)
+        self._bytes[last:end] = bytes(end - last)
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
         return 0
 
     def resize(self, size: int) -> int:
         """Take more memory, or less."""
-        kept = self._bytes[:size]
-        self._bytes = memoryview(bytearray(size))
-        self._bytes[: len(kept)] = kept
+        before = self._bytes
+        try:
+            self._use(size)
+        except OSError as error:
+            return error.errno or errno.ENOMEM
+        for at in range(0, min(self.size, size), COPIED_AT_ONCE):
+            part = before[at : min(at + COPIED_AT_ONCE, self.size, size)]
+            # Pages that nobody has written to stay where they are: nowhere.
+            if part.tobytes().strip(b"\0"):
+                self._bytes[at : at + len(part)] = part
         self.size = size
         return 0
 
     def flush(self) -> int:
         """Do nothing: there is nothing that outlives the process."""
         return 0
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._bytes.release()
+        self._map.close()

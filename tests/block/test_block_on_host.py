@@ -102,6 +102,23 @@ def test_an_image_that_shrinks_is_an_error_of_the_disk(scene: Scene) -> None:
     assert "xvda: read of 8 sectors at 2000: input/output error" in scene.text
 
 
+def test_a_disk_in_memory_is_empty_at_first_and_the_guests_own(scene: Scene) -> None:
+    body = """
+    disk = await self.disk("xvda")
+    assert disk.size == 1 << 40 and not any(await disk.read(disk.sectors - 8, 8))
+    await disk.write(disk.sectors - 8, bytes([{0}]) * 4096)
+    await disk.flush()
+    await self.sleep(1_000_000)
+    assert await disk.read(disk.sectors - 8, 8) == bytes([{0}]) * 4096
+    await disk.discard(disk.sectors - 8, 8)
+    assert not any(await disk.read(disk.sectors - 8, 8))
+    """
+    guests = [scene.guest(f"g{n}", body.format(n), Path("1T"), kind="format=memory") for n in (1, 2)]
+    assert scene.run(*guests).exit_code == 0, scene.text
+    with pytest.raises(UsageError, match="in memory"):
+        scene.run(scene.guest("g1", "pass", Path("1048576T"), kind="format=memory"))
+
+
 def test_guests_on_overlays_of_one_base(scene: Scene) -> None:
     base = scene.image("base.img", data=b"b" * 8192)
     body = """

@@ -131,6 +131,35 @@ def test_discarded_sectors_read_as_zero_and_a_file_has_less_to_store(
     disk.unplug()
 
 
+def test_a_disk_in_memory_keeps_what_is_there_and_forgets_what_is_discarded() -> None:
+    size = 6 << 20
+    disk = MemoryDisk(size)
+    model = bytearray(size)
+
+    def read() -> bytes:
+        found = bytearray(disk.size)
+        assert disk.readv([memoryview(found)[:1000], memoryview(found)[1000:]], 0, disk.size) == 0
+        return bytes(found)
+
+    for at, length in ((0, 5000), (4096, 4096), ((1 << 20) - 700, 1400), (size - 512, 512)):
+        data = bytes((at + n) % 255 + 1 for n in range(length))
+        assert disk.writev([memoryview(data)[:512], memoryview(data)[512:]], at, length) == 0
+        model[at : at + length] = data
+    assert read() == model
+    for at, length in ((512, 512), (3584, 1024), (4608, 512), ((1 << 20) - 512, 512), (512, 12288), (size - 512, 512)):
+        assert disk.discard(at, length) == 0
+        model[at : at + length] = bytes(length)
+        assert read() == model
+    disk.writev([memoryview(b"end!" * 128)], size - 512, 512)
+    model[-512:] = b"end!" * 128
+    assert disk.resize(size + 4096) == 0
+    model += bytes(4096)
+    assert read() == model
+    assert disk.resize(4 << 20) == 0
+    assert read() == model[: 4 << 20]
+    disk.close()
+
+
 @pytest.mark.parametrize("kind", ["file", "memory", "failing"])
 def test_another_capacity(machine: Machine, tmp_path: Path, kind: str) -> None:
     image = tmp_path / "disk.img"

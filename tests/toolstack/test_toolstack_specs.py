@@ -35,6 +35,13 @@ def test_ways_to_say_one_disk(text: str) -> None:
     assert parse_disk(text) == DiskSpec("/x.img", "xvda")
 
 
+def test_disks_in_memory() -> None:
+    disk = parse_disk("format=memory,vdev=xvda,target=64M")
+    assert disk == DiskSpec("64M", "xvda", format="memory")
+    assert disk.resolved(Path("/somewhere")) == disk
+    assert parse_disk("8k,memory,xvdb,ro").target == "8k"
+
+
 def test_overlays() -> None:
     disk = parse_disk("format=overlay,vdev=xvda,base=a.img,target=b")
     assert disk == DiskSpec("b", "xvda", format="overlay", base="a.img")
@@ -119,6 +126,10 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
         ("vdev=xvda,target=nbd:host:0", "is not of the form"),
         ("vdev=xvda,target=nbd:host:65536", "is not of the form"),
         ("format=overlay,base=b,vdev=xvda,target=nbd:host", "a disk of format 'raw', not 'overlay'"),
+        ("/x,memory,xvda", "'/x' is no size of a disk"),
+        ("1000,memory,xvda", "a disk has whole sectors of 512 bytes, so it cannot have 1000"),
+        ("format=memory,vdev=xvda,sector-size=4096,target=1537K", "whole sectors of 4096 bytes"),
+        ("format=memory,base=b,vdev=xvda,target=1M", "only an overlay has a base"),
         ("/x,overlay,xvda", "an overlay needs a base"),
         ("/x,overlay,xvda,base=", "an overlay needs a base"),
         ("/x,raw,xvda,base=/y", "only an overlay has a base, and this is a disk of format 'raw'"),

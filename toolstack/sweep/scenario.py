@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 from hypervisor.sched.schedulers import CHOICES
-from toolstack.disk_spec import OVERLAY_FORMAT, DiskSpec
+from toolstack.disk_spec import MEMORY_FORMAT, OVERLAY_FORMAT, DiskSpec
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.host import Host
 from toolstack.report import HostResult
@@ -149,6 +149,8 @@ def _own_disk(name: str, disk: DiskSpec, directory: Path) -> DiskSpec:
     """Return a disk whose changes are the run's own."""
     if disk.nbd is not None:
         raise UsageError(f"{name}: {disk.vdev} is at an NBD server, and all runs would write to the same disk")
+    if disk.format == MEMORY_FORMAT:
+        return disk
     changes = directory / f"{name}.{disk.vdev}.changes"
     if Path(disk.target).is_relative_to(directory):
         return disk
