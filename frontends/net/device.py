@@ -56,10 +56,11 @@ class FrontDevice(NetDevice):
 
         Raises OutOfMemory, GrantError, XenError; `close` gives back what has been taken by then.
         """
-        for number in range(queues):
-            FrontQueue(self, self.name if queues == 1 else f"{self.name}-q{number}", split=split)
+        # Its pages come first: those of buffers are to be neighbours.
         if control:
             self.control = ControlRing(self.kernel, self.backend, self.pages)
+        for number in range(queues):
+            FrontQueue(self, self.name if queues == 1 else f"{self.name}-q{number}", split=split)
 
     def connect(self) -> None:
         """Start: the backend is there."""
