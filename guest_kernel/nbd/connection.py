@@ -161,6 +161,8 @@ class Connection:
         self._sending = 0
         self._looks = False
         """Whether the thread is about to see by itself what has been sent."""
+        self._expects = False
+        """Whether it is about to see what has been received."""
         self._sent_buffers: list[Buffer] = []
         self._start = self._end = 0
         """What of the area has been received and not parsed."""
@@ -263,8 +265,8 @@ class Connection:
                 disk.restart()
             if self._failure:
                 raise Hangup
-            if self.leaving and not self.jobs and not self._sending:
-                return
+            if self.leaving and not self._sending and self.jobs == (self._piece is not None or self._rest is not None):
+                return  # a write whose data will not come any more is not waited for
             if not self.news:
                 await self._waiters.wait()
 
@@ -321,8 +323,8 @@ class Connection:
         """The card has received something. Called in upcall context, or inside of `kick`."""
         self._receiving = False
         if status == -errno.EAGAIN:
-            return
-        if status <= 0:
+            pass
+        elif status <= 0:
             self._ended = True
             self.leaving = True
         else:
@@ -332,7 +334,8 @@ class Connection:
                 piece.filled += part
                 status -= part
             self._end += status
-        self.wake()
+        if not self._expects:
+            self.wake()
 
     def _listen(self) -> None:
         """Have the card receive what comes next, if there is room for it."""
@@ -386,7 +389,9 @@ class Connection:
             return False
         self._start = self._end = 0
         self._receive(self._data_segments(piece), 0)
+        self._expects = True
         self._kick()
+        self._expects = False
         return piece.filled == piece.size
 
     def _data_segments(self, piece: Piece) -> bytes:

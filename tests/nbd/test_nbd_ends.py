@@ -146,3 +146,42 @@ def test_two_exports_at_one_place(scene: Scene, monkeypatch: pytest.MonkeyPatch)
     both = ["--export-nbd", "guest:xvda=unix:s", "--export-nbd", "guest:xvda=unix:s"]
     done = CliRunner().invoke(main, ["run", *both, "guest.cfg"])
     assert (done.exit_code, "at the same place" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("length", [4096, MIB, 3 * MIB])
+@pytest.mark.parametrize("pause", [False, True])
+def test_who_goes_in_the_middle_of_a_write_leaves_nothing_behind(scene: Scene, length: int, pause: bool) -> None:
+    """What has been asked for before is answered, and then the server hangs up."""
+
+    def client() -> None:
+        for _ in range(3):
+            with RawClient(scene.path) as raw:
+                raw.hello()
+                raw.request(wire.CMD_WRITE, 0, 512, data=b"1" * 512)
+                if pause:
+                    assert raw.reply() == (0, b"")
+                raw.request(wire.CMD_WRITE, 0, length, data=b"2" * (length // 2))
+                raw.socket.shutdown(socket.SHUT_WR)
+                if not pause:
+                    assert raw.reply() == (0, b"")
+                assert raw.is_hung_up_on()
+
+    scene.serve(client)
+
+
+def test_unplugging_the_disk_ends_a_client_in_the_middle_of_a_write(scene: Scene) -> None:
+    outside = Outside()
+    endpoint = ControlEndpoint(scene.directory / "control", outside)
+    endpoint.open()
+
+    def client() -> None:
+        with RawClient(scene.path) as raw, Control(endpoint.path) as host:
+            raw.hello()
+            raw.request(wire.CMD_WRITE, 0, MIB, data=b"2" * (MIB // 2))
+            host.ask("block-detach", domain="guest", device="xvda", force=False)
+            assert raw.is_hung_up_on()
+
+    try:
+        scene.serve(client, outside=outside)
+    finally:
+        endpoint.close()
