@@ -21,7 +21,7 @@ CONFIGS = ("guest1.cfg", "guest2.cfg")
 
 MUST_OCCUR = {
     *("hypercall", "evtchn_pending", "upcall", "schedule", "deschedule", "wake", "timer", "irq", "vcpu_up"),
-    *("domain_create", "domain_shutdown", "domain_destroy", "gnttab_map", "gnttab_unmap", "gnttab_copy"),
+    *("domain_create", "domain_name", "domain_shutdown", "domain_destroy", "gnttab_map", "gnttab_unmap", "gnttab_copy"),
     *(
         "ring_connect",
         "ring_push",

@@ -150,7 +150,7 @@ class Host:
             raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
         self.scheduler = self.policy.scheduler if self.policy is not None else scheduler or DEFAULT
         self._names = {0: DOM0_NAME}
-        self.profile = Profile(self.costs, self._names) if profile else None
+        self.profile = Profile(self.costs) if profile else None
         """Where virtual time goes, if that is to be added up; complete when `run` has returned."""
         self.pools = list(pools)
         if self.pools and self.policy is not None:

@@ -20,7 +20,7 @@ from guest_kernel.threads import Lock, Thread, WaitQueue
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import gather
 from hypervisor.abi import device as machine_device
-from hypervisor.abi import domctl, errno, sched
+from hypervisor.abi import domctl, errno, sched, tracepoints
 from hypervisor.abi.io import xs_wire as xs
 from toolstack import xc_cpuid
 from toolstack.builder import PvBuilder, python_kernel
@@ -338,6 +338,7 @@ class Lifecycle:
             raise
         live = LiveDomain(domid, plan, config.name, self._devices(domid, plan, backends), self.kernel.monotonic_ns())
         self.live[domid] = live
+        self._tell_name(live)
         self._assign_disks(live)
         for unit in plan.socket_units:
             port = machine_device.socket_port(unit)
@@ -368,6 +369,12 @@ class Lifecycle:
             domid, kernel, config, store_port=store_port, console_port=console_port, ramdisk=ramdisk
         )
         return Connection(built.store_mfn, store_port), Connection(built.console_mfn, console_port)
+
+    def _tell_name(self, live: LiveDomain) -> None:
+        """Have the trace know what people call a domain: Xen has numbers only."""
+        trace = self.kernel.cpu.trace
+        if trace is not None:
+            trace(tracepoints.DOMAIN_NAME, live.domid, live.name)
 
     def _schedule(self, domid: int, config: DomainConfig, pool: Pool | None) -> None:
         """Tell Xen where a domain's vCPUs may run, and its weight and cap. (They have been checked.)"""
@@ -517,6 +524,7 @@ class Lifecycle:
         uuid = uuid5(live.plan.uuid, name)
         old = f"/vm/{live.plan.uuid}"
         live.name = name
+        self._tell_name(live)
         live.preserved = True
         live.plan = attrs.evolve(live.plan, uuid=uuid)
         self.xc.set_handle(live.domid, uuid.bytes)

@@ -47,6 +47,7 @@ GUEST_NOTE = 71
 RING_CONNECT = 72
 STATE_NODE = 73
 THREAD = 74
+DOMAIN_NAME = 75
 
 STATES = frozenset(
     {STATE_PORT, STATE_EVENT, STATE_UPCALL, STATE_GRANT, STATE_MAPPING, STATE_PAGES, STATE_RING, STATE_SLOT, STATE_NODE}
@@ -91,5 +92,6 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     RING_CONNECT: ("ring_connect", ("device", "ring", "layout", "front", "refs")),
     STATE_NODE: ("state_node", ("path", "value", "permissions")),
     THREAD: ("thread", ("name",)),
+    DOMAIN_NAME: ("domain_name", ("domain", "name")),
 }
 """Kind → (name, names of the fields)."""

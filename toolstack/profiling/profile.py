@@ -11,7 +11,7 @@ is no code of a guest: `[switch]`, `[stretch]`, `[computing]`, `[yielding]`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -113,14 +113,11 @@ class _VCpu:
 
 
 class Profile:
-    """Takes the records of one trace in their order (`add`), then says where the time went.
+    """Takes the records of one trace in their order (`add`), then says where the time went."""
 
-    `names` are those of domains, where they are known.
-    """
-
-    def __init__(self, costs: Costs, names: Mapping[int, str] | None = None) -> None:
+    def __init__(self, costs: Costs) -> None:
         self._costs = costs
-        self._names = names if names is not None else {}
+        self._names: dict[int, str] = {0: DOM0_NAME}
         self._vcpus: dict[Who, _VCpu] = {}
         self._last: dict[int, Who] = {}
         """By pCPU: who ran there last."""
@@ -137,6 +134,9 @@ class Profile:
         if time > self.end:
             self.end = time
         if kind in tp.STATES:
+            return
+        if kind == tp.DOMAIN_NAME:
+            self._names[fields[0]] = str(fields[1])
             return
         who = domid, vcpu_id
         vcpu = self._vcpus.get(who)
@@ -280,4 +280,4 @@ class Profile:
 
     def domain_name(self, domid: int) -> str:
         """Return what to call a domain."""
-        return self._names.get(domid) or (DOM0_NAME if domid == 0 else f"domain {domid}")
+        return self._names.get(domid, f"domain {domid}")

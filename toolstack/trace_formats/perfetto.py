@@ -68,6 +68,7 @@ class _Writer:
             tp.BLOCK_REQUEST: self._device,
             tp.NET_PACKET: self._device,
             tp.XENBUS_STATE: self._xenbus,
+            tp.DOMAIN_NAME: self._domain_name,
         }
 
     def write(self, records: Iterable[Sequence[Any]]) -> Iterator[list[str]]:
@@ -156,6 +157,14 @@ class _Writer:
     def _xenbus(self, placed: Placed) -> None:
         details = describe(placed.kind, placed.fields)
         self._point(placed, self._device_track(placed.who[0], str(placed.fields[0])), "xenbus_state", "xenbus", details)
+
+    def _domain_name(self, placed: Placed) -> None:
+        self._instant(placed)
+        domid, name = placed.fields
+        # (The last name that a process is given counts.)
+        self._named.add((domid, "process"))
+        text = _quote(f"{name} (domain {domid})")
+        self._events.append(f'{{"ph":"M","name":"process_name","pid":{domid},"args":{{"name":{text}}}}}')
 
     # -- arrows ---------------------------------------------------------------------------------------------------
 

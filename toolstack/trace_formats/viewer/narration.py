@@ -232,6 +232,14 @@ class Narrator:
     def _note(self, domid: int, _vcpu: int, text: str) -> Told:
         return f"{self._name(domid)} notes: {_text(text)}", "docs/trace.md"
 
+    def _thread(self, domid: int, vcpu: int, name: str) -> Told:
+        return f"{self._name(domid)}'s kernel lets the thread {_text(name)} run on vCPU {vcpu}", "docs/guest-kernel.md"
+
+    def _domain_name(self, _domid: int, _vcpu: int, domain: int, name: str) -> Told:
+        told = f"dom0's toolstack calls domain {domain} {_text(name)}", "docs/toolstack.md"
+        self._names[domain] = _text(name)
+        return told
+
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
@@ -267,4 +275,6 @@ _TELLERS: Final[dict[int, Callable[..., Told]]] = {
     tp.BLOCK_REQUEST: Narrator._block,
     tp.NET_PACKET: Narrator._packet,
     tp.GUEST_NOTE: Narrator._note,
+    tp.THREAD: Narrator._thread,
+    tp.DOMAIN_NAME: Narrator._domain_name,
 }
