@@ -9,6 +9,7 @@ import click
 from toolstack.commands import control, processors
 from toolstack.commands.boot import boot
 from toolstack.commands.cd import cd_eject, cd_insert
+from toolstack.commands.check import check
 from toolstack.commands.dmesg import dmesg
 from toolstack.commands.profile import profile
 from toolstack.commands.run import run
@@ -44,6 +45,6 @@ def main() -> None:
     """
 
 
-_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored, cd_insert, cd_eject)
+_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored, cd_insert, cd_eject, check)
 for _command in (*_SINGLE, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

@@ -1,0 +1,1 @@
+"""Checks, outcomes, the runner and the reports."""

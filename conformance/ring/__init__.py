@@ -1,0 +1,1 @@
+"""Suite `ring`: the arithmetic of the shared producer-consumer ring, both ends."""

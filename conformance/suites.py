@@ -1,0 +1,41 @@
+"""The suites: what each judges, and how its world is made of a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from conformance.kit.check import CHECKS, Check
+from conformance.kit.runner import World
+from conformance.ring import checks as _ring  # noqa: F401 - registers them
+from conformance.ring import world as ring_world
+from conformance.xenstore import checks as _xenstore  # noqa: F401
+from conformance.xenstore import world as xenstore_world
+
+
+@attrs.frozen
+class Suite:
+    """A set of checks for one kind of subject."""
+
+    name: str
+    what: str
+    subject: str
+    """What its SUBJECT looks like."""
+    world: Callable[[str], World]
+    """Makes the world of each check of a subject. Raises SubjectError."""
+
+    @property
+    def checks(self) -> list[Check]:
+        """Its checks, in the order of their ids."""
+        return sorted((check for check in CHECKS.values() if check.suite == self.name), key=lambda check: check.id)
+
+
+SUITES: Final[dict[str, Suite]] = {
+    suite.name: suite
+    for suite in (
+        Suite("ring", "an implementation of ring.h's arithmetic", "module:Class", ring_world.open_subject),
+        Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
+    )
+}

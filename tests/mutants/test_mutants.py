@@ -1,0 +1,60 @@
+"""Every faulty subject is caught by the check meant for it, and no good one by any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.kit.check import CHECKS, Outcome
+from conformance.kit.runner import run_check
+from conformance.ring.world import OurRings, rings
+from conformance.suites import SUITES
+from conformance.xenstore.world import open_subject
+from tests.mutants import rings as ring_mutants
+from tests.mutants import stores as store_mutants
+from tests.xenstored.store_process import ThreadedStore
+
+
+def test_there_are_enough() -> None:
+    assert len(ring_mutants.MUTANTS) + len(store_mutants.MUTANTS) >= 55
+
+
+@pytest.mark.parametrize("name", ring_mutants.MUTANTS)
+def test_a_faulty_ring_is_caught(name: str) -> None:
+    fault, meant_for_it, subject = ring_mutants.MUTANTS[name]
+    result = run_check(CHECKS[meant_for_it], lambda: rings(subject))
+    assert result.outcome is Outcome.failure, f"{fault}: {result}"
+    assert result.message
+
+
+def test_our_rings_are_good() -> None:
+    results = [run_check(check, lambda: rings(OurRings)) for check in SUITES["ring"].checks]
+    assert [result for result in results if result.outcome is not Outcome.success] == []
+
+
+@pytest.mark.parametrize("name", store_mutants.MUTANTS)
+def test_a_faulty_store_is_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, meant_for_it, patch = store_mutants.MUTANTS[name]
+    store = ThreadedStore(tmp_path / "socket")
+    try:
+        patch(monkeypatch)
+        result = run_check(CHECKS[meant_for_it], open_subject(f"unix:{store.path}"))
+    finally:
+        # What a faulty store has made of itself is not looked at.
+        monkeypatch.undo()
+        store._stop = True
+        store._thread.join()
+        store.sockets.close()
+    assert result.outcome is Outcome.failure, f"{fault}: {result}"
+
+
+def test_our_store_is_good(tmp_path: Path) -> None:
+    store = ThreadedStore(tmp_path / "socket")
+    try:
+        world: Any = open_subject(f"unix:{store.path}")
+        results = [run_check(check, world) for check in SUITES["xenstore"].checks]
+    finally:
+        store.stop()
+    assert [result for result in results if result.outcome is not Outcome.success] == []
