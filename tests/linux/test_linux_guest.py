@@ -11,9 +11,14 @@ from pathlib import Path
 
 import dpkt
 import pytest
+import trio
 from conftest import Build, paravirt
 
 from guest_kernel.net import checksum
+from hypervisor.machine.clock import VIRTUAL_EPOCH_NS
+from toolstack.console_log import ConsoleLog
+from toolstack.host import Host
+from toolstack.xl_config import load_config
 
 MIB = 1 << 20
 PEER = """
@@ -36,28 +41,38 @@ class Peer(Guest):
 
 
 def test_disk_and_network(build: Build, tmp_path: Path) -> None:
-    """64 MiB read with the right hash, a file system that is clean afterwards, a Python guest on the same bridge."""
+    """The kernel of every Debian machine, its disks and its network.
+
+    64 MiB read with the right hash, a file system that is clean afterwards, discards that make the images smaller,
+    a Python guest on the same bridge.
+    """
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("no mkfs.ext4 here (Debian: e2fsprogs)")
-    random_disk, ext4 = tmp_path / "random.img", tmp_path / "ext4.img"
+    random_disk, ext4, full = (tmp_path / f"{name}.img" for name in ("random", "ext4", "full"))
     data = random.Random(1).randbytes(MIB) * 64
     random_disk.write_bytes(data)
     ext4.write_bytes(bytes(32 * MIB))
     subprocess.run(["mkfs.ext4", "-q", "-F", ext4], check=True, capture_output=True)
     linux = build(
         """
+        dmesg | grep blkfront
         echo "hash: $(dd if=/dev/xvda bs=1M 2>/dev/null | md5sum)"
         mount -t ext4 /dev/xvdb /mnt
         dd if=/dev/xvda of=/mnt/copy bs=1M count=8 2>/dev/null
         mkdir /mnt/dir && echo hello > /mnt/dir/file && sync && rm /mnt/copy
         dd if=/dev/xvda of=/mnt/kept bs=64k count=32 2>/dev/null
+        dd if=/dev/xvda of=/mnt/lost bs=1M count=16 2>/dev/null && sync && rm /mnt/lost && sync
+        fstrim -v /mnt
         umount /mnt
+        blkdiscard -o 1048576 -l 2097152 /dev/xvdc && md5sum < /dev/xvdc
         ip link set eth0 up
         ip addr add 10.0.0.2/24 dev eth0
         ping -c 2 10.0.0.1
-        """
+        """,
+        flavour="amd64",
     )
-    disks = f'disk = ["{random_disk},raw,xvda,r", "{ext4},raw,xvdb,w"]'
+    full.write_bytes(data[: 4 * MIB])
+    disks = f'disk = ["{random_disk},raw,xvda,r", "{ext4},raw,xvdb,w", "{full},raw,xvdc,w"]'
     config = linux.config(tmp_path / "linux.cfg", disks, 'vif = ["bridge=xenbr0"]')
     (tmp_path / "peer.py").write_text(PEER)
     peer = tmp_path / "peer.cfg"
@@ -65,6 +80,9 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
     done = paravirt("run", config, peer)
     assert done.exit_code == 0, done.output
     assert f"hash: {hashlib.md5(data).hexdigest()}" in done.output
+    for name in ("xvda", "xvdb", "xvdc"):
+        asked = re.search(f"blkfront: {name}: .*persistent grants: enabled; indirect descriptors: enabled", done.output)
+        assert asked, done.output
     assert "2 packets transmitted, 2 packets received, 0% packet loss" in done.output
     assert "peer     | ping: True\n" in done.output
     checked = subprocess.run(["e2fsck", "-fn", ext4], capture_output=True, text=True, check=False)
@@ -73,6 +91,12 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
     assert f"Size: {2 * MIB}" in listed.stdout
     shown = subprocess.run(["debugfs", "-R", "cat dir/file", ext4], capture_output=True, text=True, check=True)
     assert shown.stdout == "hello\n"
+    left = data[:MIB] + bytes(2 * MIB) + data[3 * MIB : 4 * MIB]
+    assert full.read_bytes() == left
+    assert hashlib.md5(left).hexdigest() in done.output
+    # An image has 512 bytes for each of its blocks; those that were discarded it has no more.
+    assert full.stat().st_blocks * 512 <= 2 * MIB + 65536
+    assert ext4.stat().st_blocks * 512 < 16 * MIB
 
 
 def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
@@ -132,6 +156,42 @@ def test_reboot_is_another_life(build: Build, tmp_path: Path) -> None:
     assert done.output.count("the first life") == 1
     assert "the second life, 2023" in done.output
     assert re.search(r"linux +2 +poweroff \(2 lives\)", done.output)
+
+
+def test_processes_signals_and_the_clock(build: Build, tmp_path: Path) -> None:
+    """With two vCPUs: both work, processes are forked and get signals, timers fire in time, idling loses no time."""
+    linux = build(
+        """
+        (trap 'echo "step: told by a signal"; exit' USR1; while true; do sleep 1; done) &
+        sleep 2; kill -USR1 $!; wait $!
+        timeout 1 sleep 1000; echo "step: ended with $?"
+        for cpu in 0 1; do (taskset $((1 << cpu)) sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done') & done
+        wait
+        sleep 1
+        echo "step: $(grep -c '^cpu[01] [1-9]' /proc/stat) vCPUs have worked"
+        seconds() { date +%s; }
+        up() { cut -d. -f1 /proc/uptime; }
+        before=$(seconds) up_before=$(up)
+        sleep 1000
+        echo "step: $(($(seconds) - before)) seconds, $(($(up) - up_before)) of them up, now $(seconds)"
+        """
+    )
+    lines: list[str] = []
+    host = Host(pcpus=2, consoles=ConsoleLog(lines.append))
+    config = linux.config(tmp_path / "linux.cfg", "vcpus = 2")
+    result = trio.run(host.run, [load_config(config)])
+    assert result.exit_code == 0
+    assert host.leaks() == []
+    text = "".join(lines)
+    assert "step: told by a signal\n" in text
+    assert "step: ended with 143\n" in text
+    assert "step: 2 vCPUs have worked\n" in text
+    found = re.search(r"step: (\d+) seconds, (\d+) of them up, now (\d+)\n", text)
+    assert found, text
+    assert found[1] in ("1000", "1001")
+    assert found[2] in ("1000", "1001")
+    # The host's own clock, when it was switched off a moment later.
+    assert 0 <= (VIRTUAL_EPOCH_NS + host.hv.clock.now) / 1e9 - int(found[3]) < 2
 
 
 def test_a_panic_is_a_crash(build: Build, tmp_path: Path) -> None:

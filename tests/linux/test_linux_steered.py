@@ -43,9 +43,9 @@ class Steered:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def says(self, text: str) -> None:
-        """Wait for a text of the guest."""
-        self._until(lambda: f"step: {text}\n" in self.log.read_text(), text)
+    def says(self, text: str, times: int = 1) -> None:
+        """Wait for a text of the guest, which comes so many times."""
+        self._until(lambda: self.log.read_text().count(f"step: {text}\n") >= times, text)
 
     def ask(self, verb: str, **args: object) -> None:
         with Control(self.socket) as control:
@@ -75,8 +75,11 @@ def test_vcpus_and_memory_go_and_come_back(build: Build, tmp_path: Path) -> None
         host.says("32 MiB less")
         host.ask("mem-set", kib=192 << 10)
         host.says("0 MiB less again")
+        host.ask("reboot")
+        host.says("2 vCPUs", times=2)
         host.ask("shutdown")
         assert host.ended() == 0, host.log.read_text()[-3000:]
+        assert "poweroff (2 lives)" in host.log.read_text()
     finally:
         host.process.kill()
         host.process.wait()
