@@ -25,6 +25,10 @@ _SHOWN[ord("\r")] = ""
 _SHOWN[ord("\t")] = "    "
 
 
+PANIC = "Kernel panic - not syncing"
+"""How Linux begins to say why it ends."""
+
+
 def printable(text: str) -> str:
     """Return a text of a guest's as it may be shown to a person: nothing in it that a terminal would obey."""
     return text.translate(_SHOWN)
@@ -42,7 +46,11 @@ class ConsoleLog:
         self._colour = colour
         self._partial: dict[str, bytes] = {}
         self.last: dict[str, str] = {}
-        """The last line of each domain that was not empty: of a crash, that is what it was."""
+        """The last line of each domain that was not empty: of a crash, that is what it was.
+
+        Linux says more after what it was; so the line with its panic stays, until the domain is gone.
+        """
+        self._panicked: set[str] = set()
 
     def feed(self, tag: str, data: bytes) -> None:
         """Take bytes that a domain printed."""
@@ -72,6 +80,7 @@ class ConsoleLog:
         rest = self._partial.pop(tag, b"")
         if rest:
             self._line(tag, rest)
+        self._panicked.discard(tag)
 
     def finish_all(self) -> None:
         """Show every unfinished line."""
@@ -80,8 +89,10 @@ class ConsoleLog:
 
     def _line(self, tag: str, line: bytes, *, more: bool = False) -> None:
         text = printable(line.decode("utf-8", "backslashreplace"))
-        if text:
+        if text and tag not in self._panicked:
             self.last[tag] = text[:MAX_LINE]
+            if PANIC in text:
+                self._panicked.add(tag)
         for start in range(0, max(len(text), 1), MAX_LINE):
             mark = "\\" if more or start + MAX_LINE < len(text) else ""
             self._write(f"{self._tag(tag)} | {text[start : start + MAX_LINE]}{mark}\n")

@@ -199,7 +199,11 @@ def test_a_panic_is_a_crash(build: Build, tmp_path: Path) -> None:
     done = paravirt("run", linux.config(tmp_path / "linux.cfg"))
     assert done.exit_code == 1
     assert "Kernel panic - not syncing: sysrq triggered crash" in done.output
+    # Its registers, which it prints itself.
+    assert re.search(r"RIP: [0-9a-f]{4}:0x[0-9a-f]+\n", done.output)
+    assert re.search(r"R13: [0-9a-f]{16} R14: [0-9a-f]{16} R15: [0-9a-f]{16}\n", done.output)
     assert re.search(r"linux +1 +crash", done.output)
+    assert re.search(r"paravirt: linux crashed: \[.*\] Kernel panic - not syncing: sysrq triggered crash", done.output)
 
 
 def test_the_same_seed_gives_the_same_boot(build: Build, tmp_path: Path) -> None:

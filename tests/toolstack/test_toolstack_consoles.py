@@ -242,3 +242,14 @@ def test_typing_at_a_terminal_and_leaving_it(tmp_path: Path) -> None:
 )
 def test_escape(typed: bytes, parts: tuple[bytes, bool]) -> None:
     assert until_escape(typed) == parts
+
+
+def test_a_panic_is_what_a_crash_was() -> None:
+    """Linux says more after it; the next life has its own last words."""
+    log = ConsoleLog(lambda line: None)
+    log.feed("linux", b"[1.0] Kernel panic - not syncing: no init\n[1.1] Call Trace:\n[1.2] Rebooting in 1 seconds..\n")
+    assert log.last["linux"] == "[1.0] Kernel panic - not syncing: no init"
+    log.finish("linux")
+    assert log.last["linux"] == "[1.0] Kernel panic - not syncing: no init"
+    log.feed("linux", b"another life\nends otherwise\n")
+    assert log.last["linux"] == "ends otherwise"
