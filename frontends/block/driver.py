@@ -6,17 +6,15 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from frontends.block.names import disk_name
+from frontends.block.pool import MEMORY_SHARE, Withheld, retry_withheld
 from frontends.block.queue import FLUSH_OPERATIONS
 from frontends.block.rings import Rings
 from frontends.block.slots import (
     MAX_INDIRECT_SEGMENTS,
     MAX_LENT_SEGMENTS,
     MAX_SECTORS,
-    MEMORY_SHARE,
     MOST_SEGMENTS,
     SECTORS_PER_PAGE,
-    Withheld,
-    retry_withheld,
 )
 from guest_kernel.block import SECTOR_SIZE, BlockDevice
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, final
 
 from frontends.block.merging import MAX_SECTORS as MAX_MERGED_SECTORS
 from frontends.block.merging import Merger, take_apart
-from frontends.block.slots import REQUESTS, SECTOR_SHIFT, PagePool, Slot
+from frontends.block.pool import PagePool
+from frontends.block.slots import REQUESTS, SECTOR_SHIFT, Slot
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue

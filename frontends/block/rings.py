@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, final
 
+from frontends.block.pool import PagePool
 from frontends.block.queue import FrontQueue
-from frontends.block.slots import SECTOR_SHIFT, SECTORS_PER_PAGE, PagePool
+from frontends.block.slots import SECTOR_SHIFT, SECTORS_PER_PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

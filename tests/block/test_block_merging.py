@@ -12,7 +12,7 @@ import pytest
 from block_raw import RawBack
 
 from frontends.block.merging import WINDOW
-from frontends.block.slots import retry_withheld
+from frontends.block.pool import retry_withheld
 from guest_kernel.block import FLUSH, READ, WRITE, BlockBuffer, BlockError, Transfer
 
 Maker = Callable[..., Any]
