@@ -19,8 +19,11 @@ from click.testing import CliRunner, Result
 
 from toolstack.cli import main
 from toolstack.errors import UsageError
+from toolstack.sweep.cluster import simulate_batch
 from toolstack.sweep.grid import Run, combinations, parse_seeds, parse_settings, parse_value, runs_of
 from toolstack.sweep.results import JOURNAL, Results, column_types
+from toolstack.sweep.scenario import Source
+from toolstack.sweep.worker import job_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARES = ROOT / "examples" / "sweep" / "shares.py"
@@ -171,15 +174,16 @@ def test_failures_are_told_with_the_seed_that_repeats_them(guest: Callable[..., 
 def test_a_process_that_dies_costs_its_own_run_only(guest: Callable[..., Path], tmp_path: Path) -> None:
     cfg = guest(
         """
-        import os
+        import os, sys
         if self.args == ["die"]:
+            print("the last words", file=sys.stderr, flush=True)
             os._exit(3)
         """,
     )
     done = sweep(cfg, "--seeds", "0..1", "--set", "g.extra=live,die,well", "-j", 1, "-o", tmp_path / "out")
     assert done.exit_code == 1
     assert [row["outcome"] for row in table(tmp_path / "out")] == ["ok", "ok", "lost", "lost", "ok", "ok"]
-    assert "exit code 3" in done.output
+    assert "its process has died (exit code 3: the last words)" in done.output
 
 
 def test_a_run_that_takes_too_long_is_given_up(guest: Callable[..., Path], tmp_path: Path) -> None:
@@ -296,6 +300,9 @@ def test_a_dask_cluster_gives_the_same_table(tmp_path: Path) -> None:
         (["{cfg}", "--set", "scheduler=credit3"], "there is no scheduler 'credit3'"),
         (["{cfg}", "--set", "pcpus=many"], "pcpus is a whole number"),
         (["missing.cfg"], "does not exist"),
+        (["{cfg}", "{cfg}"], "the domain name 'g' is already taken"),
+        (["{cfg}", "--set", "g.kernel=other.py"], "other.py"),
+        (["{cfg}", "--set", "g.cpus=0,7"], "none of these CPUs is there"),
         (["missing.py"], "does not exist"),
         ([str(SHARES), "--set", "wieght=3"], "unexpected keyword argument 'wieght'"),
         ([str(SHARES), "{cfg}"], "one Python file"),
@@ -312,6 +319,36 @@ def test_mistakes_are_one_sentence(
     assert sentence in done.output
     assert len(done.output.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_on_a_cluster_loses_one_run_with_a_process(guest: Callable[..., Path]) -> None:
+    cfg = guest("import os\nif self.args == ['die']:\n    os._exit(3)")
+    source = Source((cfg,))
+    jobs = [job_of(source, Run(0, {"g.extra": word})) for word in ("live", "die", "well")]
+    rows = [json.loads(line) for line in simulate_batch(jobs, 60)]
+    assert [row["outcome"] for row in rows] == ["ok", "lost", "ok"]
+    assert rows[1]["message"] == "its process has died (exit code 3)"
+
+
+def test_a_worker_ends_with_its_parent(guest: Callable[..., Path]) -> None:
+    cfg = guest("while True:\n    await self.sleep(1)")
+    job = job_of(Source((cfg,)), Run(0, {}))
+    parent = (
+        "import subprocess, sys, time\nfrom toolstack.sweep.worker import worker_command\n"
+        "worker = subprocess.Popen(worker_command(), stdin=subprocess.PIPE, text=True)\n"
+        f"worker.stdin.write({job!r} + '\\n')\nworker.stdin.flush()\n"
+        "print(worker.pid, flush=True)\ntime.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}/stat").exists() and ") Z " not in Path(f"/proc/{worker}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_dask_that_is_not_installed_is_one_sentence(

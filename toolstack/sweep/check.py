@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from toolstack.preparation import check_processors, prepare
 from toolstack.sweep.grid import Run, Value, combinations
 from toolstack.sweep.scenario import Source, make_host
 
@@ -16,4 +17,7 @@ def check_scenario(source: Source, settings: Mapping[str, Sequence[Value]]) -> N
     for chosen in combinations(settings):
         run = Run(0, chosen)
         with tempfile.TemporaryDirectory(prefix="paravirt-check-") as directory:
-            make_host(source.build(run, Path(directory)), run)
+            scenario = source.build(run, Path(directory))
+            host = make_host(scenario, run)
+            check_processors(scenario.configs, host.pcpus, host.scheduler, host.pools)
+            prepare(scenario.configs, host.nics, run.seed).close()

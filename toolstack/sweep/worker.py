@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +27,22 @@ from toolstack.report import HostResult
 from toolstack.sweep.grid import Run, Value, parse_value
 from toolstack.sweep.scenario import Source, make_host
 
-COMMAND = (sys.executable, "-m", "toolstack.sweep.worker")
 RESULT = "result:"
 """How a line begins by which a guest puts figures into the table: `result: latency_ns=1234 lost=0`."""
+READY = "ready\n"
+"""What a worker says first: only from then on a run takes time."""
 OK, FAILED, ERROR, INTERNAL, LOST, TIMEOUT = "ok", "failed", "error", "internal", "lost", "timeout"
 """How a run ends: in order; a guest failed; it could not be run; a bug of the simulator; its process died; too late."""
 
+PARENT_SECONDS = 1.0
+"""How often a worker looks whether its parent is still there."""
+
 Row = dict[str, Value]
+
+
+def worker_command() -> list[str]:
+    """Return what starts a worker for this process."""
+    return [sys.executable, "-m", "toolstack.sweep.worker", str(os.getpid())]
 
 
 def job_of(source: Source, run: Run) -> str:
@@ -99,13 +109,27 @@ def _do(job: Mapping[str, Any]) -> Row:
     return simulate(source, Run(job["seed"], job["settings"]))
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that gives it work is gone: amid a run nobody reads what is on its way."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Serve jobs until there are no more."""
+    _end_with(int(sys.argv[1]))
     # Ctrl-C at a terminal reaches the whole group of processes: whether this one ends is for its parent to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What the scenario's code prints must not get in between.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    replies.write(READY)
+    replies.flush()
     for line in sys.stdin:
         replies.write(json.dumps(_do(json.loads(line))) + "\n")
         replies.flush()
