@@ -9,7 +9,13 @@ from guest_kernel.block import READ, BlockBuffer, BlockDevice, Transfer
 from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
 
-LOADS: dict[str, tuple[int, int]] = {"qd1": (1, 8), "qd32": (32, 8), "large": (32, 88), "indirect": (4, 2048)}
+LOADS: dict[str, tuple[int, int]] = {
+    "qd1": (1, 8),
+    "qd32": (32, 8),
+    "waiting": (128, 8),
+    "large": (32, 88),
+    "indirect": (4, 2048),
+}
 """How many requests are kept going, and sectors of each."""
 
 SLICE_NS = 20_000_000
