@@ -187,7 +187,8 @@ class RawFile(Backing):
     def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Write the views to the file."""
         try:
-            done = os.pwritev(self._fd, views, offset)
+            # (Most often it is one view, and that is a tenth less work without a vector.)
+            done = os.pwrite(self._fd, views[0], offset) if len(views) == 1 else os.pwritev(self._fd, views, offset)
         except OSError as error:
             return error.errno or errno.EIO
         return 0 if done == size else errno.EIO
