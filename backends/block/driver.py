@@ -10,7 +10,6 @@ from backends.block.protocol import PROTOCOLS, Protocol
 from backends.block.rings import MAX_QUEUES, MAX_RING_PAGE_ORDER, RingPlace, find_rings
 from backends.block.server import BlockServer, Disk, Statistics
 from guest_kernel.block import SECTOR_SIZE
-from guest_kernel.threads import Thread
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE
@@ -38,6 +37,7 @@ class _ReadOnly:
         self.submit = disk.submit
         self.kick = disk.kick
         self.watch = disk.watch
+        self.afterwards = disk.afterwards
 
     @property
     def sectors(self) -> int:
@@ -57,7 +57,6 @@ class _Queue:
         self.mapper = mapper
         self.copier = copier
         self.port = -1
-        self.flusher: Thread | None = None
 
 
 @final
@@ -190,7 +189,6 @@ class BlockBack(XenbusDriver):
         server.on_broken = lambda why: self._broken(device, why)
         queue = _Queue(server, grants, mapper, copier)
         vbd.queues.append(queue)
-        queue.flusher = self.kernel.spawn(_flush(server), f"{name} responses")
         # The event that binding raises makes the server look into the ring: it may hold requests already.
         server.port = queue.port = self.kernel.events.bind_interdomain(domid, place.port, server.wake)
 
@@ -208,8 +206,6 @@ class BlockBack(XenbusDriver):
             await _drain(queue.server)
         for queue in queues:
             queue.server.release()
-            if queue.flusher is not None:
-                queue.flusher.cancel()
             if queue.port >= 0:
                 self.kernel.events.unbind(queue.port)
             queue.mapper.release()
@@ -233,13 +229,6 @@ class BlockBack(XenbusDriver):
             if queue.port >= 0:
                 self.kernel.events.mask(queue.port)
         self.kernel.spawn(device.fatal(why), f"{vbd.name} broken")
-
-
-async def _flush(server: BlockServer) -> None:
-    """Show responses in time while others of the same batch are still with the disk."""
-    while True:
-        await server.partly.wait()
-        server.flush_responses()
 
 
 async def _drain(server: BlockServer) -> None:

@@ -106,6 +106,10 @@ class Disk(Protocol):
         """Start what was submitted."""
         ...
 
+    def afterwards(self, callback: Callable[[], None], /) -> None:
+        """Have this called once, when all completions that are being handed out have been."""
+        ...
+
     def watch(self, callback: Callable[[], None] | None, /) -> None:
         """Have this called, in an upcall, when `sectors` has changed; None: no more."""
         ...
@@ -182,7 +186,7 @@ class _Job:
             server.flush_responses()
         elif not server.told:
             server.told = True
-            server.partly.wake()
+            server.disk.afterwards(server.flush_responses)
 
 
 class BlockServer:
@@ -223,10 +227,9 @@ class BlockServer:
         """Nothing more is taken out of the ring."""
         self.drained = WaitQueue()
         """Woken when a stopped server has nothing left in the disk's hands."""
-        self.partly = WaitQueue()
-        """Woken when some but not all of what was submitted is done: `flush_responses` should be called soon."""
         self.told = False
-        """Whether `partly` was woken since responses were last shown."""
+        """Whether responses are to be shown at the end of what the disk has to say now: not all that was submitted is
+        done."""
         self._jobs = [_Job(self) for _ in range(ring.size)]
         self.free = self._jobs[::-1]
         self.in_flight = 0
@@ -531,7 +534,7 @@ class BlockServer:
             self.step(barrier)
         elif not self.told:
             self.told = True
-            self.partly.wake()
+            self.disk.afterwards(self.flush_responses)
 
     def _answer(self, ident: int, op: int, sector: int, sectors: int, status: int) -> None:
         ring = self.ring

@@ -77,6 +77,7 @@ class PhysicalDisk:
         self._identify()
         self._changes = 0
         self._on_change: Callable[[], None] | None = None
+        self._afterwards: list[Callable[[], None]] = []
 
         self._commands = kernel.mm.alloc_page()
         self._completions = kernel.mm.alloc_page()
@@ -130,6 +131,10 @@ class PhysicalDisk:
         self._done[slot] = done
         self._produced = produced + 1 & U32
 
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        """Have this called once, when all completions that are being handed out have been. For `done` callbacks."""
+        self._afterwards.append(callback)
+
     def kick(self) -> None:
         """Ring the doorbell for all that has been submitted."""
         self._outl(self._doorbell, self._produced)
@@ -170,6 +175,10 @@ class PhysicalDisk:
             free.append(ident)
             if done is not None:
                 done(status)
+        if self._afterwards:
+            callbacks, self._afterwards = self._afterwards, []
+            for callback in callbacks:
+                callback()
         if self._waiting:
             while self._waiting and self._free:
                 self.submit(*self._waiting.popleft())

@@ -389,6 +389,7 @@ class FakeDisk:
         self.log: list[tuple[int, int, int]] = []
         self.kicks = 0
         self.on_change: Callable[[], None] | None = None
+        self.after: list[Callable[[], None]] = []
         kernel.disks[len(kernel.disks)] = self
         self.world.disks.append(self)
 
@@ -396,6 +397,9 @@ class FakeDisk:
         assert (op == DISCARD) == bool(sectors)
         parts = [(0, sectors * self.sector_size)] if sectors else list(Struct("<QQ").iter_unpack(segments))
         self.queued.append((op, sector, parts, done))
+
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        self.after.append(callback)
 
     def watch(self, callback: Callable[[], None] | None) -> None:
         self.on_change = callback
@@ -422,6 +426,9 @@ class FakeDisk:
             batch = batch[:cut]
         for op, sector, segments, done in batch:
             done(self.perform(op, sector, segments))
+        callbacks, self.after = self.after, []
+        for callback in callbacks:
+            callback()
         return True
 
     def perform(self, op: int, sector: int, segments: list[tuple[int, int]]) -> int:
