@@ -135,11 +135,12 @@ class NbdDisk(RemoteBacking):
         return -1 if self._epoll.closed else self._epoll.fileno()
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Say goodbye, unless a request is only half sent: the server would take that for the rest of it."""
         if not self._dead:
             try:
-                self._socket.settimeout(GOODBYE)
-                self._socket.sendall(_REQUEST.pack(REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
+                if not self._outbox:
+                    self._socket.settimeout(GOODBYE)
+                    self._socket.sendall(_REQUEST.pack(REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
             except OSError:
                 pass  # it is gone anyway, which does not matter any more
             self._die()

@@ -255,6 +255,33 @@ def test_a_server_that_does_not_read_for_a_while(server: Server, disk: NbdDisk) 
     assert set(server.written.values()) == {data}
 
 
+def test_closing_in_the_middle_of_a_write_writes_nothing_else(server: Server) -> None:
+    """A goodbye behind half of a write would be taken for its other half."""
+    disk = server.connect()
+    data = b"data" * 16384
+    for n in range(16):
+        disk.start(WRITE, 65536 * n, 65536, data)
+    expected = b"".join(struct.pack(">IHHQQI", 0x25609513, 0, 1, n + 1, 65536 * n, 65536) + data for n in range(16))
+    sent = bytearray()
+
+    def read() -> None:
+        while more := server.socket.recv(1 << 20):
+            sent.extend(more)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    disk.close()
+    thread.join()
+    assert 0 < len(sent) < len(expected)
+    assert expected.startswith(sent)
+
+
+def test_closing_says_goodbye(server: Server) -> None:
+    server.connect().close()
+    assert server.request()[1] == 2
+    assert server.socket.recv(1) == b""
+
+
 @pytest.mark.parametrize("how", ["closes", "says nothing", "stops in the middle", "is given up", "answers twice"])
 def test_the_end_of_a_server(server: Server, disk: NbdDisk, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(nbd, "TIMEOUT", 0.2)
