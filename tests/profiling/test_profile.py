@@ -129,6 +129,21 @@ def test_a_guest_that_yields_does_not_compute() -> None:
     assert parts(profile)["thread main", YIELDING] == (50000, 1)
 
 
+def test_where_no_threads_are_known_there_are_no_handlers() -> None:
+    """Of machine code no record tells when it has come back from its event callback."""
+    profile = profiled(
+        (0, 1, 0, tp.SCHEDULE, 0),
+        (0, 1, 0, tp.UPCALL, 1),
+        call(10, *SEND),
+        (10, 1, 0, tp.DESCHEDULE, 0, 5010, VPF_BLOCKED),
+    )
+    assert parts(profile) == {
+        (SWITCH,): (1000, 1),
+        ("guest code", "event_channel_op EVTCHNOP_send"): (10, 1),
+        ("guest code", COMPUTING): (4000, 1),
+    }
+
+
 def test_a_trace_may_begin_and_end_in_the_middle_of_a_turn() -> None:
     profile = profiled(
         call(10, *SEND),

@@ -208,7 +208,9 @@ class Profile:
             vcpu.copied += fields[2]
         elif kind == tp.UPCALL:
             self._pass_until(vcpu, time)
-            vcpu.frame = HANDLERS
+            if vcpu.thread:
+                # (Of others no record tells when their handler is over.)
+                vcpu.frame = HANDLERS
         elif kind == tp.THREAD:
             self._pass_until(vcpu, time)
             vcpu.frame = vcpu.thread = f"thread {fields[0]}"
