@@ -7,6 +7,8 @@ from typing import Final
 
 import attrs
 
+from conformance.block import checks as _block  # noqa: F401 - registers them
+from conformance.block import world as block_world
 from conformance.kit.check import CHECKS, Check
 from conformance.kit.runner import World
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
@@ -36,6 +38,7 @@ SUITES: Final[dict[str, Suite]] = {
     suite.name: suite
     for suite in (
         Suite("ring", "an implementation of ring.h's arithmetic", "module:Class", ring_world.open_subject),
+        Suite("blkif-backend", "a block backend", "module:Class, a XenbusDriver", block_world.open_subject),
         Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
     )
 }

@@ -41,7 +41,8 @@ class Skip(Exception):
     """The check does not apply to this subject; the message says why."""
 
 
-Function = Callable[[Any], None]
+Function = Callable[[Any], Any]
+"""A check: of what its suite's world gives; a coroutine if it is to run in a guest."""
 F = TypeVar("F", bound=Function)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +41,9 @@ def run_check(check: Check, world: World) -> Result:
     outcome, message, details = Outcome.success, "", ""
     try:
         with world() as subject:
-            check.function(subject)
+            running = check.function(subject)
+            if inspect.iscoroutine(running):
+                subject.drive(running)
     except Failure as failure:
         outcome, message = Outcome.failure, str(failure)
     except Skip as skip:

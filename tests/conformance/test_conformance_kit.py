@@ -132,6 +132,14 @@ def test_mistakes(words: tuple[str, ...], sentence: str) -> None:
     assert len(text.splitlines()) == 1
 
 
+def test_a_block_backend_on_the_command_line() -> None:
+    words = ("--only", "BLKIF-BACKEND-010", "--only", "blkif-backend-014", "backends.block:BlockBack")
+    code, text = paravirt("run", "--suite", "blkif-backend", "--verbose", *words)
+    assert code == 0
+    assert "success  BLKIF-BACKEND-010 must" in text
+    assert "2 checks: 2 success" in text
+
+
 def test_a_subject_that_is_gone_is_the_kits_error(tmp_path: Path) -> None:
     store = ThreadedStore(tmp_path / "socket")
     world = open_subject(f"unix:{store.path}")

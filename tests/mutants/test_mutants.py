@@ -7,18 +7,21 @@ from typing import Any
 
 import pytest
 
-from conformance.kit.check import CHECKS, Outcome
+from backends.block import BlockBack
+from conformance.block.world import scene
+from conformance.kit.check import CHECKS, Check, Outcome
 from conformance.kit.runner import run_check
 from conformance.ring.world import OurRings, rings
 from conformance.suites import SUITES
 from conformance.xenstore.world import open_subject
+from tests.mutants import block_backends as block_mutants
 from tests.mutants import rings as ring_mutants
 from tests.mutants import stores as store_mutants
 from tests.xenstored.store_process import ThreadedStore
 
 
 def test_there_are_enough() -> None:
-    assert len(ring_mutants.MUTANTS) + len(store_mutants.MUTANTS) >= 55
+    assert len(ring_mutants.MUTANTS) + len(store_mutants.MUTANTS) + len(block_mutants.MUTANTS) >= 75
 
 
 @pytest.mark.parametrize("name", ring_mutants.MUTANTS)
@@ -58,3 +61,18 @@ def test_our_store_is_good(tmp_path: Path) -> None:
     finally:
         store.stop()
     assert [result for result in results if result.outcome is not Outcome.success] == []
+
+
+@pytest.mark.breaks_host("its backend is broken")
+@pytest.mark.parametrize("name", block_mutants.MUTANTS)
+def test_a_faulty_block_backend_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, meant_for_it, patch = block_mutants.MUTANTS[name]
+    patch(monkeypatch)
+    result = run_check(CHECKS[meant_for_it], lambda: scene(BlockBack))
+    assert result.outcome is Outcome.failure, f"{fault}: {result}"
+
+
+@pytest.mark.parametrize("check", SUITES["blkif-backend"].checks, ids=lambda check: check.id)
+def test_our_block_backend_is_good(check: Check) -> None:
+    result = run_check(check, lambda: scene(BlockBack))
+    assert (result.outcome, result.message) == (Outcome.success, "")

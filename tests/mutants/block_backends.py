@@ -1,0 +1,237 @@
+"""Faulty block backends: ours, with one fault each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from backends.block import driver, protocol
+from backends.block.mapping import GrantMapper
+from backends.block.server import BlockServer
+from guest_kernel.xenbus.device import Device
+from hypervisor.abi.io.blkif import BLKIF_OP_FLUSH_DISKCACHE, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY
+from hypervisor.abi.io.ring import REQ_EVENT
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def responses(change: Callable[[int, int, int], tuple[int, int, int]], behind: bytes = b"") -> Patch:
+    """Change (id, operation, status) of each response; put bytes behind it."""
+
+    class Response:
+        """The layout of a response, with a fault."""
+
+        def __init__(self, codec: Any) -> None:
+            self.codec = codec
+            self.size = codec.size
+
+        def pack_into(self, buffer: Any, offset: int, ident: int, op: int, status: int) -> None:
+            self.codec.pack_into(buffer, offset, *change(ident, op, status))
+            buffer[offset + self.size : offset + self.size + len(behind)] = behind
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        for one in {id(one): one for one in protocol.PROTOCOLS.values()}.values():
+            monkeypatch.setattr(one, "response", Response(one.response))
+
+    return patch
+
+
+def after(owner: Any, name: str, action: Callable[..., Any]) -> Patch:
+    """Do something after a method."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        old = getattr(owner, name)
+
+        def new(self: Any, *arguments: Any, **named: Any) -> Any:
+            result = old(self, *arguments, **named)
+            action(self)
+            return result
+
+        monkeypatch.setattr(owner, name, new)
+
+    return patch
+
+
+def instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patch:
+    """Put `make(old)` in the place of a method."""
+    return lambda monkeypatch: monkeypatch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def nodes(change: Callable[[dict[str, object]], dict[str, object]]) -> Patch:
+    """Change what the backend writes to its nodes."""
+
+    def make(old: Any) -> Any:
+        async def write(self: Any, values: Any = None, /, **keys: object) -> Any:
+            return await old(self, change({**(values or {}), **keys}))
+
+        return write
+
+    return instead(Device, "write", make)
+
+
+def _never_closes(old: Any) -> Any:
+    async def close(self: Any, device: Any) -> None:
+        await self.kernel.never()
+
+    return close
+
+
+def _keeps_mappings(old: Any) -> Any:
+    async def close(self: Any, device: Any) -> None:
+        device.data.queues.clear()
+
+    return close
+
+
+def _panics(old: Any) -> Any:
+    async def close(self: Any, device: Any) -> None:
+        async def fall() -> None:
+            raise RuntimeError("the frontend is gone")
+
+        self.kernel.spawn(fall(), "falls")
+        await old(self, device)
+
+    return close
+
+
+def _maps_writable(old: Any) -> Any:
+    def map_(self: Any, batch: Any, in_use: Any) -> Any:
+        return old(self, [(descriptors, checked, True) for descriptors, checked, _ in batch], in_use)
+
+    return map_
+
+
+def _keeps_pages(old: Any) -> Any:
+    return lambda self, grants, domid, limit: old(self, grants, domid, 1000)
+
+
+def _next_sector(old: Any) -> Any:
+    def make(self: Any, kernel: Any, name: str, disk: Any, *arguments: Any, **named: Any) -> None:
+        class Disk:
+            def __getattr__(self, key: str) -> Any:
+                return getattr(disk, key)
+
+            def submit(self, op: int, sector: int, *more: Any) -> None:
+                disk.submit(op, min(sector + 1, disk.sectors - 8), *more)
+
+        old(self, kernel, name, Disk(), *arguments, **named)
+
+    return make
+
+
+class _AnyProtocol(dict[str, Any]):
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(key, protocol.NATIVE)
+
+
+_seen: list[int] = []
+
+
+def _repeats(ident: int, op: int, status: int) -> tuple[int, int, int]:
+    _seen.append(ident)
+    return (_seen[-2] if len(_seen) % 50 == 0 else ident), op, status
+
+
+MUTANTS: dict[str, tuple[str, str, Patch]] = {
+    "wrong-size": (
+        "sectors says one too many",
+        "BLKIF-BACKEND-002",
+        nodes(lambda values: values | ({"sectors": 2049} if "sectors" in values else {})),
+    ),
+    "no-sector-size": (
+        "sector-size is not written",
+        "BLKIF-BACKEND-002",
+        nodes(lambda values: {key: value for key, value in values.items() if key != "sector-size"}),
+    ),
+    "never-closes": (
+        "the frontend's Closing is not answered",
+        "BLKIF-BACKEND-003",
+        instead(driver.BlockBack, "close", _never_closes),
+    ),
+    "keeps-mappings": (
+        "pages stay mapped after Closed",
+        "BLKIF-BACKEND-003",
+        instead(driver.BlockBack, "close", _keeps_mappings),
+    ),
+    "any-protocol": (
+        "an unknown protocol is taken for the native one",
+        "BLKIF-BACKEND-007",
+        lambda patch: patch.setattr(driver, "PROTOCOLS", _AnyProtocol(protocol.PROTOCOLS)),
+    ),
+    "dead-frontend": (
+        "the backend falls when the frontend dies",
+        "BLKIF-BACKEND-008",
+        instead(driver.BlockBack, "close", _panics),
+    ),
+    "next-sector": (
+        "the sector behind the one that was asked for",
+        "BLKIF-BACKEND-010",
+        instead(BlockServer, "__init__", _next_sector),
+    ),
+    "wrong-id": (
+        "responses have another id",
+        "BLKIF-BACKEND-014",
+        responses(lambda ident, op, status: (ident ^ 1, op, status)),
+    ),
+    "wrong-operation": (
+        "responses do not say the operation",
+        "BLKIF-BACKEND-014",
+        responses(lambda ident, op, status: (ident, 0xFF, status)),
+    ),
+    "maps-writable": (
+        "pages of writes are mapped writable",
+        "BLKIF-BACKEND-015",
+        instead(GrantMapper, "map", _maps_writable),
+    ),
+    "refuses-flush": (
+        "a flush that was offered is refused",
+        "BLKIF-BACKEND-017",
+        responses(
+            lambda ident, op, status: (ident, op, BLKIF_RSP_EOPNOTSUPP if op == BLKIF_OP_FLUSH_DISKCACHE else status)
+        ),
+    ),
+    "always-okay": (
+        "every status is OKAY",
+        "BLKIF-BACKEND-020",
+        responses(lambda ident, op, status: (ident, op, BLKIF_RSP_OKAY)),
+    ),
+    "bad-grant-okay": (
+        "bad grants are not told",
+        "BLKIF-BACKEND-024",
+        responses(lambda ident, op, status: (ident, op, BLKIF_RSP_OKAY)),
+    ),
+    "no-answer": (
+        "what is refused is not answered",
+        "BLKIF-BACKEND-025",
+        instead(BlockServer, "_refuse", lambda old: lambda self, *arguments: None),
+    ),
+    "leaks-bytes": (
+        "bytes of the backend's lie behind a response",
+        "BLKIF-BACKEND-027",
+        responses(lambda ident, op, status: (ident, op, status), b"secret!!"),
+    ),
+    "no-threshold": (
+        "the backend does not ask to be told",
+        "BLKIF-BACKEND-030",
+        after(BlockServer, "wake", lambda self: self.ring.shared.__setitem__(REQ_EVENT, 0)),
+    ),
+    "silent": (
+        "responses are not notified",
+        "BLKIF-BACKEND-031",
+        after(BlockServer, "__init__", lambda self: setattr(self, "_notify", lambda port: None)),
+    ),
+    "noisy": (
+        "every response is notified",
+        "BLKIF-BACKEND-031",
+        after(BlockServer, "flush_responses", lambda self: self._notify(self.port)),
+    ),
+    "repeats-an-id": ("every fiftieth response has the id of the one before", "BLKIF-BACKEND-033", responses(_repeats)),
+    "keeps-pages": (
+        "pages stay mapped without feature-persistent",
+        "BLKIF-BACKEND-034",
+        instead(GrantMapper, "__init__", _keeps_pages),
+    ),
+}
+"""Name → the fault, the check meant for it, what makes it."""
