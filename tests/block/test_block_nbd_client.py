@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from block_scene import RANDOM_TRAFFIC, Scene
 
 import hypervisor.machine.nbd as nbd
+from toolstack.console_log import ConsoleLog
+from toolstack.host import Host
 from toolstack.report import HostResult
 
 pytestmark = pytest.mark.skipif(shutil.which("nbdkit") is None, reason="needs nbdkit, a real server")
@@ -198,3 +201,34 @@ def test_a_guest_that_is_destroyed_while_its_server_thinks(scene: Scene, serve: 
     result = scene.run(scene.guest("a", asks, SERVED), time=clock)
     assert result.exit_code != 0
     assert "enough" in scene.text
+
+
+def test_who_wants_the_end_twice_does_not_wait_for_a_server(scene: Scene, serve: Serve) -> None:
+    """In virtual time the host stands still for an answer, but not for somebody who insists."""
+    serve("--filter=delay", "memory", "1M", "rdelay=60")
+    guest = scene.guest("a", "disk = await self.disk('xvda')\nself.print('reads')\nawait disk.read(0, 8)", SERVED)
+    host = Host(consoles=ConsoleLog(scene.lines.append))
+
+    def insist() -> None:
+        for _ in range(2):
+            time.sleep(0.3)
+            host.interrupt()
+
+    async def run() -> HostResult:
+        while_running = threading.Thread(target=lambda: (wait_for(lambda: "reads" in scene.text), insist()))
+        while_running.start()
+        result = await host.run([guest])
+        while_running.join()
+        return result
+
+    result = trio.run(run)
+    assert host.leaks() == []
+    assert result.interrupted
+    assert result.wall_ns < 10_000_000_000
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
