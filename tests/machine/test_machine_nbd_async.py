@@ -1,6 +1,8 @@
 """Many requests at once at an NBD server that answers when the test says so, and a controller that waits for it."""
 
 import errno
+import random
+import select
 import socket
 import struct
 import threading
@@ -302,6 +304,63 @@ def test_the_end_of_a_server(server: Server, disk: NbdDisk, monkeypatch: pytest.
     assert not disk.busy
     assert disk.start(READ, 0, 512).status == disk.start(FLUSH, 0, 0).status == errno.EIO
     assert not disk.poll()
+
+
+class Chooser:
+    """A server that executes what it has in random order, on an image of 24 sectors."""
+
+    def __init__(self, server: Server, rng: random.Random) -> None:
+        self.server = server
+        self.rng = rng
+        self.image = bytearray(24 * 512)
+        self.waiting: list[Request] = []
+
+    def serve(self) -> None:
+        """Execute one of the requests that are here."""
+        while select.select([self.server.socket], [], [], 0)[0]:
+            self.waiting.append(self.server.request())
+        if not self.waiting:
+            return
+        request = self.waiting.pop(self.rng.randrange(len(self.waiting)))
+        cookie, command, offset, size = request
+        if command == 0:
+            self.server.reply(request, data=bytes(self.image[offset : offset + size]))
+            return
+        if size:
+            self.image[offset : offset + size] = self.server.written[cookie] if command == 1 else bytes(size)
+        self.server.reply(request)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_whatever_order_a_server_chooses_reads_see_what_was_written_before(
+    server: Server, disk: NbdDisk, seed: int
+) -> None:
+    """Each read brings what a disk would have had that does one thing after the other."""
+    rng = random.Random(seed)
+    chooser = Chooser(server, rng)
+    model = bytearray(len(chooser.image))
+    expected: list[tuple[Pending, bytes | None]] = []
+
+    def submit() -> None:
+        op = rng.choice([READ, READ, READ, WRITE, WRITE, DISCARD, FLUSH])
+        size = rng.randint(1, 4) * 512 if op != FLUSH else 0
+        at = rng.randrange((len(model) - size) // 512 + 1) * 512 if size else 0
+        data = rng.randbytes(size) if op == WRITE else b""
+        expected.append((disk.start(op, at, size, data), bytes(model[at : at + size]) if op == READ else None))
+        if op in (WRITE, DISCARD):
+            model[at : at + size] = data or bytes(size)
+
+    for _ in range(300):
+        if rng.random() < 0.55:
+            submit()
+        else:
+            chooser.serve()
+            disk.poll()
+    while any(pending.left for pending, _ in expected):
+        chooser.serve()
+        disk.poll()
+    assert chooser.image == model
+    assert [(pending.status, pending.data) for pending, _ in expected] == [(0, data) for _, data in expected]
 
 
 # -- behind a controller ----------------------------------------------------------------------------------------------

@@ -19,7 +19,10 @@ from toolstack.errors import SpecError
 @click.argument("target", metavar="IMAGE")
 @with_control
 def cd_insert(path: Path, domain: str, device: str, target: str) -> None:
-    """Put IMAGE, a file or nbd:..., into a guest's CD drive, in the place of what is there."""
+    """Put IMAGE into a guest's CD drive.
+
+    IMAGE is a file or nbd:unix:PATH, nbd:HOST:PORT. What was in the drive is taken out first.
+    """
     try:
         parse_disk(f"vdev=xvda,devtype=cdrom,target={target}")
     except SpecError as error:
@@ -33,6 +36,9 @@ def cd_insert(path: Path, domain: str, device: str, target: str) -> None:
 @click.argument("device", metavar="VDEV")
 @with_control
 def cd_eject(path: Path, domain: str, device: str) -> None:
-    """Take what is in a guest's CD drive out of it, whether the guest uses it or not."""
+    """Empty a guest's CD drive.
+
+    The guest is not asked: what it still reads fails.
+    """
     with on_host(path) as control:
         control.ask("cd-eject", domain=domain, device=device)
