@@ -24,7 +24,7 @@ from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.xenbus.driver import XenbusDriver
-from hypervisor.abi.device import socket_irq
+from hypervisor.abi.device import nic_irq, socket_irq
 from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
@@ -393,14 +393,14 @@ class Host:
         hv.traces_threads = self.trace_threads or self.profile is not None
         if self._state_trace is not None:
             self._state_trace.attach(hv)
-        nics: dict[str, int] = {}
         for plan in prepared.plans:
             for unit, spec in zip(plan.disk_units, plan.config.disks, strict=True):
                 self._plug(unit, prepared.disks[unit], plan.config.name, spec)
-        for unit, (bridge, wire) in enumerate(prepared.wires):
+        for unit, (_, wire) in enumerate(prepared.wires):
             mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
-            NetworkCard(machine, unit, wire, mac).now = hv.now
-            nics[bridge] = unit
+            card = NetworkCard(machine, unit, wire, mac, hv.iommu.context)
+            card.now = hv.now
+            hv.iommu.on_release[nic_irq(unit)] = card.reset
             if isinstance(wire, TapWire):
                 self.outside.tasks.append(wire.follow)
         for _, capture in prepared.captures:
@@ -409,7 +409,7 @@ class Host:
             self._plug_socket_card(unit, door)
         self.card = SerialCard(machine, self.outside.panel)
         self.card.rouse = self.wake
-        self._build_dom0(prepared, nics)
+        self._build_dom0(prepared)
 
     def _memory(self, plans: Iterable[DomainPlan]) -> int:
         """Return the size of the host in MiB. Raises `UsageError` if that is too small for its domains."""
@@ -464,7 +464,7 @@ class Host:
             return ""
         return f"cannot write the trace {str(self.trace_file)!r} to its end: {self._trace.failure.strerror}"
 
-    def _build_dom0(self, prepared: Preparation, nics: dict[str, int]) -> None:
+    def _build_dom0(self, prepared: Preparation) -> None:
         hv, config = self.hv, self.dom0
         uuid = uuid5(UUID_SPACE, f"{self.seed}/{DOM0_NAME}")
         image = PythonKernelImage(
@@ -472,7 +472,7 @@ class Host:
             main=partial(self._control_domain, prepared.plans, uuid),
             drivers=[
                 BlockBack,
-                partial(NetBack, bridges=tuple(prepared.bridges), nics=nics, watches=prepared.watches()),
+                partial(NetBack, bridges=tuple(prepared.bridges), nics=prepared.nics(), watches=prepared.watches()),
             ],
         )
         try:

@@ -83,6 +83,8 @@ class DomainPlan:
     """Addresses, in the order of `config.vifs`."""
     socket_units: tuple[int, ...] = ()
     """Socket cards of the machine that the domain drives."""
+    nic_units: tuple[int, ...] = ()
+    """Its network cards."""
 
 
 @attrs.define(eq=False)
@@ -343,6 +345,9 @@ class Lifecycle:
         for unit in plan.socket_units:
             port = machine_device.socket_port(unit)
             self._pass_through(domid, port, machine_device.SOCKET_PORT_COUNT, machine_device.socket_irq(unit))
+        for unit in plan.nic_units:
+            port = machine_device.nic_port(unit)
+            self._pass_through(domid, port, machine_device.NIC_PORT_COUNT, machine_device.nic_irq(unit))
         await self._announce(live, store, console)
         return live
 

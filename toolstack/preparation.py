@@ -56,6 +56,8 @@ class NicSpec:
     bridge: str
     capture: Path | None = None
     tap: str = ""
+    domain: str = ""
+    """The driver domain whose bridge it is, and who drives the card; none: dom0."""
 
     @property
     def of_bridge(self) -> Path | None:
@@ -87,21 +89,22 @@ class NicSpec:
 
 
 def parse_nic(text: str) -> NicSpec:
-    """Parse `BRIDGE=pcap:FILE`, `BRIDGE=tap:NAME` or `BRIDGE=none`. Raises `UsageError`."""
-    bridge, equals, wire = text.partition("=")
+    """Parse `BRIDGE=pcap:FILE`, `BRIDGE=tap:NAME` or `BRIDGE=none`, with `DOMAIN/` before it. Raises `UsageError`."""
+    place, equals, wire = text.partition("=")
+    domain, slash, bridge = place.rpartition("/")
     kind, _, file = wire.partition(":")
-    if not equals or not bridge or any(char.isspace() for char in bridge):
-        raise UsageError(f"--nic {text!r} is not of the form BRIDGE=pcap:FILE, BRIDGE=tap:NAME or BRIDGE=none")
+    if not equals or not bridge or bool(slash) != bool(domain) or any(char.isspace() for char in place):
+        raise UsageError(f"--nic {text!r} is not of the form [DOMAIN/]BRIDGE=pcap:FILE, =tap:NAME or =none")
     if "." in bridge or ":" in bridge:
         raise UsageError(f"--nic {text!r}: the name of a bridge has no '.' and no ':', as VLANs stand behind these")
     if wire == "none":
-        return NicSpec(bridge)
+        return NicSpec(bridge, domain=domain)
     if kind == "pcap" and file:
-        return NicSpec(bridge, Path(file))
+        return NicSpec(bridge, Path(file), domain=domain)
     if kind == "tap" and file:
         if len(file.encode()) > MAX_NAME or "/" in file or any(char.isspace() for char in file):
             raise UsageError(f"--nic {text!r}: {file!r} is no name of an interface (at most {MAX_NAME} bytes)")
-        return NicSpec(bridge, tap=file)
+        return NicSpec(bridge, tap=file, domain=domain)
     raise UsageError(f"--nic {text!r}: a network card is plugged into pcap:FILE, tap:NAME or none, not {wire!r}")
 
 
@@ -115,9 +118,10 @@ class Preparation:
     plans: list[DomainPlan]
     disks: list[Backing]
     bridges: list[str]
-    wires: list[tuple[str, Wire]]
-    captures: list[tuple[str | None, Capture]] = attrs.field(factory=list)
-    """Captures of bridges: of dom0's with that name, or of all that there are (None)."""
+    wires: list[tuple[NicSpec, Wire]]
+    """Of each network card, by unit."""
+    captures: list[tuple[tuple[str, str] | None, Capture]] = attrs.field(factory=list)
+    """Captures of bridges: of that with a name in a domain (none: dom0), or of all that there are (None)."""
     users: dict[ImageKey, dict[str, DiskSpec]] = attrs.field(factory=dict)
     """Who uses which image: name and disk of each, by device and inode."""
     macs: set[str] = attrs.field(factory=set)
@@ -136,14 +140,16 @@ class Preparation:
         for door in self.exports:
             door.close()
 
-    def watches(self, *, driver_domain: bool = False) -> dict[str, Watch]:
-        """Return who watches the bridges of dom0, or of a driver domain: by bridge."""
+    def nics(self, domain: str = "") -> dict[str, int]:
+        """Return the cards that a driver domain has, or dom0: units by bridge."""
+        return {nic.bridge: unit for unit, (nic, _) in enumerate(self.wires) if nic.domain == domain}
+
+    def watches(self, domain: str = "") -> dict[str, Watch]:
+        """Return who watches the bridges of a driver domain, or of dom0: by bridge."""
         watches: dict[str, Watch] = {}
         for bridge in self.bridges:
             of_this = [
-                capture.watcher(bridge)
-                for wanted, capture in self.captures
-                if wanted is None or (wanted == bridge and not driver_domain)
+                capture.watcher(bridge) for wanted, capture in self.captures if wanted in (None, (domain, bridge))
             ]
             if of_this:
                 watches[bridge] = partial(_tell_all, of_this)
@@ -175,6 +181,7 @@ def prepare(
     bridges = _bridges(nics)
     _check_bridges(configs, bridges)
     _check_backends(configs)
+    _check_nics(configs, nics)
     macs = _assign_macs(configs, seed)
     kernels = {id(config): _kernel(config, hang_limit, heartbeat) for config in configs}
     _check_sizes(configs, kernels)
@@ -185,10 +192,10 @@ def prepare(
         prepared.macs |= {mac for assigned in macs.values() for mac in assigned}
         _check_captures(nics, capture)
         for nic in nics:
-            prepared.wires.append((nic.bridge, nic.open()))
+            prepared.wires.append((nic, nic.open()))
             of_bridge = nic.open_capture()
             if of_bridge is not None:
-                prepared.captures.append((nic.bridge, of_bridge))
+                prepared.captures.append(((nic.domain, nic.bridge), of_bridge))
         if capture is not None:
             prepared.captures.append((None, Capture(capture)))
         for export in exports:
@@ -206,6 +213,7 @@ def prepare(
                 kernel=kernel if isinstance(kernel, MachineCode) else partial(make_image, config, kernel, prepared),
                 disk_units=units[config.name],
                 macs=macs[config.name],
+                nic_units=tuple(unit for unit, nic in enumerate(nics) if nic.domain == config.name),
                 socket_units=tuple(unit for unit, export in enumerate(exports) if export.guest == config.name),
             )
         )
@@ -270,8 +278,8 @@ def make_image(config: DomainConfig, program: GuestProgram, prepared: Preparatio
     """Return a fresh image of a domain's program with the drivers that it gets."""
     drivers: list[DriverFactory] = [BlockFront, NetFront]
     if config.driver_domain:
-        watches = prepared.watches(driver_domain=True)
-        drivers += [BlockBack, partial(NetBack, bridges=tuple(prepared.bridges), watches=watches)]
+        nics, watches = prepared.nics(config.name), prepared.watches(config.name)
+        drivers += [BlockBack, partial(NetBack, bridges=tuple(prepared.bridges), nics=nics, watches=watches)]
     services = [
         partial(_serve_export, door.spec.vdev, unit)
         for unit, door in enumerate(prepared.exports)
@@ -287,11 +295,21 @@ async def _serve_export(vdev: str, unit: int, kernel: Kernel) -> None:
 
 
 def _bridges(nics: Sequence[NicSpec]) -> list[str]:
-    names = [nic.bridge for nic in nics]
+    """Return the names of all bridges; dom0 and each driver domain have one of each name."""
+    names = [f"{nic.domain}/{nic.bridge}" if nic.domain else nic.bridge for nic in nics]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--nic names the bridge {name!r} twice")
-    return list(dict.fromkeys([DEFAULT_BRIDGE, *names]))
+    return list(dict.fromkeys([DEFAULT_BRIDGE, *(nic.bridge for nic in nics)]))
+
+
+def _check_nics(configs: Sequence[DomainConfig], nics: Sequence[NicSpec]) -> None:
+    """Each domain that is to drive a card must be a driver domain of this run."""
+    drivers = [config.name for config in configs if config.driver_domain]
+    for nic in nics:
+        if nic.domain and nic.domain not in drivers:
+            hint = did_you_mean(nic.domain, drivers)
+            raise UsageError(f"--nic {nic.domain}/{nic.bridge}: there is no driver domain {nic.domain!r}{hint}")
 
 
 def _check_captures(nics: Sequence[NicSpec], capture: Path | None) -> None:

@@ -86,9 +86,19 @@ class PcapWire(Wire):
 
 
 class NetworkCard:
-    """One card on one wire."""
+    """One card on one wire.
 
-    def __init__(self, machine: Machine, unit: int, wire: Wire, mac: bytes) -> None:
+    `iommu(line)` is asked each time what the card may access: None for everything, or a predicate on frames.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        unit: int,
+        wire: Wire,
+        mac: bytes,
+        iommu: Callable[[int], Callable[[int], bool] | None] = lambda line: None,
+    ) -> None:
         if not 0 <= unit < sheet.NIC_UNITS:
             raise DeviceError(f"the machine has room for {sheet.NIC_UNITS} network cards, not for card {unit}")
         self.machine = machine
@@ -97,6 +107,8 @@ class NetworkCard:
         self.wire = wire
         wire.receive = self.receive
         self.mac = mac
+        self._iommu = iommu
+        self._line = sheet.nic_irq(unit)
         self.now: Callable[[], int] = machine.clock.read
         self.tx_frames = self.rx_frames = self.rx_dropped = 0
         self._tx_base = self._rx_base = 0
@@ -105,6 +117,12 @@ class NetworkCard:
         self._ports = machine.ports.map(
             sheet.nic_port(unit), sheet.NIC_PORT_COUNT, self._read_register, self._write_register
         )
+
+    def reset(self) -> None:
+        """Forget the driver: its rings, and what came for it."""
+        self._tx_base = self._rx_base = 0
+        self._tx_used = self._rx_used = self._rx_produced = 0
+        self._backlog.clear()
 
     def unplug(self) -> None:
         """Take the card out of the machine."""
@@ -130,24 +148,32 @@ class NetworkCard:
             if value - self._rx_used & U32 <= sheet.NIC_RING_LENGTH:
                 self._rx_produced = value
                 self._deliver()
-        elif register == sheet.NIC_TX_RING and value < self.machine.memory.frames:
+        elif register == sheet.NIC_TX_RING and self._reaches(value):
             self._tx_base, self._tx_used = value * PAGE_SIZE, 0
-        elif register == sheet.NIC_RX_RING and value < self.machine.memory.frames:
+        elif register == sheet.NIC_RX_RING and self._reaches(value):
             self._rx_base, self._rx_used, self._rx_produced = value * PAGE_SIZE, 0, 0
 
+    def _reaches(self, mfn: int) -> bool:
+        """Whether there is such a frame, and the card may access it now."""
+        allowed = self._iommu(self._line)
+        return mfn < self.machine.memory.frames and (allowed is None or allowed(mfn))
+
     def _descriptor(self, base: int, index: int) -> tuple[int, int, int]:
-        """Return (machine address, length, flags) of a descriptor; length 0 if it points nowhere."""
+        """Return (machine address, length, flags) of a descriptor; length 0 if it points to what must not be accessed.
+
+        The ring must be accessible.
+        """
         memory = self.machine.memory
         offset = base + index % sheet.NIC_RING_LENGTH * DESCRIPTOR.size
         maddr, length, flags = DESCRIPTOR.unpack_from(memory.b, offset)
-        if maddr >= memory.frames * PAGE_SIZE or length > PAGE_SIZE - (maddr & PAGE_MASK):
+        if length > PAGE_SIZE - (maddr & PAGE_MASK) or not self._reaches(maddr // PAGE_SIZE):
             return 0, 0, flags
         return maddr, length, flags
 
     def _transmit(self, producer: int) -> None:
         """Send the frames up to the driver's producer index."""
         pending = producer - self._tx_used & U32
-        if not self._tx_base or pending > sheet.NIC_RING_LENGTH:
+        if not self._tx_base or pending > sheet.NIC_RING_LENGTH or not self._reaches(self._tx_base // PAGE_SIZE):
             return
         memory = self.machine.memory
         wallclock = self.machine.clock.wallclock_base + self.now()
@@ -157,11 +183,12 @@ class NetworkCard:
             self._tx_used = self._tx_used + 1 & U32
             pieces.append(bytes(memory.b[maddr : maddr + length]))
             if not flags & sheet.NIC_FLAG_MORE:
-                self.wire.transmit(b"".join(pieces), wallclock)
+                if any(pieces):
+                    self.wire.transmit(b"".join(pieces), wallclock)
                 self.tx_frames += 1
                 pieces = []
         if pending:
-            self.machine.interrupts.raise_line(sheet.nic_irq(self.unit))
+            self.machine.interrupts.raise_line(self._line)
 
     def receive(self, frame: bytes) -> None:
         """Take a frame from the wire."""
@@ -174,11 +201,14 @@ class NetworkCard:
     def _deliver(self) -> None:
         memory = self.machine.memory
         delivered = False
+        if not self._rx_base or not self._reaches(self._rx_base // PAGE_SIZE):
+            return
         while self._backlog and self._rx_used != self._rx_produced:
             frame = self._backlog.popleft()
             maddr, room, _ = self._descriptor(self._rx_base, self._rx_used)
             size = len(frame) if len(frame) <= room else 0
-            memory.write(maddr, frame[:size])
+            if size:
+                memory.write(maddr, frame[:size])
             offset = self._rx_base + self._rx_used % sheet.NIC_RING_LENGTH * DESCRIPTOR.size
             DESCRIPTOR.pack_into(memory.b, offset, maddr, size, 0)
             memory.mark(offset // PAGE_SIZE)
@@ -186,4 +216,4 @@ class NetworkCard:
             self.rx_frames += 1
             delivered = True
         if delivered:
-            self.machine.interrupts.raise_line(sheet.nic_irq(self.unit))
+            self.machine.interrupts.raise_line(self._line)

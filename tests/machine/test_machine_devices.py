@@ -353,3 +353,44 @@ def test_a_card_sends_to_the_capture_and_receives_into_buffers(machine: Machine,
     with capture.open("rb") as file:
         frames = [frame for _, frame in dpkt.pcap.Reader(file)]
     assert frames == [b"abcdef" * 10]
+
+
+def test_a_network_card_that_may_not_access_everything(tmp_path: Path) -> None:
+    """Neither rings nor buffers outside of what the IOMMU lets through; after a reset it knows nothing any more."""
+    machine = Machine(memory_mib=1)
+    memory, ports = machine.memory, machine.ports
+    sent: list[bytes] = []
+    wire = PcapWire(tmp_path / "wire.pcap")
+    wire.transmit = lambda frame, now: sent.append(frame)  # type: ignore[method-assign]
+    mine = {1, 2, DATA}
+    card = NetworkCard(machine, 0, wire, bytes(6), lambda line: mine.__contains__)
+    base = sheet.nic_port(0)
+    descriptor = sheet.nic_descriptor
+    ports.outl(base + sheet.NIC_TX_RING, 3)
+    ports.outl(base + sheet.NIC_TX_DOORBELL, 1)
+    assert ports.inl(base + sheet.NIC_TX_USED) == 0, "a ring that is not its own"
+    ports.outl(base + sheet.NIC_TX_RING, 1)
+    ports.outl(base + sheet.NIC_RX_RING, 2)
+    memory.b[DATA * PAGE_SIZE : DATA * PAGE_SIZE + 60] = b"m" * 60
+    for slot, frame in enumerate((DATA, DATA + 1)):
+        at = PAGE_SIZE + slot * descriptor.size
+        descriptor.pack_into(memory.b, at, maddr=frame * PAGE_SIZE, length=60, flags=0)
+        descriptor.pack_into(memory.b, at + PAGE_SIZE, maddr=frame * PAGE_SIZE, length=PAGE_SIZE, flags=0)
+    ports.outl(base + sheet.NIC_TX_DOORBELL, 2)
+    assert sent == [b"m" * 60]
+    ports.outl(base + sheet.NIC_RX_DOORBELL, 2)
+    for _ in range(2):
+        card.receive(b"r" * 64)
+    assert bytes(memory.b[DATA * PAGE_SIZE :][:64]) == b"r" * 64
+    assert not any(memory.b[(DATA + 1) * PAGE_SIZE :][:64])
+    # A ring that was its own, and is no more.
+    mine.clear()
+    ports.outl(base + sheet.NIC_TX_DOORBELL, 3)
+    assert ports.inl(base + sheet.NIC_TX_USED) == 2
+    mine.update((1, 2, DATA))
+    card.reset()
+    ports.outl(base + sheet.NIC_RX_DOORBELL, 1)
+    card.receive(b"q" * 64)
+    assert bytes(memory.b[DATA * PAGE_SIZE :][:64]) == b"r" * 64
+    assert sent == [b"m" * 60]
+    card.unplug()

@@ -10,7 +10,9 @@ import pytest
 import trio
 
 from toolstack.console_log import ConsoleLog
+from toolstack.errors import UsageError
 from toolstack.host import Host
+from toolstack.preparation import parse_nic
 from toolstack.report import HostResult
 from toolstack.xl_config import load_config
 
@@ -42,13 +44,15 @@ await self.sleep(3)
 """
 
 
-def run(folder: Path, bodies: dict[str, str], vifs: dict[str, str], **options: object) -> tuple[HostResult, str]:
-    """`net` is the driver domain; the result, and what was printed."""
+def run(
+    folder: Path, bodies: dict[str, str], vifs: dict[str, str], net: str = "", **options: object
+) -> tuple[HostResult, str]:
+    """`net` is the driver domain (and its settings); the result, and what was printed."""
     configs = []
     for name, body in bodies.items():
         (folder / f"{name}.py").write_text(HEAD + textwrap.indent(body.strip("\n") + "\n", " " * 8))
         settings = f'vif = ["{vifs[name]}"]' if name in vifs else ""
-        settings += "\ndriver_domain = 1" if name == "net" else ""
+        settings += f"\ndriver_domain = 1\n{net}" if name == "net" else ""
         (folder / f"{name}.cfg").write_text(f'name = "{name}"\nmemory = 16\nkernel = "{name}.py"\n{settings}\n')
         configs.append(load_config(folder / f"{name}.cfg"))
     lines: list[str] = []
@@ -138,7 +142,7 @@ self.print("alive")
         "three": ANSWERER,
     }
     vifs = {"one": "bridge=xenbr0,backend=net", "two": "bridge=xenbr0", "three": "bridge=xenbr0"}
-    result, text = run(tmp_path, bodies, vifs)
+    result, text = run(tmp_path, bodies, vifs, nics=[parse_nic("net/xenbr0=none"), parse_nic("xenbr0=none")])
     ends = {domain.name: domain.reason for domain in result.domains}
     assert ends == {"Domain-0": "poweroff", "net": "crash", "one": "poweroff", "two": "poweroff", "three": "poweroff"}
     assert "alive" in text
@@ -175,3 +179,69 @@ self.print("seen", seen)
     with capture.open("rb") as file:
         frames = [frame for _, frame in dpkt.pcapng.Reader(file)]
     assert [len(frame) for frame in frames if len(frame) > 1514] == [30054] * 10
+
+
+TALKER = """
+device = (await self.net.interface("eth0")).device
+for number in range(5):
+    await self.sleep(0.01)
+    device.transmit((b"\\xff" * 6 + device.mac + KIND + bytes([number])).ljust(60, b"x"))
+"""
+
+
+def test_a_card_of_its_own(tmp_path: Path) -> None:
+    """The machine's second card is the driver domain's: what its guests say to all goes onto that wire alone."""
+    bodies = {"net": SWITCH, "one": TALKER, "two": TALKER}
+    vifs = {"one": "bridge=lan,backend=net", "two": "bridge=lan"}
+    wires = {name: tmp_path / f"{name}.pcap" for name in ("dom0", "net")}
+    nics = [parse_nic(f"lan=pcap:{wires['dom0']}"), parse_nic(f"net/lan=pcap:{wires['net']}")]
+    result, text = run(tmp_path, bodies, vifs, nics=nics)
+    assert result.exit_code == 0, text
+    seen = {}
+    for name, path in wires.items():
+        with path.open("rb") as file:
+            seen[name] = [frame for _, frame in dpkt.pcap.Reader(file)]
+    assert [frame[14] for frame in seen["net"]] == [frame[14] for frame in seen["dom0"]] == [0, 1, 2, 3, 4]
+    assert seen["net"][0][6:12] != seen["dom0"][0][6:12]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nte/xenbr0=none", "no driver domain 'nte'.*did you mean 'net'"), ("one/xenbr0=none", "no driver domain 'one'")],
+)
+def test_cards_of_nobody(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(tmp_path, {"net": SWITCH, "one": TALKER}, {}, nics=[parse_nic(text)])
+
+
+@pytest.mark.parametrize("text", ["/xenbr0=none", "net/=none", "n et/xenbr0=none", "net/xenbr0"])
+def test_cards_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(UsageError, match="is not of the form"):
+        parse_nic(text)
+
+
+def test_the_same_bridge_twice(tmp_path: Path) -> None:
+    nics = [parse_nic("net/lan=none"), parse_nic("lan=none"), parse_nic("net/lan=none")]
+    with pytest.raises(UsageError, match="'net/lan' twice"):
+        run(tmp_path, {"net": SWITCH}, {}, nics=nics)
+
+
+def test_one_that_reboots_has_its_card_again(tmp_path: Path) -> None:
+    """Another life, with the same card; in between the card has no driver."""
+    bodies = {
+        "net": f"""
+from pathlib import Path
+life = Path({str(tmp_path / "life")!r})
+if not life.exists():
+    life.touch()
+    await self.sleep(0.2)
+    raise RuntimeError("that is enough")
+self.print("again, with card", self.kernel.hw.nic(0).unit)
+await self.kernel.never()
+""",
+        "one": "await self.sleep(2)",
+    }
+    result, text = run(tmp_path, bodies, {}, nics=[parse_nic("net/xenbr0=none")], net='on_crash = "restart"')
+    ends = {domain.name: domain for domain in result.domains}
+    assert ends["net"].lives == 2, text
+    assert ends["one"].reason == "poweroff"

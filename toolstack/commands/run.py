@@ -95,11 +95,11 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
 @click.option(
     "--nic",
     "nics",
-    metavar="BRIDGE=WIRE",
+    metavar="[DOMAIN/]BRIDGE=WIRE",
     multiple=True,
-    help="A bridge of the host, and what its network card is plugged into: none, tap:NAME (a TAP interface of "
-    "Linux; needs --time real), or pcap:FILE. A FILE.pcap gets what "
-    "goes onto the wire; any other name gets every frame at every port of the bridge, as pcapng.",
+    help="A bridge of the host, or of a driver domain, and what its network card is plugged into: none, tap:NAME (a "
+    "TAP interface of Linux; needs --time real), or pcap:FILE. A FILE.pcap gets what goes onto the wire; any other "
+    "name gets every frame at every port of the bridge, as pcapng.",
 )
 @click.option(
     "--capture",
