@@ -48,6 +48,8 @@ BLANK = netif.NETTXF_csum_blank << 16
 OKAY, ERROR, NULL = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR, netif.NETIF_RSP_NULL
 ETHERNET_HEADER, HEADER_AND_TAG = 14, 18
 IPV6 = 0x86DD
+MOST_SHAPES = 8
+"""Headers that are remembered for each packet that is known: a guest could make up as many as it likes."""
 PLAIN_IPV4 = b"\x08\x00\x45"
 LONGEST_HEADERS = 512
 """More than an Ethernet, an IP and a TCP header can be together (see `guest_kernel.net.packet`)."""
@@ -61,7 +63,7 @@ Sent = tuple["Waiting", list[int], list[int]]
 """A frame on its way into a guest: the ids of its buffers; for each its copy's number in the batch, or -1."""
 
 
-Known = tuple[LargePacket, "Views", list[int], Kept[bytes, None]]
+Known = tuple[LargePacket, "Views", list[int], set[bytes]]
 """A large packet, the pages that it is in, the responses to its slots as words, and headers that it may have."""
 
 
@@ -260,9 +262,9 @@ class Queue:
             return None
         answers = [word & 0xFFFF for word in slots.sizes[at : at + packet.slots]]
         answers[1] = NULL << 16
-        return self._known.keep(slots.key(at), (packet, source, answers, Kept()))
+        return self._known.keep(slots.key(at), (packet, source, answers, set()))
 
-    def _may_be_cut(self, head: bytes, packet: LargePacket, shapes: Kept[bytes, None]) -> bool:
+    def _may_be_cut(self, head: bytes, packet: LargePacket, shapes: set[bytes]) -> bool:
         """Whether these headers are those of a packet that could be cut, and must be somewhere; without a VLAN tag.
 
         What that depends on is kept in `shapes`, if it is no more than this: type, version, header length, IP's length,
@@ -273,8 +275,8 @@ class Queue:
             return False
         if headers.place.end - headers.data <= packet.offload.gso_size:
             return False
-        if head[12:15] == PLAIN_IPV4:
-            shapes.keep(head[12:18] + head[20:24] + head[46:47], None)
+        if head[12:15] == PLAIN_IPV4 and len(shapes) < MOST_SHAPES:
+            shapes.add(head[12:18] + head[20:24] + head[46:47])
         return True
 
     def _answer_large(self, answers: list[int]) -> None:

@@ -216,6 +216,26 @@ def test_from_page_to_page() -> None:
     host.down()
 
 
+def test_what_is_remembered_has_a_bound() -> None:
+    """A guest whose packets are never alike costs time, and no memory."""
+    host, one, two = world()
+    one.warm_up(two)
+    for _ in range(2):
+        while one.device.transmit(WHOLE.frame(two.mac, one.mac), offload(SIZE)):
+            pass
+        host.run()
+    two.received.clear()
+    sent = [Large(bytes(9000 - number)).frame(two.mac, one.mac) + bytes(number) for number in range(40)]
+    for frame in sent:
+        assert one.device.transmit(frame, offload(SIZE))
+        host.run()
+    assert two.received == sent
+    known = one.vif.queues[0]._known
+    assert 0 < len(known) <= 1024
+    assert max(len(shapes) for *_, shapes in known.values()) <= 8
+    host.down()
+
+
 def test_headers_that_change_after_they_were_checked() -> None:
     """From page to page, the receiver gets the headers that were checked, whatever the sender's page has by then."""
     host, one, two = world()
