@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 8
 """The pages of all slots of a disk take this part of a guest's memory at most, 1/8: where there are more and larger
-requests than that, they wait. (One at least is always under way.)"""
+requests than that, they wait. (One is always under way, however large.)"""
 LEAST_PAGES = 32 * BLKIF_MAX_SEGMENTS_PER_REQUEST
 """But a ring full of requests whose descriptors are in the ring may be under way in the smallest guest."""
 _PAGES_OF_SLOT = (1, BLKIF_MAX_SEGMENTS_PER_REQUEST, MAX_INDIRECT_SEGMENTS, 256, 1024, MOST_SEGMENTS)
@@ -58,6 +58,8 @@ class PagePool:
         self._budget = max(kernel.mm.nr_pages // MEMORY_SHARE, LEAST_PAGES)
         self._held = 0
         """How many pages the slots have."""
+        self.slots: list[Slot] = []
+        """All that there are, of all rings."""
         self._lent: dict[BlockBuffer, LentBuffer] = {}
         self.withheld: list[Withheld] = []
         """Pages that the backend still maps though it has no more business with them (XSA-396): nobody reuses these."""
@@ -72,6 +74,15 @@ class PagePool:
         """Whether `slot` needs more pages for so many sectors than all slots together should have."""
         segments, have = -(-sectors // SECTORS_PER_PAGE), len(slot.pages)
         return segments > have and self._held + self._pages_for(segments) - have > self._budget
+
+    def gather(self, slot: Slot, sectors: int) -> None:
+        """Let `slot` have the pages of others, while nothing is in flight: all together have no more than before."""
+        segments = -(-sectors // SECTORS_PER_PAGE)
+        for donor in sorted(self.slots, key=lambda donor: len(donor.pages), reverse=True):
+            if len(slot.pages) >= segments:
+                return
+            if donor is not slot and donor.request is None:
+                slot.take_over(donor)
 
     def _pages_for(self, segments: int) -> int:
         return min(next(pages for pages in _PAGES_OF_SLOT if pages >= segments), self.max_segments)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 from frontends.block.merging import MAX_SECTORS as MAX_MERGED_SECTORS
 from frontends.block.merging import Merger, take_apart
 from frontends.block.pool import PagePool
-from frontends.block.slots import REQUESTS, SECTOR_SHIFT, Slot
+from frontends.block.slots import REQUESTS, SECTOR_SHIFT, Shape, Slot
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
@@ -103,6 +104,7 @@ class FrontQueue:
         self.ring = FrontRing.initialise_pages([page.view for page in self._pages], blkif_request.size)
         self._slots = [Slot(index) for index in range(self.ring.size)]
         self._free = self._slots[::-1]
+        pool.slots += self._slots
         # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
         ring = self.ring
         self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._free, self._merger)
@@ -223,11 +225,8 @@ class FrontQueue:
             return self._put_lent(request, request.buffer, slot, offset)
         shape = slot.shapes.get(request.count)
         if shape is None:
-            if self.pool.exhausted(slot, request.count) and self._busy():
-                return errno.ENOMEM
-            try:
-                shape = self.pool.shape(slot, request.count)
-            except (OutOfMemory, GrantError):
+            shape = self._new_shape(slot, request.count)
+            if shape is None:
                 return errno.ENOMEM
         segments = shape.segments
         if op == WRITE:
@@ -241,6 +240,19 @@ class FrontQueue:
             self.pool.grant(slot, segments, op == WRITE)
         shape.pack_into(view, offset, op, segments, self._handle, slot.index, sector, shape.descriptors)
         return 0
+
+    def _new_shape(self, slot: Slot, sectors: int) -> Shape | None:
+        """Return how a slot transfers sectors that it has not had before; None while there is no memory for them."""
+        pool = self.pool
+        if not pool.exhausted(slot, sectors):
+            with suppress(OutOfMemory, GrantError):
+                return pool.shape(slot, sectors)
+        if self._busy():
+            return None
+        pool.gather(slot, sectors)
+        with suppress(OutOfMemory, GrantError):
+            return pool.shape(slot, sectors)
+        return None
 
     def _put_lent(self, request: BlockRequest, buffer: BlockBuffer, slot: Slot, offset: int) -> int:
         """The same for a request whose data is in pages of the caller's."""

@@ -142,6 +142,14 @@ class Slot:
         """Where the descriptors of indirect requests are."""
         self.table_holds = b""
 
+    def take_over(self, donor: Slot) -> None:
+        """Have the pages of another slot as well; those that are granted stay so, and come first."""
+        granted, donated = len(self.refs), len(donor.refs)
+        self.pages[granted:] = donor.pages[:donated] + self.pages[granted:] + donor.pages[donated:]
+        self.refs += donor.refs
+        donor.pages, donor.refs = [], []
+        donor.shapes.clear()
+
     def pack_indirect_into(
         self,
         view: memoryview,

@@ -281,11 +281,16 @@ def test_a_buffer_goes_through_any_ring(make_pair: Maker, persistent: bool) -> N
     pair.world.check_no_leaks(pair.back_kernel, guest)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("order", [0, 3])
-def test_the_pages_of_all_slots_have_a_bound(make_pair: Maker, order: int) -> None:
+def test_the_pages_of_all_slots_have_a_bound(make_pair: Maker, order: int, persistent: bool) -> None:
     """However many rings there are, and however large: an eighth of the guest's memory, and then requests wait."""
     pair = make_pair(
-        vcpus=4, guest_pages=4096, world_pages=9000, sectors=1 << 16, front={"max_ring_page_order": order}
+        vcpus=4,
+        guest_pages=4096,
+        world_pages=9000,
+        sectors=1 << 16,
+        front={"max_ring_page_order": order, "persistent": persistent},
     ).up()
     used = pair.front_kernel.mm.used
     data = random.Random(2).randbytes(len(pair.disk.image))
@@ -299,6 +304,32 @@ def test_the_pages_of_all_slots_have_a_bound(make_pair: Maker, order: int) -> No
     pair.world.run()
     assert [thread.result for thread in threads] == [data[100 * n * 512 : (100 * n + 88) * 512] for n in range(600)]
     assert pair.front_kernel.mm.used - used <= 512
+    # With nothing else under way a ring takes over the pages of another one.
+    for turn in range(2 * pair.queue.ring.size):
+        for vcpu in range(4):
+            thread = start(pair, vcpu, pair.device.read(turn, 88 - turn % 7))
+            pair.world.run()
+            assert thread.result == data[turn * 512 : (turn + 88 - turn % 7) * 512]
+    threads = [start(pair, n % 4, pair.device.read(8 * n, 8)) for n in range(300)]
+    pair.world.run()
+    assert [thread.result for thread in threads] == [data[4096 * n : 4096 * n + 4096] for n in range(300)]
+    assert pair.front_kernel.mm.used - used <= 512
+    pair.down()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_without_memory_a_ring_takes_the_pages_of_another(make_pair: Maker, persistent: bool) -> None:
+    pair = make_pair(vcpus=2, front={"persistent": persistent}).up()
+    data = random.Random(6).randbytes(len(pair.disk.image))
+    pair.disk.image[:] = data
+    for count in (8, 80):
+        pair.guest(pair.device.read(0, count))
+    mm = pair.front_kernel.mm
+    mm.limit = mm.used
+    for turn in range(20):
+        thread = start(pair, turn % 2, pair.device.read(turn, 80 + turn % 9))
+        pair.world.run()
+        assert thread.result == data[turn * 512 : (turn + 80 + turn % 9) * 512]
     pair.down()
 
 
