@@ -39,7 +39,11 @@ assert (sheet.socket_completion.size, sheet.socket_completion.offset("status")) 
 KNOWN_TABLES = 1024
 """Segment tables whose meaning is remembered."""
 QUIET_NS = 20_000
-"""Who has not said anything for this time does not go on."""
+"""Who has not said anything for this time does not go on ..."""
+AMID = 64 << 10
+AMID_NS = 80_000
+"""... but where the driver wants so much, and as much is missing, the other side is in the middle of something: it has
+this much time."""
 PATIENCE_NS = 1_000_000
 """Who goes on and on is not listened to for longer than this at a time: others have something to say, too."""
 RARELY = 15
@@ -58,7 +62,7 @@ Gathered = tuple[list[memoryview], Runs]
 class _Transfer:
     """A receive or a send under way."""
 
-    __slots__ = ("done", "ident", "minimum", "runs", "views")
+    __slots__ = ("done", "ident", "minimum", "runs", "views", "wants_much")
 
     def __init__(self, ident: int, minimum: int, views: list[memoryview], runs: Runs) -> None:
         self.ident = ident
@@ -67,6 +71,12 @@ class _Transfer:
         """What is still to be filled or sent."""
         self.runs = runs
         self.done = 0
+        self.wants_much = not minimum or minimum >= AMID
+
+    def pause(self) -> int:
+        """Return how long the other side may say nothing, in nanoseconds, and still be waited for."""
+        much = self.wants_much and self.views and len(self.views[0]) >= AMID
+        return AMID_NS if much else QUIET_NS
 
     def advance(self, size: int) -> None:
         """Strike off the first `size` bytes."""
@@ -385,7 +395,7 @@ class SocketCard:
             if not size or transfer.done >= minimum or not transfer.views:
                 status = transfer.done
                 break
-            deadline = now() + QUIET_NS
+            deadline = now() + transfer.pause()
             end = end or deadline + PATIENCE_NS
             deadline = min(deadline, end)
         if transfer.done > before:
@@ -402,7 +412,7 @@ class SocketCard:
             return transfer.done
         sock, now = connection.socket, time.monotonic_ns
         before = transfer.done
-        deadline = now() + QUIET_NS
+        deadline = now() + transfer.pause()
         end = deadline + PATIENCE_NS
         while transfer.views:
             try:
@@ -416,7 +426,7 @@ class SocketCard:
             if not size:
                 break
             transfer.advance(size)
-            deadline = min(now() + QUIET_NS, end)
+            deadline = min(now() + transfer.pause(), end)
         if transfer.done == before:
             connection.skip = RARELY
         else:
@@ -447,7 +457,7 @@ class SocketCard:
             except OSError as error:
                 return -(error.errno or errno.EIO)
             transfer.advance(size)
-            deadline = now() + QUIET_NS
+            deadline = now() + transfer.pause()
             end = end or deadline + PATIENCE_NS
             deadline = min(deadline, end)
         return transfer.done
