@@ -89,14 +89,12 @@ def run_two(scene: Scene, trace: str) -> HostResult:
 def test_a_slow_server_changes_nothing_in_virtual_time(scene: Scene, serve: Serve) -> None:
     """The same trace, byte for byte, of a server that answers at once, and of one that is slow and not always alike."""
     quick = serve()
-    run_two(scene, "quick")
+    took = run_two(scene, "quick").wall_ns
     quick.kill()
     quick.wait()
-    serve("--filter=delay", "memory", "1M", "rdelay=30ms", "wdelay=50ms")
-    began = time.monotonic()
-    run_two(scene, "slow")
-    # 24 requests of each kind; one after the other they would need 1.9 seconds.
-    assert time.monotonic() - began < 1.5
+    serve("--filter=delay", "memory", "1M", "rdelay=100ms", "wdelay=150ms")
+    # 24 requests of each kind, one after the other, would take six seconds more.
+    assert 250_000_000 < run_two(scene, "slow").wall_ns < took + 3_000_000_000
     assert (scene.directory / "quick").read_bytes() == (scene.directory / "slow").read_bytes()
 
 
