@@ -5,6 +5,8 @@ Encodings: the processor's manual, volume 2, chapter 2.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import attrs
 
 LONGEST = 15
@@ -38,8 +40,12 @@ class Instruction:
         return 2 if OPERAND_SIZE in self.prefixes else 4
 
 
+@lru_cache(maxsize=512)
 def decode(code: bytes) -> Instruction | None:
-    """Split an instruction of 64-bit code into its parts; None if it is cut off."""
+    """Split an instruction of 64-bit code into its parts; None if it is cut off.
+
+    (Linux polls a timer that is not there a hundred thousand times while it boots, with the same few instructions.)
+    """
     prefixes = set()
     at = rex = 0
     while at < len(code) and code[at] in PREFIXES:

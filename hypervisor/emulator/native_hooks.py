@@ -32,14 +32,17 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS, HIT = range(11)
-"""Words of the hooks' data. `SPACE` tells one address space from another in the tags of the table; `STATE` is the
-address of the CPU's registers; `HIT` is not 0 when an instruction has touched what a breakpoint on data is at."""
+COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS, HIT, PLACE = range(12)
+"""Words of the hooks' data. `SPACE` tells one address space from another in the tags of the table, and `PLACE` has the
+same pages of two of them elsewhere in it; `STATE` is the address of the CPU's registers; `HIT` is not 0 when an
+instruction has touched what a breakpoint on data is at."""
 TABLE = 16
 """The table begins at this word: per entry its tag (page number xor SPACE, never 0) and the address of the mark."""
-ENTRIES = 4096
+ENTRIES = 16384
+SPREAD = 5167
+"""How far apart in the table the pages of two address spaces are: the kernel's are in all of them."""
 NEVER = (1 << 64) - 1
 TRANSLATION_NS = 20_000
 WRITTEN = 1
@@ -55,13 +58,14 @@ BLOCK: Listing = (
     ("480301", "add rax, [rcx]            # COUNT"),
     ("488901", "mov [rcx], rax"),
     ("483b4108", "cmp rax, [rcx+8]          # DEADLINE"),
-    ("734a", "jae stop"),
+    ("734e", "jae stop"),
     ("4889f0", "mov rax, rsi"),
     ("48c1e80c", "shr rax, 12               # the first page"),
     ("4c8d4416ff", "lea r8, [rsi+rdx-1]"),
     ("49c1e80c", "shr r8, 12                # the last page"),
     ("4189c1", "next: mov r9d, eax"),
-    ("4181e1ff0f0000", "and r9d, 0xfff"),
+    ("44034958", "add r9d, [rcx+88]         # PLACE"),
+    ("4181e1ff3f0000", "and r9d, 0x3fff"),
     ("41c1e104", "shl r9d, 4"),
     ("4989c2", "mov r10, rax"),
     ("4c335110", "xor r10, [rcx+16]         # SPACE"),
@@ -72,7 +76,7 @@ BLOCK: Listing = (
     ("740a", "je miss"),
     ("4c39c0", "cmp rax, r8"),
     ("488d4001", "lea rax, [rax+1]"),
-    ("72ca", "jb next"),
+    ("72c6", "jb next"),
     ("c3", "ret"),
     ("ff6120", "miss: jmp [rcx+32]"),
     ("48c74108ffffffff", "stop: mov qword ptr [rcx+8], -1"),
@@ -249,7 +253,7 @@ class NativeHooks:
             self._stop(engine)
             return
         for page in range(address >> 12, (address + size - 1 >> 12) + 1):
-            entry = TABLE + 2 * (page % ENTRIES)
+            entry = self._entry(page, words[PLACE])
             if words[entry] != page ^ words[SPACE] or ctypes.c_uint8.from_address(words[entry + 1]).value == WRITTEN:
                 self._miss(engine, address, size, None)
                 return
@@ -272,13 +276,25 @@ class NativeHooks:
 
     def enter(self, page: int, mark: int) -> None:
         """Put a page of the present address space into the table, with the address of its frame's mark."""
-        entry = TABLE + 2 * (page % ENTRIES)
+        entry = self._entry(page, self.words[PLACE])
         self.words[entry] = page ^ self.words[SPACE]
         self.words[entry + 1] = mark
 
-    def drop(self, page: int) -> None:
-        """Take a page out of the table, of whichever address space."""
-        self.words[TABLE + 2 * (page % ENTRIES)] = 0
+    def use(self, space: int) -> None:
+        """Take an address space, by its number, for the present one."""
+        self.words[SPACE] = space << 52
+        self.words[PLACE] = space * SPREAD % ENTRIES
+
+    def drop(self, page: int, spaces: Iterable[int]) -> None:
+        """Take a page of these address spaces out of the table."""
+        for space in spaces:
+            entry = self._entry(page, space * SPREAD)
+            if self.words[entry] == page ^ space << 52:
+                self.words[entry] = 0
+
+    @staticmethod
+    def _entry(page: int, place: int) -> int:
+        return TABLE + 2 * ((page + place) % ENTRIES)
 
     def drop_all(self) -> None:
         """Empty the table."""

@@ -48,7 +48,7 @@ from hypervisor.emulator.binding import (
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.breakpoints import Breakpoints
 from hypervisor.emulator.instruction import LONGEST
-from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, SPACE, TRANSLATION_NS, TRANSLATIONS, NativeHooks
+from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, TRANSLATION_NS, TRANSLATIONS, NativeHooks
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.table_stores import TableStores
@@ -85,6 +85,8 @@ TRAP_NS = 1_000
 RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
 MAX_SPACES = 4095
+FEW_SPACES = 64
+"""Up to so many address spaces a page is looked for in each; beyond, all pages are forgotten at once."""
 SYSCALL_SIZE = 2
 STORE_TO_READ_ONLY = 3
 """The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
@@ -424,7 +426,7 @@ class Processor:
         root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
         if root != self._root:
             self._root = root
-            self._words[SPACE] = self._space(root) << 52
+            self.native.use(self._space(root))
         elif not vcpu.tlb_is_stale:
             return
         vcpu.tlb_is_stale = False
@@ -452,10 +454,10 @@ class Processor:
 
     def forget_page(self, va: int | None) -> None:
         """Take note that a page of some address space, or of all, may have another frame behind it now."""
-        if va is None:
+        if va is None or len(self._spaces) > FEW_SPACES:
             self.native.drop_all()
         else:
-            self.native.drop(va >> 12)
+            self.native.drop(va >> 12, self._spaces.values())
 
     def _unknown_block(self, address: int, size: int) -> None:
         """Look at a block of code in a page that was not executed before, or whose frame has been written to."""
