@@ -99,7 +99,7 @@ def test_a_slow_server_changes_nothing_in_virtual_time(scene: Scene, serve: Serv
 
 
 def test_a_slow_server_stops_nobody_in_real_time(scene: Scene, serve: Serve) -> None:
-    serve("--filter=delay", "memory", "1M", "delay-read=600ms")
+    serve("--filter=delay", "memory", "1M", "delay-read=2")
     waits = """
     disk = await self.disk("xvda")
     began = self.kernel.monotonic_ns()
@@ -108,7 +108,7 @@ def test_a_slow_server_stops_nobody_in_real_time(scene: Scene, serve: Serve) -> 
     """
     ticks = """
     longest = 0
-    for _ in range(120):
+    for _ in range(300):
         before = self.kernel.monotonic_ns()
         await self.sleep(0.005)
         longest = max(longest, self.kernel.monotonic_ns() - before)
@@ -117,8 +117,8 @@ def test_a_slow_server_stops_nobody_in_real_time(scene: Scene, serve: Serve) -> 
     result = scene.run(scene.guest("a", waits, SERVED), scene.guest("b", ticks), time="real")
     assert result.exit_code == 0, scene.text
     told = {word: int(number) for word, number in re.findall(r"(waited|longest) ([0-9]+)", scene.text)}
-    assert told["waited"] >= 600_000_000
-    assert told["longest"] < 300_000_000  # others keep this machine busy, but not for that long
+    assert told["waited"] >= 2_000_000_000
+    assert told["longest"] < 1_500_000_000  # others may keep this machine busy, but not for that long
 
 
 @pytest.mark.parametrize("clock", ["virtual", "real"])
