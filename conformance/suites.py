@@ -9,6 +9,8 @@ import attrs
 
 from conformance.block import checks as _block  # noqa: F401 - registers them
 from conformance.block import world as block_world
+from conformance.block_front import checks as _block_front  # noqa: F401
+from conformance.block_front import world as block_front_world
 from conformance.kit.check import CHECKS, Check
 from conformance.kit.runner import World
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
@@ -39,6 +41,7 @@ SUITES: Final[dict[str, Suite]] = {
     for suite in (
         Suite("ring", "an implementation of ring.h's arithmetic", "module:Class", ring_world.open_subject),
         Suite("blkif-backend", "a block backend", "module:Class, a XenbusDriver", block_world.open_subject),
+        Suite("blkif-frontend", "a block frontend", "module:Class, a XenbusDriver", block_front_world.open_subject),
         Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
     )
 }

@@ -9,19 +9,23 @@ import pytest
 
 from backends.block import BlockBack
 from conformance.block.world import scene
+from conformance.block_front.world import scene as front_scene
 from conformance.kit.check import CHECKS, Check, Outcome
 from conformance.kit.runner import run_check
 from conformance.ring.world import OurRings, rings
 from conformance.suites import SUITES
 from conformance.xenstore.world import open_subject
+from frontends.block import BlockFront
 from tests.mutants import block_backends as block_mutants
+from tests.mutants import block_frontends as front_mutants
 from tests.mutants import rings as ring_mutants
 from tests.mutants import stores as store_mutants
 from tests.xenstored.store_process import ThreadedStore
 
 
 def test_there_are_enough() -> None:
-    assert len(ring_mutants.MUTANTS) + len(store_mutants.MUTANTS) + len(block_mutants.MUTANTS) >= 75
+    tables = (ring_mutants.MUTANTS, store_mutants.MUTANTS, block_mutants.MUTANTS, front_mutants.MUTANTS)
+    assert sum(map(len, tables)) >= 90
 
 
 @pytest.mark.parametrize("name", ring_mutants.MUTANTS)
@@ -75,4 +79,19 @@ def test_a_faulty_block_backend_is_caught(name: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("check", SUITES["blkif-backend"].checks, ids=lambda check: check.id)
 def test_our_block_backend_is_good(check: Check) -> None:
     result = run_check(check, lambda: scene(BlockBack))
+    assert (result.outcome, result.message) == (Outcome.success, "")
+
+
+@pytest.mark.breaks_host("its frontend is broken")
+@pytest.mark.parametrize("name", front_mutants.MUTANTS)
+def test_a_faulty_block_frontend_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, meant_for_it, patch = front_mutants.MUTANTS[name]
+    patch(monkeypatch)
+    result = run_check(CHECKS[meant_for_it], lambda: front_scene(BlockFront))
+    assert result.outcome is Outcome.failure, f"{fault}: {result}"
+
+
+@pytest.mark.parametrize("check", SUITES["blkif-frontend"].checks, ids=lambda check: check.id)
+def test_our_block_frontend_is_good(check: Check) -> None:
+    result = run_check(check, lambda: front_scene(BlockFront))
     assert (result.outcome, result.message) == (Outcome.success, "")

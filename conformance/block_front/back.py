@@ -1,0 +1,222 @@
+"""A block backend by hand: it offers what the check says, takes requests, and answers as it likes."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+import attrs
+
+from conformance.kit.check import Failure
+from guest_kernel.grants import MappedGrant
+from guest_kernel.kernel import Kernel
+from guest_kernel.xenbus.client import XenstoreError
+from hypervisor.abi.io import blkif
+from hypervisor.abi.io.ring import REQ_EVENT, BackRing
+from hypervisor.abi.io.xenbus import (
+    XenbusStateClosed,
+    XenbusStateClosing,
+    XenbusStateConnected,
+    XenbusStateInitialised,
+    XenbusStateInitWait,
+)
+
+PATIENCE_NS: Final = 2_000_000_000
+"""Virtual time after which something counts as not happening."""
+LOOK_NS: Final = 500_000
+U32: Final = 0xFFFF_FFFF
+ENTRY: Final = 112
+SECTORS: Final = 2048
+
+
+@attrs.frozen
+class Request:
+    """A request as it was in its slot."""
+
+    op: int
+    id: int
+    sector: int
+    count: int
+    """nr_segments"""
+    segments: list[tuple[int, int, int]]
+    """Grant reference, first and last sector."""
+
+
+@final
+class Back:
+    """One backend device."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.home = ""
+        self.front = ""
+        self.domid = 0
+        self.content = bytearray(b"".join(sector.to_bytes(2, "little") * 256 for sector in range(SECTORS)))
+        self.ring: BackRing
+        self.grant: MappedGrant | None = None
+        self.port = 0
+        self.events = 0
+
+    # -- the bus ------------------------------------------------------------------------------------------------------
+
+    async def find(self) -> None:
+        """Find the device that the toolstack has made."""
+        store = self.kernel.xenbus
+        await store.connected()
+        for _ in range(PATIENCE_NS // LOOK_NS):
+            try:
+                self.domid = int((await store.directory("backend/vbd"))[0])
+                break
+            except (XenstoreError, IndexError):
+                await self.kernel.sleep(LOOK_NS)
+        else:
+            raise RuntimeError("the toolstack has made no device")
+        self.home = f"backend/vbd/{self.domid}/51712"
+        self.front = await store.read(f"{self.home}/frontend")
+
+    async def say(self, **nodes: object) -> None:
+        """Write nodes of the backend; `_` stands for `-`."""
+        await self.kernel.xenbus.write_many(
+            {f"{self.home}/{key.replace('_', '-')}": value for key, value in nodes.items()}
+        )
+
+    async def offer(self, **nodes: object) -> None:
+        """Say what there is, and wait for the frontend in InitWait."""
+        if not self.home:
+            await self.find()
+        await self.say(**nodes)
+        await self.say(state=XenbusStateInitWait)
+
+    async def told(self, key: str) -> str | None:
+        """Return what the frontend has written."""
+        return await self.kernel.xenbus.read_or_none(f"{self.front}/{key}")
+
+    async def state(self) -> int:
+        """Return the frontend's state."""
+        try:
+            return int(await self.kernel.xenbus.read(f"{self.front}/state"))
+        except XenstoreError:
+            return XenbusStateClosed
+
+    async def wait_for(self, *states: int) -> int:
+        """Wait until the frontend is in one of these states. Raises Failure."""
+        for _ in range(PATIENCE_NS // LOOK_NS):
+            state = await self.state()
+            if state in states:
+                return state
+            await self.kernel.sleep(LOOK_NS)
+        raise Failure(f"The frontend stays in state {state}; it should come to {' or '.join(map(str, states))}.")
+
+    async def attach(self) -> None:
+        """Map the ring, and bind the event channel, that the frontend names. Raises Failure."""
+        await self.wait_for(XenbusStateInitialised, XenbusStateConnected)
+        ref, port = await self.told("ring-ref"), await self.told("event-channel")
+        if ref is None or port is None or not ref.isdigit() or not port.isdigit():
+            raise Failure(f"The frontend is Initialised with ring-ref {ref!r} and event-channel {port!r}.")
+        (self.grant,) = self.kernel.grants.map_refs(self.domid, [int(ref)])
+        if self.grant.status:
+            raise Failure(f"The frontend's ring-ref {ref} cannot be mapped: status {self.grant.status}.")
+        self.ring = BackRing(self.grant.view, ENTRY)
+        self.port = self.kernel.events.bind_interdomain(self.domid, int(port), self._on_event)
+
+    async def connect(self, **nodes: object) -> None:
+        """Go through the whole handshake; `nodes` are what is offered."""
+        await self.offer(**nodes)
+        await self.attach()
+        await self.say(sectors=SECTORS, info=0, sector_size=512, physical_sector_size=512)
+        await self.say(state=XenbusStateConnected)
+        await self.wait_for(XenbusStateConnected)
+
+    async def close(self) -> None:
+        """Close the device from this end, and give everything back. Raises Failure if the frontend does not follow."""
+        await self.say(state=XenbusStateClosing)
+        await self.wait_for(XenbusStateClosing, XenbusStateClosed)
+        self.detach()
+        await self.say(state=XenbusStateClosed)
+
+    def detach(self) -> None:
+        """Unmap and unbind."""
+        if self.grant is not None and not self.grant.status:
+            self.ring.release()
+            self.kernel.grants.unmap([self.grant])
+        if self.port:
+            self.kernel.events.unbind(self.port)
+        self.grant, self.port = None, 0
+
+    def _on_event(self) -> None:
+        self.events += 1
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def take(self) -> list[Request]:
+        """Take the requests that are there, and ask to be told of the next."""
+        found = []
+        while self.ring.final_check_for_requests():
+            raw = blkif.blkif_request.unpack(self.ring.copy(self.ring.req_cons)[: blkif.blkif_request.size])
+            self.ring.req_cons = (self.ring.req_cons + 1) & U32
+            segments = [(one.gref, one.first_sect, one.last_sect) for one in raw.seg[: raw.nr_segments]]
+            found.append(Request(raw.operation, raw.id, raw.sector_number, raw.nr_segments, segments))
+        return found
+
+    async def requests(self, count: int = 1) -> list[Request]:
+        """Return so many requests, or more. Raises Failure if they do not come."""
+        found: list[Request] = []
+        for _ in range(PATIENCE_NS // LOOK_NS):
+            found += self.take()
+            if len(found) >= count:
+                return found
+            await self.kernel.sleep(LOOK_NS)
+        raise Failure(f"Of {count} requests {len(found)} come.")
+
+    def put(self, ident: int, op: int, status: int) -> None:
+        """Write a response into the next slot, without showing it."""
+        at = self.ring.offset(self.ring.rsp_prod_pvt)
+        response = blkif.blkif_response.pack(id=ident, operation=op, status=status)
+        self.ring.view[at : at + len(response)] = response
+        self.ring.rsp_prod_pvt = (self.ring.rsp_prod_pvt + 1) & U32
+
+    def show(self) -> None:
+        """Show the responses, and notify as the protocol asks."""
+        if self.ring.push_responses_and_check_notify():
+            self.kernel.events.notify(self.port)
+
+    def answer(self, request: Request, status: int = blkif.BLKIF_RSP_OKAY) -> None:
+        """Answer one request."""
+        self.put(request.id, request.op, status)
+        self.show()
+
+    def transfer(self, request: Request) -> None:
+        """Move the data of a read or write. Raises Failure if the frontend's segments do not allow it."""
+        at = request.sector * 512
+        for ref, first, last in request.segments:
+            (grant,) = self.kernel.grants.map_refs(self.domid, [ref], request.op == blkif.BLKIF_OP_READ)
+            if grant.status:
+                raise Failure(f"Segment gref {ref} of a request cannot be mapped: status {grant.status}.")
+            begin, end = first * 512, (last + 1) * 512
+            if request.op == blkif.BLKIF_OP_READ:
+                grant.view[begin:end] = self.content[at : at + end - begin]
+            else:
+                self.content[at : at + end - begin] = grant.view[begin:end]
+            self.kernel.grants.unmap([grant])
+            at += end - begin
+
+    def serve(self, request: Request) -> None:
+        """Do what a request says, and answer it."""
+        if request.op in (blkif.BLKIF_OP_READ, blkif.BLKIF_OP_WRITE):
+            self.transfer(request)
+        self.answer(request)
+
+    def keep_serving(self) -> None:
+        """Serve everything from now on, in a thread."""
+
+        async def work() -> None:
+            while self.port:
+                for request in self.take():
+                    self.serve(request)
+                await self.kernel.sleep(LOOK_NS)
+
+        self.kernel.spawn(work(), "serves")
+
+    @property
+    def req_event(self) -> int:
+        """The threshold that the frontend is to look at."""
+        return self.ring.shared[REQ_EVENT]

@@ -1,0 +1,14 @@
+"""The driver domain in which the checks of block frontends run: it has no block backend but the check itself."""
+
+from conformance.block_front import world
+from guest_kernel.guest import Guest
+
+
+class Back(Guest):
+    """Does what the current check says."""
+
+    async def main(self) -> None:
+        """Run."""
+        assert world.current is not None
+        await world.current.live(self.kernel)
+        await self.kernel.never()

@@ -1,0 +1,19 @@
+"""The guest whose frontend is judged: its program does with the disk what the check asks for."""
+
+from conformance.block_front import world
+from guest_kernel.guest import Guest
+
+
+class User(Guest):
+    """Uses its disk."""
+
+    async def main(self) -> None:
+        """Run."""
+        scene = world.current
+        assert scene is not None
+        scene.user = self.kernel
+        while not scene.over:
+            if scene.jobs:
+                job = scene.jobs.popleft()
+                self.kernel.spawn(job.work(self), "job")
+            await self.kernel.sleep(world.LOOK_NS)
