@@ -43,6 +43,8 @@ class Stopwatch:
         def timed_miss(hooks: NativeHooks, state: int, stop: int, raising: int, function: Any, *rest: Any) -> None:
             miss(hooks, state, stop, raising, self._timed(function), *rest)
 
+        for name in ("hook_syscall", "hook_exceptions"):
+            self._time_argument(name)
         Processor._guard = timed_guard  # type: ignore[method-assign]
         NativeHooks.__init__ = timed_miss  # type: ignore[method-assign]
 
@@ -54,6 +56,11 @@ class Stopwatch:
             after(instance)
 
         setattr(owner, name, patched)
+
+    def _time_argument(self, name: str) -> None:
+        """Time the function that is set as a hook by a method of the binding."""
+        original = getattr(Binding, name)
+        setattr(Binding, name, lambda binding, function: original(binding, self._timed(function)))
 
     def _time_start(self, binding: Binding) -> None:
         start = binding._start
