@@ -2,7 +2,10 @@
 
 A device belongs to the domain that the toolstack gave its interrupt line to (domctl irq_permission); dom0 has all the
 others, and they reach all memory, as on a Xen whose hardware domain passes through. A driver domain's device reaches
-the frames of that domain, and those that other domains have granted to it for as long as they are mapped.
+the frames of that domain that are writable, and those that other domains have granted to it for as long as they are
+mapped. Writable is a type: page tables and descriptor tables are checked whenever the guest changes them, and a device
+that could write there would change them unchecked. As in Xen, whose IOMMU maps a PV domain's frame as long as its type
+is PGT_writable_page (_get_page_type).
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from hypervisor.mm.frame_table import PGT_writable_page
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -50,12 +55,13 @@ class Iommu:
         domain = self._assigned.get(line)
         if domain is None:
             return None
-        owner, end, domid = self._hv.frames.owner, self._hv.frames.frames, domain.domid
+        frames = self._hv.frames
+        tags, types, end, tag = frames.owner_tag, frames.type, frames.frames, domain.domid + 1
         granted: set[int] | None = None
 
         def allowed(mfn: int) -> bool:
             nonlocal granted
-            if mfn < end and owner(mfn) == domid:
+            if mfn < end and tags[mfn] == tag and types[mfn] == PGT_writable_page:
                 return True
             if granted is None:
                 granted = mapped_frames(domain)
@@ -69,22 +75,27 @@ class Iommu:
 
     def _make_reach(self, domain: Domain) -> Reach:
         frames, domid = self._hv.frames, domain.domid
-        tags, tag = frames.owner_tag, domid + 1
-        own: dict[int, bytes] = {}
+        tags, types, tag = frames.owner_tag, frames.type, domid + 1
+        own: dict[int, tuple[bytes, bytes]] = {}
+        writable = bytes([PGT_writable_page])
 
         def reach(first: int, count: int) -> bool:
             # Nearly always it is the domain's own memory.
             if count == 1:
-                if tags[first] == tag:
+                if tags[first] == tag and types[first] == PGT_writable_page:
                     return True
             else:
                 expected = own.get(count)
                 if expected is None:
-                    expected = own[count] = array("H", [tag]).tobytes() * count
-                if tags[first : first + count].tobytes() == expected:
+                    expected = own[count] = array("H", [tag]).tobytes() * count, writable * count
+                end = first + count
+                if (tags[first:end].tobytes(), types[first:end].tobytes()) == expected:
                     return True
             granted = mapped_frames(domain)
-            return all(tags[mfn] == tag or mfn in granted for mfn in range(first, first + count))
+            return all(
+                (tags[mfn] == tag and types[mfn] == PGT_writable_page) or mfn in granted
+                for mfn in range(first, first + count)
+            )
 
         return reach
 

@@ -6,6 +6,7 @@ from typing import Any
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.iommu import mapped_frames
 from hypervisor.machine.machine import Machine
+from hypervisor.mm.frame_table import PGT_l1_page_table, PGT_writable_page
 
 LINE = 64
 
@@ -21,9 +22,44 @@ def two_domains() -> tuple[Hypervisor, Any, Any]:
     return hv, *domains
 
 
+def writable(hv: Hypervisor, domain: Any) -> int:
+    """A frame of a domain that has been mapped writable, as all are that a guest uses for data."""
+    mfn: int = hv.frames.alloc(domain)
+    assert hv.frames.take_type(mfn, PGT_writable_page) == 0
+    hv.frames.put_page_type(mfn)
+    return mfn
+
+
+def test_a_device_does_not_reach_page_tables() -> None:
+    """What a guest may not write a device of its may not either: in Xen's IOMMU such a frame is not mapped."""
+    hv, driver, guest = two_domains()
+    hv.iommu.assign(LINE, driver)
+    allowed, reach = hv.iommu.context(LINE), hv.iommu.reach(LINE)
+    assert allowed is not None
+    assert reach is not None
+    neighbours = sorted(writable(hv, driver) for _ in range(3))
+    assert neighbours == list(range(neighbours[0], neighbours[0] + 3))
+    table = neighbours[1]
+    hv.memory.frame(table)[:] = bytes(4096)
+    assert reach(neighbours[0], 3)
+    assert hv.frames.take_type(table, PGT_l1_page_table) == 0
+    assert not allowed(table)
+    assert not reach(table, 1)
+    assert not reach(neighbours[0], 3)
+    assert reach(neighbours[0], 1)
+    hv.frames.put_page_type(table)
+    assert not reach(table, 1), "it is a page table until it becomes something else"
+    assert hv.frames.take_type(table, PGT_writable_page) == 0
+    assert reach(neighbours[0], 3)
+    hv.frames.put_page_type(table)
+    assert not allowed(hv.frames.alloc(driver)), "nobody has mapped it yet"
+    hv.domain_ops.kill(driver)
+    hv.domain_ops.kill(guest)
+
+
 def test_dom0s_devices_reach_everything_and_a_driver_domains_only_its_own() -> None:
     hv, driver, guest = two_domains()
-    mine, theirs = hv.frames.alloc(driver), hv.frames.alloc(guest)
+    mine, theirs = writable(hv, driver), writable(hv, guest)
     assert hv.iommu.context(LINE) is None
 
     hv.iommu.assign(LINE, driver)
@@ -47,7 +83,7 @@ def test_neighbours_are_in_reach_if_all_of_them_are() -> None:
     hv.iommu.assign(LINE, driver)
     reach = hv.iommu.reach(LINE)
     assert reach is not None
-    mine = sorted(hv.frames.alloc(driver) for _ in range(4))
+    mine = sorted(writable(hv, driver) for _ in range(4))
     theirs = hv.frames.alloc(guest)
     assert mine == list(range(mine[0], mine[0] + 4))
     assert reach(mine[0], 4)
