@@ -1,0 +1,88 @@
+"""The host that judges either half of the block protocol: a driver domain, a guest with a disk of it, other drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, final
+
+import attrs
+import trio
+
+from conformance.kit.check import Failure
+from guest_kernel.image import DriverFactory, PythonKernelImage
+from toolstack.host import Host
+from toolstack.lifecycle import CRASH
+from toolstack.xl_config import parse_config
+
+HANG_LIMIT: Final = 20.0
+"""Seconds after which a subject that does not yield is ended."""
+
+
+@final
+class JudgedHost(Host):
+    """A host on whose domains `replaced` is the subject instead, and `left_out` is missing: the check is that."""
+
+    def __init__(self, subject: Any, replaced: DriverFactory, left_out: DriverFactory) -> None:
+        super().__init__(hang_limit=HANG_LIMIT)
+        self._subject = subject
+        self._replaced = replaced
+        self._left_out = left_out
+
+    def load(self, domid: int, image: PythonKernelImage) -> None:
+        """Have a domain execute an image, with other drivers."""
+        kept = [driver for driver in image.drivers if driver is not self._left_out]
+        drivers = [self._subject if driver is self._replaced else driver for driver in kept]
+        super().load(domid, attrs.evolve(image, drivers=drivers))
+
+
+class Stage:
+    """What the two worlds share: a check that runs in one domain, and what became of the host."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.over = False
+        self.check: Coroutine[Any, Any, None] | None = None
+        self.failure: Exception | None = None
+
+    def begin(self) -> Coroutine[Any, Any, None]:
+        """Return the check, for the domain that is to run it: once."""
+        check, self.check = self.check, None
+        assert check is not None, "the check has been begun before"
+        return check
+
+    def run(
+        self, host: JudgedHost, check: Coroutine[Any, Any, None], programs: Path, image: bytes, judged: str,
+        present: AbstractContextManager[None],
+    ) -> None:  # fmt: skip
+        """Run the host with a check on it.
+
+        `programs` holds `back_guest.py` and `front_guest.py`; `judged` names the domain with the subject; `present`
+        makes this the stage that programs find. Raises what the check raises, and Failure for what the subject leaves
+        behind.
+        """
+        self.check = check
+        disk = self.directory / "disk.img"
+        disk.write_bytes(image)
+        texts = {
+            "backend": 'memory = 16\nkernel = "back_guest.py"\ndriver_domain = 1\n',
+            "frontend": 'memory = 8\nkernel = "front_guest.py"\n'
+            f'disk = ["format=raw,vdev=xvda,access=rw,backend=backend,target={disk}"]\n',
+        }
+        configs = [parse_config(f'name = "{name}"\n{text}', f"{name}.cfg", programs) for name, text in texts.items()]
+        with present:
+            try:
+                trio.run(host.run, configs)
+            finally:
+                check.close()
+        if self.failure is not None:
+            raise self.failure
+        if host.results[judged].reason == CRASH:
+            raise Failure(f"The {judged}'s domain crashes: {host.results[judged].message}")
+        if not self.over:
+            told = "; ".join(result.message for result in host.results.values() if result.message)
+            raise Failure(f"The host ends before the check does. {told}")
+        left = host.leaks()
+        if left:
+            raise Failure(f"The {judged} leaves something behind: {left[0]}.")
