@@ -59,7 +59,7 @@ def test_a_shell_at_a_terminal(build: Build, tmp_path: Path) -> None:
         terminal.expect(r"\nlinux +\| tick\n")
         with Control(control) as host:
             host.ask("shutdown", domain="linux")
-        terminal.expect(r"\nlinux +\| .*reboot: ")
+        terminal.expect(r"linux +\| .*reboot: ")
         terminal.expect(r"linux +1 +poweroff")
         assert process.wait(timeout=SECONDS) == 0
     finally:
