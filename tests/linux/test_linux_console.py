@@ -26,7 +26,8 @@ def test_a_shell_at_a_terminal(build: Build, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from toolstack.cli import main; main()", "run", "--console", "linux"]
     process = subprocess.Popen(
         [*command, "--control", str(control), str(config)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # As wide as the terminal, whatever a program before has left in the environment.
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "LINES": "25"},
         stdin=slave,
         stdout=slave,
         stderr=slave,
