@@ -24,7 +24,7 @@ from hypervisor.abi import (
 )
 from hypervisor.abi.io import xenbus, xs_wire
 
-_OPERATIONS: dict[int, dict[int, str]] = {
+COMMANDS: dict[int, dict[int, str]] = {
     xen.HYPERVISOR_event_channel_op: event_channel.NAMES,
     xen.HYPERVISOR_grant_table_op: grant_table.NAMES,
     xen.HYPERVISOR_memory_op: memory.NAMES,
@@ -89,7 +89,7 @@ def format_trace(records: Iterable[Sequence[Any]]) -> Iterator[str]:
 def _hypercall(nr: int, *rest: int) -> str:
     *arguments, rc = rest
     words = [operation_name(nr, arguments[0])]
-    shown = arguments[nr in _OPERATIONS : _ARGUMENTS.get(nr, len(arguments))]
+    shown = arguments[nr in COMMANDS : _ARGUMENTS.get(nr, len(arguments))]
     words += [hex(argument) for argument in shown]
     words += ["=", _result(nr, rc)]
     return " ".join(words)
@@ -98,7 +98,7 @@ def _hypercall(nr: int, *rest: int) -> str:
 def operation_name(nr: int, command: int) -> str:
     """Return the name of a hypercall, and of what it is to do if its first argument says that."""
     name = xen.HYPERCALL_NAMES.get(nr, f"hypercall-{nr}")
-    operations = _OPERATIONS.get(nr)
+    operations = COMMANDS.get(nr)
     if operations is None:
         return name
     return f"{name} {operations.get(command & _U32, f'op-{command & _U32}')}"

@@ -12,32 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from hypervisor.abi import (
-    callback,
     errno,
-    event_channel,
     grant_table,
-    memory,
-    physdev,
     sched,
-    vcpu,
-    version,
     xen,
 )
 from hypervisor.abi import tracepoints as tp
 from hypervisor.abi.io import xenbus, xs_wire
-from toolstack.trace_formats.text import describe
+from toolstack.trace_formats.text import COMMANDS, describe
 from toolstack.trace_formats.viewer.operations import OPERATIONS, UNKNOWN
 
-_COMMANDS: Final[dict[int, dict[int, str]]] = {
-    xen.HYPERVISOR_event_channel_op: event_channel.NAMES,
-    xen.HYPERVISOR_grant_table_op: grant_table.NAMES,
-    xen.HYPERVISOR_memory_op: memory.NAMES,
-    xen.HYPERVISOR_physdev_op: physdev.NAMES,
-    xen.HYPERVISOR_sched_op: sched.NAMES,
-    xen.HYPERVISOR_vcpu_op: vcpu.NAMES,
-    xen.HYPERVISOR_xen_version: version.NAMES,
-    xen.HYPERVISOR_callback_op: callback.NAMES,
-}
 _U32: Final = 0xFFFFFFFF
 
 Told = tuple[str, str]
@@ -75,7 +59,7 @@ class Narrator:
     def _hypercall(self, domid: int, _vcpu: int, nr: int, *rest: int) -> Told:
         *arguments, rc = rest
         name = xen.HYPERCALL_NAMES.get(nr, f"hypercall-{nr}")
-        command = _COMMANDS.get(nr, {}).get(arguments[0] & _U32, name) if arguments else name
+        command = COMMANDS.get(nr, {}).get(arguments[0] & _U32, name) if arguments else name
         what, source = OPERATIONS.get(command) or OPERATIONS.get(name, UNKNOWN)
         end = f" Xen refuses: -{errno.name(-rc)}." if rc < 0 else ""
         return f"{self._name(domid)} {what.format(*arguments)}.{end}", source
