@@ -118,9 +118,9 @@ async def unknown_protocol(scene: Scene) -> None:
 
 @check("BLKIF-BACKEND-008", Level.must, "docs/misc/xenstore-paths; io/xenbus.h")
 async def death_of_the_frontend(scene: Scene) -> None:
-    """When the frontend's domain is gone the backend lets go of everything.
+    """When the frontend's domain is gone the backend's domain lives on.
 
-    A guest may be destroyed at any moment; what is still mapped keeps its memory from being freed.
+    A guest may be destroyed at any moment. (What the backend still maps then is not seen: its domain ends as well.)
     """
     front = await connected(scene)
     await front.read(0)
