@@ -30,6 +30,8 @@ ES, CS, SS, DS, FS, GS, LDT, TR, GDT = range(9)
 """Segment registers, in the processor's numbering, and the tables'."""
 _SEGMENTS = 184
 _SEGMENT = 24
+EFLAGS = 136 // 4
+"""Index of `Binding.i`: RFLAGS, without the arithmetic flags."""
 HFLAGS = 176 // 4
 """Index of `Binding.i`: what of the processor's mode is compiled into translated code."""
 CR0 = 424 // 8
@@ -40,6 +42,7 @@ _WINDOW = 0x4000
 _FXSAVE_SIZE = 512
 _FXSAVE = struct.Struct("<HHBx18xI")
 """At the head of FXSAVE's image: control and status word, which registers are in use, and (at 24) MXCSR."""
+_TRAP = 1 << 8
 _REAL = struct.Struct("<QH")
 _EMPTY = 3
 _MXCSR_MASK = 0xFFFF
@@ -224,6 +227,10 @@ class Binding:
             view[index] = 0
         for index in range(16):
             q[index] = 0
+        self.set_flags(_TRAP | 2)
+        if not i[EFLAGS] & _TRAP:
+            raise self._unknown("RFLAGS is not where it was")
+        self.set_flags(2)
         if i[self.old_exception] != NO_EXCEPTION:
             raise self._unknown("the last exception is not where it was")
         if not i[HFLAGS] & HF_CS64:

@@ -20,6 +20,11 @@ The translation hook keeps a guest from holding everybody up whose code must be 
 takes a thousand times as long for that as for executing it. `TRANSLATIONS` of them are for nothing, each further one
 adds `TRANSLATION_NS` to `COUNT`.
 
+Linux looks for a timer at a port where nothing is, a hundred thousand times while it boots. What such a read gives has
+been found out by Xen at the first one, and stays so until anything else makes it enter Xen (`ABSENT` is forgotten
+then): so IN's hook answers the others itself, at the same price, unless there is an event to be delivered, a single
+step to be told of, or the `DEADLINE` has come.
+
 Two more are in use only while a guest has breakpoints on data (`watchpoints`): one at each access to memory, which
 looks at its place in the page before it troubles Python, and one before each instruction, which stops the CPU when the
 instruction before has hit one.
@@ -34,10 +39,11 @@ import mmap
 import platform
 from collections.abc import Callable, Iterable
 
-COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS, HIT, PLACE = range(12)
+COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS, HIT, PLACE, ABSENT, INFO = range(14)
 """Words of the hooks' data. `SPACE` tells one address space from another in the tags of the table, and `PLACE` has the
 same pages of two of them elsewhere in it; `STATE` is the address of the CPU's registers; `HIT` is not 0 when an
-instruction has touched what a breakpoint on data is at."""
+instruction has touched what a breakpoint on data is at. `ABSENT` is the `absent_port` where nothing is, for the vCPU
+that runs and in its present mode; 0: none is known. `INFO` is the address of that vCPU's vcpu_info."""
 TABLE = 16
 """The table begins at this word: per entry its tag (page number xor SPACE, never 0) and the address of the mark."""
 ENTRIES = 16384
@@ -45,6 +51,8 @@ SPREAD = 5167
 """How far apart in the table the pages of two address spaces are: the kernel's are in all of them."""
 NEVER = (1 << 64) - 1
 TRANSLATION_NS = 20_000
+TRAP_NS = 1_000
+"""What a trap takes, with what Xen does about it."""
 WRITTEN = 1
 
 Listing = tuple[tuple[str, str], ...]
@@ -101,9 +109,31 @@ CLEAR_TSC_AUX: Listing = (
     ("488b5630", "mov rdx, [rsi+48]"),
     ("48c7420800000000", "mov qword ptr [rdx+8], 0"),
 )
+ABSENT_PORT: Listing = (
+    # The beginning of IN's hook: rdi = engine, esi = port, edx = width, rcx = our data. Returns the value, or goes on.
+    ("c1e210", "shl edx, 16"),
+    ("09f2", "or edx, esi"),
+    ("48395160", "cmp [rcx+96], rdx         # ABSENT"),
+    ("7534", "jne other"),
+    ("488b4130", "mov rax, [rcx+48]         # STATE"),
+    ("f6808900000001", "test byte ptr [rax+137], 1 # TF"),
+    ("7527", "jne other"),
+    ("488b5168", "mov rdx, [rcx+104]        # INFO"),
+    ("803a00", "cmp byte ptr [rdx], 0     # evtchn_upcall_pending"),
+    ("7406", "je quiet"),
+    ("807a0100", "cmp byte ptr [rdx+1], 0   # evtchn_upcall_mask"),
+    ("7418", "je other"),
+    ("488b01", "quiet: mov rax, [rcx]            # COUNT"),
+    ("4805e8030000", "add rax, 1000             # TRAP_NS"),
+    ("483b4108", "cmp rax, [rcx+8]          # DEADLINE"),
+    ("7309", "jae other"),
+    ("488901", "mov [rcx], rax"),
+    ("b8ffffffff", "mov eax, 0xffffffff"),
+    ("c3", "ret"),
+)
 PORT_IO: Listing = (
-    # IN: rdi = engine, esi = port, edx = width, rcx = our data. Does not return: the instruction takes a #GP.
-    ("488b7930", "mov rdi, [rcx+48]         # STATE"),
+    # IN and OUT: rcx = our data. Does not return: the instruction takes a #GP.
+    ("488b7930", "other: mov rdi, [rcx+48]         # STATE"),
     ("be0d000000", "mov esi, 13"),
     ("31d2", "xor edx, edx"),
     ("ff6140", "jmp [rcx+64]              # RAISE(state, vector, error code)"),
@@ -139,6 +169,11 @@ OUT_PREFIX: Listing = (
 )
 
 
+def absent_port(port: int, width: int) -> int:
+    """Return what `ABSENT` is when reads of so many bytes from a port give ones."""
+    return width << 16 | port
+
+
 def code(listing: Listing) -> bytes:
     """Return the machine code of a listing."""
     return bytes.fromhex("".join(bytes_ for bytes_, _ in listing))
@@ -147,9 +182,9 @@ def code(listing: Listing) -> bytes:
 RDTSCP_AT = 0x80
 RDTSC_AT = RDTSCP_AT + len(code(CLEAR_TSC_AUX))
 OUT_AT = 0xC0
-IN_AT = OUT_AT + len(code(OUT_PREFIX))
 TRANSLATION_AT = 0x100
 STEP_AT, ACCESS_AT = 0x120, 0x140
+IN_AT = 0x180
 _Block = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _Translation = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _Instruction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -215,7 +250,8 @@ class NativeHooks:
             before_translation = before_out.ljust(OUT_AT) + code(OUT_PREFIX) + code(PORT_IO)
             before_step = before_translation.ljust(TRANSLATION_AT) + code(TRANSLATION)
             before_access = before_step.ljust(STEP_AT) + code(STEP)
-            self._executable.write(before_access.ljust(ACCESS_AT) + code(ACCESS))
+            before_in = before_access.ljust(ACCESS_AT) + code(ACCESS)
+            self._executable.write(before_in.ljust(IN_AT) + code(ABSENT_PORT) + code(PORT_IO))
             self.block = ctypes.addressof(ctypes.c_char.from_buffer(self._executable))
             self.rdtsc, self.rdtscp = self.block + RDTSC_AT, self.block + RDTSCP_AT
             self.port_in, self.port_out = self.block + IN_AT, self.block + OUT_AT
@@ -273,6 +309,11 @@ class NativeHooks:
     def filter(self, place: int, size: int, function: Access) -> Filter:
         """Make a hook of accesses to memory that overlap `size` bytes at a place in their page, in whichever page."""
         return Filter(self._access, place, size, function)
+
+    def port_is_absent(self, port: int, width: int, info: int) -> None:
+        """Let IN's hook answer reads of a port, with ones; `info` is the address of the vCPU's vcpu_info."""
+        self.words[INFO] = info
+        self.words[ABSENT] = absent_port(port, width)
 
     def enter(self, page: int, mark: int) -> None:
         """Put a page of the present address space into the table, with the address of its frame's mark."""

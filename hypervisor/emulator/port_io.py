@@ -31,12 +31,18 @@ class PortIo:
             return False
         return all(domain.may_use_port(at) for at in range(port, port + width))
 
+    def is_absent(self, domain: Domain, port: int, width: int) -> bool:
+        """Whether there is nothing at a port as far as a domain can tell: it reads ones."""
+        if port == PCI_ADDRESS and width == 4:
+            return False
+        return port in PCI_DATA or not self._ports.is_claimed(port) or not self._reaches_device(domain, port, width)
+
     def read(self, domain: Domain, port: int, width: int) -> int:
         """Return what a domain reads from a port."""
         mask = (1 << 8 * width) - 1
         if port == PCI_ADDRESS and width == 4:
             return domain.pci_address
-        if port in PCI_DATA or not self._reaches_device(domain, port, width):
+        if self.is_absent(domain, port, width):
             return mask
         return self._ports.inl(port) & mask
 

@@ -17,7 +17,7 @@ from hypervisor.emulator.cpuid import Cpuid, guest_cr4
 from hypervisor.emulator.instruction import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, Instruction, decode
 from hypervisor.emulator.port_io import PortIo
 from hypervisor.emulator.traps import DIRECTION, GP, SINGLE_STEP, TF, UD
-from hypervisor.emulator.watchpoints import ports_hit
+from hypervisor.emulator.watchpoints import is_armed, ports_hit
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.trap_ops import CR4_DE, set_debugreg
@@ -131,6 +131,8 @@ class Privileged:
             self._ports.write(vcpu.domain, port, width, q[RAX] & mask)
         else:
             value = self._ports.read(vcpu.domain, port, width)
+            if self._ports.is_absent(vcpu.domain, port, width) and not is_armed(vcpu.context):
+                self._processor.port_is_absent(vcpu, port, width)
             q[RAX] = value if width == 4 else q[RAX] & ~mask | value
         return size
 

@@ -48,7 +48,16 @@ from hypervisor.emulator.binding import (
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.breakpoints import Breakpoints
 from hypervisor.emulator.instruction import LONGEST
-from hypervisor.emulator.native_hooks import BASE, COUNT, DEADLINE, TRANSLATION_NS, TRANSLATIONS, NativeHooks
+from hypervisor.emulator.native_hooks import (
+    ABSENT,
+    BASE,
+    COUNT,
+    DEADLINE,
+    TRANSLATION_NS,
+    TRANSLATIONS,
+    TRAP_NS,
+    NativeHooks,
+)
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
 from hypervisor.emulator.table_stores import TableStores
@@ -80,8 +89,6 @@ FREE_TRANSLATIONS = 20_000
 """How many blocks of a vCPU may be translated at once without further cost: those of code that is new."""
 FLUSH_NS = 200_000
 """What it takes to have all code translated again, for who brings that about."""
-TRAP_NS = 1_000
-"""What a trap takes, with what Xen does about it."""
 RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
 MAX_SPACES = 4095
@@ -102,6 +109,7 @@ class Processor:
         """Raises DeviceError, with a sentence, when there is no Unicorn that can be used."""
         self.hv = hv
         memory, self._marks = hv.memory.address()
+        self._memory_at = memory
         self._code = bytearray(hv.memory.frames)
         """1 for each frame from which code has been translated."""
         self.cpu = cpu = Binding(memory, hv.memory.frames << 12, self._code)
@@ -224,6 +232,7 @@ class Processor:
             # A guest's work may be ahead of the wall clock; its TSC does not go back for that.
             now = max(now, self._last_tsc)
         words[BASE] = now - self._began & U64
+        words[ABSENT] = 0
         self._load(vcpu)
         self._allow_translations(vcpu, now)
         self.vcpu = vcpu
@@ -491,6 +500,10 @@ class Processor:
                 self.hv.memory.written[base >> 12] = 2
         self._stale.clear()
 
+    def port_is_absent(self, vcpu: EmulatedVCpu, port: int, width: int) -> None:
+        """Take note that the guest, as it is now, reads ones from a port and may do so without Xen."""
+        self.native.port_is_absent(port, width, self._memory_at + vcpu.info)
+
     # -- modes --------------------------------------------------------------------------------------------------------
 
     def enter_kernel(self, vcpu: EmulatedVCpu) -> None:
@@ -559,6 +572,7 @@ class Processor:
         vcpu = self.vcpu
         assert vcpu is not None
         self._words[COUNT] += TRAP_NS
+        self._words[ABSENT] = 0
         vcpu.spent = self._words[COUNT] - self._began
         return vcpu
 
@@ -574,6 +588,7 @@ class Processor:
                 vcpu = self.vcpu
                 assert vcpu is not None
                 vcpu.spent = words[COUNT] - self._began
+                words[ABSENT] = 0
                 flags = flags_of()
                 rip = q[RCX] = q[RIP] + SYSCALL_SIZE
                 q[R11] = flags

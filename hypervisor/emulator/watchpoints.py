@@ -64,6 +64,11 @@ def watches(registers: list[int]) -> tuple[Watch, ...]:
     return tuple(found)
 
 
+def is_armed(context: Context) -> bool:
+    """Whether any breakpoint is enabled, of whichever kind."""
+    return bool((context.debugreg[7] | context.dr7_emulated) & 0xFF)
+
+
 def ports_hit(context: Context, port: int, width: int) -> int:
     """Return the bits of DR6 for the breakpoints at I/O ports, which Xen itself looks after.
 

@@ -47,6 +47,10 @@ class Ports:
             del self._by_port[port]
             del self.writers[port]
 
+    def is_claimed(self, port: int) -> bool:
+        """Whether a device answers at a port."""
+        return port in self._by_port
+
     def inl(self, port: int) -> int:
         """Read 32 bits from a port."""
         claimed = self._by_port.get(port)

@@ -19,6 +19,7 @@ LISTINGS = {
     "step": native_hooks.STEP,
     "access": native_hooks.ACCESS,
     "lookup": memory_lookup.LOOKUP,
+    "in": native_hooks.ABSENT_PORT + native_hooks.PORT_IO,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
 }
 
