@@ -11,6 +11,7 @@ from toolstack.commands.boot import boot
 from toolstack.commands.cd import cd_eject, cd_insert
 from toolstack.commands.check import check
 from toolstack.commands.dmesg import dmesg
+from toolstack.commands.lab import lab
 from toolstack.commands.profile import profile
 from toolstack.commands.run import run
 from toolstack.commands.sweep import sweep
@@ -45,6 +46,6 @@ def main() -> None:
     """
 
 
-_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored, cd_insert, cd_eject, check)
+_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored, cd_insert, cd_eject, check, lab)
 for _command in (*_SINGLE, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

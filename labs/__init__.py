@@ -1,0 +1,1 @@
+"""Labs: a course on paravirtualization. Pages, skeletons, graders and solutions (`paravirt lab`)."""

@@ -1,0 +1,65 @@
+"""The table of the labs: what there is, in the order in which it is taught."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from labs.kit.check import Checks
+from labs.kit.questions import MakeQuestions
+
+HERE: Final = Path(__file__).parent
+SOLUTIONS: Final = HERE / "solutions"
+
+
+@attrs.frozen
+class Lab:
+    """One lab: a directory here with `README.md`, `skeleton/`, `checks.py` and `questions.py`."""
+
+    number: int
+    name: str
+    title: str
+    minutes: int
+    """What a student needs who has read the chapter."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return HERE / self.name
+
+    @property
+    def directory_name(self) -> str:
+        """What a student's directory is called."""
+        return f"lab{self.number:02}-{self.name}"
+
+    @property
+    def page(self) -> str:
+        """The page of explanation, in Markdown."""
+        return (self.path / "README.md").read_text(encoding="utf-8")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that a student gets and hands in."""
+        return sorted(path for path in (self.path / "skeleton").iterdir() if path.suffix == ".py")
+
+    def checks(self) -> Checks:
+        """Return the checks of the lab."""
+        found = importlib.import_module(f"labs.{self.name}.checks").CHECKS
+        assert isinstance(found, Checks)
+        return found
+
+    def questions(self) -> MakeQuestions:
+        """Return what makes the questions of a student."""
+        make: MakeQuestions = importlib.import_module(f"labs.{self.name}.questions").questions
+        return make
+
+
+LABS: Final = (Lab(1, "hypercalls", "Hypercalls: the only way in", 60),)
+
+
+def find(text: str) -> Lab | None:
+    """Return the lab of this number or name, or None."""
+    return next((lab for lab in LABS if text in (str(lab.number), lab.name)), None)

@@ -1,0 +1,1 @@
+"""What all labs share: checks and points, the grader, hosts for bare kernels, questions."""
