@@ -26,9 +26,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType
-from typing import Any
-
-import msgpack
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "first-host"
@@ -48,14 +45,16 @@ class WithoutTraces(ast.NodeTransformer):
         self.removed = 0
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
-        """Drop `if trace is not None: …`."""
+        """Drop `if words is not None: … elif trace is not None: …`."""
         self.generic_visit(node)
         test = node.test
-        if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.IsNot) and not node.orelse):
+        others = [other for other in node.orelse if not isinstance(other, ast.Pass)]
+        if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.IsNot) and not others):
             return node
         asked = test.left
+        # (`words`: those of the tape.)
         name = asked.id if isinstance(asked, ast.Name) else asked.attr if isinstance(asked, ast.Attribute) else ""
-        if name not in ("trace", "_trace"):
+        if name not in ("trace", "_trace", "tape", "words"):
             return node
         self.removed += 1
         return ast.copy_location(ast.Pass(), node)
@@ -145,6 +144,7 @@ def make_trace(records: int, directory: Path) -> Path:
     """Write a trace of so many records: that of the example, over and over."""
     from click.testing import CliRunner
 
+    from hypervisor.trace import TraceWriter, read_trace
     from toolstack.cli import main as paravirt
 
     shutil.copytree(EXAMPLE, directory, dirs_exist_ok=True)
@@ -155,14 +155,14 @@ def make_trace(records: int, directory: Path) -> Path:
     done = CliRunner().invoke(paravirt, ["run", "--quiet", "--trace", str(short), *configs])
     if done.exit_code:
         sys.exit(f"the example did not run: {done.output}")
-    with short.open("rb") as source, long.open("wb") as target:
-        unpacker = msgpack.Unpacker(source, strict_map_key=False)
-        target.write(msgpack.packb(unpacker.unpack()))
-        pieces: list[list[Any]] = list(unpacker)
+    header, stream = read_trace(short)
+    pieces, now = list(stream), 0
+    with TraceWriter(long.open("wb"), seed=0, about=header["about"]) as writer:
+        writer.now = lambda: now
         for number in range(records):
             life, place = divmod(number, len(pieces))
-            time_ns, *rest = pieces[place]
-            target.write(msgpack.packb([time_ns + life * LIFE_NS, *rest]))
+            now = pieces[place][0] + life * LIFE_NS
+            writer.emit(*pieces[place][1:])
     return long
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hypervisor.emulator.processor import Processor
     from hypervisor.machine.machine import Machine
     from hypervisor.mm.boot_memory import BootMemory
+    from hypervisor.tape import Tape
     from hypervisor.trace import Emit
     from hypervisor.vcpu import VCpu
 
@@ -55,9 +56,10 @@ Raises HypercallError for a guest's mistake, and `preempt.Continuation` when a l
 class Hypervisor:
     """One running Xen on one machine.
 
-    `trace` is the emitter of a `TraceWriter`, or None. `console` receives what Xen and (through console_io) dom0 print
-    on the host's serial line. `scheduler` is one of `sched.schedulers.ALGORITHMS`; a `policy` says who runs instead of
-    it. `options` is what Xen's command line says, `boot` where things lie in memory at first.
+    `trace` is the emitter of a `TraceWriter`, or None; with its `tape` some records are written faster.
+    `console` receives what Xen and (through console_io) dom0 print on the host's serial line. `scheduler` is one of
+    `sched.schedulers.ALGORITHMS`; a `policy` says who runs instead of it. `options` is what Xen's command line says,
+    `boot` where things lie in memory at first.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Hypervisor:
         policy: Policy | None = None,
         costs: Costs | None = None,
         trace: Emit | None = None,
+        tape: Tape | None = None,
         console: Callable[[bytes], None] | None = None,
         options: XenOptions | None = None,
         boot: BootMemory | None = None,
@@ -76,7 +79,10 @@ class Hypervisor:
         self.memory = machine.memory
         self.clock = machine.clock
         self.timers = machine.timers
+        costs = costs or Costs()
         self.trace = trace
+        self.tape = None if trace is None or self.clock.real or costs.has_extras else tape
+        """For the records of what happens most, where time moves only when the pCPU loop and hypercalls say so."""
         self.traces_threads = False
         """Whether guests are to tell the trace of their threads (`tracepoints.THREAD`)."""
         self.console = console or (lambda data: None)
@@ -93,7 +99,7 @@ class Hypervisor:
 
         wanted = policy.scheduler if policy is not None else scheduler or self.options.scheduler
         algorithm = ALGORITHMS.get(wanted, ALGORITHMS[DEFAULT])
-        self.sched = Scheduler(self, machine.nr_pcpus, policy, costs or Costs(), algorithm)
+        self.sched = Scheduler(self, machine.nr_pcpus, policy, costs, algorithm)
         self.now = self.sched.now
         self.xen_log = XenLog(lambda data: self.console(data), self.now, self.options)
         self.preempt = Preemption(self)

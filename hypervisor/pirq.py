@@ -209,11 +209,15 @@ class Pirqs:
             self._hv.machine.interrupts.disconnect(irq)
 
     def _raiser(self, irq: int, channels: list[Channel]) -> Callable[[], None]:
-        trace = self._hv.trace
+        trace, words = self._hv.trace, None if self._hv.tape is None else self._hv.tape.words
 
         def line_raised() -> None:
             for channel in channels:
-                if trace is not None:
+                if words is not None:
+                    words.append(channel.vcpu.codes.irq)
+                    words.append(irq)
+                    words.append(channel.port)
+                elif trace is not None:
                     trace(channel.domain.domid, channel.vcpu.vcpu_id, IRQ, irq, channel.port)
                 channel.domain.set_pending(channel)
 

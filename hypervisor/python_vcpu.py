@@ -19,6 +19,7 @@ from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import translate_load
 from hypervisor.preempt import Continuation, finish
+from hypervisor.tape import FULL, register
 from hypervisor.vcpu import VCpu
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class PythonCpu:
         self._vcpu = vcpu
         self.vcpu_id = vcpu.vcpu_id
         self.text: dict[int, Callable[..., Any]] = domain.text
-        self.hypercall, self.lock = _traced_door(vcpu) if hv.trace is not None else _door(vcpu)
+        door = _door if hv.trace is None else _traced_door if hv.tape is None else _taped_door
+        self.hypercall, self.lock = door(vcpu)
         self.outl = _store_port(domain, hv.machine.ports.writers)
         """`outl(port, value)`: raises GeneralProtectionFault without permission (domctl ioport_permission)."""
         self.trace: Callable[..., None] | None = None
@@ -157,6 +159,51 @@ def _traced_door(vcpu: PythonVCpu) -> Door:
     return hypercall, lock
 
 
+def _taped_door(vcpu: PythonVCpu) -> Door:
+    """Make a hypercall entry that records each call on the tape: `_door` and `_traced_door` in one."""
+    table: list[Handler] = list(vcpu.hv.table)
+    hv, domid, vcpu_id = vcpu.hv, vcpu.domain.domid, vcpu.vcpu_id
+    tape, emit, sched = hv.tape, hv.trace, hv.sched
+    assert tape is not None
+    assert emit is not None
+    words, tick = tape.words, tape.tick(sched.costs.hypercall)
+    call, short_call = vcpu.codes.call, vcpu.codes.short_call
+
+    def hypercall(nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
+        vcpu.hypercalls += 1
+        try:
+            if nr < 0:
+                raise IndexError
+            handler = table[nr]
+        except (IndexError, TypeError):
+            if table:
+                emit(domid, vcpu_id, HYPERCALL, *map(register, (nr, a1, a2, a3, a4, a5)), -errno.ENOSYS)
+            return -errno.ENOSYS
+        if sched.running is vcpu:
+            words.append(tick)
+        try:
+            rc = handler(vcpu, a1, a2, a3, a4, a5)
+        except HypercallError as error:
+            rc = -error.errno
+        except Continuation as rest:
+            rc = finish(vcpu, nr, rest, (a1, a2, a3, a4, a5))
+        if not table:
+            # It is locked: the domain has gone meanwhile.
+            return rc
+        if rc or a3 or a4 or a5:
+            words.extend((call, nr, a1, a2, a3, a4, a5, rc & U64))
+        else:
+            words.append(short_call)
+            words.append(nr)
+            words.append(a1)
+            words.append(a2)
+        if len(words) > FULL:
+            tape.keep()
+        return rc
+
+    return hypercall, table.clear
+
+
 class PythonVCpu(VCpu):
     """Runs `Image.boot` (or what `text` holds at the entry point) of the domain's image."""
 
@@ -172,7 +219,7 @@ class PythonVCpu(VCpu):
         self.cpu = PythonCpu(self)
         self._run: Run | None = None
         self._quick_upcall: Callable[[], object] | None = None
-        """The code at the event callback, once it has been found there; None while a trace wants to see upcalls."""
+        """What enters the event callback, once that has been found; None while a trace without tape wants upcalls."""
         self._resume: Callable[[None], int] = self._first
 
     def run(self) -> int:
@@ -245,12 +292,27 @@ class PythonVCpu(VCpu):
         trace = self._trace
         if trace is not None:
             trace(self.domain.domid, self.vcpu_id, UPCALL, self.ready_bits())
+            if self.codes is not None:
+                self._quick_upcall = self._taped_upcall(handler)
         else:
             self._quick_upcall = handler
         self._bytes[self.info + MASK_BYTE] = 1
         handler()
         # The guest may have moved its vcpu_info in the handler.
         self._bytes[self.info + MASK_BYTE] = 0
+
+    def _taped_upcall(self, handler: Callable[[], object]) -> Callable[[], object]:
+        """Return what records an upcall on the tape, and enters it."""
+        tape, code = self.hv.tape, self.codes.upcall
+        assert tape is not None
+        words, ready_bits = tape.words, self.ready_bits
+
+        def upcall() -> None:
+            words.append(code)
+            words.append(ready_bits())
+            handler()
+
+        return upcall
 
     def callbacks_changed(self) -> None:
         """Look the code of the event callback up again: it has been registered anew."""

@@ -1,11 +1,14 @@
-"""The one trace of a host: a header map, then one msgpack array per event.
+"""The one trace of a host: a header map, then batches of records.
 
 A record is `[time_ns, domid, vcpu_id, kind, *fields]`; kinds and fields are in `hypervisor.abi.tracepoints`. Everything
-else (the text log, other formats, replay) reads this stream.
+else (the text log, other formats, replay) reads this stream. How records are kept in the file is for speed: see `tape`
+for what is written, `tape_decoder` for how it is read, docs/trace.md for both.
 """
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +17,15 @@ from typing import Any, BinaryIO
 import msgpack
 
 from hypervisor.abi.tracepoints import KINDS
+from hypervisor.tape import OTHER, Tape, register
+from hypervisor.tape_decoder import Decoder
 
 MAGIC = "paravirt trace"
-VERSION = 1
-_BATCH = 256
-"""Records that are packed together: so few that they are still in the processor's cache."""
-_BATCHES = 32
-"""... and how often that is done before it is written."""
+VERSION = 2
+_OTHERS = 256
+"""Records kept as a whole that are packed together: so few that they are still in the processor's cache."""
+_HELD = 1 << 18
+"""So many bytes are written together."""
 
 Emit = Callable[..., None]
 """`emit(domid, vcpu_id, kind, *fields)`."""
@@ -31,48 +36,64 @@ class TraceError(Exception):
 
 
 class TraceWriter:
-    """Writes records to a file. `now` is asked for the time of each record."""
+    """Writes records to a file. `now` is asked for the time of each record that does not come by the `tape`."""
 
     def __init__(self, file: BinaryIO, *, seed: int, about: dict[str, Any] | None = None) -> None:
         self._file = file
         self._pack = msgpack.Packer().pack
-        self._records: list[tuple[Any, ...]] = []
+        self._others: list[tuple[Any, ...]] = []
+        """Records as a whole, and definitions."""
+        self.tape = Tape(self._others, self._keep)
+        """Takes records as numbers, where that is possible."""
         self.now: Callable[[], int] = lambda: 0
         header = {"magic": MAGIC, "version": VERSION, "seed": seed, "about": about or {}}
         header["kinds"] = {str(kind): [name, list(fields)] for kind, (name, fields) in KINDS.items()}
         self._packed: list[bytes] = [self._pack(header)]
+        self._held = 0
         self.emit = self._make_emit()
         """Append one record, stamped with the current time. Fields are kept a while: they must not change."""
         self.failure: OSError | None = None
         """Why the file takes no more: the disk is full. The host goes on."""
 
     def _make_emit(self) -> Emit:
-        """Return `emit`, on local names: it is called for every event of the host."""
-        records, keep = self._records, self._keep
-        append = records.append
+        """Return `emit`, on local names: it is called for every event of the host that is not for the tape."""
+        others, words, keep = self._others, self.tape.words, self._keep
+        append = others.append
 
         def emit(domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
             append((self.now(), domid, vcpu_id, kind) + fields)  # noqa: RUF005 - a third faster than unpacking
-            if len(records) >= _BATCH:
+            words.append(OTHER)
+            if len(others) >= _OTHERS:
                 keep()
 
         return emit
 
     def _keep(self) -> None:
-        """Pack the records of a while all at once: that takes half as long as one by one."""
-        records = self._records
-        self._packed.append(self._pack(records)[_array_header(len(records)) :])
-        records.clear()
-        if len(self._packed) >= _BATCHES:
-            self.flush()
+        """Pack the records of a while all at once: that takes much less time than one by one."""
+        words, others = self.tape.words, self._others
+        # (Where there is nothing but whole records, nobody needs to be told so word by word.)
+        numbers = b"" if words.count(OTHER) == len(words) else _packed_words(words)
+        try:
+            piece = self._pack((numbers, others))
+        except (TypeError, ValueError, OverflowError):
+            piece = self._pack((numbers, [tuple(map(_packable, record)) for record in others]))
+        words.clear()
+        others.clear()
+        self._packed.append(piece)
+        self._held += len(piece)
+        if self._held >= _HELD:
+            self._write()
 
     def flush(self) -> None:
         """Write what is kept."""
-        records = self._records
-        self._packed.append(self._pack(records)[_array_header(len(records)) :])
-        records.clear()
+        if self.tape.words:
+            self._keep()
+        self._write()
+
+    def _write(self) -> None:
         data = b"".join(self._packed)
         self._packed.clear()
+        self._held = 0
         if self.failure is None:
             try:
                 self._file.write(data)
@@ -94,12 +115,30 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.tape.cut()
         self.close()
 
 
-def _array_header(length: int) -> int:
-    """Return how many bytes msgpack puts before the elements of an array."""
-    return 1 if length < 16 else 3 if length < 1 << 16 else 5
+def _packed_words(words: list[int]) -> bytes:
+    """Return words as they are in the file: 64 bits each, low byte first."""
+    try:
+        packed = array("Q", words)
+    except Exception:
+        # A guest has passed a hypercall what fits no register, or even what says something else whenever it is asked.
+        packed = array("Q", map(register, words))
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _packable(field: Any) -> Any:
+    """Return a field of a record that a file can hold: nothing, for what a guest has made up."""
+    try:
+        msgpack.packb(field)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return field
 
 
 def read_trace(path: Path) -> tuple[dict[str, Any], Generator[list[Any], None, None]]:
@@ -124,16 +163,15 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Generator[list[Any], None, N
             # From here on the file is closed with the generator, even if nobody asks for a record.
             yield []
             whole = unpacker.tell()
+            decoder = Decoder()
             try:
-                for record in unpacker:
-                    if not isinstance(record, list) or len(record) < 4:
-                        raise ValueError("there is something else between its records")
+                for batch in unpacker:
                     whole = unpacker.tell()
-                    yield record
+                    yield from decoder.batch(batch)
             except (msgpack.exceptions.UnpackException, ValueError) as error:
                 raise TraceError(f"{path} is damaged: {error}") from None
             if whole != file.tell():
-                raise TraceError(f"{path} is damaged: it ends in the middle of a record")
+                raise TraceError(f"{path} is damaged: it ends in the middle of a batch of records")
 
     stream = records()
     next(stream)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
+from hypervisor.tape import VCpuCodes
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -117,6 +118,7 @@ class VCpu(ABC):
     """Xen's `struct vcpu`. Subclasses say what executes: Python code or a CPU emulator."""
 
     __slots__ = (
+        "codes",
         "compute_left",
         "context",
         "cpus",
@@ -173,6 +175,8 @@ class VCpu(ABC):
         self.domain = domain
         self.hv = hv
         self.vcpu_id = vcpu_id
+        self.codes: Any = None if hv.tape is None else VCpuCodes(hv.tape, domain.domid, vcpu_id)
+        """`VCpuCodes`, if there is a tape."""
         self.context = Context()
         self.initialised = False
         self.info = 0

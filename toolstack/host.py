@@ -375,6 +375,7 @@ class Host:
         machine = Machine(memory_mib=self._memory(prepared.plans), pcpus=self.pcpus, real_time=self.real_time)
         trace = self._open_trace()
         emit = None if trace is None else trace.emit
+        tape = None if trace is None or self.trace_state or self.profile is not None else trace.tape
         if emit is not None and self.trace_state:
             self._state_trace = StateTrace(emit)
             emit = self._state_trace.emit
@@ -386,6 +387,7 @@ class Host:
             policy=self.policy,
             costs=self.costs,
             trace=emit,
+            tape=tape,
             console=self._show_host,
         )
         if trace is not None:

@@ -67,6 +67,7 @@ from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
 from hypervisor.preempt import Continuation
+from hypervisor.tape import TIME
 from hypervisor.vcpu import CR0_START, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
@@ -574,12 +575,16 @@ class Processor:
         self._words[COUNT] += TRAP_NS
         self._words[ABSENT] = 0
         vcpu.spent = self._words[COUNT] - self._began
+        tape = self.hv.tape
+        if tape is not None:
+            tape.words.extend((TIME, self.hv.now()))
         return vcpu
 
     def _make_syscall(self) -> Callable[[int, int], None]:
         """Make the hook of SYSCALL, on local names: a kernel makes a hundred thousand hypercalls a second."""
         hv, cpu, q, words = self.hv, self.cpu, self.cpu.q, self._words
         table, trace, cost, flags_of = hv.table, hv.trace, self._cost, self.cpu.flags
+        tape = hv.tape
         size = len(table)
 
         def syscall(_engine: int, _data: int) -> None:
@@ -603,6 +608,8 @@ class Processor:
                 vcpu.hypercalls += 1
                 words[DEADLINE] -= cost
                 words[BASE] = words[BASE] + cost & U64
+                if tape is not None:
+                    tape.words.extend((TIME, hv.now()))
                 try:
                     result = table[nr](vcpu, *registers) if nr < size else -errno.ENOSYS
                 except HypercallError as error:

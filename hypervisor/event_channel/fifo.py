@@ -209,6 +209,7 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
     """
     b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
     kick, plain, trace = hv.sched.kick, hv.sched.plain, hv.trace
+    tape = None if hv.tape is None else hv.tape.words
     clock, run_queue = hv.clock, hv.sched.run_queue.append
     fresh = PENDING | LINKED
 
@@ -224,7 +225,10 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
                 raise_event(channel)
                 return
             queue.tail = channel.port
-        if trace is not None:
+        if tape is not None:
+            tape.append(channel.vcpu.codes.pending)
+            tape.append(channel.port)
+        elif trace is not None:
             trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
         words[at] = fresh
         words[queue.head_at] = channel.port
@@ -245,6 +249,8 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
                     vcpu.queued = True
                     vcpu.ready_at = clock.now
                     run_queue(vcpu)
+                    if tape is not None:
+                        tape.append(vcpu.codes.wake)
                 else:
                     woken(vcpu)
         if channel.domain.pollers:

@@ -21,6 +21,7 @@ from hypervisor.sched.algorithm import ALL_CPUS, NEVER, Algorithm
 from hypervisor.sched.costs import Costs
 from hypervisor.sched.cpupool import CpuPools
 from hypervisor.sched.pcpu import PCpu
+from hypervisor.tape import FULL, TIME
 from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Scheduler:
         self._single = nr_pcpus == 1
         self._tells_wakes = not self._single or self.algorithm.hears_wakes
         self._takes_head = self.algorithm.in_order and (policy is None or policy.in_order)
-        self.plain = not self._tells_wakes and not hv.clock.real and hv.trace is None
+        is_quiet = hv.trace is None or hv.tape is not None
+        self.plain = not self._tells_wakes and not hv.clock.real and is_quiet
         """Queueing a vCPU is no more than what `two_level.set_pending` writes out."""
         self.charged = 0
         """Nanoseconds that the present stretch is charged for what costs extra (`Costs.has_extras`)."""
@@ -146,7 +148,9 @@ class Scheduler:
         # With one pCPU nobody can run before the present stretch is over, so its exact moment does not matter.
         vcpu.ready_at = hv.clock.now if self._single else max(self.now(), vcpu.since)
         self.run_queue.append(vcpu)
-        if hv.trace is not None:
+        if hv.tape is not None:
+            hv.tape.words.append(vcpu.codes.wake)
+        elif hv.trace is not None:
             hv.trace(vcpu.domain.domid, vcpu.vcpu_id, WAKE)
         if self._tells_wakes:
             vcpu.unit.algorithm.wake(vcpu, vcpu.ready_at)
@@ -333,7 +337,7 @@ class Scheduler:
         is possible; here is what remains, with all cases.
         """
         hv = self.hv
-        clock, timers, trace = hv.clock, hv.machine.timers, hv.trace
+        clock, timers, trace, tape = hv.clock, hv.machine.timers, hv.trace, hv.tape
         pcpus, queue = self.pcpus, self.run_queue
         pcpu = pcpus[0]
         single, real = self._single, clock.real
@@ -399,6 +403,10 @@ class Scheduler:
                 steps += 1  # this was none
                 continue
             # Run it, and charge what it did.
+            if tape is not None:
+                tape.words.extend((TIME, clock.now))
+                if len(tape.words) > FULL:
+                    tape.keep()
             self.running = vcpu
             self.hypercalls_before = before = vcpu.hypercalls
             if vcpu.compute_left:
@@ -411,14 +419,21 @@ class Scheduler:
             self._stretch_over(pcpu, vcpu, now, compute)
             if vcpu.spent:
                 steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
-        self.running = None
+        self._idle()
         return NEVER if hv.stopped else 0
+
+    def _idle(self) -> None:
+        """Nobody's code executes any more."""
+        self.running = None
+        tape = self.hv.tape
+        if tape is not None:
+            tape.words.extend((TIME, self.hv.clock.now))
 
     def _drain_quickly(self, steps: int) -> int:  # noqa: C901 - for the same reason
         """Do what `drain` does, as far as vCPUs come from the queue, run and block, and timers fire; nothing else.
 
-        For one pCPU, virtual time, no trace, no vCPU on the pCPU, and a scheduler that need not know who wakes up.
-        Returns how many of the steps are left: what comes next is for `drain`, if there are any.
+        For one pCPU, virtual time, no trace but a tape, no vCPU on the pCPU, and a scheduler that need not know
+        who wakes up. Returns how many of the steps are left: what comes next is for `drain`, if there are any.
         """
         hv, queue, pcpu, areas = self.hv, self.run_queue, self.pcpus[0], self.runstate_areas
         clock, timers = hv.clock, hv.machine.timers
@@ -426,6 +441,7 @@ class Scheduler:
         cost_run, cost_hypercall = self.costs.run, self.costs.hypercall
         cost_switched = cost_run + self.costs.switch
         takes_head, algorithm = self._takes_head, self.algorithm
+        words = None if hv.tape is None else hv.tape.words
         while steps and not hv.stopped:
             steps -= 1
             if queue:
@@ -464,6 +480,9 @@ class Scheduler:
                 if timer.deadline > clock.now:
                     clock.now = timer.deadline
                 self.running = None
+                if words is not None:
+                    words.append(TIME)
+                    words.append(clock.now)
                 function()
                 continue
             if now > clock.now:
@@ -474,6 +493,11 @@ class Scheduler:
             vcpu.queued = False
             vcpu.time_runnable += now - ready
             vcpu.since = now
+            if words is not None:
+                words.append(TIME)
+                words.append(clock.now)
+                words.append(vcpu.codes.schedule)
+                words.append(0)
             if now >= vcpu.next_service:
                 hv.time.schedule_in(vcpu, now)
             if pcpu.last is vcpu:
@@ -494,6 +518,11 @@ class Scheduler:
                     return steps
             else:
                 # It blocks.
+                if words is not None:
+                    words.append(vcpu.codes.deschedule)
+                    words.append(0)
+                    words.append(cost)
+                    words.append(vcpu.pause_flags)
                 pcpu.now = vcpu.since = now
                 vcpu.time_running += cost
         return steps
@@ -634,7 +663,7 @@ class Scheduler:
     def _fire_timer(self, until: int) -> bool:
         """Fire the next timer that is due by `until`; False if there is none, or it lies in the (real) future."""
         clock, timers = self.hv.clock, self.hv.machine.timers
-        self.running = None
+        self._idle()
         deadline = timers.prune()
         if deadline == NEVER <= until:
             # (Also when time has come to its end: then nothing ever happens any more.)
@@ -651,6 +680,7 @@ class Scheduler:
         timer.function = None
         if deadline > clock.now:
             clock.now = deadline
+            self._idle()
         function()
         return True
 

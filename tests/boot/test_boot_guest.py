@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from elf_maker import kernel
 from mini_kernel import build
 
+import toolstack.host as host_module
 from hypervisor.emulator import processor
 from hypervisor.errors import DeviceError
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.trace import read_records
 from toolstack import machine_code
 from toolstack.cli import main
 
@@ -144,3 +148,24 @@ def test_a_python_guest_has_no_cpuid(tmp_path: Path) -> None:
     result = run(tmp_path, config("hello.py", 'cpuid = "host,aes=0"'))
     assert result.exit_code == 2
     assert "a guest written in Python executes no CPUID" in result.output
+
+
+def test_the_tape_follows_the_time_of_machine_code(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a guest in Python, whose records are on the tape."""
+    (tmp_path / "hello.py").write_text(HELLO)
+    configs = config(mini), config("hello.py", name="snake")
+    taped: list[bool] = []
+    told = []
+    for settings in ({"tape": None}, {}):
+
+        def make(*args: Any, settings: dict[str, Any] = settings, **more: Any) -> Hypervisor:
+            hv = Hypervisor(*args, **more | settings)
+            taped.append(hv.tape is not None)
+            return hv
+
+        monkeypatch.setattr(host_module, "Hypervisor", make)
+        result = run(tmp_path, *configs, options=("--quiet", "--trace", str(tmp_path / "host.trace")))
+        assert result.exit_code == 0
+        told.append(list(read_records(tmp_path / "host.trace")))
+    assert taped == [False, True]
+    assert told[0] == told[1]

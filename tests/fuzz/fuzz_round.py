@@ -6,6 +6,7 @@ import traceback
 from collections import Counter, deque
 from io import BytesIO
 from random import Random
+from typing import Any
 
 from fuzz_grammar import Call, Speaker
 from fuzz_world import Attacker, World
@@ -14,7 +15,7 @@ from hypervisor.abi import grant_table as gnt
 from hypervisor.abi import xen
 from hypervisor.abi.cpu import PageFault
 from hypervisor.errors import InvariantError
-from hypervisor.trace import Emit, TraceWriter
+from hypervisor.trace import TraceWriter
 from hypervisor.vcpu import VPF_DOWN, VPF_PAUSED, VCpu
 
 ROUND = 600
@@ -43,7 +44,7 @@ class Round:
         self.seed = seed
         self.check_every = check_every
         self.random = Random(seed)
-        self.world = World(self._speak, pcpus=self.random.choice((1, 1, 2)), trace=self._trace())
+        self.world = World(self._speak, pcpus=self.random.choice((1, 1, 2)), **self._trace())
         self.speakers = [Speaker(self.random, self.world, guest) for guest in self.world.guests]
         for guest in self.world.guests:
             if self.random.random() < RUNNING:
@@ -74,11 +75,12 @@ class Round:
             raise FuzzFailure(self._story(error)) from error
         return self.calls
 
-    def _trace(self) -> Emit | None:
-        """A trace, in some rounds: it has to take whatever guests say. It leads nowhere."""
+    def _trace(self) -> dict[str, Any]:
+        """A trace, in some rounds, with or without a tape: it has to take whatever guests say. It leads nowhere."""
         if self.random.random() < TRACED:
-            return TraceWriter(BytesIO(), seed=0).emit
-        return None
+            writer = TraceWriter(BytesIO(), seed=0)
+            return {"trace": writer.emit, "tape": self.random.choice((None, writer.tape))}
+        return {}
 
     def _preempt(self) -> None:
         """Have long hypercalls stop at random points, and at some of those let another domain say something."""

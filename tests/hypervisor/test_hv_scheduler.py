@@ -18,11 +18,18 @@ from hypervisor.trace import TraceError, TraceWriter, read_records
 VERSION = xen.HYPERVISOR_xen_version
 
 
-def host(guests=3, *, pcpus=1, policy=None, trace=None):
+def make_world(trace=None, taped=True, **options):
+    """A host, with a trace if there is to be one."""
+    if trace is None:
+        return World(**options)
+    world = World(trace=trace.emit, tape=trace.tape if taped else None, **options)
+    trace.now = world.hv.now
+    return world
+
+
+def host(guests=3, *, policy=None, **options):
     """A host with some domains that notify the next one, compute, poll and block; it ends itself after a while."""
-    world = World(pcpus=pcpus, policy=policy or Fifo(), trace=None if trace is None else trace.emit)
-    if trace is not None:
-        trace.now = world.hv.now
+    world = make_world(policy=policy or Fifo(), **options)
     domains = [world.guest() for _ in range(guests)]
     ring = []
     for index, guest in enumerate(domains):

@@ -1,0 +1,130 @@
+"""The quick way into a trace: records as numbers on a list.
+
+Most records differ from one another in a few numbers. What is the same in all records of one kind, of one vCPU, is said
+once, in a definition, and gets a code. After that such a record is its code and the numbers that belong in its blanks,
+each appended to one list (`Tape.words`): that is the cheapest thing a Python program can do with a number.
+
+A record on the tape does not say its time. The time is that of the word `TIME` before it, and of the ticks since then:
+the pCPU loop says the time whenever it turns to another thing, and each hypercall is a tick. So this is for hosts whose
+time moves at no other moment: those in virtual time without extra costs (`Hypervisor.tape`). All others, and all kinds
+of records that are rare, go through the emitter of the trace, which asks for the time.
+
+Whoever writes words checks now and then, for a batch must end: `if len(words) > FULL: tape.keep()`. It must not do so
+amid a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from hypervisor.abi import tracepoints as tp
+
+OTHER: Final = 0
+"""The next of the records that have been kept as a whole."""
+TIME: Final = 1
+"""The next word is the time in ns."""
+DEFINE: Final = 2
+"""The next of what has been kept as a whole is a definition."""
+FIRST: Final = 3
+"""Codes from here on are defined in the trace itself."""
+
+U64: Final = 0xFFFF_FFFF_FFFF_FFFF
+
+FULL: Final = 4096
+"""So many words make a batch."""
+
+
+class Blank(Enum):
+    """A field that is not the same in all records of a code; the value is its letter in a definition."""
+
+    WORD = "Q"
+    """Unsigned, 64 bits."""
+    SIGNED = "q"
+    FLAG = "?"
+
+
+WORD, SIGNED, FLAG = Blank
+
+
+class Tape:
+    """What a `TraceWriter` takes in numbers."""
+
+    __slots__ = ("_codes", "_lengths", "_others", "keep", "words")
+
+    def __init__(self, others: list[Any], keep: Callable[[], None]) -> None:
+        self.words: list[int] = []
+        """Always this very list: whoever writes on it has it in a local name."""
+        self._others = others
+        self._codes: dict[tuple[Any, ...], int] = {}
+        self._lengths = {OTHER: 1, TIME: 2, DEFINE: 1}
+        """How many words begin with this one."""
+        self.keep = keep
+        """Take the words off the list: they are a batch."""
+
+    def code(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> int:
+        """Return the code of a record: each of its fields is what it always is, or a `Blank`."""
+        return self._define(0, domid, vcpu_id, kind, fields)
+
+    def tick(self, ns: int) -> int:
+        """Return a code that is no record, but moves the time on."""
+        return self._define(ns, 0, 0, 0, ())
+
+    def _define(self, ns: int, domid: int, vcpu_id: int, kind: int, fields: tuple[object, ...]) -> int:
+        # (1 and True are the same to a dictionary, but not in a trace.)
+        key = (ns, domid, vcpu_id, kind, tuple((type(field), field) for field in fields))
+        code = self._codes.get(key)
+        if code is None:
+            code = self._codes[key] = FIRST + len(self._codes)
+            known = [None if isinstance(field, Blank) else field for field in fields]
+            letters = "".join(field.value for field in fields if isinstance(field, Blank))
+            self._lengths[code] = 1 + len(letters)
+            self._others.append((code, ns, domid, vcpu_id, kind, known, letters))
+            self.words.append(DEFINE)
+        return code
+
+    def cut(self) -> None:
+        """Drop the beginning of a record at the end, if there is one: somebody was interrupted while writing it."""
+        end = place = 0
+        while place < len(self.words):
+            end, place = place, place + self._lengths[self.words[place]]
+        if place > len(self.words):
+            del self.words[end:]
+
+    def probe(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> Callable[..., None]:
+        """Return a function that writes such a record: it takes the values of the blanks."""
+        code, words = self.code(domid, vcpu_id, kind, *fields), self.words
+        append, extend = words.append, words.extend
+        blanks = sum(isinstance(field, Blank) for field in fields)
+
+        def write(*values: int) -> None:
+            if len(values) != blanks:
+                raise TypeError(f"this record has {blanks} blanks, not {len(values)}")
+            append(code)
+            extend(values)
+
+        return write
+
+
+class VCpuCodes:
+    """The codes of what happens most to a vCPU."""
+
+    __slots__ = ("call", "deschedule", "irq", "pending", "schedule", "short_call", "upcall", "wake")
+
+    def __init__(self, tape: Tape, domid: int, vcpu_id: int) -> None:
+        code = tape.code
+        self.call = code(domid, vcpu_id, tp.HYPERCALL, WORD, WORD, WORD, WORD, WORD, WORD, SIGNED)
+        self.short_call = code(domid, vcpu_id, tp.HYPERCALL, WORD, WORD, WORD, 0, 0, 0, 0)
+        """A hypercall with two arguments at most that returns 0: they nearly all are."""
+        self.pending = code(domid, vcpu_id, tp.EVTCHN_PENDING, WORD)
+        self.irq = code(domid, vcpu_id, tp.IRQ, WORD, WORD)
+        self.upcall = code(domid, vcpu_id, tp.UPCALL, WORD)
+        self.wake = code(domid, vcpu_id, tp.WAKE)
+        self.schedule = code(domid, vcpu_id, tp.SCHEDULE, WORD)
+        self.deschedule = code(domid, vcpu_id, tp.DESCHEDULE, WORD, WORD, WORD)
+
+
+def register(value: object) -> int:
+    """Return what is in a 64-bit register that a guest has put a value into: nothing, if it is no number."""
+    return value & U64 if isinstance(value, int) else 0
