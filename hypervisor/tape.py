@@ -51,17 +51,37 @@ WORD, SIGNED, FLAG = Blank
 class Tape:
     """What a `TraceWriter` takes in numbers."""
 
-    __slots__ = ("_codes", "_lengths", "_others", "keep", "words")
+    __slots__ = ("_codes", "_lengths", "_others", "_paused", "keep", "words")
 
     def __init__(self, others: list[Any], keep: Callable[[], None]) -> None:
         self.words: list[int] = []
         """Always this very list: whoever writes on it has it in a local name."""
         self._others = others
+        self._paused = -1
+        """How many words there were when the pCPU loop was left; -1: it has been entered again."""
         self._codes: dict[tuple[Any, ...], int] = {}
         self._lengths = {OTHER: 1, TIME: 2, DEFINE: 1}
         """How many words begin with this one."""
         self.keep = keep
         """Take the words off the list: they are a batch."""
+
+    def pause(self, now: int) -> None:
+        """The pCPU loop is left at a time in ns. What happens until it is entered again has that time."""
+        self.words.extend((TIME, now))
+        self._paused = len(self.words)
+
+    def resume(self) -> None:
+        """The loop is entered again. If nothing has happened, nobody may see that it was left: when it is, depends on
+        the world outside.
+        """
+        if len(self.words) == self._paused:
+            del self.words[-2:]
+        self._paused = -1
+
+    def clear(self) -> None:
+        """Begin a new batch."""
+        self.words.clear()
+        self._paused = -1
 
     def code(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> int:
         """Return the code of a record: each of its fields is what it always is, or a `Blank`."""

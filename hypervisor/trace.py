@@ -77,7 +77,7 @@ class TraceWriter:
             piece = self._pack((numbers, others))
         except (TypeError, ValueError, OverflowError):
             piece = self._pack((numbers, [tuple(map(_packable, record)) for record in others]))
-        words.clear()
+        self.tape.clear()
         others.clear()
         self._packed.append(piece)
         self._held += len(piece)

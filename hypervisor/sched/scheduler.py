@@ -324,13 +324,24 @@ class Scheduler:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def drain(self, steps: int) -> int:  # noqa: C901 - see below
+    def drain(self, steps: int) -> int:
         """Run up to `steps` stretches of guest code and all timers that come due in between.
 
         A long stretch of machine code counts as several: whoever calls wants to be asked again soon.
 
         Returns 0 if there is more to do now; else the time of the next thing to do (`NEVER` if only an interrupt from
         outside can bring more). In real time that is a wall-clock time to sleep until.
+        """
+        tape = self.hv.tape
+        if tape is None:
+            return self._drain(steps)
+        tape.resume()
+        due = self._drain(steps)
+        tape.pause(self.hv.now())
+        return due
+
+    def _drain(self, steps: int) -> int:  # noqa: C901 - see below
+        """Do what `drain` does.
 
         Every notification from one domain to another passes here, so it is written out in one piece, on local names.
         What happens most (an event wakes a vCPU, which runs and blocks again) is done by `_drain_quickly` where that
@@ -419,7 +430,7 @@ class Scheduler:
             self._stretch_over(pcpu, vcpu, now, compute)
             if vcpu.spent:
                 steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
-        self._idle()
+        self.running = None
         return NEVER if hv.stopped else 0
 
     def _idle(self) -> None:
