@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypervisor.emulator.abort_guard import STATE, guard_words
+from hypervisor.emulator.entries import NEXT_CR3, Entries
 from hypervisor.emulator.memory_lookup import MemoryLookup
 from hypervisor.errors import DeviceError
 
@@ -69,8 +70,6 @@ def base_at(segment: int) -> int:
     return (_SEGMENTS + _SEGMENT * segment + 8) // 8
 
 
-_Syscall = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-_Interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _Invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 _Unmapped = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
@@ -141,6 +140,8 @@ class Binding:
         self._find_state()
         self._self_test()
         self._guard = guard_words(self.raise_function)
+        read, write = self._address_of("uc_reg_read"), self._address_of("uc_reg_write")
+        self.entries = Entries(self.engine, read, write, self._eflags, x86_const.UC_X86_REG_CR3)
         self._memory_lookup = MemoryLookup(uclib, self.engine, size, has_code)
         self._size = size
 
@@ -292,6 +293,13 @@ class Binding:
         self._word.value = value
         self._reg_write(self.engine, self._const.UC_X86_REG_CR3, self._word_at)
 
+    def load_next_cr3(self) -> None:
+        """Load what `entries` would load at the end of a hook."""
+        words = self.entries.words
+        if words[NEXT_CR3]:
+            self.set_cr3(words[NEXT_CR3])
+            words[NEXT_CR3] = 0
+
     def forget_addresses(self) -> None:
         """Forget all translations of addresses."""
         self.set_cr3(self.q[CR3])
@@ -370,18 +378,20 @@ class Binding:
         self._hooks[handle.value or 0] = function
         return handle.value or 0
 
-    def hook_syscall(self, function: Callable[[int, int], None]) -> None:
-        """Call `function(engine, data)` at each SYSCALL; it must not raise.
+    def hook_syscall(self, function: Callable[[], None]) -> None:
+        """Call a function at each SYSCALL (see `entries`); it must not raise.
 
         RIP is moved behind the instruction (2 bytes) when the function returns.
         """
-        hook = _Syscall(function)
-        self._hook(self._unicorn.UC_HOOK_INSN, hook, None, self._const.UC_X86_INS_SYSCALL)
+        self.entries.on_syscall(function)
+        hook = ctypes.c_void_p(self.entries.syscall)
+        self._hook(self._unicorn.UC_HOOK_INSN, hook, self.entries.address, self._const.UC_X86_INS_SYSCALL)
 
-    def hook_exceptions(self, function: Callable[[int], None]) -> None:
-        """Call with the vector of each exception or software interrupt; RIP is where the CPU goes on."""
-        hook = _Interrupt(lambda _engine, vector, _data: function(vector))
-        self._hook(self._unicorn.UC_HOOK_INTR, hook, None)
+    def hook_exceptions(self, function: Callable[[], None]) -> None:
+        """Call a function at each exception or software interrupt (see `entries`); RIP is where the CPU goes on."""
+        self.entries.on_exception(function)
+        hook = ctypes.c_void_p(self.entries.exception)
+        self._hook(self._unicorn.UC_HOOK_INTR, hook, self.entries.address)
 
     def hook_invalid(self, function: Callable[[], None]) -> None:
         """Call at each instruction that there is not; RIP is where the CPU goes on."""

@@ -47,6 +47,7 @@ from hypervisor.emulator.binding import (
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.breakpoints import Breakpoints
+from hypervisor.emulator.entries import FLAGS, NEXT_CR3, VECTOR
 from hypervisor.emulator.instruction import LONGEST
 from hypervisor.emulator.native_hooks import (
     ABSENT,
@@ -116,6 +117,7 @@ class Processor:
         self.cpu = cpu = Binding(memory, hv.memory.frames << 12, self._code)
         self.native = NativeHooks(cpu.state, cpu.stop_function, cpu.raise_function, self._unknown_block, RDTSC_NS)
         self._words = self.native.words
+        self._entries = cpu.entries.words
         self._words[COUNT] = FIRST_COUNT
         self.segments = Segments(hv, cpu)
         self.traps = Traps(self)
@@ -248,6 +250,7 @@ class Processor:
             if self._must_leave(vcpu):
                 break
             self._sync(vcpu)
+            cpu.load_next_cr3()
             self._set_deadline()
             status = cpu.run(self.segments.area(vcpu) + 14 * 4096 + 0xFF8)
             vcpu.spent = words[COUNT] - self._began
@@ -428,7 +431,7 @@ class Processor:
             self._loaded = None
 
     def _sync(self, vcpu: EmulatedVCpu) -> None:
-        """Make the CPU use the page tables and the descriptor tables that the vCPU has now."""
+        """Let the CPU use the page tables (before it goes on) and the descriptor tables that the vCPU has now."""
         context = vcpu.context
         if context.gdt_frames is not vcpu.gdt_loaded or (context.ldt_base, context.ldt_ents) != vcpu.ldt_loaded:
             self.segments.sync(vcpu)
@@ -440,7 +443,7 @@ class Processor:
         elif not vcpu.tlb_is_stale:
             return
         vcpu.tlb_is_stale = False
-        self.cpu.set_cr3(root << 12)
+        self._entries[NEXT_CR3] = root << 12
 
     def _space(self, root: int) -> int:
         """Return the number of an address space in the block hook's table."""
@@ -580,21 +583,21 @@ class Processor:
             tape.words.extend((TIME, self.hv.now()))
         return vcpu
 
-    def _make_syscall(self) -> Callable[[int, int], None]:
+    def _make_syscall(self) -> Callable[[], None]:
         """Make the hook of SYSCALL, on local names: a kernel makes a hundred thousand hypercalls a second."""
-        hv, cpu, q, words = self.hv, self.cpu, self.cpu.q, self._words
-        table, trace, cost, flags_of = hv.table, hv.trace, self._cost, self.cpu.flags
+        hv, cpu, q, words, entries = self.hv, self.cpu, self.cpu.q, self._words, self._entries
+        table, trace, cost = hv.table, hv.trace, self._cost
         tape = hv.tape
         size = len(table)
 
-        def syscall(_engine: int, _data: int) -> None:
+        def syscall() -> None:
             """Carry out a hypercall of the guest kernel, or pass a system call of user code on to it."""
             try:
                 vcpu = self.vcpu
                 assert vcpu is not None
                 vcpu.spent = words[COUNT] - self._began
                 words[ABSENT] = 0
-                flags = flags_of()
+                flags = entries[FLAGS] & U32
                 rip = q[RCX] = q[RIP] + SYSCALL_SIZE
                 q[R11] = flags
                 if not vcpu.context.in_kernel:
@@ -660,8 +663,9 @@ class Processor:
             # A guest whose every instruction traps may never begin a block.
             self.cpu.stop()
 
-    def _exception(self, vector: int) -> None:
+    def _exception(self) -> None:
         try:
+            vector = self._entries[VECTOR]
             vcpu, cpu = self._entered(), self.cpu
             i = cpu.i
             i[cpu.old_exception] = 0xFFFFFFFF
@@ -735,3 +739,4 @@ class Processor:
             vector = GP if self.fetch(vcpu)[:2] == RDPMC else UD
             self.traps.inject(vcpu, vector)
         self._leave(vcpu)
+        cpu.load_next_cr3()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machine_code import require_assembler
 
-from hypervisor.emulator import abort_guard, memory_lookup, native_hooks
+from hypervisor.emulator import abort_guard, entries, memory_lookup, native_hooks
 from hypervisor.emulator.native_hooks import Listing
 
 LISTINGS = {
@@ -20,6 +20,7 @@ LISTINGS = {
     "access": native_hooks.ACCESS,
     "lookup": memory_lookup.LOOKUP,
     "in": native_hooks.ABSENT_PORT + native_hooks.PORT_IO,
+    "entries": entries.ON_EXCEPTION + entries.ON_SYSCALL + entries.ENTER,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
 }
 
