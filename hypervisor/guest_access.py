@@ -5,8 +5,8 @@ of page tables that the vCPU has loaded, and the outcome is remembered in the vC
 map a virtual page number to the machine address of the page, for reads and for writes. A write entry exists only after
 the walk found the page writable at every level and set its dirty bit.
 
-Whoever takes a mapping away or changes one drops the entries (`flush_va`, `flush_all`); a new mapping in place of none
-needs no flush, since a miss is never remembered. So an entry is always what the page tables say now.
+Whoever takes a mapping away or changes one drops the entries (`flush_va`, `flush_entry`, `flush_all`); a new mapping in
+place of none needs no flush, since a miss is never remembered. So an entry is always what the page tables say now.
 
 The idiom for hot code that has the vCPU at hand:
 
@@ -270,6 +270,13 @@ def flush_va(domain: Domain, va: int, *, code: bool = True) -> None:
     for vcpu in domain.vcpus:
         if vcpu is not None:
             vcpu.flush_tlb(va, code=code)
+
+
+def flush_entry(domain: Domain, entry: int, *, code: bool = True) -> None:
+    """Forget the pages that were translated by an L1 entry of a domain's tables, which is gone. `code` as above."""
+    for vcpu in domain.vcpus:
+        if vcpu is not None:
+            vcpu.flush_entry(entry, code=code)
 
 
 def flush_all(domain: Domain, *, code: bool = True) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
+from hypervisor.mm.pte import FRAME_MASK
 from hypervisor.tape import VCpuCodes
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ VPF_POLLING = 8
 """Together with `VPF_BLOCKED`: it sits in SCHEDOP_poll."""
 
 NR_VIRQS = 24
+FEW_PAGES = 32
+"""So many translations are looked through for one that is to be forgotten."""
 CR0_TS = 8
 
 SELECTOR = xen.vcpu_info.offset("evtchn_pending_sel")
@@ -284,6 +287,31 @@ class VCpu(ABC):
         else:
             self.tlb_r.pop(va >> 12, None)
             self.tlb_w.pop(va >> 12, None)
+
+    def flush_entry(self, entry: int, *, code: bool = True) -> None:
+        """Forget the pages that were translated by an L1 entry, which is gone: they lead to the frame that it named.
+
+        `code` as above. (Where much is remembered, that is forgotten sooner than looked through.)
+        """
+        self.sent_arg = -1
+        base = entry & FRAME_MASK
+        tlb = self.tlb_r
+        if len(tlb) > FEW_PAGES or base in tlb.values():
+            tlb.clear()
+        tlb = self.tlb_w
+        if len(tlb) > FEW_PAGES or base in tlb.values():
+            tlb.clear()
+
+    def remembered(self) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
+        """Return all that is remembered: for each root `tlb_r` and `tlb_w`."""
+        return {self.kernel_cr3: (self.tlb_r, self.tlb_w)}
+
+    def root_loaded(self) -> None:
+        """Take note that `kernel_cr3` has changed."""
+        self.flush_tlb(None, code=False)
+
+    def forget_root(self, root: int) -> None:  # noqa: B027 - nothing is known of roots that are not loaded
+        """Take note that a frame becomes the root of other page tables than it may have been once."""
 
     def iret(self) -> int:
         """HYPERVISOR_iret: go on where the frame on the guest's stack says. Returns what goes into rax."""

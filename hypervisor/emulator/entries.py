@@ -1,8 +1,9 @@
 """The way from the engine into Python and back: SYSCALL, and exceptions.
 
-Python needs RFLAGS when a guest enters Xen, and often wants the page tables loaded anew before the guest goes on. Each is
-a function of Unicorn's, and calling one from Python takes ten times as long as the function. So machine code does it,
-around the function in Python: it has the flags read before, and CR3 loaded afterwards if somebody asks for that.
+Python needs RFLAGS when a guest enters Xen, and often wants the page tables loaded anew before the guest goes on. For
+each there is a function of Unicorn's, and to call it from Python takes ten times as long as the function. So machine
+code does it, around the function in Python: it has the flags read before, and CR3 loaded afterwards if somebody asks
+for that.
 
 On another processor than x86-64 Python does the same.
 """

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hypervisor.emulator.vcpu import EmulatedVCpu
 
 U64 = 0xFFFF_FFFF_FFFF_FFFF
+KEPT = 512
+"""How many instructions are remembered, by their bytes."""
 
 
 def _registers() -> dict[str, tuple[int, int, int]]:
@@ -45,11 +47,12 @@ class Operands:
         self._cpu = processor.cpu
         self._why = why
         self._decoder: Any = None
+        self._known: dict[bytes, Any] = {}
         self.memory = self.register = 0
         """The decoder's numbers for these types of operands, once it is there."""
 
     def instruction(self, vcpu: EmulatedVCpu) -> Any:
-        """Return the instruction at RIP as Capstone has it, or None if it cannot be read or is none.
+        """Return the instruction at RIP as Capstone has it (but for its address), or None if it is none.
 
         Raises DeviceError, with a sentence, if there is no decoder.
         """
@@ -64,7 +67,13 @@ class Operands:
             self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
             self._decoder.detail = True
             self.memory, self.register = capstone.x86.X86_OP_MEM, capstone.x86.X86_OP_REG
-        return next(self._decoder.disasm(self._processor.fetch(vcpu), self._cpu.q[RIP], 1), None)
+        code = self._processor.fetch(vcpu)
+        known = self._known
+        if code not in known:
+            if len(known) >= KEPT:
+                known.clear()
+            known[code] = next(self._decoder.disasm(code, 0, 1), None)
+        return known[code]
 
     def address(self, instruction: Any, operand: Any) -> int:
         """Return the linear address of an operand in memory."""

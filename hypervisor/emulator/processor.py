@@ -472,6 +472,11 @@ class Processor:
         else:
             self.native.drop(va >> 12, self._spaces.values())
 
+    def forget_frame(self, mfn: int) -> None:
+        """Take note that a frame is no longer where it was, in some address space; mostly there is no code in it."""
+        if mfn >= len(self._code) or self._code[mfn]:
+            self.native.drop_all()
+
     def _unknown_block(self, address: int, size: int) -> None:
         """Look at a block of code in a page that was not executed before, or whose frame has been written to."""
         try:

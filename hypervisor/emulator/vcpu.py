@@ -6,13 +6,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
-from hypervisor.vcpu import Context, VCpu
+from hypervisor.mm.pte import FRAME_MASK
+from hypervisor.vcpu import FEW_PAGES, Context, VCpu
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.emulator.processor import Processor
 
 MASK_BYTE = 1
+FEW_ROOTS = 8
+"""Of so many page tables translations are remembered."""
 
 
 class EmulatedVCpu(VCpu):
@@ -28,6 +31,7 @@ class EmulatedVCpu(VCpu):
         "processor_of_host",
         "resumes_at",
         "tlb_is_stale",
+        "tlbs",
         "translations",
         "translations_at",
     )
@@ -44,6 +48,8 @@ class EmulatedVCpu(VCpu):
         """Where it has returned to with RF set: a breakpoint there lets the instruction pass once."""
         self.tlb_is_stale = True
         """The emulated CPU may hold translations that the page tables no longer say."""
+        self.tlbs: dict[int, tuple[dict[int, int], dict[int, int]]] = {0: (self.tlb_r, self.tlb_w)}
+        """`tlb_r` and `tlb_w` of the roots that were loaded last, that of the present one among them."""
         self.translations = sys.maxsize
         self.translations_at = 0
         """How many blocks of code may still be translated without cost, and when that was so."""
@@ -72,10 +78,53 @@ class EmulatedVCpu(VCpu):
 
     def flush_tlb(self, va: int | None, *, code: bool = True) -> None:
         """Forget the translation of one page, or of all (None)."""
-        super().flush_tlb(va)
         self.tlb_is_stale = True
+        self.sent_arg = -1
+        if va is None:
+            self.tlb_r.clear()
+            self.tlb_w.clear()
+            self.tlbs = {self.kernel_cr3: (self.tlb_r, self.tlb_w)}
+        else:
+            for reads, writes in self.tlbs.values():
+                reads.pop(va >> 12, None)
+                writes.pop(va >> 12, None)
         if code and self.processor_of_host is not None:
             self.processor_of_host.forget_page(va)
+
+    def flush_entry(self, entry: int, *, code: bool = True) -> None:
+        """Forget the pages that were translated by an L1 entry, below whichever root."""
+        self.tlb_is_stale = True
+        self.sent_arg = -1
+        base = entry & FRAME_MASK
+        for tlbs in self.tlbs.values():
+            for tlb in tlbs:
+                if tlb and (len(tlb) > FEW_PAGES or base in tlb.values()):
+                    tlb.clear()
+        if code and self.processor_of_host is not None:
+            self.processor_of_host.forget_frame(base >> 12)
+
+    def remembered(self) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
+        """Return all that is remembered: for each root `tlb_r` and `tlb_w`."""
+        return {**self.tlbs, **super().remembered()}
+
+    def root_loaded(self) -> None:
+        """Go on with what is known of the page tables below `kernel_cr3`.
+
+        That stays true while they are not loaded: whoever changes an entry has it forgotten below all roots.
+        """
+        self.tlb_is_stale = True
+        self.sent_arg = -1
+        root, tlbs = self.kernel_cr3, self.tlbs
+        known = tlbs.get(root)
+        if known is None:
+            if len(tlbs) >= FEW_ROOTS:
+                tlbs.clear()
+            known = tlbs[root] = {}, {}
+        self.tlb_r, self.tlb_w = known
+
+    def forget_root(self, root: int) -> None:
+        """Forget what is known of the page tables that were below a frame once."""
+        self.tlbs.pop(root, None)
 
     def iret(self) -> int:
         """HYPERVISOR_iret: take all registers from the frame on the guest's stack."""

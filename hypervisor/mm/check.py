@@ -33,6 +33,7 @@ from hypervisor.mm.pte import ENTRIES, FIRST_XEN_SLOT, FRAME_MASK, LAST_XEN_SLOT
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
+    from hypervisor.vcpu import VCpu
 
 
 class _Recount:
@@ -204,10 +205,24 @@ def _check_tlbs(hv: Hypervisor) -> None:
     """Every remembered translation is what the page tables say."""
     for domain in hv.domains.values():
         for vcpu in domain.online_vcpus():
-            for tlb, write in ((vcpu.tlb_r, False), (vcpu.tlb_w, True)):
-                for vpn, base in tlb.items():
-                    if _translate(hv, vcpu.kernel_cr3, vpn << 12, write) != base:
-                        raise InvariantError(f"{vcpu} remembers {base:#x} for {vpn << 12:#x} (write: {write})")
+            for root, (reads, writes) in vcpu.remembered().items():
+                if root == vcpu.kernel_cr3 or _is_root(hv, root):
+                    _check_tlb(hv, vcpu, root, reads, write=False)
+                    _check_tlb(hv, vcpu, root, writes, write=True)
+
+
+def _is_root(hv: Hypervisor, mfn: int) -> bool:
+    """Whether page tables below a frame can be loaded as they are; before it becomes a root anew, all is forgotten."""
+    frames = hv.frames
+    return (
+        frames.type[mfn] == PGT_l4_page_table and bool(frames.type_count[mfn]) and bool(frames.flags[mfn] & VALIDATED)
+    )
+
+
+def _check_tlb(hv: Hypervisor, vcpu: VCpu, root: int, tlb: dict[int, int], *, write: bool) -> None:
+    for vpn, base in tlb.items():
+        if _translate(hv, root, vpn << 12, write) != base:
+            raise InvariantError(f"{vcpu} remembers {base:#x} for {vpn << 12:#x} (root: {root:#x}, write: {write})")
 
 
 def _translate(hv: Hypervisor, root: int, va: int, write: bool) -> int:

@@ -231,8 +231,7 @@ class MemoryManager:
                 self.slots.show_m2p(root)
             old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
             self.descriptors.drop_ldt(vcpu)
-            # (What is known about code is known by root.)
-            vcpu.flush_tlb(None, code=False)
+            vcpu.root_loaded()
             if old:
                 self.frames.let_go(old)
 
@@ -270,6 +269,9 @@ class MemoryManager:
         """Fill Xen's slots of a new root. The M2P is there at once only if the guest tells its roots apart by that."""
         domain = self.hv.domains.get(self.frames.owner(mfn))
         self.hv.forget_root(mfn)
+        if domain is not None:
+            for vcpu in domain.online_vcpus():
+                vcpu.forget_root(mfn)
         self.slots.fill(mfn, with_m2p=domain is not None and _is_strict(domain))
 
     def put_page_from_l1e(self, entry: int) -> None:

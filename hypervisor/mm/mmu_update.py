@@ -4,8 +4,11 @@ A page table entry changes in a fixed order: what the new value names is taken, 
 held is dropped. A change that keeps frame and permissions is stored without that.
 
 TLB: dropping or changing a present entry makes translations stale. Here they are forgotten before the guest runs again,
-whether or not it asks for a flush: one address if the table hangs in one place of the address space only, else all.
-(A processor may forget a translation at any time, so no guest can tell.)
+whether or not it asks for a flush: for an L1 entry the address, if the table hangs in one place of the address space
+only, or all addresses that lead to the frame which it named; for others, everything. (A processor may forget a
+translation at any time, so no guest can tell.)
+
+Most calls are for one L1 entry of the caller's own: `single_update` does these.
 """
 
 from __future__ import annotations
@@ -15,7 +18,16 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno, xen
 from hypervisor.errors import HypercallError
-from hypervisor.guest_access import access_ok, copy_from_guest, flush_all, flush_va, read_u32, read_u64, write_u32
+from hypervisor.guest_access import (
+    access_ok,
+    copy_from_guest,
+    flush_all,
+    flush_entry,
+    flush_va,
+    read_u32,
+    read_u64,
+    write_u32,
+)
 from hypervisor.mm.frame_table import (
     ERESTART,
     PINNED,
@@ -39,6 +51,7 @@ from hypervisor.mm.pte import (
     adjust_table,
     moves_code,
 )
+from hypervisor.mm.single_update import make_single_update
 from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
@@ -54,6 +67,8 @@ _NR = xen.HYPERVISOR_mmu_update
 PREEMPTED = 0x80000000
 """MMU_UPDATE_PREEMPTED: a count that carries it is what is left of a call, and `done` goes on from where it is."""
 _MASK_WORD = 64
+_FEW = 8
+"""So many replaced entries are forgotten one by one."""
 _WORDS = [struct.Struct(f"<{2 * n}Q") for n in range(257)]
 """Unpackers of n requests, for n up to what fits in a page."""
 
@@ -78,7 +93,17 @@ def page_owner(caller: Domain, domid: int) -> PageOwner:
 class _Group:
     """What the requests of one mmu_update have in common."""
 
-    __slots__ = ("caller", "may_map", "may_update", "pg_owner", "stale", "stale_code", "stored", "table_owner")
+    __slots__ = (
+        "caller",
+        "may_map",
+        "may_update",
+        "pg_owner",
+        "replaced",
+        "stale",
+        "stale_code",
+        "stored",
+        "table_owner",
+    )
 
     def __init__(self, caller: Domain, table_owner: Domain, pg_owner: PageOwner) -> None:
         control = caller.hv.may_control
@@ -88,8 +113,10 @@ class _Group:
         self.may_map = pg_owner.domid == xen.DOMID_IO or control(caller, pg_owner)  # type: ignore[arg-type]
         """Whether the caller may speak of the pages of `pg_owner`."""
         self.may_update = self.may_map and control(caller, table_owner)
+        self.replaced: list[int] = []
+        """L1 entries that have been replaced since translations were forgotten."""
         self.stale = False
-        """Translations may be wrong."""
+        """Others have been, too: any translation may be wrong."""
         self.stale_code = False
         """One of these may have been of code."""
         self.stored = False
@@ -107,7 +134,7 @@ class MmuUpdate:
         self._q = mm.hv.memory.q
         self._written = mm.hv.memory.written
         self.hypercalls: dict[int, Handler] = {
-            xen.HYPERVISOR_mmu_update: self._mmu_update,
+            xen.HYPERVISOR_mmu_update: make_single_update(mm, self._mmu_update),
             xen.HYPERVISOR_update_va_mapping: self._update_va_mapping,
             xen.HYPERVISOR_update_va_mapping_otherdomain: self._update_va_mapping_otherdomain,
         }
@@ -211,12 +238,21 @@ class MmuUpdate:
             except HypercallError as fault:
                 return done, fault.errno
             ready, error = self._some(_WORDS[size].unpack(raw), done, group)
-            if group.stale:
-                flush_all(table_owner, code=group.stale_code)
-                group.stale = group.stale_code = False
+            self._flush(group)
             done += ready
             va += ready * _REQUEST
         return done, error
+
+    @staticmethod
+    def _flush(group: _Group) -> None:
+        """Forget the translations that requests have made wrong."""
+        if group.stale or len(group.replaced) > _FEW:
+            flush_all(group.table_owner, code=group.stale_code)
+        else:
+            for entry in group.replaced:
+                flush_entry(group.table_owner, entry, code=group.stale_code)
+        group.replaced.clear()
+        group.stale = group.stale_code = False
 
     def _some(self, words: tuple[int, ...], done: int, group: _Group) -> tuple[int, int]:
         """Carry out requests that were read together, after `done` others.
@@ -264,7 +300,10 @@ class MmuUpdate:
         else:
             return errno.EINVAL
         if old & PRESENT:
-            group.stale = True
+            if kind == PGT_l1_page_table:
+                group.replaced.append(old)
+            else:
+                group.stale = True
             group.stale_code |= moves_code(old, value)
         return error
 
@@ -350,7 +389,7 @@ class MmuUpdate:
             if single:
                 flush_va(domain, va, code=moves_code(old, value))
             else:
-                flush_all(domain, code=moves_code(old, value))
+                flush_entry(domain, old, code=moves_code(old, value))
         kind = flags & xen.UVMF_FLUSHTYPE_MASK
         if kind in (xen.UVMF_TLB_FLUSH, xen.UVMF_INVLPG):
             which = flags & ~xen.UVMF_FLUSHTYPE_MASK

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
-from hypervisor.guest_access import access_ok, flush_all
+from hypervisor.guest_access import access_ok, flush_entry
 from hypervisor.mm.frame_table import VALIDATED, PGT_l1_page_table
 from hypervisor.mm.pte import FRAME_MASK, PRESENT, PSE, RW, adjust_l1, moves_code
 
@@ -89,7 +89,7 @@ class WritableTables:
         self._mm.hv.memory.written[table] = 1
         if old & PRESENT:
             types.put_l1(old)
-            flush_all(domain, code=moves_code(old, new))
+            flush_entry(domain, old, code=moves_code(old, new))
         return found
 
     def _table(self, vcpu: VCpu, va: int) -> int:
