@@ -57,7 +57,12 @@ class Lab:
         return make
 
 
-LABS: Final = (Lab(1, "hypercalls", "Hypercalls: the only way in", 60),)
+LABS: Final = (
+    Lab(1, "hypercalls", "Hypercalls: the only way in", 60),
+    Lab(2, "boot", "Two pages: start_info and shared_info", 90),
+    Lab(3, "frames", "Machine memory and pseudo-physical memory", 90),
+    Lab(4, "tables", "Page tables and pinning", 120),
+)
 
 
 def find(text: str) -> Lab | None:

@@ -199,3 +199,43 @@ def boot_info(cpu: Cpu, address: int) -> Any:
 def free_page(info: Any, number: int = 0) -> int:
     """Return the address of a page that is mapped and belongs to nobody yet: behind page tables and boot stack."""
     return int(info.pt_base + (info.nr_pt_frames + 1 + number) * PAGE_SIZE)
+
+
+class Watched:
+    """A processor that remembers the hypercalls that are made through it: (registers, result)."""
+
+    def __init__(self, cpu: Cpu) -> None:
+        self._cpu = cpu
+        self.calls: list[tuple[tuple[int, ...], int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cpu, name)
+
+    def hypercall(self, *registers: int) -> int:
+        """Enter Xen."""
+        result = self._cpu.hypercall(*registers)
+        self.calls.append((registers, result))
+        return result
+
+    def results(self, number: int, *beginning: int) -> list[int]:
+        """Return the results of the calls of one hypercall, with these first arguments."""
+        wanted = (number, *beginning)
+        return [result for registers, result in self.calls if registers[: len(wanted)] == wanted]
+
+
+def use_domu(use: Callable[[Cpu, Any], Any], *, mib: int = 8, cmdline: str = "", **options: Any) -> tuple[Any, Bench]:
+    """Run `use(cpu, start_info)` as the kernel of an unprivileged domain; return what it returns, and the host.
+
+    `use` may be a generator function, which yields where it can be interrupted. Raises as `Bench.run_guests`.
+    """
+    found: list[Any] = []
+
+    def program(cpu: Cpu, start: int) -> Run:
+        made = use(cpu, boot_info(cpu, start))
+        if isinstance(made, Generator):
+            made = yield from made
+        found.append(made)
+
+    bench = Bench(**options)
+    bench.run_guests(Dom(program, mib, cmdline))
+    return (found[0] if found else None), bench

@@ -1,0 +1,1 @@
+"""Lab 2: start_info and shared_info."""

@@ -1,0 +1,105 @@
+"""Each check of a lab misses what it is there for: the solutions, with one fault each.
+
+A row: the lab, the file, what stands in its solution, what stands there instead, a check that must be missed.
+"""
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from labs.course import SOLUTIONS, find
+from labs.kit.check import Check, Checks
+from labs.kit.worker import run_check
+
+
+@attrs.frozen
+class Fault:
+    lab: str
+    file: str
+    right: str
+    wrong: str
+    missed: str
+
+
+FAULTS = [
+    Fault("hypercalls", "hypercalls.py", "if result < 0", "if result < -1000", "check"),
+    Fault("hypercalls", "hypercalls.py", "result & 0xFFFF", "result & 0xFF00", "xen_version"),
+    Fault("hypercalls", "hypercalls.py", '.partition(b"\\0")[0]', "", "command_line"),
+    Fault("hypercalls", "hypercalls.py", "number // 32", "0", "has_feature"),
+    Fault("hypercalls", "hypercalls.py", "text.encode()", 'text.encode("latin-1")', "say"),
+    Fault("hypercalls", "hypercalls.py", "PAGE_SIZE = 4096", "PAGE_SIZE = 5000", "say"),
+    Fault("hypercalls", "hypercalls.py", '"<q", view', '"<Q", view', "batch"),
+    Fault("hypercalls", "hypercalls.py", "SHUTDOWN_poweroff)", "SHUTDOWN_crash)", "power_off"),
+    Fault("boot", "boot.py", "<32sQQI4xQ", "<32sQQIQ4x", "read_start_info"),
+    Fault("boot", "boot.py", 'if not members[0].startswith(b"xen-3.")', "if False", "magic"),
+    Fault("boot", "boot.py", "PRESENT | WRITABLE\n", "PRESENT\n", "map_shared_info"),
+    Fault("boot", "boot.py", 'b"\\xff" * 512', 'b"\\xff" * 511 + b"\\0"', "silence"),
+    Fault("boot", "boot.py", "if shift >= 128", "if shift > 255", "system_time"),
+    Fault("boot", "boot.py", "if load(TIME, 4) == version", "if True", "torn time"),
+    Fault("boot", "boot.py", "load(WC_SEC_HI, 4) << 32", "0", "wall_clock"),
+    Fault("boot", "boot.py", "if load(WC_VERSION, 4) == version", "if True", "wall_clock"),
+    Fault("boot", "boot.py", "(prod + len(data)) & 0xFFFFFFFF", "(prod + len(data)) % OUT_SIZE", "console_write"),
+    Fault("frames", "frames.py", "if not 0 <= pfn < info.nr_pages", "if pfn < 0", "mfn_of"),
+    Fault("frames", "frames.py", "words[index] = mfn", "words[index] = mfn & 0xFFFF", "set_mfn"),
+    Fault(
+        "frames",
+        "frames.py",
+        "return None if words[index] == INVALID_MFN else words[index]",
+        "return words[index]",
+        "pfn_of",
+    ),
+    Fault("frames", "frames.py", " and mfn_of(cpu, info, pfn) == mfn", "", "owns"),
+    Fault("frames", "frames.py", " + va % PAGE_SIZE", "", "machine_address"),
+    Fault(
+        "frames", "frames.py", "memory.XENMEM_maximum_reservation", "memory.XENMEM_current_reservation", "reservation"
+    ),
+    Fault(
+        "frames",
+        "frames.py",
+        "        check(cpu.hypercall(xen.HYPERVISOR_update_va_mapping, VIRT_BASE + pfn * PAGE_SIZE, 0, xen.UVMF_INVLPG))\n",
+        "",
+        "give_back",
+    ),
+    Fault("frames", "frames.py", "        set_mfn(cpu, info, pfn, INVALID_MFN)\n", "", "give_back"),
+    Fault("frames", "frames.py", "        set_mfn(cpu, info, pfn, mfn)\n", "", "take"),
+    Fault("tables", "tables.py", "12 + 9 * (level - 1)", "12 + 8 * (level - 1)", "index"),
+    Fault("tables", "tables.py", "        if not entry & PRESENT:\n            return None\n", "", "walk"),
+    Fault("tables", "tables.py", "update, page, len(updates)", "update, page, 1", "update"),
+    Fault("tables", "tables.py", "(WRITABLE if writable else 0)", "WRITABLE", "protect"),
+    Fault("tables", "tables.py", "    protect(cpu, new_va, new, writable=False)\n", "", "add_l1"),
+    Fault("tables", "tables.py", "for level in (4, 3):", "for level in (4,):", "add_l1"),
+    Fault("tables", "tables.py", "PIN[level], mfn", "PIN[1], mfn", "pin"),
+    Fault("tables", "tables.py", "xen.MMUEXT_UNPIN_TABLE", "xen.MMUEXT_PIN_L2_TABLE", "unpin"),
+    Fault("tables", "tables.py", "    pin(cpu, page, new, 4)\n", "", "new_space"),
+    Fault("tables", "tables.py", "xen.MMUEXT_NEW_BASEPTR", "xen.MMUEXT_TLB_FLUSH_LOCAL", "switch"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.lab}-{fault.missed}".replace(" ", "_"))
+def test_a_faulty_answer_is_missed_by_its_check(fault: Fault, tmp_path: Path) -> None:
+    lab = find(fault.lab)
+    assert lab is not None
+    for path in (SOLUTIONS / fault.lab).glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    text = (tmp_path / fault.file).read_text()
+    assert fault.right in text
+    (tmp_path / fault.file).write_text(text.replace(fault.right, fault.wrong))
+    reply = run_check(named(lab.checks(), fault.missed), lab.name, tmp_path, 1)
+    assert not reply["earned"]
+    assert reply["reason"]
+
+
+def named(checks: Checks, name: str) -> Check:
+    return next(check for check in checks.all if check.name == name)
+
+
+def test_every_check_has_a_fault() -> None:
+    """Or it might ask for nothing."""
+    missing = []
+    for name in {fault.lab for fault in FAULTS}:
+        lab = find(name)
+        assert lab is not None
+        missed = {fault.missed for fault in FAULTS if fault.lab == name}
+        missing += [f"{name}: {check.name}" for check in lab.checks().all if check.name not in missed]
+    assert missing == []
