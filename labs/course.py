@@ -62,6 +62,7 @@ LABS: Final = (
     Lab(2, "boot", "Two pages: start_info and shared_info", 90),
     Lab(3, "frames", "Machine memory and pseudo-physical memory", 90),
     Lab(4, "tables", "Page tables and pinning", 120),
+    Lab(5, "events", "Event channels", 120),
 )
 
 

@@ -42,25 +42,13 @@ FAULTS = [
     Fault("boot", "boot.py", "(prod + len(data)) & 0xFFFFFFFF", "(prod + len(data)) % OUT_SIZE", "console_write"),
     Fault("frames", "frames.py", "if not 0 <= pfn < info.nr_pages", "if pfn < 0", "mfn_of"),
     Fault("frames", "frames.py", "words[index] = mfn", "words[index] = mfn & 0xFFFF", "set_mfn"),
-    Fault(
-        "frames",
-        "frames.py",
-        "return None if words[index] == INVALID_MFN else words[index]",
-        "return words[index]",
-        "pfn_of",
-    ),
+    Fault("frames", "frames.py", "PAGE_SIZE, 0, xen.UVMF_INVLPG", "PAGE_SIZE, mfns[0] << 12 | 1, 2", "give_back"),
     Fault("frames", "frames.py", " and mfn_of(cpu, info, pfn) == mfn", "", "owns"),
     Fault("frames", "frames.py", " + va % PAGE_SIZE", "", "machine_address"),
     Fault(
         "frames", "frames.py", "memory.XENMEM_maximum_reservation", "memory.XENMEM_current_reservation", "reservation"
     ),
-    Fault(
-        "frames",
-        "frames.py",
-        "        check(cpu.hypercall(xen.HYPERVISOR_update_va_mapping, VIRT_BASE + pfn * PAGE_SIZE, 0, xen.UVMF_INVLPG))\n",
-        "",
-        "give_back",
-    ),
+    Fault("frames", "frames.py", "PAGE_SIZE, 0, xen.UVMF_INVLPG", "PAGE_SIZE, mfns[0] << 12 | 1, 2", "give_back"),
     Fault("frames", "frames.py", "        set_mfn(cpu, info, pfn, INVALID_MFN)\n", "", "give_back"),
     Fault("frames", "frames.py", "        set_mfn(cpu, info, pfn, mfn)\n", "", "take"),
     Fault("tables", "tables.py", "12 + 9 * (level - 1)", "12 + 8 * (level - 1)", "index"),
@@ -73,6 +61,21 @@ FAULTS = [
     Fault("tables", "tables.py", "xen.MMUEXT_UNPIN_TABLE", "xen.MMUEXT_PIN_L2_TABLE", "unpin"),
     Fault("tables", "tables.py", "    pin(cpu, page, new, 4)\n", "", "new_space"),
     Fault("tables", "tables.py", "xen.MMUEXT_NEW_BASEPTR", "xen.MMUEXT_TLB_FLUSH_LOCAL", "switch"),
+    Fault("events", "events.py", "xen.DOMID_SELF, remote", "xen.DOMID_SELF, xen.DOMID_SELF", "ports"),
+    Fault("events", "events.py", "for word in range(WORDS)", "for word in range(2)", "upcall"),
+    Fault("events", "events.py", "        self.words[at] &= ~ready\n", "", "upcall"),
+    Fault(
+        "events",
+        "events.py",
+        "                    handler()\n",
+        "                    handler()\n                    self.words[at] &= ~(1 << bit)\n",
+        "edges",
+    ),
+    Fault("events", "events.py", " & ~self.words[MASK // 8 + word]", "", "mask"),
+    Fault("events", "events.py", "        self.shared[UPCALL_MASK] = 0\n", "        self.shared[0] = 0\n", "install"),
+    Fault("events", "events.py", "self.handlers.get(64 * word + bit)", "self.handlers[64 * word + bit]", "strangers"),
+    Fault("events", "events.py", "xen.HYPERVISOR_sched_op, sched.SCHEDOP_block", "xen.HYPERVISOR_xen_version", "wait"),
+    Fault("events", "events.py", "        self.close(port)\n", "", "sleep_until"),
 ]
 
 
