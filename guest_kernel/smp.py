@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from guest_kernel.errors import XenError
 from guest_kernel.image import MAX_VCPUS, SYMBOLS
 from guest_kernel.run_loop import run_threads
-from hypervisor.abi.cpu import Cpu, Run
+from hypervisor.abi.cpu import Cpu, Probe, Run
 from hypervisor.abi.errno import ENOENT
 from hypervisor.abi.vcpu import VCPUOP_initialise, VCPUOP_is_up, VCPUOP_up
 from hypervisor.abi.xen import (
@@ -47,6 +47,7 @@ class CurrentCpu:
 
     def __init__(self, boot: Cpu) -> None:
         self.active = boot
+        self._probe = None if boot.trace is None else CurrentProbe(self)
         self.text: dict[int, Callable[..., Any]] = boot.text
 
     @property
@@ -59,12 +60,12 @@ class CurrentCpu:
         raise AttributeError("the vCPU that executes has the number that it has")
 
     @property
-    def trace(self) -> Callable[..., None] | None:
+    def trace(self) -> Probe | None:
         """The simulator's probe."""
-        return self.active.trace
+        return self._probe
 
     @trace.setter
-    def trace(self, value: Callable[..., None] | None) -> None:
+    def trace(self, value: Probe | None) -> None:
         raise AttributeError("the probe belongs to the simulator")
 
     @property
@@ -95,6 +96,34 @@ class CurrentCpu:
     def outl(self, port: int, value: int) -> None:
         """Write an I/O port."""
         self.active.outl(port, value)
+
+
+class CurrentProbe:
+    """The probe of the vCPU that executes (`hypervisor.abi.cpu.Probe`)."""
+
+    def __init__(self, current: CurrentCpu) -> None:
+        self._current = current
+
+    def __call__(self, kind: int, *fields: Any) -> None:
+        """Write a record."""
+        self._active()(kind, *fields)
+
+    def bind(self, kind: int, *fields: Any) -> Callable[..., None]:
+        """Return a function that writes records of one shape, each for the vCPU that then executes."""
+        bound: dict[int, Callable[..., None]] = {}
+
+        def write(*values: Any) -> None:
+            vcpu_id = self._current.active.vcpu_id
+            if vcpu_id not in bound:
+                bound[vcpu_id] = self._active().bind(kind, *fields)
+            bound[vcpu_id](*values)
+
+        return write
+
+    def _active(self) -> Probe:
+        probe = self._current.active.trace
+        assert probe is not None, "all vCPUs have a probe, or none has"
+        return probe
 
 
 class Smp:

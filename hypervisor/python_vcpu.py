@@ -10,15 +10,15 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
-from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Run
+from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Probe, Run
 from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import translate_load
 from hypervisor.preempt import Continuation, finish
+from hypervisor.probe import VCpuProbe
 from hypervisor.tape import FULL, register
 from hypervisor.vcpu import VCpu
 
@@ -54,12 +54,12 @@ class PythonCpu:
         self.hypercall, self.lock = door(vcpu)
         self.outl = _store_port(domain, hv.machine.ports.writers)
         """`outl(port, value)`: raises GeneralProtectionFault without permission (domctl ioport_permission)."""
-        self.trace: Callable[..., None] | None = None
+        self.trace: Probe | None = None
         self.traces_threads = hv.traces_threads
         emit = hv.trace
         if emit is not None:
-            domid, vcpu_id = domain.domid, vcpu.vcpu_id
-            self.trace = partial(emit, domid, vcpu_id)
+            self.trace = probe = VCpuProbe(emit, domain.domid, vcpu.vcpu_id)
+            probe.tape = hv.tape
 
     def view(self, address: int, size: int = 4096, /, write: bool = True) -> memoryview:
         """Return the bytes at a guest virtual address. Raises PageFault; ValueError if they are not in one piece."""

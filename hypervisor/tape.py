@@ -16,10 +16,10 @@ amid a record.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Final
 
 from hypervisor.abi import tracepoints as tp
+from hypervisor.abi.tracepoints import SIGNED, WORD, Blank
 
 OTHER: Final = 0
 """The next of the records that have been kept as a whole."""
@@ -34,18 +34,6 @@ U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 FULL: Final = 4096
 """So many words make a batch."""
-
-
-class Blank(Enum):
-    """A field that is not the same in all records of a code; the value is its letter in a definition."""
-
-    WORD = "Q"
-    """Unsigned, 64 bits."""
-    SIGNED = "q"
-    FLAG = "?"
-
-
-WORD, SIGNED, FLAG = Blank
 
 
 class Tape:

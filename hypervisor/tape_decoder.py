@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
 
-from hypervisor.tape import DEFINE, FIRST, OTHER, TIME, Blank
+from hypervisor.abi.tracepoints import Blank
+from hypervisor.tape import DEFINE, FIRST, OTHER, TIME
 
 _LETTERS = frozenset(blank.value for blank in Blank)
 _HEAD = 3

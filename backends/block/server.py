@@ -35,7 +35,7 @@ from hypervisor.abi.io.blkif import (
     BLKIF_RSP_OKAY,
 )
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, BackRing
-from hypervisor.abi.tracepoints import BLOCK_REQUEST, RING_PUSH
+from hypervisor.abi.tracepoints import BLOCK_REQUEST, FLAG, RING_PUSH, SIGNED, WORD
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
@@ -178,7 +178,7 @@ class _Job:
         ring.rsp_prod_pvt = (prod + 1) & MASK32
         if trace is not None:
             sectors = self.sectors if self.plan is None else self.plan.sectors
-            trace(BLOCK_REQUEST, server.name, self.op, self.sector, sectors, BLKIF_RSP_OKAY)
+            trace(self.op, self.sector, sectors, BLKIF_RSP_OKAY)
         self.plan = None
         server.free.append(self)
         server.in_flight = left = server.in_flight - 1
@@ -204,7 +204,6 @@ class BlockServer:
         discards: bool = False,
         copier: DescriptorCopier | None = None,
     ) -> None:
-        self._cpu = kernel.cpu
         self._notify = kernel.events.notify
         self.name = name
         self.disk = disk
@@ -242,7 +241,10 @@ class BlockServer:
         """Whether finishing a request takes more than putting its response: a barrier, a stop."""
         # What the two ends of the hot path look up each time; unpacking a tuple costs as much as one attribute.
         self._taking = (ring.view, ring.offsets, ring.mask, protocol.request.unpack_from, disk.submit, self.free)
-        self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into, kernel.cpu.trace)
+        trace = kernel.cpu.trace
+        self._trace = None if trace is None else trace.bind(BLOCK_REQUEST, name, WORD, WORD, WORD, SIGNED)
+        self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "rsp", WORD, FLAG, WORD)
+        self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into, self._trace)
 
     # Requests
 
@@ -541,9 +543,8 @@ class BlockServer:
         prod = ring.rsp_prod_pvt
         self._protocol.response.pack_into(ring.view, ring.offsets[prod & ring.mask], ident, op, status)
         ring.rsp_prod_pvt = (prod + 1) & MASK32
-        trace = self._cpu.trace
-        if trace is not None:
-            trace(BLOCK_REQUEST, self.name, op, sector, sectors, status)
+        if self._trace is not None:
+            self._trace(op, sector, sectors, status)
 
     def flush_responses(self) -> None:
         """Unmap what finished requests had mapped, show their responses, and notify as ring.h says."""
@@ -562,9 +563,8 @@ class BlockServer:
         shared = ring.shared
         shared[RSP_PROD] = new
         notify = (new - shared[RSP_EVENT]) & MASK32 < (new - old) & MASK32
-        trace = self._cpu.trace
-        if trace is not None:
-            trace(RING_PUSH, self.name, "rsp", new, notify, ring.req_cons)
+        if self._trace_push is not None:
+            self._trace_push(new, notify, ring.req_cons)
         if notify and self.port >= 0:
             self._notify(self.port)
 

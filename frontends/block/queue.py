@@ -33,7 +33,7 @@ from hypervisor.abi.io.blkif import (
     blkif_response,
 )
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, FrontRing
-from hypervisor.abi.tracepoints import BLOCK_REQUEST, RING_PUSH
+from hypervisor.abi.tracepoints import BLOCK_REQUEST, FLAG, RING_PUSH, SIGNED, WORD
 
 if TYPE_CHECKING:
     from guest_kernel.block import BlockQueue
@@ -75,7 +75,6 @@ class FrontQueue:
         page_order: int = 0,
     ) -> None:
         """`name`: what a trace calls the ring; it takes 2**`page_order` pages."""
-        self._cpu = kernel.cpu
         self._events = kernel.events
         self._notify = kernel.events.notify
         self._grants = kernel.grants
@@ -105,6 +104,9 @@ class FrontQueue:
         self._slots = [Slot(index) for index in range(self.ring.size)]
         self._free = self._slots[::-1]
         pool.slots += self._slots
+        trace = kernel.cpu.trace
+        self._trace = None if trace is None else trace.bind(BLOCK_REQUEST, device.name, WORD, WORD, WORD, SIGNED)
+        self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "req", WORD, FLAG, WORD)
         # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
         ring = self.ring
         self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._free, self._merger)
@@ -190,9 +192,8 @@ class FrontQueue:
         # suppress a notification by changing req_prod.
         shared[REQ_PROD] = prod
         notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
-        trace = self._cpu.trace
-        if trace is not None:
-            trace(RING_PUSH, self.name, "req", prod, notify, ring.rsp_cons)
+        if self._trace_push is not None:
+            self._trace_push(prod, notify, ring.rsp_cons)
         if notify:
             self._notify(self.port)
 
@@ -301,7 +302,7 @@ class FrontQueue:
         persistent = self.pool.persistent
         if ring.pages:
             ring.fetch(cons, prod)
-        trace = self._cpu.trace
+        trace = self._trace
         unpack = _UNPACK
         while cons != prod:
             index, op, status = unpack(view, offsets[cons & mask])
@@ -325,7 +326,7 @@ class FrontQueue:
                     self.pool.revoke(slot, shape.segments)
             free.append(slot)
             if trace is not None:
-                trace(BLOCK_REQUEST, self._device.name, op, request.sector, request.count, status)
+                trace(op, request.sector, request.count, status)
             if status == BLKIF_RSP_OKAY:
                 request.finish()
             else:

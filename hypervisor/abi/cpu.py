@@ -27,14 +27,28 @@ class GeneralProtectionFault(Exception):
     """A privileged instruction that the hypervisor does not let the guest execute."""
 
 
+class Probe(Protocol):
+    """What a guest can tell the simulator's trace: records of the kinds of `hypervisor.abi.tracepoints`."""
+
+    def __call__(self, kind: int, /, *fields: Any) -> None:
+        """Write a record."""
+        ...
+
+    def bind(self, kind: int, /, *fields: Any) -> Callable[..., None]:
+        """Return a function that writes records of one shape, and is quick: it takes the values of those fields that
+        are a `tracepoints.Blank` here.
+        """
+        ...
+
+
 class Cpu(Protocol):
     """One vCPU as the code on it sees it."""
 
     vcpu_id: int
     text: dict[int, Callable[..., Any]]
     """Code by guest virtual address; shared by the vCPUs of a domain. Upcalls and secondary vCPUs enter here."""
-    trace: Callable[..., None] | None
-    """The simulator's probe, `trace(kind, *fields)` with a kind of `hypervisor.abi.tracepoints`; None when off."""
+    trace: Probe | None
+    """The simulator's probe; None when off."""
     traces_threads: bool
     """Whether the probe wants to hear of each thread that gets the vCPU (`tracepoints.THREAD`)."""
 

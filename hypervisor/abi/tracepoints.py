@@ -8,6 +8,8 @@ The kinds of `STATES` say how the host's state has changed by the records before
 asked for (`hypervisor.state_trace`). `domid` and `vcpu_id` of such a record name whose state it is.
 """
 
+from enum import Enum
+
 HYPERCALL = 1
 EVTCHN_PENDING = 2
 UPCALL = 3
@@ -95,3 +97,15 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     DOMAIN_NAME: ("domain_name", ("domain", "name")),
 }
 """Kind → (name, names of the fields)."""
+
+
+class Blank(Enum):
+    """A field that is not the same in all records of a shape (`Cpu.trace.bind`); the value is its letter in a file."""
+
+    WORD = "Q"
+    """A number from 0 to 2**64 - 1."""
+    SIGNED = "q"
+    FLAG = "?"
+
+
+WORD, SIGNED, FLAG = Blank

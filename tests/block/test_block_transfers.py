@@ -10,6 +10,7 @@ import pytest
 from guest_kernel.block import BlockError
 from hypervisor.abi.io.blkif import BLKIF_OP_FLUSH_DISKCACHE, VDISK_READONLY
 from hypervisor.abi.tracepoints import BLOCK_REQUEST, RING_PUSH
+from hypervisor.probe import VCpuProbe
 
 Maker = Callable[..., Any]
 MODES = [
@@ -244,9 +245,10 @@ def test_pages_begin_as_zeros_and_a_read_never_shows_a_former_transfer(make_pair
 
 
 def test_trace_and_statistics(make_pair: Maker) -> None:
-    pair = make_pair().up()
+    pair = make_pair()
     records: list[tuple[Any, ...]] = []
-    pair.front_kernel.cpu.trace = lambda *fields: records.append(fields)
+    pair.front_kernel.cpu.trace = VCpuProbe(lambda _domid, _vcpu, *fields: records.append(fields), 1, 0)
+    pair.up()
     pair.guest(pair.device.write(8, bytes(4096)))
     pair.guest(pair.device.read(8, 8))
     assert [record for record in records if record[0] == BLOCK_REQUEST] == [

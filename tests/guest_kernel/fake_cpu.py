@@ -50,7 +50,7 @@ class FakeMachine:
         self.words = self.memory.cast("Q")
         self.vcpu_id = 0
         self.text: dict[int, Callable[..., Any]] = {}
-        self.trace: Callable[..., None] | None = None
+        self.trace: Any = None
         self.traces_threads = False
         self.now = 1_000
         self.timer: int | None = None

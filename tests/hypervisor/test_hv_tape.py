@@ -17,10 +17,10 @@ from test_hv_scheduler import host, make_world
 
 from hypervisor.abi import event_channel as ev
 from hypervisor.abi import sched, xen
-from hypervisor.abi.tracepoints import GUEST_NOTE, HYPERCALL, RING_PUSH, UPCALL, WAKE
+from hypervisor.abi.tracepoints import FLAG, GUEST_NOTE, HYPERCALL, RING_PUSH, SIGNED, UPCALL, WAKE, WORD
 from hypervisor.sched.costs import OFF, Costs
 from hypervisor.sched.policy import Fifo, Policy, Random
-from hypervisor.tape import FIRST, FLAG, FULL, OTHER, SIGNED, TIME, WORD, Tape
+from hypervisor.tape import FIRST, FULL, OTHER, TIME, Tape
 from hypervisor.trace import TraceError, TraceWriter, read_records
 
 VERSION = xen.HYPERVISOR_xen_version
@@ -331,3 +331,23 @@ def test_an_event_that_is_sent_in_a_hypercall_is_later_than_its_stretch(tmp_path
     sent = next(r for r in calls if r[4:6] == [xen.HYPERVISOR_event_channel_op, ev.EVTCHNOP_send])
     before = next(r for r in calls if r[4] == VERSION)
     assert sent[0] - before[0] == Costs().hypercall
+
+
+def test_a_bound_probe_says_what_the_probe_says(tmp_path: Path) -> None:
+    def play(writer: TraceWriter, taped: bool) -> None:
+        world = make_world(writer, taped)
+        guest = world.guest(vcpus=2)
+        for vcpu in guest.vcpus:
+            probe = vcpu.cpu.trace
+            push = probe.bind(RING_PUSH, "xvda", "req", WORD, FLAG, SIGNED)
+            push(4, True, -1)
+            probe(RING_PUSH, "xvda", "rsp", 4, False, 4)
+            push(5, False, 4)
+
+    records = [record[2:] for record in both(tmp_path, play) if record[3] == RING_PUSH]
+    assert records[3:] == [
+        [1, RING_PUSH, "xvda", "req", 4, True, -1],
+        [1, RING_PUSH, "xvda", "rsp", 4, False, 4],
+        [1, RING_PUSH, "xvda", "req", 5, False, 4],
+    ]
+    assert [record[1:] for record in records[:3]] == [record[1:] for record in records[3:]]

@@ -1,0 +1,26 @@
+"""What a guest's code has to write into the trace with: `hypervisor.abi.cpu.Probe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from hypervisor.abi.tracepoints import Blank
+from hypervisor.tape import Tape
+
+
+class VCpuProbe(partial[None]):
+    """The emitter of a trace, for one vCPU (calling it is as quick as can be), and the tape if there is one."""
+
+    tape: Tape | None = None
+
+    def bind(self, kind: int, *fields: object) -> Callable[..., None]:
+        """Return a function that writes records of one shape; it takes the values of the blanks among the fields."""
+        if self.tape is not None:
+            return self.tape.probe(*self.args, kind, *fields)
+
+        def write(*values: object) -> None:
+            rest = iter(values)
+            self(kind, *[next(rest) if isinstance(field, Blank) else field for field in fields])
+
+        return write
