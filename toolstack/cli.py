@@ -11,9 +11,11 @@ from toolstack.commands.boot import boot
 from toolstack.commands.cd import cd_eject, cd_insert
 from toolstack.commands.check import check
 from toolstack.commands.dmesg import dmesg
+from toolstack.commands.faults import faults
 from toolstack.commands.lab import lab
 from toolstack.commands.profile import profile
 from toolstack.commands.run import run
+from toolstack.commands.soak import soak
 from toolstack.commands.sweep import sweep
 from toolstack.commands.top import top
 from toolstack.commands.trace import trace
@@ -46,6 +48,23 @@ def main() -> None:
     """
 
 
-_SINGLE = (run, boot, trace, profile, sweep, top, dmesg, uptime, xenstore, xenstored, cd_insert, cd_eject, check, lab)
+_SINGLE = (
+    run,
+    boot,
+    trace,
+    profile,
+    sweep,
+    top,
+    dmesg,
+    uptime,
+    xenstore,
+    xenstored,
+    cd_insert,
+    cd_eject,
+    check,
+    faults,
+    soak,
+    lab,
+)
 for _command in (*_SINGLE, *control.COMMANDS, *processors.COMMANDS):
     main.add_command(_command)

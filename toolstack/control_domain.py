@@ -1,8 +1,9 @@
 """The program of dom0: start the daemons, run the domains, power off.
 
 What init scripts, xenstored, xenconsoled and `xl create` do on a real host happens here in order. A person (or the
-simulator) outside speaks to it over the host's serial line, one word a line: `shutdown` asks all guests to shut down,
-`destroy` does not ask. Everything else is asked for over a line of the serial card (`toolstack.control`).
+simulator) outside speaks to it over the host's serial line, one order a line (`toolstack.serial_orders`): `shutdown`
+asks all guests to shut down, `destroy` does not ask. Everything else is asked for over a line of the serial card
+(`toolstack.control`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from toolstack.devices import put
 from toolstack.hotplug import Hotplug
 from toolstack.lifecycle import DomainPlan, Lifecycle, Platform
 from toolstack.nodes import dom0_nodes
+from toolstack.serial_orders import SerialOrders
 from toolstack.xc_scheduling import XcScheduling
 from toolstack.xl_config import DomainConfig
 
@@ -60,20 +62,9 @@ class ControlDomain:
         await make_pools(kernel, XcScheduling(lifecycle.xc), self.pools)
         consoled = XenConsoled(kernel, kernel.hw.serial)
         consoled.start()
-        keyboard = kernel.spawn(self._obey(lifecycle), "serial line")
+        keyboard = kernel.spawn(SerialOrders(kernel, lifecycle, xenstored).obey(), "serial line")
         control = ControlServer(kernel, Toolstack(kernel, lifecycle, Hotplug(lifecycle), consoled.terminal_of))
         self.host.started(lifecycle, xenstored)
         await lifecycle.run(self.plans)
         control.stop()
         keyboard.cancel()
-
-    async def _obey(self, lifecycle: Lifecycle) -> None:
-        """Do what is typed on the serial line."""
-        while True:
-            word = (await self.kernel.console.readline()).strip()
-            if word == "shutdown":
-                self.kernel.spawn(lifecycle.shutdown_all(), "shutdown")
-            elif word == "destroy":
-                lifecycle.destroy_all()
-            elif word:
-                self.kernel.console.printk(f"{word!r} is none of shutdown, destroy")

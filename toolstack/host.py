@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from backends.block import BlockBack
-from backends.net import NetBack
+from backends.net import Bridge, NetBack
 from backends.xenstored.daemon import XenStored
 from guest_kernel.guest import Guest
 from guest_kernel.image import PythonKernelImage
@@ -29,7 +29,7 @@ from hypervisor.dom0_build import BuildError, construct_dom0
 from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.hypervisor import Hypervisor
-from hypervisor.machine.backing import Backing, NoMedium
+from hypervisor.machine.backing import Backing, NoMedium, RemoteBacking
 from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.nic import NetworkCard
@@ -47,6 +47,8 @@ from toolstack.control_domain import ControlDomain
 from toolstack.cpupools import PoolSpec
 from toolstack.disk_spec import DiskSpec
 from toolstack.errors import GuestHangError, ToolstackError, UsageError
+from toolstack.faults.injector import Injector
+from toolstack.faults.spec import FaultSpec
 from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
 from toolstack.nbd_export import ExportDoor, ExportSpec
@@ -114,6 +116,7 @@ class Host:
         trace_threads: bool = False,
         profile: bool = False,
         consoles: ConsoleLog | None = None,
+        faults: Sequence[FaultSpec] = (),
         dom0: DomainConfig | None = None,
         outside: Outside | None = None,
         hang_limit: float = DEFAULT_LIMIT,
@@ -168,6 +171,9 @@ class Host:
         """Whether everything has been checked, and there is a host to be shut down."""
         self.hears_interrupts = False
         """Whether Ctrl-C calls `interrupt`, and does not raise KeyboardInterrupt wherever the program is."""
+        self.faults = list(faults)
+        """What is to break in the run."""
+        self.injector: Injector | None = None
         self.interrupts = 0
         """How often a person has asked for the end."""
         self._obeyed = 0
@@ -193,6 +199,7 @@ class Host:
         began = wall.monotonic_ns()
         self.results |= {config.name: DomainResult(config.name) for config in configs}
         self.outside.check()
+        self.injector = self._make_injector(configs)
         check_processors(configs, self.pcpus, self.scheduler, self.pools)
         prepared = prepare(
             configs,
@@ -236,6 +243,7 @@ class Host:
             real_time=self.real_time,
             interrupted=self.interrupts > 0,
             unfinished=[failure for failure in failures if failure],
+            faults=[] if self.injector is None else self.injector.reports,
         )
 
     def interrupt(self) -> None:
@@ -374,13 +382,8 @@ class Host:
         self._prepared = prepared
         machine = Machine(memory_mib=self._memory(prepared.plans), pcpus=self.pcpus, real_time=self.real_time)
         trace = self._open_trace()
-        emit = None if trace is None else trace.emit
-        tape = None if trace is None or self.trace_state or self.profile is not None else trace.tape
-        if emit is not None and self.trace_state:
-            self._state_trace = StateTrace(emit)
-            emit = self._state_trace.emit
-        if self.profile is not None:
-            emit = self._profiled(emit)
+        tape = None if trace is None or self._observes else trace.tape
+        emit = self._observed(None if trace is None else trace.emit)
         self.hv = hv = Hypervisor(
             machine,
             scheduler=self.scheduler,
@@ -395,9 +398,13 @@ class Host:
         hv.traces_threads = self.trace_threads or self.profile is not None
         if self._state_trace is not None:
             self._state_trace.attach(hv)
+        if self.injector is not None:
+            self.injector.attach(hv)
+            self._stack.callback(self.injector.finish)
         for plan in prepared.plans:
             for unit, spec in zip(plan.disk_units, plan.config.disks, strict=True):
-                self._plug(unit, prepared.disks[unit], plan.config.name, spec)
+                backing = prepared.disks[unit] = self._faulty(plan.config.name, spec, prepared.disks[unit])
+                self._plug(unit, backing, plan.config.name, spec)
         for unit, (_, wire) in enumerate(prepared.wires):
             mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
             card = NetworkCard(machine, unit, wire, mac, hv.iommu.context)
@@ -447,6 +454,23 @@ class Host:
         about["preempts"] = self.policy is not None and self.policy.preempts
         self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
         return self._trace
+
+    @property
+    def _observes(self) -> bool:
+        """Whether somebody looks at each record as it is made."""
+        watching = self.injector is not None and self.injector.needs_records
+        return self.trace_state or self.profile is not None or watching
+
+    def _observed(self, emit: Emit | None) -> Emit | None:
+        """Return an emitter that tells all who want to know of each record; None if nobody does."""
+        if emit is not None and self.trace_state:
+            self._state_trace = StateTrace(emit)
+            emit = self._state_trace.emit
+        if self.profile is not None:
+            emit = self._profiled(emit)
+        if self.injector is not None and self.injector.needs_records:
+            emit = self.injector.observed(emit)
+        return emit
 
     def _profiled(self, emit: Emit | None) -> Emit:
         """Return an emitter of records that go to the profile, and to the trace if there is one."""
@@ -508,6 +532,8 @@ class Host:
         self.lifecycle = lifecycle
         self.xenstored = xenstored
         self._ports_before = ports_in_use(self.hv)
+        if self.injector is not None:
+            self.injector.dom0_is_up()
         if self._state_trace is not None and self._trace is not None:
             self._state_trace.add(StoreWatch(lambda: self.xenstored.server.store.tree, self._trace.emit))
 
@@ -522,14 +548,19 @@ class Host:
             self._note_kernel(domid, kernel)
             return image.main(kernel)  # type: ignore[return-value]
 
-        self._names[domid] = image.name
+        self._name(domid, image.name)
         self.results[image.name].message = ""  # what was wrong with a former life is over
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
 
     def load_machine_code(self, domid: int, name: str) -> None:
         """Take note of a new domain whose processors execute what is in its memory."""
-        self._names[domid] = name
+        self._name(domid, name)
         self.results[name].message = ""
+
+    def _name(self, domid: int, name: str) -> None:
+        self._names[domid] = name
+        if self.injector is not None:
+            self.injector.appeared(name)
 
     def _note_kernel(self, domid: int, kernel: Kernel) -> None:
         self.kernels[domid] = kernel
@@ -577,6 +608,7 @@ class Host:
             self._exchange(spare, backing)
             self._disk_owners[spare] = owner, disk
             return spare
+        backing = self._faulty(owner, disk, backing)
         self._prepared.disks.append(backing)
         self._plug(unit, backing, owner, disk)
         return unit
@@ -587,6 +619,27 @@ class Host:
         self._disks[unit] = controller
         self._disk_owners[unit] = owner, disk
         self._listen_to(controller)
+
+    def _faulty(self, owner: str, disk: DiskSpec, backing: Backing) -> Backing:
+        """Return what stands before a disk whose faults have been ordered."""
+        if self.injector is None or isinstance(backing, RemoteBacking):
+            return backing
+        return self.injector.disk(owner, disk.vdev, backing)
+
+    def _make_injector(self, configs: Sequence[DomainConfig]) -> Injector | None:
+        """Return what brings the faults. Raises `UsageError`."""
+        if not self.faults:
+            return None
+
+        def bridge_of(name: str) -> Bridge | None:
+            backs = (driver for driver in self.dom0_drivers() if isinstance(driver, NetBack))
+            return next((back.bridges[name] for back in backs if name in back.bridges), None)
+
+        def name_of(domid: int) -> str:
+            return self._names.get(domid, "")
+
+        guests = [config.name for config in configs]
+        return Injector(self.faults, self.seed, guests, name_of, lambda text: self._type(text + "\n"), bridge_of)
 
     def _listen_to(self, controller: DiskController) -> None:
         """Hear the answers of a disk's server, if it has one."""

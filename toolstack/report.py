@@ -9,6 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from toolstack.faults.injector import FaultReport
+
 OK_REASONS = ("poweroff", "reboot")
 """How a domain ends in order."""
 ABORTED = "aborted"
@@ -78,6 +80,8 @@ class HostResult:
     real_time: bool = False
     interrupted: bool = False
     """A person stopped it (Ctrl-C)."""
+    faults: list[FaultReport] = attrs.field(factory=list)
+    """What came of each fault that was ordered."""
     unfinished: list[str] = attrs.field(factory=list)
     """What could not be written to its end, a sentence each: the trace, a capture, a log."""
 

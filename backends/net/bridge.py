@@ -97,6 +97,8 @@ class Bridge:
         self.now = now
         self.watch: Watch | None = None
         """Told of every frame at every port, as a wire would have it."""
+        self.broken: Callable[[Port, Port], bool] | None = None
+        """Asked for each frame whether it is lost on the way from one port to another: a bridge with a fault."""
         self._has_vlans = False
         self._mirrors: list[Port] = []
         self._stations: dict[int, Station] = {}
@@ -138,8 +140,8 @@ class Bridge:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a frame's addresses alone say what becomes of it, and nobody watches."""
-        return self.watch is None and not self._has_vlans and not self._mirrors
+        """Whether a frame's addresses alone say what becomes of it, nobody watches, and nothing is broken."""
+        return self.watch is None and self.broken is None and not self._has_vlans and not self._mirrors
 
     def forward(self, frame: Frame, source: Port) -> None:
         """Send a frame on its way. The caller keeps its own reference."""
@@ -151,22 +153,25 @@ class Bridge:
             source.refused()
             return
         for port in self._mirrors:
-            self._send(frame, port, vlan)
+            self._send(frame, source, port, vlan)
         target = self.route(frame.destination, frame.source, source, self.now(), vlan)
         if target is source:
             # The other end of its own segment has it already.
             self.counters.dropped += 1
         elif target is not None:
             self.counters.forwarded += 1
-            self._send(frame, target, vlan)
+            self._send(frame, source, target, vlan)
         else:
             self.counters.flooded += 1
             for port in self.ports:
                 if port is not source and not port.is_mirror:
-                    self._send(frame, port, vlan)
+                    self._send(frame, source, port, vlan)
 
-    def _send(self, frame: Frame, port: Port, vlan: int) -> None:
+    def _send(self, frame: Frame, source: Port, port: Port, vlan: int) -> None:
         """Give a frame of this VLAN to a port that belongs to it, with the tag that it has there."""
+        if self.broken is not None and self.broken(source, port):
+            self.counters.dropped += 1
+            return
         if not self._has_vlans:
             self._deliver(frame, port)
             return

@@ -14,6 +14,7 @@ is given up, as the C daemon does: it would hold up the domains that caused them
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final, Protocol, final
 
 from backends.reserved_page import ReservedPage
@@ -24,9 +25,9 @@ from backends.xenstored.line import Line, LineClients
 from backends.xenstored.quota import Quotas
 from backends.xenstored.server import DomainState, Server
 from backends.xenstored.state import Loader, Place, save
-from guest_kernel.errors import XenError
+from guest_kernel.errors import ThreadCancelled, XenError
 from guest_kernel.kernel import Kernel
-from guest_kernel.threads import WaitQueue
+from guest_kernel.threads import Thread, WaitQueue
 from guest_kernel.xenbus.ring import RingError, ServerRing
 from guest_kernel.xenbus.wire import message_size
 from hypervisor.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_shutdown
@@ -109,6 +110,7 @@ class XenStored:
         self._slow = WaitQueue()
         #: Clients from outside of the host.
         self._line: LineClients | None = None
+        self._threads: list[Thread] = []
 
     def _new_server(self, quotas: Quotas | None) -> Server:
         server = Server(self, quotas, trace=self.kernel.cpu.trace, log=self.kernel.console.printk)
@@ -134,9 +136,36 @@ class XenStored:
         )
         self._add(client, DOMID_SELF, port)
         kernel.events.bind_virq(VIRQ_DOM_EXC, self._on_domain_change)
-        kernel.spawn(self._serve(), "xenstored")
-        kernel.spawn(self._give_up_the_deaf(), "xenstored timeouts")
-        kernel.spawn(self._listen_again(), "xenstored write limit")
+        self._spawn()
+
+    def _spawn(self) -> None:
+        spawn = self.kernel.spawn
+        self._threads = [
+            spawn(self._serve(), "xenstored"),
+            spawn(self._give_up_the_deaf(), "xenstored timeouts"),
+            spawn(self._listen_again(), "xenstored write limit"),
+        ]
+
+    async def stop(self) -> bytes:
+        """End the daemon as `SIGTERM` does with one that saves its state; return what is saved.
+
+        Its clients' rings stay mapped, and their events are kept by the upcalls: nobody looks at them. Not to be
+        called by its own threads.
+        """
+        for thread in self._threads:
+            thread.cancel()
+        for thread in self._threads:
+            # One that was on its way to a client serves it before it hears of its end.
+            with suppress(ThreadCancelled):
+                await thread.join()
+        self._threads.clear()
+        return save(self.server, self._place_of)
+
+    def go_on(self, state: bytes) -> None:
+        """Start the daemon again from what `stop` has returned."""
+        self._load(state)
+        self._domains_changed = True
+        self._spawn()
 
     # ---- upcalls
 
@@ -238,7 +267,10 @@ class XenStored:
         old = self.server
         update = old.update
         assert update is not None
-        state = save(old, self._place_of, reply_to=update.connection, reply=update.reply(b"OK"))
+        self._load(save(old, self._place_of, reply_to=update.connection, reply=update.reply(b"OK")))
+
+    def _load(self, state: bytes) -> None:
+        """Take a new server with this state, for the clients that there are."""
         new = self.server = self._new_server(None)
         clients = {client.connection.id: client for client in self.clients.values()}
         self.clients = {}

@@ -24,6 +24,7 @@ DOMAIN_CRASH = 11
 DOMAIN_DESTROY = 12
 VCPU_UP = 13
 VCPU_DOWN = 14
+FAULT = 15
 GNTTAB_MAP = 20
 GNTTAB_UNMAP = 21
 GNTTAB_COPY = 22
@@ -71,6 +72,7 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     DOMAIN_DESTROY: ("domain_destroy", ()),
     VCPU_UP: ("vcpu_up", ()),
     VCPU_DOWN: ("vcpu_down", ()),
+    FAULT: ("fault", ("name", "what")),
     GNTTAB_MAP: ("gnttab_map", ("granter", "ref", "flags", "handle", "status")),
     GNTTAB_UNMAP: ("gnttab_unmap", ("handle", "status")),
     GNTTAB_COPY: ("gnttab_copy", ("source", "dest", "len", "status")),

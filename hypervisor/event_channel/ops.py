@@ -58,6 +58,10 @@ def is_global_virq(virq: int) -> bool:
     return virq not in PER_VCPU_VIRQS
 
 
+Raise = Callable[["Channel"], None]
+"""What raises an event at a port: a domain's `set_pending`."""
+
+
 class EventChannelOps:
     """Ports of all domains: their states, the operations that guests have on them, and the sending of events."""
 
@@ -67,6 +71,8 @@ class EventChannelOps:
         self._fifo_set_pending = fifo.make_set_pending(hv)
         self._virq_handlers: dict[int, Domain] = {}
         """Who gets a host-wide VIRQ in dom0's stead."""
+        self.wire: Callable[[Raise], Raise] | None = None
+        """What stands between a sent event and its port, if something does: to be set before there are domains."""
         self._handlers: dict[int, Callable[[VCpu, int], int]] = {
             abi.EVTCHNOP_bind_interdomain: self._bind_interdomain,
             abi.EVTCHNOP_bind_virq: self._bind_virq,
@@ -159,10 +165,9 @@ class EventChannelOps:
         self._leave_fifo(domain)
         self._virq_handlers = {virq: other for virq, other in self._virq_handlers.items() if other is not domain}
 
-    @staticmethod
-    def _use(domain: Domain, port_ops: PortOps) -> None:
+    def _use(self, domain: Domain, port_ops: PortOps) -> None:
         domain.port_ops = port_ops
-        domain.set_pending = port_ops.set_pending
+        domain.set_pending = port_ops.set_pending if self.wire is None else self.wire(port_ops.set_pending)
 
     def _leave_fifo(self, domain: Domain) -> None:
         if domain.fifo is not None:

@@ -50,7 +50,7 @@ LAYOUTS: Final[dict[str, RingLayout]] = {
 
 
 @final
-class _Ring:
+class SharedRing:
     """One ring, and what was last told of it."""
 
     __slots__ = ("device", "domid", "indices", "layout", "mfns", "name", "refs", "seen", "slots", "table")
@@ -82,7 +82,7 @@ class RingWatch:
     def __init__(self, hv: Hypervisor, emit: Emit) -> None:
         self._hv = hv
         self._emit = emit
-        self._rings: dict[tuple[int, str, str], _Ring] = {}
+        self._rings: dict[tuple[int, str, str], SharedRing] = {}
 
     def connect(self, domid: int, device: str, name: str, layout: str, front: int, refs: Iterable[int]) -> None:
         """Look at a ring of domain `front` from now on, which domain `domid` has mapped by these grants."""
@@ -91,7 +91,7 @@ class RingWatch:
         known = LAYOUTS.get(layout)
         if known is None or domain is None or not all(0 <= ref < domain.grant_table.nr_entries for ref in refs):
             return
-        ring = _Ring(domid, device, name, known, domain.grant_table, refs)
+        ring = SharedRing(domid, device, name, known, domain.grant_table, refs)
         if ring.is_there() and all(mfn < self._hv.memory.frames for mfn in ring.mfns):
             self._rings[domid, device, name] = ring
 
@@ -108,7 +108,7 @@ class RingWatch:
                 before, ring.seen = ring.seen, now
                 self._tell(ring, before, now)
 
-    def _tell(self, ring: _Ring, before: bytes, now: bytes) -> None:
+    def _tell(self, ring: SharedRing, before: bytes, now: bytes) -> None:
         layout = ring.layout
         size = layout.slot
         before = before or bytes(len(now))

@@ -22,6 +22,7 @@ from toolstack.console_log import XEN_TAG, ConsoleLog
 from toolstack.control.endpoint import ControlEndpoint
 from toolstack.cpupools import parse_pool
 from toolstack.errors import UsageError, did_you_mean
+from toolstack.faults import parse_fault
 from toolstack.host import Host
 from toolstack.live_view import LiveView
 from toolstack.nbd_export import parse_export
@@ -179,6 +180,13 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     help="Show what the domains use, as `paravirt top` does, every so many seconds of wall-clock time.",
 )
 @click.option("--progress", is_flag=True, help="Show how far the host has got, and how fast it is.")
+@click.option(
+    "--fault",
+    "faults",
+    metavar="NAME[:KEY=VALUE]...",
+    multiple=True,
+    help="Break something on purpose, such as event-drop:domain=web:probability=0.01. `paravirt faults` has the menu.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the consoles, only the closing table.")
 def run(
     configs: tuple[Path, ...],
@@ -205,6 +213,7 @@ def run(
     control: Path | None,
     top_seconds: float | None,
     progress: bool,
+    faults: tuple[str, ...],
     quiet: bool,
 ) -> None:
     """Run a host with a domain for each GUEST.cfg until all of them have ended.
@@ -248,6 +257,7 @@ def run(
             trace_threads=trace_threads,
             profile=profile_file is not None,
             dom0=load_dom0_config(dom0) if dom0 is not None else None,
+            faults=[parse_fault(text) for text in faults],
             consoles=None if quiet else _console_log(guests, output, person),
             outside=outside,
         )
@@ -332,6 +342,8 @@ def _interrupting(host: Host) -> Iterator[None]:
 
 def _finish(result: HostResult, output: StandardOutput) -> None:
     output.attempt(lambda: print_table(result, make_console()))
+    for report in result.faults:
+        click.echo(f"paravirt: fault {report.sentence}", err=True)
     for domain in result.failures:
         click.echo(f"paravirt: {domain.sentence}", err=True)
     check_output(output)

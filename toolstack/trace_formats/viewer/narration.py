@@ -213,6 +213,9 @@ class Narrator:
         what = "takes a frame from" if direction == "tx" else "gives a frame to"
         return f"{self._name(domid)} {what} {device}: {size} bytes in {slots} slots.", "io/netif.h"
 
+    def _fault(self, domid: int, _vcpu: int, name: str, what: str) -> Told:
+        return f"A fault strikes {self._name(domid)}: {_text(name)}. {_text(what)}", "docs/faults.md"
+
     def _note(self, domid: int, _vcpu: int, text: str) -> Told:
         return f"{self._name(domid)} notes: {_text(text)}", "docs/trace.md"
 
@@ -246,6 +249,7 @@ _TELLERS: Final[dict[int, Callable[..., Told]]] = {
     tp.DOMAIN_DESTROY: Narrator._destroy,
     tp.VCPU_UP: Narrator._up,
     tp.VCPU_DOWN: Narrator._down,
+    tp.FAULT: Narrator._fault,
     tp.GNTTAB_MAP: Narrator._map,
     tp.GNTTAB_UNMAP: Narrator._unmap,
     tp.GNTTAB_COPY: Narrator._copy,

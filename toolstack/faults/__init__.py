@@ -1,0 +1,11 @@
+"""Faults on a menu: what can break on a host, broken on purpose, at a chosen moment and repeatably.
+
+    host = Host(faults=[parse_fault("event-drop:domain=web:probability=0.01")])
+
+`menu` has the list, `spec` how a person says it, `injector` what brings the faults of a run to their host.
+"""
+
+from toolstack.faults.menu import MENU
+from toolstack.faults.spec import FaultSpec, parse_fault
+
+__all__ = ["MENU", "FaultSpec", "parse_fault"]
