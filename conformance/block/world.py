@@ -10,8 +10,8 @@ from typing import Any, Final, final
 
 from backends.block import BlockBack
 from conformance.block.front import Front
-from conformance.block.host import JudgedHost, Stage
 from conformance.kit.runner import World
+from conformance.kit.split_host import JudgedHost, Stage
 from conformance.subjects import load_class
 from frontends.block import BlockFront
 from guest_kernel.kernel import Kernel
@@ -25,12 +25,20 @@ def content(sector: int) -> bytes:
     return sector.to_bytes(2, "little") * 256
 
 
+def disk(directory: Path, content: bytes) -> str:
+    """Make an image, and return what gives it to a guest."""
+    path = directory / "disk.img"
+    path.write_bytes(content)
+    return f'disk = ["format=raw,vdev=xvda,access=rw,backend=backend,target={path}"]'
+
+
 @final
 class Scene(Stage):
     """What a check gets."""
 
     def __init__(self, subject: Any, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__()
+        self.directory = directory
         self.subject = subject
         self.front: Front
         self.left = False
@@ -53,9 +61,9 @@ class Scene(Stage):
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the guest. Raises what it raises, and Failure for what the backend leaves behind."""
-        image = b"".join(content(sector) for sector in range(SECTORS))
+        devices = disk(self.directory, b"".join(content(sector) for sector in range(SECTORS)))
         host = JudgedHost(self.subject, replaced=BlockBack, left_out=BlockFront)
-        self.run(host, check, Path(__file__).parent, image, "backend", _present(self))
+        self.run(host, check, Path(__file__).parent, devices, "backend", _present(self))
 
 
 current: Scene | None = None

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, final
 
 from backends.block import BlockBack
-from conformance.block.host import JudgedHost, Stage
+from conformance.block.world import disk
 from conformance.block_front.back import LOOK_NS, PATIENCE_NS, Back
 from conformance.kit.check import Failure
 from conformance.kit.runner import World
+from conformance.kit.split_host import JudgedHost, Stage
 from conformance.subjects import load_class
 from frontends.block import BlockFront
 from guest_kernel.block import BlockDevice
@@ -48,7 +49,8 @@ class Scene(Stage):
     """What a check gets."""
 
     def __init__(self, subject: Any, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__()
+        self.directory = directory
         self.subject = subject
         self.back: Back
         self.user: Kernel | None = None
@@ -91,7 +93,7 @@ class Scene(Stage):
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
         host = JudgedHost(self.subject, replaced=BlockFront, left_out=BlockBack)
-        self.run(host, check, Path(__file__).parent, bytes(1 << 20), "frontend", _present(self))
+        self.run(host, check, Path(__file__).parent, disk(self.directory, bytes(1 << 20)), "frontend", _present(self))
 
 
 current: Scene | None = None

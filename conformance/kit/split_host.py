@@ -1,9 +1,10 @@
-"""The host that judges either half of the block protocol: a driver domain, a guest with a disk of it, other drivers."""
+"""The host that judges either half of a split driver: a driver domain, a guest with a device of it, other drivers."""
 
 from __future__ import annotations
 
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -32,16 +33,23 @@ class JudgedHost(Host):
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
         """Have a domain execute an image, with other drivers."""
-        kept = [driver for driver in image.drivers if driver is not self._left_out]
-        drivers = [self._subject if driver is self._replaced else driver for driver in kept]
+        kept = [driver for driver in image.drivers if _made_by(driver) is not self._left_out]
+        drivers = [self._put_in(driver) if _made_by(driver) is self._replaced else driver for driver in kept]
         super().load(domid, attrs.evolve(image, drivers=drivers))
+
+    def _put_in(self, driver: DriverFactory) -> DriverFactory:
+        """Return what makes the subject, with the options that the driver in its place would have had."""
+        return partial(self._subject, **driver.keywords) if isinstance(driver, partial) else self._subject
+
+
+def _made_by(driver: DriverFactory) -> object:
+    return driver.func if isinstance(driver, partial) else driver
 
 
 class Stage:
     """What the two worlds share: a check that runs in one domain, and what became of the host."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self) -> None:
         self.over = False
         self.check: Coroutine[Any, Any, None] | None = None
         self.failure: Exception | None = None
@@ -53,22 +61,19 @@ class Stage:
         return check
 
     def run(
-        self, host: JudgedHost, check: Coroutine[Any, Any, None], programs: Path, image: bytes, judged: str,
+        self, host: JudgedHost, check: Coroutine[Any, Any, None], programs: Path, devices: str, judged: str,
         present: AbstractContextManager[None],
     ) -> None:  # fmt: skip
         """Run the host with a check on it.
 
-        `programs` holds `back_guest.py` and `front_guest.py`; `judged` names the domain with the subject; `present`
-        makes this the stage that programs find. Raises what the check raises, and Failure for what the subject leaves
-        behind.
+        `programs` holds `back_guest.py` and `front_guest.py`; `devices` is the line of the guest's configuration that
+        gives it its devices of domain `backend`; `judged` names the domain with the subject; `present` makes this the
+        stage that programs find. Raises what the check raises, and Failure for what the subject leaves behind.
         """
         self.check = check
-        disk = self.directory / "disk.img"
-        disk.write_bytes(image)
         texts = {
             "backend": 'memory = 16\nkernel = "back_guest.py"\ndriver_domain = 1\n',
-            "frontend": 'memory = 8\nkernel = "front_guest.py"\n'
-            f'disk = ["format=raw,vdev=xvda,access=rw,backend=backend,target={disk}"]\n',
+            "frontend": f'memory = 8\nkernel = "front_guest.py"\n{devices}\n',
         }
         configs = [parse_config(f'name = "{name}"\n{text}', f"{name}.cfg", programs) for name, text in texts.items()]
         with present:
