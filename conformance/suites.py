@@ -13,6 +13,8 @@ from conformance.block_front import checks as _block_front  # noqa: F401
 from conformance.block_front import world as block_front_world
 from conformance.kit.check import CHECKS, Check
 from conformance.kit.runner import World
+from conformance.net import checks as _net  # noqa: F401
+from conformance.net import world as net_world
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
 from conformance.ring import world as ring_world
 from conformance.xenstore import checks as _xenstore  # noqa: F401
@@ -42,6 +44,7 @@ SUITES: Final[dict[str, Suite]] = {
         Suite("ring", "an implementation of ring.h's arithmetic", "module:Class", ring_world.open_subject),
         Suite("blkif-backend", "a block backend", "module:Class, a XenbusDriver", block_world.open_subject),
         Suite("blkif-frontend", "a block frontend", "module:Class, a XenbusDriver", block_front_world.open_subject),
+        Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
         Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
     )
 }

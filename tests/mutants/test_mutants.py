@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from backends.block import BlockBack
+from backends.net import NetBack
 from conformance.block.world import scene
 from conformance.block_front.world import scene as front_scene
 from conformance.kit.check import CHECKS, Check, Outcome
 from conformance.kit.runner import run_check
+from conformance.net.world import scene as net_scene
 from conformance.ring.world import OurRings, rings
 from conformance.suites import SUITES
 from conformance.xenstore.world import open_subject
@@ -94,4 +96,10 @@ def test_a_faulty_block_frontend_is_caught(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("check", SUITES["blkif-frontend"].checks, ids=lambda check: check.id)
 def test_our_block_frontend_is_good(check: Check) -> None:
     result = run_check(check, lambda: front_scene(BlockFront))
+    assert (result.outcome, result.message) == (Outcome.success, "")
+
+
+@pytest.mark.parametrize("check", SUITES["netif-backend"].checks, ids=lambda check: check.id)
+def test_our_net_backend_is_good(check: Check) -> None:
+    result = run_check(check, lambda: net_scene(NetBack))
     assert (result.outcome, result.message) == (Outcome.success, "")

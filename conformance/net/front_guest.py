@@ -1,0 +1,13 @@
+"""The guest in which the checks of network backends run: it has no network frontend but the check itself."""
+
+from conformance.net import world
+from guest_kernel.guest import Guest
+
+
+class Front(Guest):
+    """Does what the current check says."""
+
+    async def main(self) -> None:
+        """Run."""
+        assert world.current is not None
+        await world.current.live(self.kernel)
