@@ -17,7 +17,7 @@ from backends.net.vlan import ALL, UNTAGGED, Membership
 from guest_kernel.errors import OutOfMemory
 
 if TYPE_CHECKING:
-    from backends.net.lane import Lane
+    from backends.net.lane import Lanes
     from guest_kernel.hw import PhysicalNic
 
 AGEING_NS = 300_000_000_000
@@ -60,12 +60,9 @@ class Port(ABC):
     def refused(self) -> None:  # noqa: B027 - not every port keeps such books
         """A frame that came from here was thrown away by the bridge."""
 
-    def open_lane(self) -> Lane | None:
-        """Return a lane if frames can be put straight into this port's buffers at the moment; else None."""
+    def open_lanes(self) -> Lanes | None:
+        """Return lanes if frames can be put straight into this port's buffers; None otherwise."""
         return None
-
-    def end_lane(self, lane: Lane) -> None:  # noqa: B027 - who opens none need not end one
-        """Show what a lane has brought."""
 
 
 @attrs.define

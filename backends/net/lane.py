@@ -1,7 +1,8 @@
 """The straight way into a guest: frames put directly into buffers that it keeps mapped.
 
 A lane lives for one batch. It has a private copy of the requests that wait in the guest's rx ring; whoever uses it
-takes one off the end of `requests` for each frame and puts a response onto `answers`.
+takes one off the end of `requests` for each frame and puts a response onto `answers`, or has many frames that are alike
+brought at once (`land`). Each queue of a vif has its own; `Lanes` are those of one vif.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from guest_kernel import vectors
 from guest_kernel.mm import PAGE_SIZE
-from guest_kernel.net.ring_words import RX_BASE, copy_block, read_words, write_block, write_words
+from guest_kernel.net.page_rows import leading
+from guest_kernel.net.ring_words import RX_BASE, copy_slots, write_block, write_words
 from guest_kernel.net.spans import Kept, copy
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, BackRing
 
 if TYPE_CHECKING:
     from guest_kernel.net.device import Counters
-    from guest_kernel.net.offload import Offload
-    from guest_kernel.net.page_rows import PageRows
+    from guest_kernel.net.page_rows import PageRows, Place
     from guest_kernel.net.spans import Views
 
 RX_FLAGS = (
@@ -30,6 +32,8 @@ RX_FLAGS = (
     netif.NETRXF_csum_blank | netif.NETRXF_data_validated,
 )
 """Checksum flags of reception by those of transmission; the same two bits have changed places in netif.h."""
+EXTRA = netif.NETRXF_extra_info << 32
+EXTRA_MORE = netif.XEN_NETIF_EXTRA_FLAG_MORE << 8
 
 LARGE_FIRST = (
     (netif.NETRXF_csum_blank | netif.NETRXF_data_validated | netif.NETRXF_more_data | netif.NETRXF_extra_info) << 32
@@ -37,12 +41,47 @@ LARGE_FIRST = (
 LARGE_NEXT = netif.NETRXF_more_data << 32 | PAGE_SIZE << 48
 """Answers for the full pages of a large packet, but for their ids."""
 
-Place = tuple["Views", list[int]]
+MOST_LANDINGS = 64
+"""Batches of buffers that are remembered for a queue."""
+
+LargePlace = tuple["Views", list[int]]
 """Buffers, and the responses that say what is in them."""
-PlaceKey = tuple[tuple[int, ...], int, int, int]
-"""Requests, size of a packet, size and type of its segments."""
-Places = Kept[PlaceKey, Place]
+LargeKey = tuple[tuple[int, ...], int, tuple[int, ...]]
+"""Requests, size of a packet, its slots of extra info as words."""
 Span = Callable[[tuple[int, ...]], "Views | None"]
+
+
+class LaneQueue(Protocol):
+    """The end of an rx ring that has a lane."""
+
+    def open_lane(self) -> Lane | None:
+        """Return a lane if the guest keeps buffers mapped, some are free, and no frame waits for them."""
+
+    def end_lane(self, lane: Lane) -> None:
+        """Show the guest what a lane has brought."""
+
+
+class Landing(NamedTuple):
+    """Buffers that a batch of frames goes to: the first of those that were posted, as far as they are mapped."""
+
+    place: Place
+    idents: Any
+    """Their ids: an array."""
+
+
+class Known:
+    """What a queue remembers of its guest's buffers from lane to lane, each thing by all that it depends on."""
+
+    def __init__(self) -> None:
+        self.places: Kept[LargeKey, LargePlace] = Kept()
+        """Of large packets."""
+        self.landings: Kept[tuple[bytes, int], Landing] = Kept(MOST_LANDINGS)
+        """Of batches, by the requests and how many of them a frame takes."""
+
+    def clear(self) -> None:
+        """Let go of all pages: some are unmapped."""
+        self.places.clear()
+        self.landings.clear()
 
 
 def no_span(refs: tuple[int, ...]) -> Views | None:
@@ -50,94 +89,132 @@ def no_span(refs: tuple[int, ...]) -> Views | None:
     return None
 
 
-class Lane:
-    """`writable`: the guest's mapped buffers by grant reference."""
+class Guest(Protocol):
+    """What a lane must know of the guest that it goes into: its mapped pages, see `Vif`."""
 
-    def __init__(
-        self,
-        ring: BackRing,
-        words: memoryview,
-        count: int,
-        writable: dict[int, memoryview],
-        counters: Counters,
-        takes_blank: bool,
-        rows: PageRows | None = None,
-    ) -> None:
+    counters: Counters
+    writable: dict[int, memoryview]
+    writable_span: Span
+    rows: PageRows | None
+
+
+class Lane:
+    """`count` requests wait in the ring, whose slots are `words`."""
+
+    def __init__(self, ring: BackRing, words: memoryview, count: int, guest: Guest, known: Known) -> None:
         self._ring = ring
         self._words = words
-        self._counters = counters
-        self.writable = writable
-        self.rows = rows
-        """The same as rows of arrays, if there is numpy."""
-        self.takes_blank = takes_blank
-        """The guest takes frames whose checksum is not filled in."""
-        self.posted: Any = None
-        """With numpy, the requests as an array, in order; `requests` has those that `take` has left."""
-        if rows is not None:
-            self.posted = copy_block(words, RX_BASE, 1, ring.size, ring.req_cons, count)
-        else:
-            self.requests = read_words(words, RX_BASE, 1, ring.size, ring.req_cons, count)
-            self.requests.reverse()
+        self._counters = guest.counters
+        self._known = known
+        self._rows = guest.rows
+        self._span = guest.writable_span
+        self.writable = guest.writable
+        """The guest's buffers by grant reference."""
+        self._posted = copy_slots(words, RX_BASE, 1, ring.size, ring.req_cons, count)
+        """The requests, in order."""
+        self._landed = 0
+        """How many of them `land` has used."""
         self._blocks: list[Any] = []
         """Answers that were given as arrays, before all others."""
+        self._frames = self._bytes = 0
+        """What these have brought."""
         self.answers: list[int] = []
-        self.continued = 0
-        """Answers among these that begin no frame."""
-        self.large: frozenset[int] = frozenset()
-        """Kinds of large packets that may be put in whole (XEN_NETIF_GSO_TYPE_...)."""
-        self.places: Places = Kept()
-        """What has been found out about such packets."""
-        self.span: Span = no_span
-        """Views of buffers, by their grant references; None if one of them is not mapped."""
+        self._others = self._no_bytes = 0
+        """Answers among these that begin no frame, and what their upper bits would add to the bytes."""
 
     @cached_property
     def requests(self) -> list[int]:
-        """The requests, the next one last."""
-        requests: list[int] = self.posted[::-1].tolist()
+        """The requests, the next one last. From here on `land` brings nothing."""
+        requests = self._posted[self._landed :].tolist()
+        requests.reverse()
         return requests
 
-    def take(self, count: int, answers: Any) -> None:
-        """The first `count` of `posted` are used, and answered with an array. Only before `requests` is looked at."""
-        self.posted = self.posted[count:]
-        self._blocks.append(answers)
+    # -- frames that are alike ------------------------------------------------------------------------------------
 
-    def take_large(self, source: Views, head: bytes, size: int, offload: Offload) -> bool:
+    def land(self, source: Place, length: int, flags: int, extra: int) -> int:
+        """Bring the first frames of this length that are at `source`, as many as there are buffers; returns how many.
+
+        `flags`: NETRXF_... of all of them. `extra`: a slot of extra info that goes with each, or 0. Only with numpy.
+        """
+        if self._rows is None or "requests" in self.__dict__:
+            return 0
+        slots = 2 if extra else 1
+        count = min(source.count, (len(self._posted) - self._landed) // slots)
+        key = (bytes(self._posted[self._landed : self._landed + count * slots]), slots)
+        place, idents = self._known.landings.get(key) or self._find_landing(key)
+        count = place.count
+        if not count:
+            return 0
+        place.copy_from(source if count == source.count else source.first(count), length)
+        answers = idents | (flags << 32 | length << 48)
+        if extra:
+            answers = vectors.numpy().stack((answers | EXTRA, vectors.numpy().full_like(answers, extra)), 1).ravel()
+        self._blocks.append(answers)
+        self._landed += count * slots
+        self._frames += count
+        self._bytes += count * length
+        return count
+
+    def _find_landing(self, key: tuple[bytes, int]) -> Landing:
+        """Find the buffers of these requests."""
+        assert self._rows is not None
+        np = vectors.numpy()
+        # Extra info stands in a slot behind the first one, and uses up the request there.
+        requests = np.frombuffer(key[0], np.uint64)[:: key[1]]
+        rows = self._rows.find_writable(requests >> 32)
+        count = leading(rows >= 0)
+        return self._known.landings.keep(key, Landing(self._rows.place(rows[:count]), requests[:count] & 0xFFFF))
+
+    # -- one by one -----------------------------------------------------------------------------------------------
+
+    def add_extra(self, word: int) -> None:
+        """Put a slot of extra info behind the answer that was given last; there must be a request for it."""
+        self.requests.pop()
+        self.answers.append(word)
+        self._others += 1
+        self._no_bytes += word >> 48
+
+    def take_large(self, source: Views, head: bytes, size: int, extras: tuple[int, ...]) -> bool:
         """Bring a large packet of `size` bytes; False if there are no buffers for it.
 
         `source` is pages of its sender's, who may change them at any time; `head` has what was checked in them.
+        `extras`: slots of extra info that go with it.
         """
-        pages = -(-size // PAGE_SIZE)
-        wanted = tuple(self.requests[: -pages - 2 : -1])
-        if len(wanted) <= pages or offload.gso_type not in self.large:
+        slots = -(-size // PAGE_SIZE) + len(extras)
+        wanted = tuple(self.requests[: -slots - 1 : -1])
+        if len(wanted) < slots:
             return False
-        key = (wanted, size, offload.gso_size, offload.gso_type)
-        place = self.places.get(key) or self._find_place(key)
+        key = (wanted, size, extras)
+        place = self._known.places.get(key) or self._find_place(key)
         if place is None:
             return False
-        del self.requests[-pages - 1 :]
+        del self.requests[-slots:]
         target, answers = place
         copy(source, target, size)
         target[0][: len(head)] = head
         self.answers += answers
-        self.continued += pages
+        self._others += slots - 1
+        self._no_bytes += sum(word >> 48 for word in extras[1:])
         return True
 
-    def _find_place(self, key: PlaceKey) -> Place | None:
+    def _find_place(self, key: LargeKey) -> LargePlace | None:
         """Return where a large packet goes that uses these requests, and how it is answered."""
-        wanted, size, gso_size, gso_type = key
-        # Extra info stands in a slot behind the first one, and uses up the request there.
-        first, _, *others = wanted
-        target = self.span((first >> 32, *[request >> 32 for request in others]))
+        wanted, size, extras = key
+        # Extra info stands in slots behind the first one, and uses up the requests there.
+        first, others = wanted[0], [*wanted[1 + len(extras) :]]
+        target = self._span((first >> 32, *[request >> 32 for request in others]))
         if target is None:
             return None
         last = others.pop()
         answers = [
             first & 0xFFFF | LARGE_FIRST,
-            netif.XEN_NETIF_EXTRA_TYPE_GSO | gso_size << 16 | gso_type << 32,
+            *extras,
             *[request & 0xFFFF | LARGE_NEXT for request in others],
             last & 0xFFFF | size - len(others) * PAGE_SIZE - PAGE_SIZE << 48,
         ]
-        return self.places.keep(key, (target, answers))
+        return self._known.places.keep(key, (target, answers))
+
+    # -- the end --------------------------------------------------------------------------------------------------
 
     def packets(self) -> list[tuple[int, int]]:
         """Return of each frame that was brought its size, and how many slots hold it."""
@@ -146,10 +223,10 @@ class Lane:
         is_extra = False
         for answer in [answer for block in self._blocks for answer in block.tolist()] + self.answers:
             if is_extra:
-                is_extra = False
+                is_extra = bool(answer & EXTRA_MORE)
                 continue
             size, slots = size + (answer >> 48), slots + 1
-            is_extra = bool(answer & netif.NETRXF_extra_info << 32)
+            is_extra = bool(answer & EXTRA)
             if not answer & netif.NETRXF_more_data << 32:
                 found.append((size, slots))
                 size = slots = 0
@@ -157,20 +234,66 @@ class Lane:
 
     def close(self) -> bool:
         """Write the answers into the ring, without showing them; whether there are any."""
-        ring = self._ring
+        ring, counters = self._ring, self._counters
         before = ring.rsp_prod_pvt
         for block in self._blocks:
             write_block(self._words, RX_BASE, 1, ring.size, ring.rsp_prod_pvt, block)
-            self._advance(len(block), int((block >> 48).sum()))
+            self._advance(len(block))
         if self.answers:
             write_words(self._words, RX_BASE, 1, ring.size, ring.rsp_prod_pvt, self.answers)
-            self._advance(len(self.answers), sum(memoryview(array("Q", self.answers)).cast("B").cast("H")[3::4]))
-        self._counters.tx_packets -= self.continued
+            self._advance(len(self.answers))
+            self._bytes += sum(memoryview(array("Q", self.answers)).cast("B").cast("H")[3::4]) - self._no_bytes
+            self._frames += len(self.answers) - self._others
+        counters.tx_packets += self._frames
+        counters.tx_bytes += self._bytes
         return ring.rsp_prod_pvt != before
 
-    def _advance(self, count: int, size: int) -> None:
-        ring, counters = self._ring, self._counters
+    def _advance(self, count: int) -> None:
+        ring = self._ring
         ring.rsp_prod_pvt = ring.rsp_prod_pvt + count & MASK32
         ring.req_cons = ring.req_cons + count & MASK32
-        counters.tx_packets += count
-        counters.tx_bytes += size
+
+
+class Way(NamedTuple):
+    """How a frame gets into a guest."""
+
+    lane: Lane
+    extra: int
+    """A slot of extra info that goes with it, as a word; 0 for none."""
+
+
+class Lanes:
+    """Those of one vif, opened when they are needed.
+
+    `queue` is its only one. If there are several, `choose` tells from a frame's head which one it goes to, and a slot
+    of extra info that goes with it, or 0.
+    """
+
+    def __init__(self, queue: LaneQueue, choose: Callable[[bytes], tuple[LaneQueue, int]] | None = None) -> None:
+        self._queue = queue
+        self._choose = choose
+        self._opened: dict[LaneQueue, Lane] = {}
+        self.is_one = choose is None
+        """Nobody need look at a frame's head."""
+        self.takes_blank = False
+        """The guest takes frames whose checksum is not filled in."""
+        self.longest = PAGE_SIZE
+        """Bytes of the longest frame, in one slot."""
+        self.large: frozenset[int] = frozenset()
+        """Kinds of large packets that may be put in whole (XEN_NETIF_GSO_TYPE_...)."""
+
+    def find(self, head: bytes) -> Way | None:
+        """Return the way of a frame with these headers (512 bytes are more than enough); None if there is none now."""
+        queue, extra = (self._queue, 0) if self._choose is None else self._choose(head)
+        lane = self._opened.get(queue)
+        if lane is None:
+            lane = queue.open_lane()
+            if lane is None:
+                return None
+            self._opened[queue] = lane
+        return Way(lane, extra)
+
+    def end(self) -> None:
+        """Show the guest what came."""
+        for queue, lane in self._opened.items():
+            queue.end_lane(lane)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from guest_kernel import vectors
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.offload import Offload, gso
-from guest_kernel.net.ring_words import TX_BASE, TX_SLOT, TX_WORDS, copy_slots
+from guest_kernel.net.ring_words import TX_BASE, TX_SLOT, TX_WORDS, copy_bytes
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import BackRing
 
@@ -46,6 +45,11 @@ class LargePacket(NamedTuple):
     slots: int
     """With that of extra info."""
 
+    def extras(self, more: int) -> tuple[int, ...]:
+        """Return extra info for its receiver, as words; `more`: another one that goes with it, or 0."""
+        word = GSO | self.offload.gso_size << 16 | self.offload.gso_type << 32
+        return (word | EXTRA_MORE << 8, more) if more else (word,)
+
 
 class TxSlots:
     """A private copy of the requests that are new in a tx ring; nobody can change what was checked (XSA-155).
@@ -55,12 +59,8 @@ class TxSlots:
 
     def __init__(self, ring: BackRing, words: memoryview, count: int) -> None:
         self.count = count
-        self._words = copy_slots(words, TX_BASE, TX_WORDS, ring.size, ring.req_cons, count)
-        self._bytes = self._words.cast("B")
-        self.block: Any = None
-        """The same as rows of a numpy array, if there are many."""
-        if count >= vectors.MIN_BATCH and (np := vectors.numpy()) is not None:
-            self.block = np.frombuffer(self._words, np.uint32).reshape(count, TX_WORDS)
+        self._bytes = copy_bytes(words, TX_BASE, TX_WORDS, ring.size, ring.req_cons, count)
+        self._words = memoryview(self._bytes).cast("I")
 
     @cached_property
     def refs(self) -> list[int]:
@@ -84,7 +84,11 @@ class TxSlots:
     def key(self, at: int) -> bytes:
         """Return all that a large packet that begins in slot `at` consists of, if one does: it tells its own size."""
         slots = 1 - (-(self._words[at * TX_WORDS + 2] >> 16) // PAGE_SIZE)
-        return bytes(self._bytes[at * TX_SLOT : (at + slots) * TX_SLOT])
+        return self._bytes[at * TX_SLOT : (at + slots) * TX_SLOT]
+
+    def rest(self, at: int) -> bytes:
+        """Return all slots from `at` on, as they were in the ring."""
+        return self._bytes[at * TX_SLOT :]
 
     def request(self, at: int) -> Request:
         """Return slot `at` as a request."""

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from backends.net.bridge import Port
 from backends.net.hashing import Hashing
-from backends.net.lane import Lane, no_span
+from backends.net.lane import Lanes, Span, no_span
 from backends.net.multicast import MulticastFilter
 from backends.net.queue import Queue
 from backends.net.vlan import TPID
-from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.device import Counters
 from guest_kernel.net.flow import spread
 from hypervisor.abi.io import netif
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from backends.net.credit import Credit
     from backends.net.frame import Frame, FramePool
     from guest_kernel.kernel import Kernel
+    from guest_kernel.net.packet import Bytes
     from guest_kernel.net.page_rows import PageRows
     from guest_kernel.time import Timer
 
@@ -55,7 +55,8 @@ class Vif(Port):
         self.mapped: dict[int, memoryview] = {}
         """Pages of the guest that stay mapped, by grant reference (see `control`)."""
         self.writable: dict[int, memoryview] = {}
-        self.readable_span = self.writable_span = no_span
+        self.readable_span: Span = no_span
+        self.writable_span: Span = no_span
         """Views of several of them at once, by their grant references (see `ControlRing`)."""
         self.rows: PageRows | None = None
         """The same pages as rows of arrays, if there is numpy."""
@@ -122,16 +123,19 @@ class Vif(Port):
         if frame.cutting is not None:
             gso = frame.cutting.offload
             extras = (GSO | gso.gso_size << 16 | gso.gso_type << 32,)
-        queue = self.queues[0]
-        if self.hashing.active:
-            found = self.hashing.hash(frame.headers)
-            queue = self.queues[self.hashing.queue(found)]
-            if found is not None:
-                extras = (*(word | EXTRA_MORE for word in extras), HASH | found.extra << 16)
-        elif len(self.queues) > 1:
-            queue = self.queues[spread(frame.headers, len(self.queues))]
+        queue, extra = self._choose(frame.headers)
+        if extra:
+            extras = (*(word | EXTRA_MORE for word in extras), extra)
         if not queue.put(frame, extras):
             self.counters.tx_dropped += 1
+
+    def _choose(self, headers: Bytes) -> tuple[Queue, int]:
+        """Return the queue that a frame with these headers goes to, and a slot of extra info with its hash, or 0."""
+        if self.hashing.active:
+            found = self.hashing.hash(headers)
+            return self.queues[self.hashing.queue(found)], 0 if found is None else HASH | found.extra << 16
+        count = len(self.queues)
+        return self.queues[spread(headers, count) if count > 1 else 0], 0
 
     def _takes_blank(self, frame: Frame) -> bool:
         """Whether the guest takes this frame without its checksum; behind a VLAN tag nobody looks for one."""
@@ -151,18 +155,19 @@ class Vif(Port):
             and self._takes_blank(frame)
         )
 
-    def open_lane(self) -> Lane | None:
-        """See `Port.open_lane`. Whoever uses a lane looks at no headers, and so could not choose a queue."""
-        if len(self.queues) > 1 or self.hashing.active:
+    def open_lanes(self) -> Lanes | None:
+        """See `Port.open_lanes`: the guest must keep buffers mapped."""
+        if not self.writable:
             return None
-        if self.mtu is not None and self.mtu + HEADER_AND_TAG < PAGE_SIZE:
-            # Nor does it compare lengths; none is above a page.
-            return None
-        return self.queues[0].open_lane()
-
-    def end_lane(self, lane: Lane) -> None:
-        """See `Port.end_lane`."""
-        self.queues[0].end_lane(lane)
+        is_one = len(self.queues) == 1 and not self.hashing.active
+        lanes = Lanes(self.queues[0], None if is_one else self._choose)
+        # Nobody looks at types either: what may be blank must be so for all.
+        lanes.takes_blank = self.takes_blank and self.takes_blank_ipv6
+        if self.mtu is not None:
+            lanes.longest = self.mtu + HEADER_AND_TAG
+        elif lanes.takes_blank and self.scatter:
+            lanes.large = self.gso_types
+        return lanes
 
     def close(self) -> None:
         """Drop what waits and let go of the rings."""

@@ -16,8 +16,9 @@ from array import array
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING
 
+from frontends.net.bursts import RxBursts, TxBursts
 from frontends.net.pieces import CSUM, OFFLOADS, Reassembly, UnknownExtra
 from frontends.net.pieces import EXTRA as RX_EXTRA
 from frontends.net.pieces import MORE as RX_MORE
@@ -26,20 +27,17 @@ from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.offload import NONE, Offload
 from guest_kernel.net.packet import Bytes
-from guest_kernel.net.page_rows import PageRows
 from guest_kernel.net.ring_words import (
     RX_BASE,
     RX_SLOT,
     TX_BASE,
     TX_SLOT,
     TX_WORDS,
-    copy_block,
+    copy_slots,
     put_slots,
     read_run,
     read_words,
-    write_block,
     write_run,
-    write_slots,
     write_words,
 )
 from guest_kernel.net.spans import Kept, Spans, fill, gather
@@ -50,8 +48,8 @@ from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
 from hypervisor.abi.tracepoints import RING_PUSH
 
 if TYPE_CHECKING:
+    from frontends.net.bursts import Incoming
     from frontends.net.device import FrontDevice
-    from guest_kernel.kernel import Kernel
     from guest_kernel.net.spans import Views
 
 MORE = netif.NETTXF_more_data
@@ -83,29 +81,6 @@ Whole = tuple["Views", int, Offload]
 def extra_words(kind: int, info: int) -> tuple[int, int, int]:
     """Return a slot of extra info as the words of a tx slot."""
     return kind | info << 16 & MASK32, info >> 16, 0
-
-
-@final
-class _Block:
-    """The buffers of a ring as arrays: their pages, and a word that belongs to each, by buffer id."""
-
-    def __init__(self, kernel: Kernel, code: str) -> None:
-        self._mm = kernel.mm
-        self._code = code
-        self._rows: PageRows | None = None
-        self._words: Any = ()
-
-    def get(self, addresses: list[int], words: list[int]) -> tuple[PageRows, Any]:
-        """Return both; there are more of them than last time, or the same."""
-        if self._rows is None or len(self._words) < len(words):
-            self._rows = PageRows(self._mm, [(ident, va, True) for ident, va in enumerate(addresses)])
-            self._words = vectors.numpy().array(words, self._code)
-        return self._rows, self._words
-
-    def forget(self) -> None:
-        """Let go of the pages."""
-        self._rows = None
-        self._words = ()
 
 
 class FrontQueue:
@@ -145,12 +120,12 @@ class FrontQueue:
         """Of the same, by the responses and the ids of the buffers that were posted there."""
         self._rx_slots = 0
         """How many slots such a frame had that came last."""
-        self._tx_block = _Block(kernel, "I")
+        self._tx_bursts = TxBursts(kernel.mm, self._tx_vas, self._tx_refs)
         self._rx_views: list[memoryview] = []
         self._rx_vas: list[int] = []
         self._rx_spans = Spans(kernel.mm, self._rx_vas.__getitem__, writable=True)
-        self._rx_block = _Block(kernel, "Q")
         self._rx_posts: list[int] = []
+        self._rx_bursts = RxBursts(kernel.mm, self._rx_vas, self._rx_posts)
         self._rx_growing = True
         self.reassembly = Reassembly()
         tx, self.tx_ref = device.pages.add()
@@ -303,17 +278,11 @@ class FrontQueue:
         return True
 
     def _put_block(self, frames: Sequence[Bytes], length: int) -> None:
-        np = vectors.numpy()
-        ring, words, count = self._tx, self._tx_words, len(frames)
+        ring, count = self._tx, len(frames)
         idents = self._tx_free[-count:]
         del self._tx_free[-count:]
-        chosen = np.frombuffer(array("I", idents), np.uint32)
-        rows, refs = self._tx_block.get(self._tx_vas, self._tx_refs)
-        rows.write(rows.find(chosen), np.frombuffer(b"".join(frames), f"V{length}"))
-        requests = np.zeros((count, TX_WORDS), np.uint32)
-        requests[:, 0] = refs[chosen]
-        requests[:, 2] = chosen | length << 16
-        write_slots(words, TX_BASE, ring.size, ring.req_prod_pvt, requests)
+        slots = self._tx_bursts.fill(idents, frames, length)
+        put_slots(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.req_prod_pvt, slots)
         write_run(self._tx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + count & MASK32
 
@@ -430,14 +399,12 @@ class FrontQueue:
             self._rx_growing = False
         self._post(list(range(known, len(self._rx_posts))))
 
-    def _post(self, idents: list[int], chosen: Any = None) -> None:
-        """Put requests for these buffers into the ring, without showing them. `chosen`: the same as an array."""
-        ring, posts = self._rx, self._rx_posts
-        if chosen is not None:
-            _, requests = self._rx_block.get(self._rx_vas, posts)
-            write_block(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, requests[chosen])
-        else:
-            write_words(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, map(posts.__getitem__, idents))
+    def _post(self, idents: list[int], posts: memoryview | None = None) -> None:
+        """Put requests for these buffers into the ring, without showing them; `posts`: these, if they are known."""
+        ring = self._rx
+        if posts is None:
+            posts = memoryview(array("Q", map(self._rx_posts.__getitem__, idents)))
+        put_slots(self._rx_words, RX_BASE, 1, ring.size, ring.req_prod_pvt, posts)
         write_run(self._rx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + len(idents) & MASK32
 
@@ -456,35 +423,46 @@ class FrontQueue:
             return True
         if count > ring.outstanding():
             return self.device.give_up(f"the backend filled more buffers than it was given (rsp_prod {produced})")
-        block = chosen = None
-        if count >= MIN_BATCH and vectors.numpy() is not None:
-            block = copy_block(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-            answers: list[int] = []
-            first = int(block[0])
-        else:
-            answers = read_words(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-            first = answers[0]
-        marks = first
-        if not first & RX_SPECIAL:
-            marks = int(vectors.numpy().bitwise_or.reduce(block)) if block is not None else reduce(or_, answers)
+        slots = copy_slots(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
+        if count >= MIN_BATCH and vectors.numpy() is not None and self.reassembly.is_between:
+            burst = self._rx_bursts.read(slots.tobytes())
+            if burst is not None:
+                return self._take_burst(burst, produced)
+        answers = slots.tolist()
+        marks = reduce(or_, answers)
         if marks & RX_SPECIAL or not self.reassembly.is_between:
-            return self._take_mixed_responses(answers if block is None else block.tolist(), produced)
-        if block is not None:
-            chosen = block & 0xFFFF
-            idents = chosen.tolist()
-        else:
-            idents = [answer & 0xFFFF for answer in answers]
-        if idents != read_run(self._rx_order, ring.rsp_cons, count) and not self._reorder(ring, self._rx_order, idents):
-            return self.device.give_up("the backend filled a buffer that it does not have")
-        collected = None if block is None else self._collect_block(block, chosen)
-        if collected is None:
-            answers = answers if block is None else block.tolist()
-            collected = self._collect(idents, answers, marks)
+            return self._take_mixed_responses(answers, produced)
+        idents = [answer & 0xFFFF for answer in answers]
+        if not self._are_posted(idents):
+            return False
+        collected = self._collect(idents, answers, marks)
         if collected is None:
             return self._take_mixed_responses(answers, produced)
         # The bytes are copied out: the buffers go back before anybody looks at the frames.
-        self._give_back(idents, produced, chosen)
+        self._give_back(idents, produced)
         self.device.hand_over_alike(*collected)
+        return True
+
+    def _are_posted(self, idents: list[int]) -> bool:
+        """Whether the backend has these buffers, whose responses are the next ones."""
+        ring = self._rx
+        if idents == read_run(self._rx_order, ring.rsp_cons, len(idents)):
+            return True
+        return self._reorder(ring, self._rx_order, idents) or self.device.give_up(
+            "the backend filled a buffer that it does not have"
+        )
+
+    def _take_burst(self, burst: Incoming, produced: int) -> bool:
+        """Take frames of one slot that are alike, all at once."""
+        if not self._are_posted(burst.idents):
+            return False
+        frames = burst.place.tolist(burst.length)
+        counters = self.device.counters
+        counters.rx_packets += len(frames)
+        counters.rx_bytes += len(frames) * burst.length
+        # The bytes are copied out: the buffers go back before anybody looks at the frames.
+        self._give_back(burst.idents, produced, burst.posts)
+        self.device.hand_over_alike(frames, burst.offload)
         return True
 
     def _take_mixed_responses(self, answers: list[int], produced: int) -> bool:
@@ -566,12 +544,12 @@ class FrontQueue:
             frame = reassembly.take(self._rx_views[ident][offset : offset + size].tobytes() if good else b"", answer)
         return at, frame
 
-    def _give_back(self, idents: list[int], produced: int, chosen: Any = None) -> None:
+    def _give_back(self, idents: list[int], produced: int, posts: memoryview | None = None) -> None:
         """Post the buffers again whose responses have been taken, up to this index."""
         ring = self._rx
         count = produced - ring.rsp_cons & MASK32
         ring.rsp_cons = produced
-        self._post(idents, chosen)
+        self._post(idents, posts)
         if self._rx_growing and 4 * count > 3 * len(self._rx_posts) < 3 * ring.size:
             self._grow_rx()
         self._push_rx()
@@ -591,20 +569,6 @@ class FrontQueue:
         self.device.counters.rx_packets += len(frames)
         self.device.counters.rx_bytes += sum(sizes)
         return frames, [OFFLOADS[answer & CSUM] for answer in answers] if marks & CSUM else NONE
-
-    def _collect_block(self, answers: Any, idents: Any) -> Collected | None:
-        """Do what `_collect` does for frames of one slot, one length and the same flags, at once; else None."""
-        answer = int(answers[0])
-        length = answer >> 48
-        if answer & RX_SPECIAL or not 0 < length <= PAGE_SIZE:
-            return None
-        if not (answers >> 16 == answer >> 16).all():
-            return None
-        rows, _ = self._rx_block.get(self._rx_vas, self._rx_posts)
-        frames: list[bytes] = rows.read(rows.find(idents), length).tolist()
-        self.device.counters.rx_packets += len(frames)
-        self.device.counters.rx_bytes += len(frames) * length
-        return frames, OFFLOADS[answer & CSUM]
 
     # -- buffers that stay mapped ---------------------------------------------------------------------------------
 
@@ -633,5 +597,5 @@ class FrontQueue:
         self._rx_spans.forget()
         self._tx_known.clear()
         self._rx_known.clear()
-        self._tx_block.forget()
-        self._rx_block.forget()
+        self._tx_bursts.forget()
+        self._rx_bursts.forget()

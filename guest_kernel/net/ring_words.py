@@ -13,7 +13,6 @@ from array import array
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from guest_kernel import vectors
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import HEADER_SIZE
 
@@ -54,29 +53,20 @@ def _write(words: memoryview, base: int, stride: int, size: int, start: int, dat
         words[base : base + (count - room) * stride : stride] = data[room:]
 
 
-def copy_block(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> Any:
-    """Return all words of a run of slots as a numpy array of its own: slots, or slots by words if they have several."""
-    np = vectors.numpy()
+def copy_bytes(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> bytes:
+    """Return a private copy of a run of slots, each word read once."""
     first = start & size - 1
     at = base + first * stride
     room = size - first
     if count <= room:
-        block = np.array(words[at : at + count * stride])
-    else:
-        parts = (words[at : at + room * stride], words[base : base + (count - room) * stride])
-        block = np.concatenate([np.array(part) for part in parts])
-    return block.reshape(count, stride) if stride > 1 else block
+        return words[at : at + count * stride].tobytes()
+    return words[at : at + room * stride].tobytes() + words[base : base + (count - room) * stride].tobytes()
 
 
 def copy_slots(words: memoryview, base: int, stride: int, size: int, start: int, count: int) -> memoryview:
-    """Return a private copy of all words of a run of slots, each word read once."""
-    first = start & size - 1
-    at = base + first * stride
-    room = size - first
-    data = bytes(words[at : at + min(count, room) * stride])
-    if count > room:
-        data += bytes(words[base : base + (count - room) * stride])
-    return memoryview(data).cast("I" if words.itemsize == 4 else "Q")
+    """Return the same as words."""
+    code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"
+    return memoryview(copy_bytes(words, base, stride, size, start, count)).cast(code)
 
 
 def put_slots(words: memoryview, base: int, stride: int, size: int, start: int, data: Any) -> None:
@@ -95,16 +85,6 @@ def write_block(words: memoryview, base: int, stride: int, size: int, start: int
     """Do what `write_words` does for a numpy array, whose items have the size of the words."""
     code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"
     _write(words, base, stride, size, start, memoryview(values).cast("B").cast(code))
-
-
-def write_slots(words: memoryview, base: int, size: int, start: int, block: Any) -> None:
-    """Write whole slots: a numpy array of slots by words, as `copy_block` returns it."""
-    count, stride = block.shape
-    room = min(count, size - (start & size - 1))
-    data = memoryview(block).cast("B").cast("I" if words.itemsize == 4 else "Q")
-    at = base + (start & size - 1) * stride
-    words[at : at + room * stride] = data[: room * stride]
-    words[base : base + (count - room) * stride] = data[room * stride :]
 
 
 def read_run(slots: list[int], start: int, count: int) -> list[int]:

@@ -42,11 +42,14 @@ class Spans:
 
 
 class Kept(dict[Key, Value]):
-    """Answers to questions that are asked again, by all that they depend on; a bounded number of them."""
+    """Answers to questions that are asked again, by all that they depend on; `most` of them."""
+
+    def __init__(self, most: int = MOST_KEPT) -> None:
+        self._most = most
 
     def keep(self, key: Key, value: Value) -> Value:
         """Keep an answer, and return it."""
-        if len(self) >= MOST_KEPT:
+        if len(self) >= self._most:
             self.clear()
         self[key] = value
         return value

@@ -230,7 +230,7 @@ def test_what_is_remembered_has_a_bound() -> None:
         assert one.device.transmit(frame, offload(SIZE))
         host.run()
     assert two.received == sent
-    known = one.vif.queues[0]._known
+    known = one.vif.queues[0]._express._large
     assert 0 < len(known) <= 1024
     assert max(len(shapes) for *_, shapes in known.values()) <= 8
     host.down()
@@ -246,7 +246,7 @@ def test_headers_that_change_after_they_were_checked() -> None:
     two.received.clear()
     sent = WHOLE.frame(two.mac, one.mac)
     vif = one.vif.queues[0]
-    find = vif._find_lane
+    find = vif._express._find_lanes
     spoilt: list[int] = []
 
     def spoil(*words: object) -> object:
@@ -256,7 +256,7 @@ def test_headers_that_change_after_they_were_checked() -> None:
                 spoilt.append(1)
         return find(*words)
 
-    vif._find_lane = spoil
+    vif._express._find_lanes = spoil
     one.device.transmit(sent, offload(SIZE))
     host.run()
     assert spoilt

@@ -344,14 +344,14 @@ def test_requests_are_read_once(mapped: bool) -> None:
     if mapped:
         _, lists = front.grefs(*((ref, 1) for ref in refs))
         assert front.ask(netif.XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING, 0, lists, len(refs)) == (0, 0)
-    shifting = vif._tx_words = Shifting(vif._tx_words)
+    shifting = vif.tx_words = Shifting(vif.tx_words)
     for number, (ref, frame) in enumerate(zip(refs, frames, strict=True)):
         front.put(ref, 0, 0, number, len(frame))
     put_slots(front, scene.evil.frame(BROADCAST, 90), [30, 60])
     assert front.push() == [(n, OKAY) for n in (*range(20), 0, 1, 2)]
     assert scene.good.received == [*frames, scene.evil.frame(BROADCAST, 90)]
     assert len(shifting.reads) == len(set(shifting.reads)) == 23 * 3
-    vif._tx_words = shifting.words
+    vif.tx_words = shifting.words
     scene.check()
 
 
@@ -362,7 +362,7 @@ def test_the_addresses_that_were_looked_at_decide() -> None:
     a.warm_up(b)
     a.warm_up(c)
     vif = a.vif.queues[0]
-    real = vif._find_lane
+    real = vif._express._find_lanes
 
     def find(bridge: Any, addresses: Any, lanes: Any) -> Any:
         lane = real(bridge, addresses, lanes)
@@ -372,7 +372,7 @@ def test_the_addresses_that_were_looked_at_decide() -> None:
                 assert bytes(view[:6]) == c.mac
         return lane
 
-    vif._find_lane = find
+    vif._express._find_lanes = find
     b.received.clear()
     c.received.clear()
     assert a.device.transmit_many([a.frame(b.mac, 60)] * 2)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from test_net_host import HEAD
 
-import backends.net.queue
+import backends.net.express
 from guest_kernel import vectors
 from guest_kernel.net.page_rows import PAGE_SIZE, PageRows, leading
 from toolstack.console_log import ConsoleLog
@@ -66,16 +68,16 @@ RECEIVER = """
 """
 
 
-def run(directory: Path, name: str) -> tuple[bytes, str]:
-    """Run a sender and two receivers; returns the trace and what was printed."""
+def run(directory: Path, name: str, words: str, extra: str) -> tuple[bytes, str]:
+    """Run a sender and two receivers; returns the trace and what was printed. `words`, `extra`: of configurations."""
     lines: list[str] = []
     configs = []
     for number, body in enumerate((SENDER, RECEIVER, RECEIVER), 1):
         guest = "abc"[number - 1]
         (directory / f"{guest}.py").write_text(HEAD + textwrap.indent(textwrap.dedent(body), " " * 8))
         (directory / f"{guest}.cfg").write_text(
-            f'name = "{guest}"\nmemory = 16\nkernel = "{guest}.py"\n'
-            f'vif = ["mac=00:16:3e:00:00:{number:02x},bridge=xenbr0"]\n'
+            f'name = "{guest}"\nmemory = 16\nkernel = "{guest}.py"\nextra = "{extra}"\n'
+            f'vif = ["mac=00:16:3e:00:00:{number:02x},bridge=xenbr0{words}"]\n'
         )
         configs.append(load_config(directory / f"{guest}.cfg"))
     trace = directory / f"{name}.trace"
@@ -86,23 +88,29 @@ def run(directory: Path, name: str) -> tuple[bytes, str]:
     return trace.read_bytes(), "".join(lines)
 
 
-def test_a_guest_sees_no_difference_and_neither_does_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "extra"), [("", ""), (",mtu=1500", "xen_netfront.max_queues=3"), (",rate=80Mb/s", "")]
+)
+def test_a_guest_sees_no_difference_and_neither_does_a_trace(
+    words: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts: Counter[str] = Counter()
-    real = backends.net.queue.Queue._express_block
+    real = backends.net.express.Express._take_burst
 
-    def express_block(self: backends.net.queue.Queue, *rest: object) -> int:
+    def take_burst(self: backends.net.express.Express, *rest: object) -> int:
         moved = real(self, *rest)  # type: ignore[arg-type]
         counts["batches"] += moved > 0
         counts["frames"] += moved
         return moved
 
-    monkeypatch.setattr(backends.net.queue.Queue, "_express_block", express_block)
-    fast = run(tmp_path, "fast")
-    assert counts["batches"] > 20, counts
-    assert counts["frames"] > 1000, counts
+    monkeypatch.setattr(backends.net.express.Express, "_take_burst", take_burst)
+    fast = run(tmp_path, "fast", words, extra)
+    # Who has a limit pays for each frame.
+    assert (counts["batches"] > 10) == ("rate" not in words), counts
+    assert (counts["frames"] > 500) == ("rate" not in words), counts
     before = counts.total()
     monkeypatch.setattr(vectors, "disabled", True)
-    plain = run(tmp_path, "plain")
+    plain = run(tmp_path, "plain", words, extra)
     assert counts.total() == before
     assert "sent 9000" in plain[1]
     assert fast[1] == plain[1]
@@ -139,16 +147,48 @@ def test_rows_over_several_pieces() -> None:
     assert [row >= 0 for row in writable] == [flag for _, _, flag in pages]
     for _, va, _ in pages:
         mm.memory[va : va + 700] = (va >> 12).to_bytes(2, "little") * 350
-    data = rows.read(found, 700)
-    assert [item[:2] for item in data.tolist()] == [(va >> 12).to_bytes(2, "little") for _, va, _ in pages]
-    assert rows.read(found[3:4], 5).tolist() == [bytes([36, 0, 36, 0, 36])]
-    good = found[writable >= 0]
-    rows.write(good, np.frombuffer(b"".join(bytes([n]) * 9 for n in range(len(good))), "V9"))
+    place = rows.place(found)
+    assert [item[:2] for item in place.tolist(700)] == [(va >> 12).to_bytes(2, "little") for _, va, _ in pages]
+    assert rows.place(found[3:4]).tolist(5) == [bytes([36, 0, 36, 0, 36])]
+    good = rows.place(found[writable >= 0])
+    good.write(np.frombuffer(b"".join(bytes([n]) * 9 for n in range(good.count)), "V9"))
     places = [va for _, va, flag in pages if flag]
-    assert [mm.memory[va] for va in places] == list(range(len(good)))
+    assert [mm.memory[va] for va in places] == list(range(good.count))
     assert [bytes(mm.memory[va + 7 : va + 10]) for va in places] == [bytes([n, n, 0]) for n in range(len(places))]
     with pytest.raises(ValueError, match="read-only"):
-        rows.write(found[writable < 0], np.frombuffer(bytes(9 * 8), "V9"))
+        rows.place(found[writable < 0]).write(np.frombuffer(bytes(9 * 8), "V9"))
+
+
+KEYS = st.lists(st.integers(0, 39), min_size=1, max_size=60)
+STRETCHES = st.lists(st.tuples(st.integers(0, 39), st.integers(1, 20)), min_size=1, max_size=6).map(
+    lambda parts: [(start + n) % 40 for start, count in parts for n in range(count)]
+)
+
+
+@given(KEYS | STRETCHES, KEYS | STRETCHES, st.data())
+def test_places_move_what_loops_would(sources: list[int], targets: list[int], data: st.DataObject) -> None:
+    mm, other = Pieces(40), Pieces(40)
+    for number in range(40):
+        mm.memory[number * PAGE_SIZE : number * PAGE_SIZE + 8] = (number + 1).to_bytes(8, "little")
+    pages = [(number, number * PAGE_SIZE, True) for number in range(40)]
+    count = data.draw(st.integers(1, min(len(sources), len(targets))))
+    places = []
+    for memory, keys in ((mm, sources), (other, targets)):
+        rows = PageRows(memory, pages)  # type: ignore[arg-type]
+        place = rows.place(rows.find(np.array(keys, np.uint32))).first(count)
+        assert place.count == count
+        places.append(place)
+    source, target = places
+    frames = [(key + 1).to_bytes(8, "little") for key in sources[:count]]
+    assert source.tolist(8) == frames
+    assert source.tobytes(8) == b"".join(frames)
+    expected = dict(zip(targets, frames, strict=False))
+    target.copy_from(source, 8)
+    for key in range(40):
+        assert other.memory[key * PAGE_SIZE : key * PAGE_SIZE + 8] == expected.get(key, bytes(8))
+    target.fill([frame[::-1] for frame in frames], 8)
+    for key in range(40):
+        assert other.memory[key * PAGE_SIZE : key * PAGE_SIZE + 8] == expected.get(key, bytes(8))[::-1]
 
 
 def test_leading() -> None:
