@@ -236,14 +236,20 @@ class PythonVCpu(VCpu):
                     handler()
                     at = self.flags_at
                     state = words[at]
-                    words[at] = state & 0xFF
+                    if state == 0x100:
+                        words[at] = 0
+                    else:
+                        words[at] = state = state & 0xFF
+                        if state:
+                            # The handler has left an upcall pending: it is entered again before anything else runs.
+                            return 0
                 else:
                     self._deliver()
-                    state = words[self.flags_at]
-                if state & 0xFF:
-                    # The handler has left an upcall pending: it is entered again before anything else runs.
-                    return 0
-            work = self._resume(None)
+                    if words[self.flags_at] & 0xFF:
+                        return 0
+            # (Two steps: a call of what an attribute holds takes longer, as it could be a method.)
+            resume = self._resume
+            work = resume(None)
             return work if work is NO_WORK else checked_work(work)
         except StopIteration:
             self.hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")

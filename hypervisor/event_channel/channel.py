@@ -8,7 +8,7 @@ from hypervisor.abi import xen
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
-    from hypervisor.event_channel.fifo import Queue
+    from hypervisor.event_channel.fifo import Lane, Queue
     from hypervisor.vcpu import VCpu
 
 FREE, RESERVED, UNBOUND, INTERDOMAIN, PIRQ, VIRQ, IPI = range(7)
@@ -75,8 +75,8 @@ class Channel:
         self.priority = 0
         self.queue: Queue | None = None
         """FIFO ABI: the queue that the port was put on last."""
-        self.lane: Queue | None = None
-        """FIFO ABI: the same, as long as the next event goes there too; None when it may not."""
+        self.lane: Lane | None = None
+        """FIFO ABI: the way there, as long as the next event goes there too; None when it may not."""
         self.pending = False
         """FIFO ABI: was raised while there was no event word to show it."""
         self.consumer = False

@@ -122,7 +122,8 @@ def _check_fifo(domain: Domain) -> None:
         page, word = divmod(channel.port, fifo.WORDS_PER_PAGE)
         at = (pages[page] << 10) + word if page < len(pages) else fifo.NO_WORD
         lane = channel.lane
-        right = lane is None or (channel.queue is lane and lane is channel.vcpu.event_queues[channel.priority])
+        queue = None if lane is None else channel.vcpu.event_queues[channel.priority]
+        right = queue is None or (channel.queue is queue and lane == fifo.make_lane(channel, queue))
         _expect(right, f"{channel} hurries to a queue that is not its own")
         _expect(channel.word_at == at, f"the event word of {channel} is looked for in the wrong place")
     for vcpu in domain.online_vcpus():

@@ -83,6 +83,17 @@ def make_queues(control_block: int) -> tuple[Queue, ...]:
     return tuple(Queue(control_block, priority) for priority in range(EVTCHN_FIFO_MAX_QUEUES))
 
 
+Lane = tuple[Queue, "VCpu", "list[Channel]", int, int, int, int, int, int, int]
+"""What raising an event looks up: the queue, its vCPU, the ports of the domain; the port, where its event word is, and
+the frame of that; of the queue: where its head and its ready bits are, its bit, and the frame of these."""
+
+
+def make_lane(channel: Channel, queue: Queue) -> Lane:
+    """Return how events of a port come to a queue, which holds as long as neither its vCPU nor its priority changes."""
+    where = channel.port, channel.word_at, channel.word_page
+    return queue, channel.vcpu, channel.domain.ports, *where, queue.head_at, queue.ready_at, queue.bit, queue.page
+
+
 class Fifo:
     """The event array and the control blocks of a domain that has chosen this ABI (`PortOps`)."""
 
@@ -214,35 +225,38 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
     fresh = PENDING | LINKED
 
     def set_pending(channel: Channel) -> None:
-        queue, at = channel.lane, channel.word_at
-        if queue is None or words[at]:
+        lane = channel.lane
+        if lane is None:
+            raise_event(channel)
+            return
+        queue, vcpu, ports, port, at, page, head_at, ready_at, bit, block = lane
+        if words[at]:
             raise_event(channel)
             return
         tail = queue.tail
-        if tail != channel.port:
+        if tail != port:
             # Ports of one vCPU take turns: a disk's interrupt and its frontend, say.
-            if tail and words[channel.domain.ports[tail].word_at] & LINKED:
+            if tail and words[ports[tail].word_at] & LINKED:
                 raise_event(channel)
                 return
-            queue.tail = channel.port
+            queue.tail = port
         if tape is not None:
-            tape.append(channel.vcpu.codes.pending)
-            tape.append(channel.port)
+            tape.append(vcpu.codes.pending)
+            tape.append(port)
         elif trace is not None:
-            trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
+            trace(channel.domain.domid, vcpu.vcpu_id, EVTCHN_PENDING, port)
         words[at] = fresh
-        words[queue.head_at] = channel.port
-        written[channel.word_page] = 1
-        at = queue.ready_at
-        if words[at]:
-            make_ready(channel.vcpu, queue)
+        words[head_at] = port
+        written[page] = 1
+        if words[ready_at]:
+            make_ready(vcpu, queue)
         else:
             # The same, written out.
-            words[at] = queue.bit
-            written[queue.page] = 1
-            vcpu = channel.vcpu
-            if not b[vcpu.info]:
-                b[vcpu.info] = 1
+            words[ready_at] = bit
+            written[block] = 1
+            info = vcpu.info
+            if not b[info]:
+                b[info] = 1
                 if plain and vcpu.pause_flags == VPF_BLOCKED and not vcpu.queued and not vcpu.info_registered:
                     # `Scheduler.wake`, as in the two-level ABI.
                     vcpu.pause_flags = 0
@@ -292,7 +306,9 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
         if not word & (MASKED | LINKED):
             words[at] = word | fresh
             queue = vcpu.event_queues[channel.priority]
-            last, channel.queue, channel.lane = channel.queue, queue, queue
+            last, channel.queue = channel.queue, queue
+            if last is not queue or channel.lane is None:
+                channel.lane = make_lane(channel, queue)
             if last is not None and last.tail == channel.port:
                 # It was the last of a queue that the guest has emptied. Nothing may be appended to it there any more.
                 last.tail = 0
