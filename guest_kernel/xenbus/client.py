@@ -477,8 +477,7 @@ class XenbusClient(Operations):
         try:
             await reply
         except BaseException as error:
-            watch.active = False
-            self._watches.pop(watch.token, None)
+            self.forget_watch(watch)
             if not isinstance(error, XenstoreError):
                 # Cancelled while the server registers it all the same.
                 self.submit(xs.XS_UNWATCH, wire.join(path, watch.token), path)
@@ -493,6 +492,11 @@ class XenbusClient(Operations):
         self._next_token += 1
         watch = self._watches[token] = Watch(self, path, token, callback, direct)
         return watch, reply
+
+    def forget_watch(self, watch: Watch) -> None:
+        """Drop a watch that the server has refused: there is nothing to be taken back."""
+        watch.active = False
+        self._watches.pop(watch.token, None)
 
     async def unwatch(self, watch: Watch) -> None:
         """Take a watch back; users call `Watch.cancel`."""

@@ -166,6 +166,8 @@ class Device(XenbusDevice):
         try:
             await registered
         except XenstoreError as error:
+            self._watches.remove(watch)
+            client.forget_watch(watch)
             await self.error(f"cannot watch the other end: {error}")
             self.machine.retire()
         try:

@@ -406,6 +406,20 @@ def test_directory_that_is_no_device(setup: Setup, key: str, value: str) -> None
     assert any("not a device" in line for line in setup.dom0.log)
 
 
+@pytest.mark.parametrize("link", ["/", "/local//domain", "/local/domain/0/back end"])
+def test_a_directory_whose_other_end_cannot_be_watched_is_one_again_when_it_is_made_anew(
+    setup: Setup, link: str
+) -> None:
+    world = setup.world
+    for name, text in {"backend": link, "backend-id": "0", "state": "1"}.items():
+        world.write(f"{FE}/{name}", text)
+    world.run()
+    assert setup.front_bus.devices == {}
+    setup.remove_nodes()
+    setup.plug()
+    assert setup.states() == ("4", "4")
+
+
 def test_a_backend_that_has_something_new_to_say(setup: Setup) -> None:
     setup.plug()
     front, back = setup.front_bus.devices["device/vbd/51712"], setup.back_bus.devices["backend/vbd/5/51712"]
