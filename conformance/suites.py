@@ -17,6 +17,9 @@ from conformance.net import checks as _net  # noqa: F401
 from conformance.net import world as net_world
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
 from conformance.ring import world as ring_world
+from conformance.xenbus import backend_checks as _xenbus_back  # noqa: F401
+from conformance.xenbus import frontend_checks as _xenbus_front  # noqa: F401
+from conformance.xenbus import world as xenbus_world
 from conformance.xenstore import checks as _xenstore  # noqa: F401
 from conformance.xenstore import world as xenstore_world
 
@@ -45,6 +48,18 @@ SUITES: Final[dict[str, Suite]] = {
         Suite("blkif-backend", "a block backend", "module:Class, a XenbusDriver", block_world.open_subject),
         Suite("blkif-frontend", "a block frontend", "module:Class, a XenbusDriver", block_front_world.open_subject),
         Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
+        Suite(
+            "xenbus-frontend",
+            "how a frontend of any class behaves on the bus",
+            "module:Class, a XenbusDriver",
+            xenbus_world.open_frontend,
+        ),
+        Suite(
+            "xenbus-backend",
+            "how a backend of any class behaves on the bus",
+            "module:Class, a XenbusDriver",
+            xenbus_world.open_backend,
+        ),
         Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
     )
 }
