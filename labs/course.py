@@ -63,6 +63,7 @@ LABS: Final = (
     Lab(3, "frames", "Machine memory and pseudo-physical memory", 90),
     Lab(4, "tables", "Page tables and pinning", 120),
     Lab(5, "events", "Event channels", 120),
+    Lab(6, "grants", "Grant tables", 90),
 )
 
 

@@ -7,6 +7,7 @@ What a program raises ends the host, and is raised by `run`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from toolstack.xl_config import DomainConfig
 
 Program = Callable[[Cpu, int], Generator[int, None, None] | None]
 DOM0_MIB = 16
+PROJECT = Path(__file__).parents[2]
+"""What lies here is not the student's."""
 PAGE_SIZE = 4096
 MAX_STEPS = 400_000
 """Stretches of guest code after which a host that has not come to its end never will."""
@@ -185,7 +188,15 @@ class Bench:
             domain = self.hv.domains.get(dom.domid)
             if domain is not None and domain.shutdown_code != NO_SHUTDOWN:
                 dom.over = True
+                if domain.crash_reason:
+                    raise Miss(f"domain {dom.domid} crashes: {self._line_of_crash()}{domain.crash_reason}")
         return all(dom.over for dom in self._doms)
+
+    def _line_of_crash(self) -> str:
+        """Return where an exception came from that a domain's kernel let escape, by what Xen printed of it."""
+        lines = re.findall(r'File "([^"]+)", line (\d+)', self.console.decode("utf-8", "replace"))
+        theirs = [(Path(name).name, number) for name, number in lines if not Path(name).is_relative_to(PROJECT)]
+        return "{}:{}: ".format(*theirs[-1]) if theirs else ""
 
 
 # -- what programs of graders use -------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ FAULTS = [
     Fault("frames", "frames.py", "if not 0 <= pfn < info.nr_pages", "if pfn < 0", "mfn_of"),
     Fault("frames", "frames.py", "words[index] = mfn", "words[index] = mfn & 0xFFFF", "set_mfn"),
     Fault("frames", "frames.py", "PAGE_SIZE, 0, xen.UVMF_INVLPG", "PAGE_SIZE, mfns[0] << 12 | 1, 2", "give_back"),
+    Fault("frames", "frames.py", "return None if words[index] == INVALID_MFN else ", "return ", "pfn_of"),
     Fault("frames", "frames.py", " and mfn_of(cpu, info, pfn) == mfn", "", "owns"),
     Fault("frames", "frames.py", " + va % PAGE_SIZE", "", "machine_address"),
     Fault(
@@ -76,6 +77,15 @@ FAULTS = [
     Fault("events", "events.py", "self.handlers.get(64 * word + bit)", "self.handlers[64 * word + bit]", "strangers"),
     Fault("events", "events.py", "xen.HYPERVISOR_sched_op, sched.SCHEDOP_block", "xen.HYPERVISOR_xen_version", "wait"),
     Fault("events", "events.py", "        self.close(port)\n", "", "sleep_until"),
+    Fault("grants", "grants.py", "va, mfn << 12 | 3", "va, mfn << 12 | 1", "setup"),
+    Fault("grants", "grants.py", "(gnttab.GTF_readonly if readonly else 0)", "0", "grant"),
+    Fault("grants", "grants.py", "self.free = list(range(FIRST_REF", "self.free = list(range(0", "grant"),
+    Fault("grants", "grants.py", "return found[5]", "return found[4]", "map"),
+    Fault("grants", "grants.py", "(gnttab.GNTMAP_readonly if readonly else 0)", "0", "readonly"),
+    Fault("grants", "grants.py", "            return False\n", "            pass\n", "end"),
+    Fault("grants", "grants.py", "        self.free.append(ref)\n", "", "end"),
+    Fault("grants", "grants.py", "(mfn, xen.DOMID_SELF, at)", "(mfn, xen.DOMID_SELF, offset)", "copy_from"),
+    Fault("grants", "grants.py", "            raise GrantError(status)", "            raise GrantError(-1)", "errors"),
 ]
 
 
