@@ -64,6 +64,7 @@ LABS: Final = (
     Lab(4, "tables", "Page tables and pinning", 120),
     Lab(5, "events", "Event channels", 120),
     Lab(6, "grants", "Grant tables", 90),
+    Lab(7, "ring", "The ring", 90),
 )
 
 

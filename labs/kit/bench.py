@@ -8,7 +8,7 @@ What a program raises ends the host, and is raised by `run`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,38 @@ class Dom:
     over: bool = False
     """The program has come to its end."""
     failure: Exception | None = None
+    ends_host: bool = False
+    """When this program has ended the host is switched off, whatever the others do."""
+
+    def image(self, name: str) -> Any:
+        """Return what the domain executes."""
+        return BareImage(name, self)
+
+
+@attrs.define
+class KernelDom(Dom):
+    """A domain that runs this project's guest kernel: its program is `main(kernel)`, a coroutine function."""
+
+    program: Any = None
+    main: Callable[[Kernel], Coroutine[Any, Any, None]] = attrs.field(kw_only=True)
+
+    def image(self, name: str) -> Any:
+        """Return what the domain executes."""
+        dom = self
+
+        class Program:
+            def __init__(self, kernel: Kernel) -> None:
+                self.kernel = kernel
+
+            async def main(self) -> None:
+                try:
+                    await dom.main(self.kernel)
+                except Exception as error:
+                    dom.failure = error
+                dom.over = True
+                await self.kernel.never()
+
+        return PythonKernelImage(name=name, main=Program)
 
 
 class BareImage:
@@ -146,7 +178,7 @@ class Bench:
         for number, dom in enumerate(self._doms, 1):
             config = DomainConfig("lab", f"guest{number}", Path(), memory=dom.mib, maxmem=dom.mib, cmdline=dom.cmdline)
             dom.domid = xc.create_domain(bytes([number] * 16), max_vcpus=dom.vcpus)
-            image: Any = BareImage(config.name, dom)
+            image = dom.image(config.name)
             self.hv.domains[dom.domid].image = image
             xc.max_vcpus(dom.domid, dom.vcpus)
             xc.max_mem(dom.domid, dom.mib << 10)
@@ -182,7 +214,7 @@ class Bench:
     def _ended(self) -> bool:
         if self._control_failure is not None:
             raise self._control_failure
-        if any(dom.failure is not None for dom in self._doms) or all(dom.over for dom in self._doms):
+        if any(dom.failure is not None or (dom.over and dom.ends_host) for dom in self._doms):
             return True
         for dom in self._doms:
             domain = self.hv.domains.get(dom.domid)
