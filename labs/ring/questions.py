@@ -78,8 +78,8 @@ def questions(rng: random.Random) -> list[Question]:
             "One a batch: the first push after the backend has asked. That is what the thresholds are for.",
         ),
         Question(
-            f"A frontend of a ring of 32 slots writes {(taken + 5000) & MASK32} into req_prod; the backend has taken up "
-            f"to {taken} and answered up to {answered}. How many requests may it take?",
+            f"A frontend of a ring of 32 slots writes {(taken + 5000) & MASK32} into req_prod; the backend took up to "
+            f"{taken} and answered up to {answered}. How many requests may it take?",
             lambda: _may_take((taken + 5000) & MASK32, taken, answered),
             "No more than there are slots, less those that it still works on: anything else would overwrite requests.",
         ),

@@ -88,13 +88,9 @@ FAULTS = [
     Fault("grants", "grants.py", "            raise GrantError(status)", "            raise GrantError(-1)", "errors"),
     Fault("ring", "ring.py", "while 2 * size <= fitting", "while 2 * size < fitting", "ring_size"),
     Fault("ring", "ring.py", "self.shared[RSP_EVENT] = 1", "self.shared[RSP_EVENT] = 0", "layout"),
-    Fault(
-        "ring", "ring.py", "self.req_prod_pvt - self.rsp_cons) & MASK32", "self.req_prod_pvt - self.rsp_cons)", "room"
-    ),
+    Fault("ring", "ring.py", "self.rsp_cons) & MASK32)\n\n    def unc", "self.rsp_cons))\n\n    def unc", "room"),
     Fault("ring", "ring.py", "& MASK32 < (new - old)", "& MASK32 > (new - old)", "pushing"),
-    Fault(
-        "ring", "ring.py", "return (new - self.shared[event]) & MASK32 <", "return new - self.shared[event] <", "wrap"
-    ),
+    Fault("ring", "ring.py", "(new - self.shared[event]) & MASK32 <", "new - self.shared[event] <", "wrap"),
     Fault("ring", "ring.py", "(self.shared[REQ_PROD] - self.req_cons) & MASK32", "self.shared[REQ_PROD]", "taking"),
     Fault("ring", "ring.py", "return min(shown, possible)", "return shown", "hostile"),
     Fault("ring", "ring.py", "(self.req_cons + 1) & MASK32", "self.req_cons & MASK32", "final check"),
