@@ -218,7 +218,7 @@ class Bench:
             return True
         for dom in self._doms:
             domain = self.hv.domains.get(dom.domid)
-            if domain is not None and domain.shutdown_code != NO_SHUTDOWN:
+            if domain is not None and domain.shutdown_code != NO_SHUTDOWN and not dom.over:
                 dom.over = True
                 if domain.crash_reason:
                     raise Miss(f"domain {dom.domid} crashes: {self._line_of_crash()}{domain.crash_reason}")
