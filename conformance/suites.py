@@ -15,6 +15,8 @@ from conformance.kit.check import CHECKS, Check
 from conformance.kit.runner import World
 from conformance.net import checks as _net  # noqa: F401
 from conformance.net import world as net_world
+from conformance.net_front import checks as _net_front  # noqa: F401
+from conformance.net_front import world as net_front_world
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
 from conformance.ring import world as ring_world
 from conformance.xenbus import backend_checks as _xenbus_back  # noqa: F401
@@ -48,6 +50,7 @@ SUITES: Final[dict[str, Suite]] = {
         Suite("blkif-backend", "a block backend", "module:Class, a XenbusDriver", block_world.open_subject),
         Suite("blkif-frontend", "a block frontend", "module:Class, a XenbusDriver", block_front_world.open_subject),
         Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
+        Suite("netif-frontend", "a network frontend", "module:Class, a XenbusDriver", net_front_world.open_subject),
         Suite(
             "xenbus-frontend",
             "how a frontend of any class behaves on the bus",

@@ -1,0 +1,19 @@
+"""The guest whose frontend is judged: its program does with the interface what the check asks for."""
+
+from conformance.net_front import world
+from guest_kernel.guest import Guest
+
+
+class User(Guest):
+    """Uses its interface."""
+
+    async def main(self) -> None:
+        """Run."""
+        scene = world.current
+        assert scene is not None
+        scene.user = self.kernel
+        while not scene.over or scene.beats < scene.last_beat:
+            scene.beats += 1
+            while scene.jobs:
+                self.kernel.spawn(scene.jobs.popleft().work(self), "job")
+            await self.kernel.sleep(world.LOOK_NS)

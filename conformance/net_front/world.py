@@ -1,0 +1,186 @@
+"""A host with the frontend in a guest, and the check as the only program of the driver domain that has its bridge."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, final
+
+from backends.net import NetBack
+from conformance.kit.check import Failure
+from conformance.kit.runner import World
+from conformance.kit.split_host import JudgedHost, Stage
+from conformance.net.frames import MACS
+from conformance.net_front.back import LOOK_NS, PATIENCE_NS, Back
+from conformance.subjects import load_class
+from frontends.net import NetFront
+from guest_kernel.guest import Guest
+from guest_kernel.kernel import Kernel
+from guest_kernel.net.device import NetDevice
+from guest_kernel.net.offload import NONE, Offload
+
+Use = Callable[[NetDevice], Awaitable[Any]]
+DEVICES: Final = f'vif = ["backend=backend,mac={MACS[0].hex(":")}"]'
+BEATS_AFTER_DEATH: Final = 100
+__all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject", "scene"]
+
+
+@final
+class Job:
+    """Something that the guest's program is to do with its interface."""
+
+    def __init__(self, use: Use) -> None:
+        self._use = use
+        self.done = False
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    async def work(self, guest: Guest) -> None:
+        """Do it, in the guest."""
+        try:
+            interface = await guest.net.interface("eth0")
+            self.result = await self._use(interface.device)
+        except Exception as error:
+            self.error = error
+        self.done = True
+
+
+@final
+class Scene(Stage):
+    """What a check gets."""
+
+    def __init__(self, subject: Any) -> None:
+        super().__init__()
+        self.subject = subject
+        self.back: Back
+        self.user: Kernel | None = None
+        """The guest's kernel, once it runs."""
+        self.jobs: deque[Job] = deque()
+        self.beats = 0
+        """How often the guest's program has come around."""
+        self.last_beat = 0
+        self.departs = False
+        """The driver domain ends as it is, and the guest is to live on."""
+        self.heard: list[bytes] = []
+        """What the guest's program has received."""
+
+    # -- what checks do -----------------------------------------------------------------------------------------------
+
+    def use(self, use: Use) -> Job:
+        """Have the guest do something with its interface, once that is there."""
+        job = Job(use)
+        self.jobs.append(job)
+        return job
+
+    async def finish(self, job: Job) -> Any:
+        """Wait until a job is done; return what it returned. Raises Failure if it failed, or never ends."""
+        for _ in range(PATIENCE_NS // LOOK_NS):
+            if job.done:
+                break
+            await self.back.kernel.sleep(LOOK_NS)
+        else:
+            raise Failure("The guest has no interface that can be used.")
+        if job.error is not None:
+            raise Failure(f"The guest's use of its interface fails: {job.error!r}.")
+        return job.result
+
+    async def transmit(self, frame: bytes, offload: Offload = NONE) -> bool:
+        """Have the guest send a frame; whether its interface takes it. Raises Failure."""
+
+        async def send(device: NetDevice) -> bool:
+            return device.transmit(frame, offload)
+
+        return bool(await self.finish(self.use(send)))
+
+    def send_many(self, frames: list[bytes]) -> Job:
+        """Have the guest send frames, one after the other, as there is room."""
+
+        async def send(device: NetDevice) -> int:
+            for frame in frames:
+                await device.wait_for_room()
+                if not device.transmit(frame):
+                    raise RuntimeError("there was room, and the frame is not taken")
+            return len(frames)
+
+        return self.use(send)
+
+    async def listen(self) -> None:
+        """Have the guest note down what it receives, as a wire would have brought it. Raises Failure."""
+
+        async def hear(device: NetDevice) -> None:
+            device.received = lambda frame, validated: self.heard.append(bytes(frame))
+
+        await self.finish(self.use(hear))
+
+    async def hears(self, count: int) -> list[bytes]:
+        """Return so many frames that the guest has received. Raises Failure if they are fewer."""
+        for _ in range(PATIENCE_NS // LOOK_NS):
+            if len(self.heard) >= count:
+                break
+            await self.back.kernel.sleep(LOOK_NS)
+        else:
+            raise Failure(f"Of {count} frames {len(self.heard)} reach the guest.")
+        heard, self.heard[:] = list(self.heard), []
+        return heard
+
+    async def is_alive(self) -> None:
+        """Raise Failure unless the guest's program goes on."""
+        before = self.beats
+        await self.back.kernel.sleep(10 * LOOK_NS)
+        if self.beats < before + 5:
+            raise Failure("The guest does not run any more.")
+
+    def depart(self) -> None:
+        """Have the driver domain end as it is; the guest is to live on."""
+        self.departs = True
+        self.last_beat = self.beats + BEATS_AFTER_DEATH
+
+    # -- the machinery ------------------------------------------------------------------------------------------------
+
+    async def live(self, kernel: Kernel) -> None:
+        """Be the driver domain's program."""
+        self.back = Back(kernel)
+        try:
+            await self.begin()
+            if self.back.grants and not self.departs:
+                await self.back.close()
+        except Exception as error:
+            self.failure = error
+            self.back.detach()
+        self.over = True
+
+    def drive(self, check: Coroutine[Any, Any, None]) -> None:
+        """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
+        host = JudgedHost(self.subject, replaced=NetFront, left_out=NetBack)
+        self.run(host, check, Path(__file__).parent, DEVICES, "frontend", _present(self))
+        if self.beats < self.last_beat:
+            raise Failure("The guest has not lived on without its backend.")
+
+
+current: Scene | None = None
+"""The scene that guests are in."""
+
+
+@contextmanager
+def _present(scene: Scene) -> Iterator[None]:
+    """Have programs find a scene: they are loaded by file name."""
+    global current
+    current = scene
+    try:
+        yield
+    finally:
+        current = None
+
+
+def open_subject(text: str) -> World:
+    """Return what makes the world of each check. Raises SubjectError."""
+    subject = load_class(text)
+    return lambda: scene(subject)
+
+
+@contextmanager
+def scene(subject: Any) -> Iterator[Scene]:
+    """Make a scene."""
+    yield Scene(subject)
