@@ -11,6 +11,8 @@ from conformance.block import checks as _block  # noqa: F401 - registers them
 from conformance.block import world as block_world
 from conformance.block_front import checks as _block_front  # noqa: F401
 from conformance.block_front import world as block_front_world
+from conformance.console import checks as _console  # noqa: F401
+from conformance.console import world as console_world
 from conformance.kit.check import CHECKS, Check
 from conformance.kit.runner import World
 from conformance.net import checks as _net  # noqa: F401
@@ -62,6 +64,12 @@ SUITES: Final[dict[str, Suite]] = {
             "how a backend of any class behaves on the bus",
             "module:Class, a XenbusDriver",
             xenbus_world.open_backend,
+        ),
+        Suite(
+            "console",
+            "a guest's end of the console page",
+            "module:Class, called with (kernel, page, port)",
+            console_world.open_subject,
         ),
         Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
     )

@@ -1,0 +1,13 @@
+"""The guest in which a console and its daemon are."""
+
+from conformance.console import world
+from guest_kernel.guest import Guest
+
+
+class Both(Guest):
+    """Does what the current check says."""
+
+    async def main(self) -> None:
+        """Run."""
+        assert world.current is not None
+        await world.current.live(self.kernel)
