@@ -214,9 +214,7 @@ class Pirqs:
         def line_raised() -> None:
             for channel in channels:
                 if words is not None:
-                    words.append(channel.vcpu.codes.irq)
-                    words.append(irq)
-                    words.append(channel.port)
+                    words.extend((channel.vcpu.codes.irq, irq, channel.port))
                 elif trace is not None:
                     trace(channel.domain.domid, channel.vcpu.vcpu_id, IRQ, irq, channel.port)
                 channel.domain.set_pending(channel)

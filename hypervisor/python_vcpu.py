@@ -34,6 +34,8 @@ U64 = 0xFFFF_FFFF_FFFF_FFFF
 NO_WORK = 0
 """What nearly every yield says. (The interpreter has one object for it, so that asking is cheap.)"""
 MAX_WORK = 1 << 62
+LOOK = 0xFF
+"""In so many hypercalls (plus one) a vCPU looks once whether the tape is full."""
 
 HypercallDoor = Callable[..., int]
 Door = tuple[HypercallDoor, Callable[[], None]]
@@ -197,7 +199,7 @@ def _taped_door(vcpu: PythonVCpu) -> Door:
             words.append(nr)
             words.append(a1)
             words.append(a2)
-        if len(words) > FULL:
+        if not vcpu.hypercalls & LOOK and len(words) > FULL:
             tape.keep()
         return rc
 
@@ -311,11 +313,14 @@ class PythonVCpu(VCpu):
         """Return what records an upcall on the tape, and enters it."""
         tape, code = self.hv.tape, self.codes.upcall
         assert tape is not None
-        words, ready_bits = tape.words, self.ready_bits
+        words, memory = tape.words, self.hv.memory
+        i, q = memory.i, memory.q
 
         def upcall() -> None:
             words.append(code)
-            words.append(ready_bits())
+            # `ready_bits`, written out.
+            queues = self.event_queues
+            words.append(i[queues[0].ready_at] if queues else q[self.selector_at])
             handler()
 
         return upcall

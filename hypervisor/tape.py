@@ -118,9 +118,10 @@ class Tape:
 class VCpuCodes:
     """The codes of what happens most to a vCPU."""
 
-    __slots__ = ("call", "deschedule", "irq", "pending", "schedule", "short_call", "upcall", "wake")
+    __slots__ = ("block", "call", "deschedule", "irq", "pending", "schedule", "short_call", "upcall", "wake")
 
-    def __init__(self, tape: Tape, domid: int, vcpu_id: int) -> None:
+    def __init__(self, tape: Tape, domid: int, vcpu_id: int, *, blocked: int) -> None:
+        """`blocked`: the flags of a vCPU that waits for an event."""
         code = tape.code
         self.call = code(domid, vcpu_id, tp.HYPERCALL, WORD, WORD, WORD, WORD, WORD, WORD, SIGNED)
         self.short_call = code(domid, vcpu_id, tp.HYPERCALL, WORD, WORD, WORD, 0, 0, 0, 0)
@@ -129,8 +130,10 @@ class VCpuCodes:
         self.irq = code(domid, vcpu_id, tp.IRQ, WORD, WORD)
         self.upcall = code(domid, vcpu_id, tp.UPCALL, WORD)
         self.wake = code(domid, vcpu_id, tp.WAKE)
-        self.schedule = code(domid, vcpu_id, tp.SCHEDULE, WORD)
-        self.deschedule = code(domid, vcpu_id, tp.DESCHEDULE, WORD, WORD, WORD)
+        self.schedule = code(domid, vcpu_id, tp.SCHEDULE, 0)
+        """On pCPU 0, as the next two."""
+        self.deschedule = code(domid, vcpu_id, tp.DESCHEDULE, 0, WORD, WORD)
+        self.block = code(domid, vcpu_id, tp.DESCHEDULE, 0, WORD, blocked)
 
 
 def register(value: object) -> int:

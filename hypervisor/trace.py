@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import msgpack
 
 from hypervisor.abi.tracepoints import KINDS
-from hypervisor.tape import OTHER, Tape, register
+from hypervisor.tape import DEFINE, OTHER, Tape, register
 from hypervisor.tape_decoder import Decoder
 
 MAGIC = "paravirt trace"
@@ -72,7 +72,7 @@ class TraceWriter:
         """Pack the records of a while all at once: that takes much less time than one by one."""
         words, others = self.tape.words, self._others
         # (Where there is nothing but whole records, nobody needs to be told so word by word.)
-        numbers = b"" if words.count(OTHER) == len(words) else _packed_words(words)
+        numbers = b"" if len(words) == len(others) and DEFINE not in words else _packed_words(words)
         try:
             piece = self._pack((numbers, others))
         except (TypeError, ValueError, OverflowError):

@@ -178,7 +178,7 @@ class VCpu(ABC):
         self.domain = domain
         self.hv = hv
         self.vcpu_id = vcpu_id
-        self.codes: Any = None if hv.tape is None else VCpuCodes(hv.tape, domain.domid, vcpu_id)
+        self.codes: Any = None if hv.tape is None else VCpuCodes(hv.tape, domain.domid, vcpu_id, blocked=VPF_BLOCKED)
         """`VCpuCodes`, if there is a tape."""
         self.context = Context()
         self.initialised = False

@@ -240,11 +240,12 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
                 raise_event(channel)
                 return
             queue.tail = port
-        if tape is not None:
-            tape.append(vcpu.codes.pending)
-            tape.append(port)
-        elif trace is not None:
-            trace(channel.domain.domid, vcpu.vcpu_id, EVTCHN_PENDING, port)
+        if trace is not None:
+            if tape is not None:
+                tape.append(vcpu.codes.pending)
+                tape.append(port)
+            else:
+                trace(channel.domain.domid, vcpu.vcpu_id, EVTCHN_PENDING, port)
         words[at] = fresh
         words[head_at] = port
         written[page] = 1

@@ -87,11 +87,12 @@ def _make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C90
             return
         else:
             q[index] = word | bit
-        if words is not None:
-            words.append(channel.vcpu.codes.pending)
-            words.append(channel.port)
-        elif trace is not None:
-            trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
+        if trace is not None:
+            if words is not None:
+                words.append(channel.vcpu.codes.pending)
+                words.append(channel.port)
+            else:
+                trace(channel.domain.domid, channel.vcpu.vcpu_id, EVTCHN_PENDING, channel.port)
         if not q[channel.mask_at] & bit:
             vcpu = channel.vcpu
             index, bit = vcpu.selector_at, channel.selector

@@ -494,6 +494,9 @@ class Scheduler:
                 if words is not None:
                     words.append(TIME)
                     words.append(clock.now)
+                    if len(words) > FULL:
+                        assert hv.tape is not None
+                        hv.tape.keep()
                 function()
                 continue
             if now > clock.now:
@@ -508,7 +511,6 @@ class Scheduler:
                 words.append(TIME)
                 words.append(clock.now)
                 words.append(vcpu.codes.schedule)
-                words.append(0)
             if now >= vcpu.next_service:
                 hv.time.schedule_in(vcpu, now)
             if pcpu.last is vcpu:
@@ -530,10 +532,11 @@ class Scheduler:
             else:
                 # It blocks.
                 if words is not None:
-                    words.append(vcpu.codes.deschedule)
-                    words.append(0)
-                    words.append(cost)
-                    words.append(vcpu.pause_flags)
+                    if vcpu.pause_flags == VPF_BLOCKED:
+                        words.append(vcpu.codes.block)
+                        words.append(cost)
+                    else:
+                        words.extend((vcpu.codes.deschedule, cost, vcpu.pause_flags))
                 pcpu.now = vcpu.since = now
                 vcpu.time_running += cost
         return steps
