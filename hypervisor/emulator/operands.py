@@ -2,13 +2,17 @@
 
 Needed where Xen looks at more of an instruction than `instruction.decode` tells: at stores into page tables, and where
 a breakpoint on data may have been hit. Most guests never come to either, so Capstone is loaded by the first that does.
+It takes long for an instruction, and a kernel has few that store into page tables: so these are remembered.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from hypervisor.emulator.binding import FS, GS, RIP, base_at
+from hypervisor.emulator.instruction import REPEAT
 from hypervisor.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -38,6 +42,41 @@ def _registers() -> dict[str, tuple[int, int, int]]:
 REGISTERS = _registers()
 
 
+@attrs.frozen
+class Operand:
+    """One operand: memory, or a register, or a number."""
+
+    size: int
+    """In bytes."""
+    is_memory: bool
+    register: str | None
+    """Its name, if it is one."""
+    number: int
+    """The number, if it is one; of memory, what is added to the registers that its address is made of."""
+    base: str | None = None
+    index: str | None = None
+    scale: int = 1
+    segment: str | None = None
+
+    @property
+    def is_general(self) -> bool:
+        """Whether this is a number or a general register, as opposed to a segment register."""
+        return not self.is_memory and (self.register is None or self.register in REGISTERS)
+
+
+@attrs.frozen
+class Decoded:
+    """What the decoder says of an instruction, wherever it stands."""
+
+    name: str
+    """The mnemonic, without prefixes."""
+    size: int
+    """In bytes."""
+    address_size: int
+    is_repeated: bool
+    operands: tuple[Operand, ...]
+
+
 class Operands:
     """The instruction at which the processor's vCPU stands, and the registers that it names."""
 
@@ -47,15 +86,24 @@ class Operands:
         self._cpu = processor.cpu
         self._why = why
         self._decoder: Any = None
-        self._known: dict[bytes, Any] = {}
-        self.memory = self.register = 0
+        self._known: dict[bytes, Decoded | None] = {}
+        self._memory = self._register = 0
         """The decoder's numbers for these types of operands, once it is there."""
 
-    def instruction(self, vcpu: EmulatedVCpu) -> Any:
-        """Return the instruction at RIP as Capstone has it (but for its address), or None if it is none.
+    def instruction(self, vcpu: EmulatedVCpu) -> Decoded | None:
+        """Return the instruction at RIP, or None if it cannot be read or is none.
 
         Raises DeviceError, with a sentence, if there is no decoder.
         """
+        code = self._processor.fetch(vcpu)
+        known = self._known
+        if code not in known:
+            if len(known) >= KEPT:
+                known.clear()
+            known[code] = self._decode(code)
+        return known[code]
+
+    def _decode(self, code: bytes) -> Decoded | None:
         if self._decoder is None:
             try:
                 import capstone
@@ -66,47 +114,56 @@ class Operands:
                 ) from None
             self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
             self._decoder.detail = True
-            self.memory, self.register = capstone.x86.X86_OP_MEM, capstone.x86.X86_OP_REG
-        code = self._processor.fetch(vcpu)
-        known = self._known
-        if code not in known:
-            if len(known) >= KEPT:
-                known.clear()
-            known[code] = next(self._decoder.disasm(code, 0, 1), None)
-        return known[code]
+            self._memory, self._register = capstone.x86.X86_OP_MEM, capstone.x86.X86_OP_REG
+        found = next(self._decoder.disasm(code, 0, 1), None)
+        if found is None:
+            return None
+        operands = tuple(map(self._operand, found.operands))
+        return Decoded(found.mnemonic.split()[-1], found.size, found.addr_size, found.prefix[0] in REPEAT, operands)
 
-    def address(self, instruction: Any, operand: Any) -> int:
-        """Return the linear address of an operand in memory."""
+    def _operand(self, operand: Any) -> Operand:
+        if operand.type != self._memory:
+            name = self._name(operand.reg) if operand.type == self._register else None
+            return Operand(operand.size, False, name, 0 if name else operand.imm & U64)
         memory = operand.mem
-        address: int = memory.disp
-        if memory.base:
-            name = instruction.reg_name(memory.base)
-            address += self._cpu.q[RIP] + instruction.size if name in ("rip", "eip") else self.value_of(name)
-        if memory.index:
-            name = instruction.reg_name(memory.index)
-            if name not in ("riz", "eiz"):
-                address += self.value_of(name) * memory.scale
-        if instruction.addr_size == 4:
+        return Operand(
+            operand.size,
+            True,
+            None,
+            memory.disp,
+            self._name(memory.base),
+            self._name(memory.index),
+            memory.scale,
+            self._name(memory.segment),
+        )
+
+    def _name(self, register: int) -> str | None:
+        """Return the name of a register, None for none (and for the pseudo-register that stands for none)."""
+        name: str | None = self._decoder.reg_name(register) if register else None
+        return None if name in ("riz", "eiz") else name
+
+    def address(self, instruction: Decoded, operand: Operand) -> int:
+        """Return the linear address of an operand in memory."""
+        address = operand.number
+        if operand.base in ("rip", "eip"):
+            address += self._cpu.q[RIP] + instruction.size
+        elif operand.base is not None:
+            address += self.value_of(operand.base)
+        if operand.index is not None:
+            address += self.value_of(operand.index) * operand.scale
+        if instruction.address_size == 4:
             address &= 0xFFFF_FFFF
-        segment = instruction.reg_name(memory.segment) if memory.segment else ""
-        if segment in ("fs", "gs"):
-            address += self._cpu.q[base_at(FS if segment == "fs" else GS)]
+        if operand.segment in ("fs", "gs"):
+            address += self._cpu.q[base_at(FS if operand.segment == "fs" else GS)]
         return address & U64
 
-    def addresses(self, instruction: Any) -> list[int]:
+    def addresses(self, instruction: Decoded) -> list[int]:
         """Return the linear addresses of all operands in memory."""
-        return [self.address(instruction, operand) for operand in instruction.operands if operand.type == self.memory]
+        return [self.address(instruction, operand) for operand in instruction.operands if operand.is_memory]
 
-    def is_general(self, operand: Any) -> bool:
-        """Whether an operand is a number or a general register, as opposed to a segment register."""
-        return operand.type != self.register or self._decoder.reg_name(operand.reg) in REGISTERS
-
-    def value(self, instruction: Any, operand: Any) -> int:
+    def value(self, operand: Operand) -> int:
         """Return the value of an operand that is a register or a number."""
-        if operand.type == self.register:
-            return self.value_of(instruction.reg_name(operand.reg))
-        value: int = operand.imm
-        return value & U64
+        return operand.number if operand.register is None else self.value_of(operand.register)
 
     def value_of(self, name: str) -> int:
         """Return the value of a general register, or of a part of one."""

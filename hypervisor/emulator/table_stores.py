@@ -9,10 +9,10 @@ guest with its page fault.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypervisor.emulator.binding import RAX, RCX, RDI, RIP, RSI
-from hypervisor.emulator.operands import Operands
+from hypervisor.emulator.operands import Decoded, Operands
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest
 
@@ -117,7 +117,7 @@ class TableStores:
         instruction = self._operands.instruction(vcpu)
         if instruction is None or not instruction.operands:
             return False
-        name = instruction.mnemonic.split()[-1]
+        name = instruction.name
         if name in STRING_OPERATIONS:
             return self._string(vcpu, address, instruction, name)
         if name == "cmpxchg":
@@ -127,18 +127,17 @@ class TableStores:
 
     # -- instructions -------------------------------------------------------------------------------------------------
 
-    def _change(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any, name: str, operation: Operation) -> bool:
+    def _change(self, vcpu: EmulatedVCpu, faulted: int, instruction: Decoded, name: str, operation: Operation) -> bool:
         """Something is done to what is in memory; the other operand, if there is one, is a register or a number."""
-        operands = list(instruction.operands)
-        if name == "xchg" and operands[0].type != self._operands.memory:
-            operands.reverse()
-        target = operands[0]
-        if target.type != self._operands.memory or not all(map(self._operands.is_general, operands[1:])):
+        target, *others = instruction.operands
+        if name == "xchg" and not target.is_memory:
+            target, others = others[0], [target]
+        if not target.is_memory or not all(other.is_general for other in others):
             return False
         at, size, bits = self._operands.address(instruction, target), target.size, target.size * 8
-        other = self._operands.value(instruction, operands[1]) if len(operands) > 1 else 0
+        other = self._operands.value(others[0]) if others else 0
         if name in BIT_OPERATIONS:
-            if operands[1].type == self._operands.register:
+            if others[0].register is not None:
                 # The bit may lie far away from where the operand points to.
                 signed = other - (other >> bits - 1 << bits)
                 at = at + (signed // bits) * size & U64
@@ -151,19 +150,20 @@ class TableStores:
         if not self._tables.store(vcpu, faulted, at, size, new):
             return False
         if name in RETURN_OLD:
-            self._operands.set(instruction.reg_name(operands[1].reg), old)
+            assert others[0].register is not None
+            self._operands.set(others[0].register, old)
         if status is not None:
             self._cpu.set_flags(flags & ~STATUS | status)
         self._cpu.q[RIP] += instruction.size
         return True
 
-    def _compare_exchange(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any) -> bool:
+    def _compare_exchange(self, vcpu: EmulatedVCpu, faulted: int, instruction: Decoded) -> bool:
         target, source = instruction.operands
-        if target.type != self._operands.memory:
+        if not target.is_memory:
             return False
         size, bits = target.size, target.size * 8
         at, accumulator = self._operands.address(instruction, target), self._cpu.q[RAX] & (1 << bits) - 1
-        new = self._operands.value(instruction, source)
+        new = self._operands.value(source)
         found = self._tables.compare_and_store(vcpu, faulted, at, size, accumulator, new)
         if found is None:
             return False
@@ -175,12 +175,12 @@ class TableStores:
         self._cpu.q[RIP] += instruction.size
         return True
 
-    def _string(self, vcpu: EmulatedVCpu, faulted: int, instruction: Any, name: str) -> bool:
+    def _string(self, vcpu: EmulatedVCpu, faulted: int, instruction: Decoded, name: str) -> bool:
         """One step of a string instruction; a repeated one faults again for the next."""
         q = self._cpu.q
         size = {"b": 1, "w": 2, "d": 4, "q": 8}[name[-1]]
-        repeated = instruction.prefix[0] in (0xF2, 0xF3)
-        if instruction.addr_size != 8:
+        repeated = instruction.is_repeated
+        if instruction.address_size != 8:
             return False
         if name.startswith("stos"):
             value = q[RAX]

@@ -454,6 +454,12 @@ class FrameTable:
 
     def take_page_and_type(self, mfn: int, domain: Owner, wanted: int) -> int:
         """As `get_page_and_type`, with the positive errno that says why not."""
+        if mfn < self.frames and self.type[mfn] == wanted and self.owner_tag[mfn] == domain.domid + 1:
+            # What it is already it can be once more.
+            count, held = self.count[mfn], self.type_count[mfn]
+            if 0 < held < MAX_COUNT and 0 < count < MAX_COUNT and self.flags[mfn] & VALIDATED:
+                self.count[mfn], self.type_count[mfn] = count + 1, held + 1
+                return 0
         if not self.get_page(mfn, domain):
             return EINVAL
         errno = self.take_type(mfn, wanted)
@@ -470,6 +476,10 @@ class FrameTable:
 
     def let_go(self, mfn: int) -> None:
         """Drop a reference and a type reference to a page table; if that is interrupted, it is one of `leftovers`."""
+        count, held = self.count[mfn], self.type_count[mfn]
+        if count > 1 and held > 1:
+            self.count[mfn], self.type_count[mfn] = count - 1, held - 1
+            return
         if self.put_page_and_type(mfn):
             # The reference and the type reference of the caller are the frame's own now.
             self.flags[mfn] |= OWN_PARTIAL

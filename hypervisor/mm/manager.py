@@ -230,7 +230,8 @@ class MemoryManager:
             if not _is_strict(vcpu.domain):
                 self.slots.show_m2p(root)
             old, vcpu.kernel_cr3 = vcpu.kernel_cr3, root
-            self.descriptors.drop_ldt(vcpu)
+            if self.ldt_pages:
+                self.descriptors.drop_ldt(vcpu)
             vcpu.root_loaded()
             if old:
                 self.frames.let_go(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 _NR = xen.HYPERVISOR_mmuext_op
 _OP = xen.mmuext_op
 _U64 = 0xFFFFFFFFFFFFFFFF
-_ARG1, _ARG2 = _OP.offset("arg1"), _OP.offset("arg2")
+_FIELDS = struct.Struct("<I4xQQ")
+"""Of an operation: command, arg1, arg2 (whichever members of the unions these are)."""
 
 _PERMITTED_TO_OTHERS = {
     xen.MMUEXT_PIN_L1_TABLE,
@@ -89,14 +91,16 @@ class MmuextOps:
             before = read_done(vcpu, done_ptr)
         if not access_ok(ops):
             return -errno.EFAULT
-        owner = page_owner(vcpu.domain, domid & 0xFFFF)
-        if not self._mm.hv.may_control(vcpu.domain, owner):  # type: ignore[arg-type]
-            return -errno.EPERM
+        owner: PageOwner = vcpu.domain
+        if domid & 0xFFFF != xen.DOMID_SELF:
+            owner = page_owner(vcpu.domain, domid & 0xFFFF)
+            if not self._mm.hv.may_control(vcpu.domain, owner):  # type: ignore[arg-type]
+                return -errno.EPERM
         done, error = self._run(vcpu, ops, count, owner)
         write_done(vcpu, done_ptr, before + done)
         if error == ERESTART:
             raise Continuation(_NR, ops + done * _OP.size, count - done | PREEMPTED, done_ptr, domid)
-        if self._mm.left_tables(vcpu):
+        if (self._frames.leftovers or vcpu.old_tables) and self._mm.left_tables(vcpu):
             # Only the release of tables is left. The result goes where the domain was: nobody needs that any more.
             raise Continuation(_NR, 0, PREEMPTED, 0, -error & 0xFFFFFFFF)
         return -error
@@ -116,15 +120,12 @@ class MmuextOps:
         return count, 0
 
     def _one(self, vcpu: VCpu, address: int, owner: PageOwner) -> None:
-        raw = memoryview(copy_from_guest(vcpu, address, _OP.size))
-        command = int.from_bytes(raw[:4], "little")
+        command, arg1, arg2 = _FIELDS.unpack(copy_from_guest(vcpu, address, _FIELDS.size))
         handler = self._commands.get(command)
         if handler is None:
             raise HypercallError(errno.ENOSYS)
         if owner is not vcpu.domain and command not in _PERMITTED_TO_OTHERS:
             raise HypercallError(errno.EPERM)
-        arg1 = int.from_bytes(raw[_ARG1 : _ARG1 + 8], "little")
-        arg2 = int.from_bytes(raw[_ARG2 : _ARG2 + 8], "little")
         handler(vcpu, owner, arg1, arg2)
 
     # -- page tables ------------------------------------------------------------------------------------------------

@@ -114,9 +114,11 @@ class WritableTables:
         table = vcpu.kernel_cr3
         if not table or not access_ok(va):
             return 0
+        q, end = self._q, self._frames.frames << 12
         entry = table << 12 | PRESENT
         for shift in (39, 30, 21, 12):
-            if not entry & PRESENT or entry & PSE or (entry & FRAME_MASK) >> 12 >= self._frames.frames:
+            table = entry & FRAME_MASK
+            if not entry & PRESENT or entry & PSE or table >= end:
                 return 0
-            entry = self._q[((entry & FRAME_MASK) >> 3) + (va >> shift & 511)]
+            entry = q[(table >> 3) + (va >> shift & 511)]
         return entry
