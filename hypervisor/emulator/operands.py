@@ -1,18 +1,17 @@
 """Which instruction a guest stands at, and where its operands are: the decoder's (Capstone's) view of it.
 
 Needed where Xen looks at more of an instruction than `instruction.decode` tells: at stores into page tables, and where
-a breakpoint on data may have been hit. Most guests never come to either, so Capstone is loaded by the first that does.
-It takes long for an instruction, and a kernel has few that store into page tables: so these are remembered.
+a breakpoint on data may have been hit. Most guests never come to either, or only with what `plain_stores` knows, so
+Capstone is loaded by the first that needs it. It takes long for an instruction; so what it has said is remembered.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from hypervisor.emulator.binding import FS, GS, RIP, base_at
 from hypervisor.emulator.instruction import REPEAT
+from hypervisor.emulator.plain_stores import Decoded, Operand, plain_store
 from hypervisor.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -42,39 +41,9 @@ def _registers() -> dict[str, tuple[int, int, int]]:
 REGISTERS = _registers()
 
 
-@attrs.frozen
-class Operand:
-    """One operand: memory, or a register, or a number."""
-
-    size: int
-    """In bytes."""
-    is_memory: bool
-    register: str | None
-    """Its name, if it is one."""
-    number: int
-    """The number, if it is one; of memory, what is added to the registers that its address is made of."""
-    base: str | None = None
-    index: str | None = None
-    scale: int = 1
-    segment: str | None = None
-
-    @property
-    def is_general(self) -> bool:
-        """Whether this is a number or a general register, as opposed to a segment register."""
-        return not self.is_memory and (self.register is None or self.register in REGISTERS)
-
-
-@attrs.frozen
-class Decoded:
-    """What the decoder says of an instruction, wherever it stands."""
-
-    name: str
-    """The mnemonic, without prefixes."""
-    size: int
-    """In bytes."""
-    address_size: int
-    is_repeated: bool
-    operands: tuple[Operand, ...]
+def is_general(operand: Operand) -> bool:
+    """Whether an operand is a number or a general register, as opposed to a segment register."""
+    return not operand.is_memory and (operand.register is None or operand.register in REGISTERS)
 
 
 class Operands:
@@ -100,7 +69,7 @@ class Operands:
         if code not in known:
             if len(known) >= KEPT:
                 known.clear()
-            known[code] = self._decode(code)
+            known[code] = plain_store(code) or self._decode(code)
         return known[code]
 
     def _decode(self, code: bytes) -> Decoded | None:
@@ -126,15 +95,16 @@ class Operands:
             name = self._name(operand.reg) if operand.type == self._register else None
             return Operand(operand.size, False, name, 0 if name else operand.imm & U64)
         memory = operand.mem
+        index, segment = self._name(memory.index), self._name(memory.segment)
         return Operand(
             operand.size,
             True,
             None,
             memory.disp,
             self._name(memory.base),
-            self._name(memory.index),
-            memory.scale,
-            self._name(memory.segment),
+            index,
+            memory.scale if index else 1,
+            segment if segment in ("fs", "gs") else None,
         )
 
     def _name(self, register: int) -> str | None:
@@ -153,7 +123,7 @@ class Operands:
             address += self.value_of(operand.index) * operand.scale
         if instruction.address_size == 4:
             address &= 0xFFFF_FFFF
-        if operand.segment in ("fs", "gs"):
+        if operand.segment is not None:
             address += self._cpu.q[base_at(FS if operand.segment == "fs" else GS)]
         return address & U64
 

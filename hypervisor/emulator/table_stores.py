@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.emulator.binding import RAX, RCX, RDI, RIP, RSI
-from hypervisor.emulator.operands import Decoded, Operands
+from hypervisor.emulator.operands import Operands, is_general
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import copy_from_guest
 
 if TYPE_CHECKING:
+    from hypervisor.emulator.plain_stores import Decoded
     from hypervisor.emulator.processor import Processor
     from hypervisor.emulator.vcpu import EmulatedVCpu
 
@@ -132,7 +133,7 @@ class TableStores:
         target, *others = instruction.operands
         if name == "xchg" and not target.is_memory:
             target, others = others[0], [target]
-        if not target.is_memory or not all(other.is_general for other in others):
+        if not target.is_memory or not all(map(is_general, others)):
             return False
         at, size, bits = self._operands.address(instruction, target), target.size, target.size * 8
         other = self._operands.value(others[0]) if others else 0
