@@ -26,7 +26,6 @@ from hypervisor.abi.cpu import Cpu
 from hypervisor.abi.xen import (
     DOMID_SELF,
     MACH2PHYS_VIRT_START,
-    MMU_NORMAL_PT_UPDATE,
     UVMF_ALL,
     UVMF_INVLPG,
     UVMF_TLB_FLUSH,
@@ -331,7 +330,7 @@ class MemoryManager:
             self._make_l1(va, self._reserve.pop, entries)
         else:
             slot = l1 << PAGE_SHIFT | (first & 511) << 3
-            self.mmu_update([(slot + 8 * index, entry) for index, entry in enumerate(entries)])
+            self.mmu_updates(range(slot, slot + 8 * len(entries), 8), entries)
         self._mapped_end = end
         while len(self._reserve) < _TABLE_RESERVE and self._next < end:
             self._reserve.append(self._fresh())
@@ -395,20 +394,23 @@ class MemoryManager:
 
         Raises XenError at the first that Xen refuses; those before it are done.
         """
+        self.mmu_updates([address for address, _ in updates], [value for _, value in updates], domid)
+
+    def mmu_updates(self, addresses: Sequence[int], values: Sequence[int], domid: int = DOMID_SELF) -> None:
+        """As `mmu_update`, with the machine addresses of entries and their values apart."""
         page = self._updates
         room = PAGE_SIZE // 16 - 1  # the last words tell how many were done
         done = page.va + PAGE_SIZE - 8
-        for start in range(0, len(updates), room):
-            part = updates[start : start + room]
-            flat = array("Q")
-            for address, value in part:
-                flat.append(address | MMU_NORMAL_PT_UPDATE)
-                flat.append(value)
-            page.q[: len(flat)] = flat
-            result = self._call(HYPERVISOR_mmu_update, page.va, len(part), done, domid)
+        flat = array("Q", bytes(16 * len(addresses)))
+        flat[::2] = array("Q", addresses)  # the low bits are the command, which is MMU_NORMAL_PT_UPDATE: 0
+        flat[1::2] = array("Q", values)
+        for start in range(0, len(addresses), room):
+            part = flat[2 * start : 2 * (start + room)]
+            page.q[: len(part)] = part
+            result = self._call(HYPERVISOR_mmu_update, page.va, len(part) >> 1, done, domid)
             if result < 0:
                 failed = start + page.i[-2]
-                raise XenError(-result, f"mmu_update, entry {failed} of {len(updates)}")
+                raise XenError(-result, f"mmu_update, entry {failed} of {len(addresses)}")
 
     # Windows
 
@@ -436,6 +438,17 @@ class MemoryManager:
             raise KeyError(f"no page table for {va:#x}")
         return l1 << PAGE_SHIFT | (va >> PAGE_SHIFT & 511) << 3
 
+    def _entry_addresses(self, va: int, n: int) -> list[int]:
+        """Return the machine addresses of the L1 entries of `n` pages from `va` on; their tables are there."""
+        addresses: list[int] = []
+        while n > 0:
+            size = min(n, 512 - (va >> PAGE_SHIFT & 511))
+            first = self.entry_address(va)
+            addresses += range(first, first + 8 * size, 8)
+            va += size << PAGE_SHIFT
+            n -= size
+        return addresses
+
     def map_machine(self, mfns: Sequence[int], *, writable: bool = True, domid: int = DOMID_SELF) -> ForeignMapping:
         """Map machine frames into a window. Raises XenError if Xen refuses one; then none stays mapped."""
         n = len(mfns)
@@ -443,11 +456,9 @@ class MemoryManager:
             return ForeignMapping(0, [])
         va = self.alloc_va(n)
         flags = PTE_DATA if writable else PTE_READ_ONLY
-        addresses = [self.entry_address(va + (index << PAGE_SHIFT)) for index in range(n)]
+        entries = [mfn << PAGE_SHIFT | flags for mfn in mfns]
         try:
-            self.mmu_update(
-                [(address, mfn << PAGE_SHIFT | flags) for address, mfn in zip(addresses, mfns, strict=True)], domid
-            )
+            self.mmu_updates(self._entry_addresses(va, n), entries, domid)
         except XenError:
             self._unmap(va, n)
             raise
@@ -472,7 +483,7 @@ class MemoryManager:
 
     def _unmap(self, va: int, n: int) -> None:
         last = va + (n - 1 << PAGE_SHIFT)
-        self.mmu_update([(self.entry_address(va + (index << PAGE_SHIFT)), 0) for index in range(n - 1)])
+        self.mmu_updates(self._entry_addresses(va, n - 1), [0] * (n - 1))
         flush = UVMF_INVLPG if n == 1 else UVMF_TLB_FLUSH
         self.update_va_mapping(last, 0, flush | UVMF_ALL)
         self._windows.give(va, n)

@@ -154,7 +154,7 @@ def _expand(extents: Iterable[Extent]) -> array[int]:
     return array("Q", [mfn for first, count in extents for mfn in range(first, first + count)])
 
 
-def _write(hv: Hypervisor, p2m: array[int], offset: int, data: bytes) -> None:
+def _write(hv: Hypervisor, p2m: array[int], offset: int, data: bytes | memoryview) -> None:
     """Write into the domain's pseudo-physical memory, page by page."""
     view = memoryview(data)
     done = 0

@@ -73,6 +73,10 @@ class Elf:
             return b"" if part.kind == SHT_NOBITS else self.data[part.offset : part.offset + part.size]
         return self.data[part.offset : part.offset + part.file_size]
 
+    def view(self, segment: Segment) -> memoryview:
+        """Return the bytes that the file holds of a segment, without copying them."""
+        return memoryview(self.data)[segment.offset : segment.offset + segment.file_size]
+
     def section(self, name: str) -> Section | None:
         """Return the first section of a name."""
         return next((section for section in self.sections if section.name == name), None)

@@ -20,7 +20,7 @@ class LoadSegment:
     """A part of a kernel: `contents` at `address`, then zeros up to `size` bytes."""
 
     address: int
-    contents: bytes = attrs.field(repr=False)
+    contents: bytes | memoryview = attrs.field(repr=False)
     size: int
 
     @property
@@ -71,9 +71,7 @@ def pv_kernel(elf: Elf) -> PvKernel:
     paddr_offset = info.paddr_offset if info.paddr_offset is not None else (virt_base if info.is_legacy else 0)
     shift = virt_base - paddr_offset
     segments = tuple(
-        LoadSegment(part.paddr + shift, elf.contents(part), part.memory_size)
-        for part in elf.segments
-        if part.is_loadable
+        LoadSegment(part.paddr + shift, elf.view(part), part.memory_size) for part in elf.segments if part.is_loadable
     )
     kernel = PvKernel(
         virt_base=virt_base,

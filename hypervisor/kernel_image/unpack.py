@@ -85,18 +85,19 @@ def _zstd(data: bytes) -> bytes:
 def _lz4(data: bytes) -> bytes:
     """Unpack the legacy frame format, which the kernel's build uses: blocks of 8 MiB, each with its packed size."""
     library = _library("lz4.block", "LZ4")
-    out, at = bytearray(), 4
-    while at + 4 <= len(data) and len(out) < MAX_SIZE:
+    blocks, total, at = [], 0, 4
+    while at + 4 <= len(data) and total < MAX_SIZE:
         (size,) = struct.unpack_from("<I", data, at)
         at += 4
         if not size or at + size > len(data):
             break  # what follows the last block is the size of it all
         try:
-            out += library.decompress(data[at : at + size], uncompressed_size=_LZ4_BLOCK)
+            blocks.append(library.decompress(data[at : at + size], uncompressed_size=_LZ4_BLOCK))
         except library.LZ4BlockError as error:
             raise ValueError(str(error)) from None
+        total += len(blocks[-1])
         at += size
-    return _bounded(bytes(out), bool(out) and len(out) < MAX_SIZE)
+    return _bounded(b"".join(blocks), 0 < total < MAX_SIZE)
 
 
 def _lzo(data: bytes) -> bytes:

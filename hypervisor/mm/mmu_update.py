@@ -51,7 +51,7 @@ from hypervisor.mm.pte import (
     adjust_table,
     moves_code,
 )
-from hypervisor.mm.single_update import make_single_update
+from hypervisor.mm.single_update import make_replace, make_single_update
 from hypervisor.preempt import Continuation
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ class MmuUpdate:
         self._types = mm.types
         self._q = mm.hv.memory.q
         self._written = mm.hv.memory.written
+        self._replace = make_replace(mm.frames)
         self.hypercalls: dict[int, Handler] = {
-            xen.HYPERVISOR_mmu_update: make_single_update(mm, self._mmu_update),
+            xen.HYPERVISOR_mmu_update: make_single_update(mm, self._replace, self._mmu_update),
             xen.HYPERVISOR_update_va_mapping: self._update_va_mapping,
             xen.HYPERVISOR_update_va_mapping_otherdomain: self._update_va_mapping_otherdomain,
         }
@@ -143,6 +144,8 @@ class MmuUpdate:
 
     def write_l1(self, index: int, new: int, owner: Domain, pg_owner: PageOwner, *, preserve_ad: bool = False) -> int:
         """Replace the L1 entry at `memory.q[index]`, in a table of `owner`; returns 0 or a positive errno."""
+        if not preserve_ad and self._replace(index, new, pg_owner.domid + 1) >= 0:
+            return 0
         q = self._q
         old = q[index]
         types = self._types

@@ -1,28 +1,26 @@
-"""mmu_update as guest kernels mostly make it: one L1 entry of their own, for an ordinary frame of their own.
+"""The usual change of a page table, quickly: one L1 entry, for an ordinary frame.
 
-Linux changes its page tables in that way, sixty thousand times while it boots, so what `mmu_update`, `page_types` and
-`frame_table` do for it is written out here, in one function on local names. Whatever is not the usual goes to the
-general form, before anything has been changed.
+Linux changes its page tables in that way sixty thousand times while it boots, and a builder maps each page of a new
+domain so. Therefore what `mmu_update`, `page_types` and `frame_table` do for it is written out here, on local names.
+Whatever is not the usual goes to the general form, before anything has been changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
 from hypervisor.guest_access import walk_read
-from hypervisor.mm.frame_table import DOMID_IO, MAX_COUNT, VALIDATED, PGT_l1_page_table, PGT_writable_page
-from hypervisor.mm.pte import (
-    CACHE_ATTRIBUTES,
-    FRAME_MASK,
-    GLOBAL,
-    GUEST_KERNEL,
-    HARMLESS,
-    NX,
-    PRESENT,
-    RW,
-    USER,
+from hypervisor.mm.frame_table import (
+    DOMID_IO,
+    MAX_COUNT,
+    VALIDATED,
+    FrameTable,
+    PGT_l1_page_table,
+    PGT_writable_page,
 )
+from hypervisor.mm.pte import CACHE_ATTRIBUTES, FRAME_MASK, GLOBAL, GUEST_KERNEL, HARMLESS, NX, PRESENT, RW, USER
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Handler
@@ -35,43 +33,25 @@ _CHANGES = ((1 << 64) - 1) & ~HARMLESS
 """Bits that cannot change in a present entry without its being validated again."""
 _MOVES = FRAME_MASK | PRESENT
 
+Replace = Callable[[int, int, int], int]
+"""`replace(index, new, tag)` stores an L1 entry at `memory.q[index]`; `tag` is the owner's, of the frame that it names.
 
-def make_single_update(mm: MemoryManager, general: Handler) -> Handler:  # noqa: C901 - see above
-    """Return the handler of mmu_update: `general`, with a short cut."""
-    frames, words, written = mm.frames, mm.hv.memory.q, mm.hv.memory.written
-    nr_frames, owners, kinds, flags = frames.frames, frames.owner_tag, frames.type, frames.flags
+Returns the entry that was there, or -1 if this is not the usual: then nothing has been changed."""
+
+
+def make_replace(frames: FrameTable) -> Replace:  # noqa: C901 - see below
+    """Return the function that does what `write_l1` does, for entries without cache attributes."""
+    words, written = frames.memory.q, frames.memory.written
+    nr_frames, owners, kinds = frames.frames, frames.owner_tag, frames.type
     counts, type_counts = frames.count, frames.type_count
     put_page, put_page_type = frames.put_page, frames.put_page_type
 
-    def mmu_update(vcpu: VCpu, requests: int, count: int, done_ptr: int, foreign: int, a5: int) -> int:  # noqa: C901
-        if count != 1 or foreign != xen.DOMID_SELF or done_ptr or vcpu.old_tables:
-            return general(vcpu, requests, count, done_ptr, foreign, a5)
-        offset = requests & 0xFFF
-        if offset & 7 or offset > _LAST_IN_PAGE:
-            return general(vcpu, requests, count, done_ptr, foreign, a5)
-        base = vcpu.tlb_r.get(requests >> 12)
-        if base is None:
-            base = walk_read(vcpu, requests)
-        at = base + offset >> 3
-        pointer, new = words[at], words[at + 1]
-        table, domain = pointer >> 12, vcpu.domain
-        tag = domain.domid + 1
-        if (
-            pointer & 7
-            or table >= nr_frames
-            or kinds[table] != PGT_l1_page_table
-            or owners[table] != tag
-            or not type_counts[table]
-            or not flags[table] & VALIDATED
-        ):
-            return general(vcpu, requests, count, done_ptr, foreign, a5)
-        index = pointer >> 3
+    def replace(index: int, new: int, tag: int) -> int:  # noqa: C901 - it is five functions
         old = words[index]
         drops = old & PRESENT
-        moves = not old & NX and bool((old ^ new) & _MOVES)
         if new & PRESENT:
             if new & CACHE_ATTRIBUTES:
-                return general(vcpu, requests, count, done_ptr, foreign, a5)
+                return -1
             # (adjust_l1)
             if not new & USER:
                 new |= GUEST_KERNEL | USER
@@ -80,22 +60,23 @@ def make_single_update(mm: MemoryManager, general: Handler) -> Handler:  # noqa:
             if drops and not (old ^ new) & _CHANGES:
                 drops = 0
             else:
+                # (take_l1)
                 mfn = (new & FRAME_MASK) >> 12
-                if mfn >= nr_frames or owners[mfn] != tag:
-                    return general(vcpu, requests, count, done_ptr, foreign, a5)
+                if mfn >= nr_frames or owners[mfn] != tag or tag >= _IO_TAG:
+                    return -1
                 held = counts[mfn]
                 if not 0 < held < MAX_COUNT:
-                    return general(vcpu, requests, count, done_ptr, foreign, a5)
+                    return -1
                 if new & RW:
                     typed = type_counts[mfn]
                     if not typed:
                         kinds[mfn] = PGT_writable_page
                     elif kinds[mfn] != PGT_writable_page or typed >= MAX_COUNT:
-                        return general(vcpu, requests, count, done_ptr, foreign, a5)
+                        return -1
                     type_counts[mfn] = typed + 1
                 counts[mfn] = held + 1
         words[index] = new
-        written[table] = 1
+        written[index >> 9] = 1
         if drops:
             # (put_l1)
             mfn = (old & FRAME_MASK) >> 12
@@ -111,10 +92,45 @@ def make_single_update(mm: MemoryManager, general: Handler) -> Handler:  # noqa:
                     counts[mfn] = held - 1
                 else:
                     put_page(mfn)
-        if old & PRESENT:
-            for other in domain.vcpus:
-                if other is not None:
-                    other.flush_entry(old, code=moves)
-        return 0
+        return old
+
+    return replace
+
+
+def make_single_update(mm: MemoryManager, replace: Replace, general: Handler) -> Handler:
+    """Return the handler of mmu_update: `general`, with a short cut for one L1 entry of the caller's own."""
+    frames, words = mm.frames, mm.hv.memory.q
+    nr_frames, owners, kinds, flags, type_counts = (
+        frames.frames, frames.owner_tag, frames.type, frames.flags, frames.type_count
+    )  # fmt: skip
+
+    def mmu_update(vcpu: VCpu, requests: int, count: int, done_ptr: int, foreign: int, a5: int) -> int:
+        offset = requests & 0xFFF
+        if count == 1 and foreign == xen.DOMID_SELF and not (done_ptr or vcpu.old_tables or offset & 7):
+            base = vcpu.tlb_r.get(requests >> 12)
+            if base is None:
+                base = walk_read(vcpu, requests)
+            if offset <= _LAST_IN_PAGE:
+                at = base + offset >> 3
+                pointer, value = words[at], words[at + 1]
+                table, domain = pointer >> 12, vcpu.domain
+                tag = domain.domid + 1
+                if (
+                    not pointer & 7
+                    and table < nr_frames
+                    and kinds[table] == PGT_l1_page_table
+                    and owners[table] == tag
+                    and type_counts[table]
+                    and flags[table] & VALIDATED
+                ):
+                    old = replace(pointer >> 3, value, tag)
+                    if old >= 0:
+                        if old & PRESENT:
+                            moves = not old & NX and bool((old ^ value) & _MOVES)
+                            for other in domain.vcpus:
+                                if other is not None:
+                                    other.flush_entry(old, code=moves)
+                        return 0
+        return general(vcpu, requests, count, done_ptr, foreign, a5)
 
     return mmu_update
