@@ -60,14 +60,14 @@ class LargeSender(Guest):
         heard = Event()
         device.received = lambda frame, validated: heard.set()
         addresses = to + device.mac
-        packet, offload = large_packet(addresses), gso(1448)
+        packets, offload = [large_packet(addresses)] * LARGE_BURST, gso(1448)
         for number in range(repeats + 1):
             end = time.process_time() + (seconds if number else min(seconds, 0.2))
             while time.process_time() < end:
                 sent = 0
                 while sent < LARGE_BURST:
                     await device.wait_for_room(LARGE_SLOTS)
-                    sent += device.transmit(packet, offload)
+                    sent += device.transmit_many(packets[sent:], offload)
             heard.clear()
             while not heard.is_set():
                 await device.wait_for_room()

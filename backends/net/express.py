@@ -10,6 +10,7 @@ in the pages themselves may change at any time, and is looked at each time.
 
 from __future__ import annotations
 
+from array import array
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.gso import examine
 from guest_kernel.net.page_rows import leading
 from guest_kernel.net.ring_words import TX_BASE, TX_WORDS, write_block, write_words
-from guest_kernel.net.spans import Kept
+from guest_kernel.net.spans import Kept, trim
 from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32
@@ -58,7 +59,7 @@ PORTS_END = 38
 FLOW_BYTES = bytes([255] * 15 + [0] * 5 + [255, 255, 0, 255, 0, 0] + [255] * 12)
 """Which bits of its first bytes say to which flow such a packet belongs: not its length, number, life and checksum."""
 
-LargeKnown = tuple["LargePacket", "Views", list[int], set[bytes]]
+LargeKnown = tuple["LargePacket", "Views", bytes, set[bytes]]
 """A large packet, the pages that it is in, the responses to its slots as words, and headers that it may have."""
 Routes = dict["Port", "Lanes"]
 
@@ -189,6 +190,8 @@ class Express:
 
     def _answer(self, slots: TxSlots, start: int, end: int) -> None:
         """Answer the slots from `start` to `end`, the first that are not answered, with NETIF_RSP_OKAY."""
+        if start == end:
+            return
         sizes = slots.sizes[start:end]
         idents = [size & 0xFFFF for size in sizes]
         ring = self._queue.tx
@@ -229,8 +232,8 @@ class Express:
         head = heads[: ADDRESSES.size]
         count = place.count
         if heads != head * count:
-            array = vectors.numpy().frombuffer(heads, f"V{ADDRESSES.size}")
-            count = leading(array == array[0])
+            items = vectors.numpy().frombuffer(heads, f"V{ADDRESSES.size}")
+            count = leading(items == items[0])
         lanes = self._find_lanes(bridge, ADDRESSES.unpack(head), routes)
         if lanes is None or length > lanes.longest or (mark & BLANK and not lanes.takes_blank):
             return 0
@@ -284,7 +287,7 @@ class Express:
         if bridge is None or self._vif.credit is not None:
             return start
         routes: Routes = {}
-        answers: list[int] = []
+        answers: list[bytes] = []
         sizes: list[int] = []
         flow: tuple[tuple[int, ...], int] | None = None
         way: Way | None = None
@@ -307,15 +310,15 @@ class Express:
                 flow = (ADDRESSES.unpack_from(head), packet.offload.gso_type) if lanes.is_one else None
             if not way.lane.take_large(source, head, packet.size, packet.extras(way.extra)):
                 break
-            answers += oks
+            answers.append(oks)
             sizes.append(packet.size)
             at += packet.slots
             if self._queue.trace is not None:
                 self._trace_packets([packet.size << 16], len(packet.refs))
         self._end(bridge, routes, len(sizes))
         ring = self._queue.tx
-        write_words(self._queue.tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt, answers)
-        self._count(len(answers), len(sizes), sum(sizes))
+        write_block(self._queue.tx_words, TX_BASE, TX_WORDS, ring.size, ring.rsp_prod_pvt, b"".join(answers))
+        self._count(at - start, len(sizes), sum(sizes))
         return at
 
     def _know(self, slots: TxSlots, at: int) -> LargeKnown | None:
@@ -324,9 +327,9 @@ class Express:
         source = None if packet is None else self._vif.readable_span(packet.refs)
         if packet is None or source is None:
             return None
-        answers = [word & 0xFFFF for word in slots.sizes[at : at + packet.slots]]
+        answers = array("I", [word & 0xFFFF for word in slots.sizes[at : at + packet.slots]])
         answers[1] = NULL
-        return self._large.keep(slots.key(at), (packet, source, answers, set()))
+        return self._large.keep(slots.key(at), (packet, trim(source, packet.size), answers.tobytes(), set()))
 
     def _may_be_cut(self, head: bytes, packet: LargePacket, shapes: set[bytes]) -> bool:
         """Whether these headers are those of a packet that could be cut, and must be somewhere; without a VLAN tag.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from guest_kernel import vectors
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.page_rows import leading
-from guest_kernel.net.ring_words import RX_BASE, copy_slots, write_block, write_words
-from guest_kernel.net.spans import Kept, copy
+from guest_kernel.net.ring_words import RX_BASE, RX_SLOT, copy_bytes, put_slots
+from guest_kernel.net.spans import Kept, copy, trim
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, BackRing
 
@@ -44,9 +44,9 @@ LARGE_NEXT = netif.NETRXF_more_data << 32 | PAGE_SIZE << 48
 MOST_LANDINGS = 64
 """Batches of buffers that are remembered for a queue."""
 
-LargePlace = tuple["Views", list[int]]
+LargePlace = tuple["Views", bytes]
 """Buffers, and the responses that say what is in them."""
-LargeKey = tuple[tuple[int, ...], int, tuple[int, ...]]
+LargeKey = tuple[bytes, int, tuple[int, ...]]
 """Requests, size of a packet, its slots of extra info as words."""
 Span = Callable[[tuple[int, ...]], "Views | None"]
 
@@ -110,12 +110,12 @@ class Lane:
         self._span = guest.writable_span
         self.writable = guest.writable
         """The guest's buffers by grant reference."""
-        self._posted = copy_slots(words, RX_BASE, 1, ring.size, ring.req_cons, count)
+        self._posted = copy_bytes(words, RX_BASE, 1, ring.size, ring.req_cons, count)
         """The requests, in order."""
-        self._landed = 0
-        """How many of them `land` has used."""
-        self._blocks: list[Any] = []
-        """Answers that were given as arrays, before all others."""
+        self._at = 0
+        """Where those begin of which `land` and `take_large` have made no use."""
+        self._blocks: list[bytes] = []
+        """What these have answered, before all others."""
         self._frames = self._bytes = 0
         """What these have brought."""
         self.answers: list[int] = []
@@ -124,8 +124,8 @@ class Lane:
 
     @cached_property
     def requests(self) -> list[int]:
-        """The requests, the next one last. From here on `land` brings nothing."""
-        requests = self._posted[self._landed :].tolist()
+        """The requests, the next one last. From here on `land` and `take_large` bring nothing."""
+        requests = memoryview(self._posted)[self._at :].cast("Q").tolist()
         requests.reverse()
         return requests
 
@@ -139,8 +139,8 @@ class Lane:
         if self._rows is None or "requests" in self.__dict__:
             return 0
         slots = 2 if extra else 1
-        count = min(source.count, (len(self._posted) - self._landed) // slots)
-        key = (bytes(self._posted[self._landed : self._landed + count * slots]), slots)
+        count = min(source.count, (len(self._posted) - self._at) // (RX_SLOT * slots))
+        key = (self._posted[self._at : self._at + count * slots * RX_SLOT], slots)
         place, idents = self._known.landings.get(key) or self._find_landing(key)
         count = place.count
         if not count:
@@ -149,8 +149,8 @@ class Lane:
         answers = idents | (flags << 32 | length << 48)
         if extra:
             answers = vectors.numpy().stack((answers | EXTRA, vectors.numpy().full_like(answers, extra)), 1).ravel()
-        self._blocks.append(answers)
-        self._landed += count * slots
+        self._blocks.append(answers.tobytes())
+        self._at += count * slots * RX_SLOT
         self._frames += count
         self._bytes += count * length
         return count
@@ -180,28 +180,28 @@ class Lane:
         `source` is pages of its sender's, who may change them at any time; `head` has what was checked in them.
         `extras`: slots of extra info that go with it.
         """
-        slots = -(-size // PAGE_SIZE) + len(extras)
-        wanted = tuple(self.requests[: -slots - 1 : -1])
-        if len(wanted) < slots:
+        end = self._at + (-(-size // PAGE_SIZE) + len(extras)) * RX_SLOT
+        if end > len(self._posted) or "requests" in self.__dict__:
             return False
-        key = (wanted, size, extras)
+        key = (self._posted[self._at : end], size, extras)
         place = self._known.places.get(key) or self._find_place(key)
         if place is None:
             return False
-        del self.requests[-slots:]
+        self._at = end
         target, answers = place
-        copy(source, target, size)
+        copy(source, target)
         target[0][: len(head)] = head
-        self.answers += answers
-        self._others += slots - 1
-        self._no_bytes += sum(word >> 48 for word in extras[1:])
+        self._blocks.append(answers)
+        self._frames += 1
+        self._bytes += size
         return True
 
     def _find_place(self, key: LargeKey) -> LargePlace | None:
         """Return where a large packet goes that uses these requests, and how it is answered."""
-        wanted, size, extras = key
+        requests, size, extras = key
+        wanted = memoryview(requests).cast("Q").tolist()
         # Extra info stands in slots behind the first one, and uses up the requests there.
-        first, others = wanted[0], [*wanted[1 + len(extras) :]]
+        first, others = wanted[0], wanted[1 + len(extras) :]
         target = self._span((first >> 32, *[request >> 32 for request in others]))
         if target is None:
             return None
@@ -212,7 +212,7 @@ class Lane:
             *[request & 0xFFFF | LARGE_NEXT for request in others],
             last & 0xFFFF | size - len(others) * PAGE_SIZE - PAGE_SIZE << 48,
         ]
-        return self._known.places.keep(key, (target, answers))
+        return self._known.places.keep(key, (trim(target, size), array("Q", answers).tobytes()))
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class Lane:
         found: list[tuple[int, int]] = []
         size = slots = 0
         is_extra = False
-        for answer in [answer for block in self._blocks for answer in block.tolist()] + self.answers:
+        for answer in memoryview(b"".join(self._blocks)).cast("Q").tolist() + self.answers:
             if is_extra:
                 is_extra = bool(answer & EXTRA_MORE)
                 continue
@@ -235,23 +235,19 @@ class Lane:
     def close(self) -> bool:
         """Write the answers into the ring, without showing them; whether there are any."""
         ring, counters = self._ring, self._counters
-        before = ring.rsp_prod_pvt
-        for block in self._blocks:
-            write_block(self._words, RX_BASE, 1, ring.size, ring.rsp_prod_pvt, block)
-            self._advance(len(block))
         if self.answers:
-            write_words(self._words, RX_BASE, 1, ring.size, ring.rsp_prod_pvt, self.answers)
-            self._advance(len(self.answers))
-            self._bytes += sum(memoryview(array("Q", self.answers)).cast("B").cast("H")[3::4]) - self._no_bytes
+            others = array("Q", self.answers).tobytes()
+            self._blocks.append(others)
+            self._bytes += sum(memoryview(others).cast("H")[3::4]) - self._no_bytes
             self._frames += len(self.answers) - self._others
+            self.answers = []
+        answers = memoryview(b"".join(self._blocks)).cast("Q")
+        put_slots(self._words, RX_BASE, 1, ring.size, ring.rsp_prod_pvt, answers)
+        ring.rsp_prod_pvt = ring.rsp_prod_pvt + len(answers) & MASK32
+        ring.req_cons = ring.req_cons + len(answers) & MASK32
         counters.tx_packets += self._frames
         counters.tx_bytes += self._bytes
-        return ring.rsp_prod_pvt != before
-
-    def _advance(self, count: int) -> None:
-        ring = self._ring
-        ring.rsp_prod_pvt = ring.rsp_prod_pvt + count & MASK32
-        ring.req_cons = ring.req_cons + count & MASK32
+        return len(answers) > 0
 
 
 class Way(NamedTuple):

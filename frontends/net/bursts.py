@@ -67,21 +67,25 @@ class TxBursts:
     def __init__(self, mm: MemoryManager, addresses: list[int], refs: list[int]) -> None:
         self._refs = refs
         self._rows = _Rows(mm, addresses)
-        self._kept: Kept[tuple[int, tuple[int, ...]], Outgoing] = Kept(MOST_KEPT)
+        self._kept: Kept[tuple[tuple[int, ...], int, int], Outgoing] = Kept(MOST_KEPT)
 
-    def fill(self, idents: list[int], frames: Sequence[Bytes], length: int) -> memoryview:
-        """Put frames of this length into these buffers; returns the requests that send them, as words of slots."""
-        key = (length, tuple(idents))
+    def fill(self, idents: list[int], frames: Sequence[Bytes], length: int, flags: int) -> memoryview:
+        """Put frames of this length into these buffers.
+
+        Returns the requests that send them, with these NETTXF_ flags, as words of slots.
+        """
+        key = (tuple(idents), length, flags)
         place, slots = self._kept.get(key) or self._find(key)
         place.fill(frames, length)
         return slots
 
-    def _find(self, key: tuple[int, tuple[int, ...]]) -> Outgoing:
+    def _find(self, key: tuple[tuple[int, ...], int, int]) -> Outgoing:
         np = vectors.numpy()
-        length, idents = key
+        idents, length, flags = key
         chosen = np.array(idents, np.uint32)
         slots = np.zeros((len(idents), TX_WORDS), np.uint32)
         slots[:, 0] = [self._refs[ident] for ident in idents]
+        slots[:, 1] = flags << 16
         slots[:, 2] = chosen | length << 16
         rows = self._rows.get()
         return self._kept.keep(key, Outgoing(rows.place(rows.find(chosen)), memoryview(slots).cast("B").cast("I")))

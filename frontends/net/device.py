@@ -84,51 +84,67 @@ class FrontDevice(NetDevice):
         if not self.connected:
             self.counters.tx_dropped += 1
             return False
-        frames: Sequence[Bytes] = (frame,)
-        if offload is not NONE:
-            frames, offload = self._ready(frame, offload)
+        pieces, how = self._ready(frame, offload)
         queue = self._queue_of(frame)
+        sent = self._put(queue, pieces, how)
+        if sent:
+            queue.push_tx()
+        if not sent or sent < len(pieces):
+            self.counters.tx_dropped += max(1, len(pieces) - sent)
+            return False
+        return True
+
+    def _put(self, queue: FrontQueue, pieces: Sequence[Bytes], offload: Offload) -> int:
+        """Put frames on a tx ring without showing them; returns how many had room."""
         sent = 0
-        for piece in frames:
+        for piece in pieces:
             if not queue.put(piece, offload):
                 break
             sent += 1
             self.counters.tx_bytes += len(piece)
         self.counters.tx_packets += sent
-        if sent:
-            queue.push_tx()
-        if not sent or sent < len(frames):
-            self.counters.tx_dropped += max(1, len(frames) - sent)
+        return sent
+
+    def _takes(self, offload: Offload) -> bool:
+        """Whether the backend takes any frame with this left undone."""
+        if offload.gso_size and (offload.gso_type not in self.gso_types or not self.scatter):
             return False
-        return True
+        return not offload.blank or self.ipv6_checksum_offload
 
     def _ready(self, frame: Bytes, offload: Offload) -> tuple[Sequence[Bytes], Offload]:
         """Return a frame as this backend takes it: in one piece or in segments, with or without its checksum."""
+        if offload is NONE or self._takes(offload):
+            return [frame], offload
         if offload.gso_size and (offload.gso_type not in self.gso_types or not self.scatter):
             return segments(frame, offload), VALIDATED
-        if offload.blank and not self.ipv6_checksum_offload and is_ipv6(frame):
+        if is_ipv6(frame):
             return [completed(frame)], VALIDATED
         return [frame], offload
 
-    def transmit_many(self, frames: Sequence[Bytes]) -> int:
+    def transmit_many(self, frames: Sequence[Bytes], offload: Offload = NONE) -> int:
         """Send the first of these frames, as many as there is room for, with at most one notification of each queue.
 
-        Returns how many; the others are still the caller's.
+        Returns how many; the others are still the caller's. `offload`: of all of them; what the backend does not take
+        undone is done here, as in `transmit`.
         """
         if not self.connected:
             return 0
-        if len(self.queues) == 1:
-            return self.queues[0].put_many(frames)
+        taken = offload is NONE or self._takes(offload)
+        if len(self.queues) == 1 and taken:
+            return self.queues[0].put_many(frames, offload)
         sent = 0
         used: dict[FrontQueue, None] = {}
         for frame in frames:
+            pieces, how = ([frame], offload) if taken else self._ready(frame, offload)
             queue = self._queue_of(frame)
-            if not queue.put(frame):
+            if not queue.has_room(pieces, how):
                 break
+            put = self._put(queue, pieces, how)
+            if pieces and not put:
+                break
+            self.counters.tx_dropped += len(pieces) - put if pieces else 1
             used[queue] = None
             sent += 1
-            self.counters.tx_bytes += len(frame)
-        self.counters.tx_packets += sent
         for queue in used:
             queue.push_tx()
         return sent

@@ -16,12 +16,13 @@ from array import array
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from frontends.net.bursts import RxBursts, TxBursts
 from frontends.net.pieces import CSUM, OFFLOADS, Reassembly, UnknownExtra
 from frontends.net.pieces import EXTRA as RX_EXTRA
 from frontends.net.pieces import MORE as RX_MORE
+from frontends.net.trains import EXTRA_ID, Trains, extra_words
 from guest_kernel import vectors
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
@@ -40,7 +41,7 @@ from guest_kernel.net.ring_words import (
     write_run,
     write_words,
 )
-from guest_kernel.net.spans import Kept, Spans, fill, gather
+from guest_kernel.net.spans import Kept, Spans, fill, gather, trim
 from guest_kernel.threads import WaitQueue
 from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
@@ -50,17 +51,15 @@ from hypervisor.abi.tracepoints import RING_PUSH
 if TYPE_CHECKING:
     from frontends.net.bursts import Incoming
     from frontends.net.device import FrontDevice
+    from frontends.net.trains import Extra
     from guest_kernel.net.spans import Views
 
-MORE = netif.NETTXF_more_data
 TX_VALIDATED, TX_BLANK = netif.NETTXF_data_validated, netif.NETTXF_csum_blank
 TX_EXTRA = netif.NETTXF_extra_info
 RX_OFFSET = 0xFFFF << 16
 RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
 
 GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
-EXTRA_ID = netif.NETIF_RSP_NULL << 16
-"""Stands for a slot of extra info among the ids of buffers that are out: just what answers it, if that has no id."""
 BUSY_PACKETS = 64
 """After so many frames an interface is worth keeping its buffers mapped in the backend."""
 RX_FIRST = 64
@@ -70,17 +69,22 @@ Collected = tuple[list[bytes], Offload | list[Offload]]
 """Frames, and what is left to do of each; of all if that is the same."""
 
 
-Extra = tuple[int, int]
-"""A type of extra info, and its six bytes as a number."""
-Known = tuple["Views", "array[int]", list[int]]
-"""Where a frame of several slots goes, the words of its slots, and what answers these."""
-Whole = tuple["Views", int, Offload]
-"""Where a frame of several slots is, its size, and what is left to do of it."""
+class Whole(NamedTuple):
+    """A frame of several slots that has come."""
+
+    posted: list[int]
+    """The buffers that were posted in its slots, also in those of extra info."""
+    views: Views
+    """Where it is."""
+    offload: Offload
+    """What is left to do of it."""
+    posts: bytes
+    """The requests that post the buffers again."""
 
 
-def extra_words(kind: int, info: int) -> tuple[int, int, int]:
-    """Return a slot of extra info as the words of a tx slot."""
-    return kind | info << 16 & MASK32, info >> 16, 0
+def tx_flags(offload: Offload) -> int:
+    """Return the flags of a frame's first slot."""
+    return TX_BLANK * offload.blank | TX_VALIDATED * offload.validated | TX_EXTRA * (offload.gso_size > 0)
 
 
 class FrontQueue:
@@ -113,11 +117,10 @@ class FrontQueue:
         self._extras_out = 0
         """Slots of extra info that are not answered yet."""
         self._tx_vas: list[int] = []
-        self._tx_spans = Spans(kernel.mm, self._tx_vas.__getitem__, writable=True)
-        self._tx_known: Kept[tuple[tuple[int, ...], int, int, Extra | None], Known] = Kept()
-        """Of frames of several slots, by their buffers and all that is said of them."""
-        self._rx_known: Kept[tuple[tuple[int, ...], tuple[int, ...]], Whole] = Kept()
-        """Of the same, by the responses and the ids of the buffers that were posted there."""
+        self._trains = Trains(kernel.mm, self._tx_vas, self._tx_refs)
+        self._rx_known: Kept[bytes, Whole] = Kept()
+        """Of frames of several slots, by the responses."""
+        self._whole: Views | None = None
         self._rx_slots = 0
         """How many slots such a frame had that came last."""
         self._tx_bursts = TxBursts(kernel.mm, self._tx_vas, self._tx_refs)
@@ -151,23 +154,40 @@ class FrontQueue:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def put_many(self, frames: Sequence[Bytes]) -> int:
+    def put_many(self, frames: Sequence[Bytes], offload: Offload = NONE) -> int:
         """Send the first of these frames, as many as there is room for, with at most one notification."""
-        batch = frames[: self._tx.free_requests()]
-        sizes = list(map(len, batch))
-        if vectors.numpy() is not None and self._transmit_block(batch, sizes):
-            return len(batch)
-        if not batch or max(sizes) > PAGE_SIZE:
-            sent = 0
-            while sent < len(batch) and self.put(batch[sent]):
-                sent += 1
+        if not frames:
+            return 0
+        if offload.gso_size or len(frames[0]) > PAGE_SIZE:
+            sent = self._put_trains(frames, offload)
+            size = sum(map(len, frames[:sent]))
         else:
-            sent = self._take_tx_buffers(len(batch))
-            self._put_batch(batch, sizes[:sent])
+            batch = frames[: self._tx.free_requests()]
+            sizes = list(map(len, batch))
+            sent = self._put_sized(batch, sizes, offload)
+            size = sum(sizes[:sent])
         if sent:
             self.device.counters.tx_packets += sent
-            self.device.counters.tx_bytes += sum(sizes[:sent])
+            self.device.counters.tx_bytes += size
             self.push_tx()
+        return sent
+
+    def _put_sized(self, frames: Sequence[Bytes], sizes: list[int], offload: Offload) -> int:
+        """Put frames into the ring, each of which may be of one slot, and is not to be cut."""
+        count = len(sizes)
+        flags = tx_flags(offload)
+        if count >= MIN_BATCH and 0 < sizes[0] <= PAGE_SIZE and vectors.numpy() is not None:
+            alike = sizes.count(sizes[0]) == count
+            if alike and self._take_tx_buffers(count) >= count:
+                self._put_burst(frames, sizes[0], flags)
+                return count
+        if count and max(sizes) <= PAGE_SIZE:
+            sent = self._take_tx_buffers(count)
+            self._put_batch(frames, sizes[:sent], flags)
+            return sent
+        sent = 0
+        while sent < count and self.put(frames[sent], offload):
+            sent += 1
         return sent
 
     def put_order(self, kind: int, address: bytes) -> bool:
@@ -183,53 +203,57 @@ class FrontQueue:
         """Return how many slots of the tx ring are free."""
         return self._tx.free_requests()
 
+    def has_room(self, frames: Sequence[Bytes], offload: Offload) -> bool:
+        """Whether there are slots for all of these, or the ring is empty and could not have more."""
+        slots = sum(-(-len(frame) // PAGE_SIZE) + (offload.gso_size > 0) for frame in frames)
+        return self._tx.free_requests() >= min(slots, self._tx.size)
+
     def put(self, frame: Bytes, offload: Offload = NONE) -> bool:
         """Put a frame of any length into the ring, without showing it; False if it cannot be sent."""
         size = len(frame)
-        slots = 1 if size <= PAGE_SIZE else -(-size // PAGE_SIZE)
-        extras = 1 if offload.gso_size else 0
-        if (slots > 1 and not self.device.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE:
+        if size > PAGE_SIZE or offload.gso_size:
+            return self._put_trains([frame], offload) == 1
+        if not size or not self._tx.free_requests() or not self._take_tx_buffers(1):
             return False
-        if self._tx.free_requests() < slots + extras or self._take_tx_buffers(slots) < slots:
-            return False
-        flags = TX_BLANK * offload.blank | TX_VALIDATED * offload.validated | TX_EXTRA * extras
-        if slots == 1 and not extras:
-            self._put_batch([frame], [size], flags)
-        else:
-            self._put_slots(frame, slots, flags, (GSO, offload.gso_size | offload.gso_type << 16) if extras else None)
+        self._put_batch([frame], [size], tx_flags(offload))
         return True
 
-    def _put_slots(self, frame: Bytes, slots: int, flags: int, extra: Extra | None) -> None:
-        """Put a frame of several slots into the ring; there are slots and buffers for it. `extra`: see `_put_extra`."""
-        idents = tuple(self._tx_free[-slots:])
-        del self._tx_free[-slots:]
-        key = (idents, len(frame), flags, extra)
-        views, words, order = self._tx_known.get(key) or self._know(*key)
-        fill(views, frame)
+    def _put_trains(self, frames: Sequence[Bytes], offload: Offload) -> int:
+        """Put frames of any length into the ring, as many as there is room for; returns how many.
+
+        Those of one length that follow each other take one look-up.
+        """
+        extra = (GSO, offload.gso_size | offload.gso_type << 16) if offload.gso_size else None
+        flags = tx_flags(offload)
+        sent = 0
+        while sent < len(frames):
+            size = len(frames[sent])
+            pages = -(-size // PAGE_SIZE)
+            if (pages > 1 and not self.device.scatter) or not 0 < size <= netif.XEN_NETIF_MAX_TX_SIZE:
+                break
+            room = self._tx.free_requests() // (pages + (extra is not None))
+            alike = frames[sent : sent + room]
+            count = next((at for at, frame in enumerate(alike) if len(frame) != size), len(alike))
+            count = self._take_tx_buffers(count * pages) // pages
+            if not count:
+                break
+            self._put_train(alike[:count], count * pages, (size, flags, extra))
+            sent += count
+        return sent
+
+    def _put_train(self, frames: Sequence[Bytes], buffers: int, what: tuple[int, int, Extra | None]) -> None:
+        """Put frames of one length into so many buffers; there are slots for them. `what`: see `Trains`."""
+        idents = tuple(self._tx_free[-buffers:])
+        del self._tx_free[-buffers:]
+        places, slots, order = self._trains.get(idents, *what)
+        for views, frame in zip(places, frames, strict=True):
+            fill(views, frame)
         ring = self._tx
         index = ring.req_prod_pvt
-        put_slots(self._tx_words, TX_BASE, TX_WORDS, ring.size, index, words)
+        put_slots(self._tx_words, TX_BASE, TX_WORDS, ring.size, index, slots)
         write_run(self._tx_order, index, order)
         ring.req_prod_pvt = index + len(order) & MASK32
-        self._extras_out += extra is not None
-
-    def _know(self, idents: tuple[int, ...], size: int, flags: int, extra: Extra | None) -> Known:
-        """Find out about a frame of several slots in these buffers, once."""
-        # The first slot tells the size of the whole frame, the others their own.
-        last = size - PAGE_SIZE * (len(idents) - 1)
-        sizes = [size, *[PAGE_SIZE] * (len(idents) - 2), last][: len(idents)]
-        marks = [MORE << 16] * (len(idents) - 1) + [0]
-        marks[0] |= flags << 16
-        slots = [
-            (self._tx_refs[ident], mark, ident | part << 16)
-            for ident, mark, part in zip(idents, marks, sizes, strict=True)
-        ]
-        order = [*idents]
-        if extra is not None:
-            slots.insert(1, extra_words(*extra))
-            order.insert(1, EXTRA_ID)
-        words = array("I", [word for slot in slots for word in slot])
-        return self._tx_known.keep((idents, size, flags, extra), (self._tx_spans.get(idents), words, order))
+        self._extras_out += len(order) - buffers
 
     def _put_extra(self, kind: int, info: int) -> None:
         """Put a slot of extra info into the ring; there must be one. `info`: its six bytes, the first one lowest."""
@@ -264,24 +288,12 @@ class FrontQueue:
         write_run(self._tx_order, index, idents)
         ring.req_prod_pvt = index + count & MASK32
 
-    def _transmit_block(self, frames: Sequence[Bytes], sizes: list[int]) -> bool:
-        """Do what `transmit_many` does for many frames of one length, at once, if that is what they are."""
-        count = len(sizes)
-        if count < MIN_BATCH or not 0 < sizes[0] <= PAGE_SIZE or sizes.count(sizes[0]) < count:
-            return False
-        if self._take_tx_buffers(count) < count:
-            return False
-        self._put_block(frames, sizes[0])
-        self.device.counters.tx_packets += count
-        self.device.counters.tx_bytes += count * sizes[0]
-        self.push_tx()
-        return True
-
-    def _put_block(self, frames: Sequence[Bytes], length: int) -> None:
+    def _put_burst(self, frames: Sequence[Bytes], length: int, flags: int) -> None:
+        """Put many frames of one length into the ring, of one slot each; there are slots and buffers for them."""
         ring, count = self._tx, len(frames)
         idents = self._tx_free[-count:]
         del self._tx_free[-count:]
-        slots = self._tx_bursts.fill(idents, frames, length)
+        slots = self._tx_bursts.fill(idents, frames, length, flags)
         put_slots(self._tx_words, TX_BASE, TX_WORDS, ring.size, ring.req_prod_pvt, slots)
         write_run(self._tx_order, ring.req_prod_pvt, idents)
         ring.req_prod_pvt = ring.req_prod_pvt + count & MASK32
@@ -424,20 +436,22 @@ class FrontQueue:
         if count > ring.outstanding():
             return self.device.give_up(f"the backend filled more buffers than it was given (rsp_prod {produced})")
         slots = copy_slots(self._rx_words, RX_BASE, 1, ring.size, ring.rsp_cons, count)
-        if count >= MIN_BATCH and vectors.numpy() is not None and self.reassembly.is_between:
+        if slots[0] & RX_SPECIAL or not self.reassembly.is_between:
+            return self._take_mixed_responses(slots, produced)
+        if count >= MIN_BATCH and vectors.numpy() is not None:
             burst = self._rx_bursts.read(slots.tobytes())
             if burst is not None:
                 return self._take_burst(burst, produced)
         answers = slots.tolist()
         marks = reduce(or_, answers)
-        if marks & RX_SPECIAL or not self.reassembly.is_between:
-            return self._take_mixed_responses(answers, produced)
+        if marks & RX_SPECIAL:
+            return self._take_mixed_responses(slots, produced)
         idents = [answer & 0xFFFF for answer in answers]
         if not self._are_posted(idents):
             return False
         collected = self._collect(idents, answers, marks)
         if collected is None:
-            return self._take_mixed_responses(answers, produced)
+            return self._take_mixed_responses(slots, produced)
         # The bytes are copied out: the buffers go back before anybody looks at the frames.
         self._give_back(idents, produced)
         self.device.hand_over_alike(*collected)
@@ -465,13 +479,15 @@ class FrontQueue:
         self.device.hand_over_alike(frames, burst.offload)
         return True
 
-    def _take_mixed_responses(self, answers: list[int], produced: int) -> bool:
+    def _take_mixed_responses(self, slots: memoryview, produced: int) -> bool:
         """Take responses of any kind: with errors or extra info (which has no id) among them, or of several slots."""
-        posted = read_run(self._rx_order, self._rx.rsp_cons, len(answers))
-        at = self._take_known(answers, posted)
-        if at == len(answers):
-            self._give_back(posted, produced)
+        posted = read_run(self._rx_order, self._rx.rsp_cons, len(slots))
+        data = slots.tobytes()
+        at, posts = self._take_known(data, posted)
+        if at == len(posted):
+            self._give_back(posted, produced, memoryview(b"".join(posts)).cast("Q"))
             return True
+        answers = slots.tolist()
         idents = [answer & 0xFFFF for answer in answers[at:]]
         extras = [at + place for place in self.reassembly.extras(answers[at:])]
         idents[:0] = posted[:at]
@@ -480,10 +496,13 @@ class FrontQueue:
         if idents != posted and not self._reorder(self._rx, self._rx_order, idents, extras):
             return self.device.give_up("the backend filled a buffer that it does not have")
         while at < len(answers):
+            start = at
             try:
-                at, frame = self._next_frame(idents, answers, at, posted)
+                at, frame = self._next_frame(idents, answers, at)
             except UnknownExtra:
                 return self.device.give_up("the backend sent extra info, which was not offered")
+            if self._whole is not None and idents[start:at] == posted[start:at]:
+                self._keep_whole(data[start * RX_SLOT : at * RX_SLOT], posted[start:at], self._whole)
             if frame:
                 # One after the other, so that not all of a ring's worth of large ones take up memory at once.
                 self._hand_over(frame, self.reassembly.offload)
@@ -492,19 +511,29 @@ class FrontQueue:
         self._give_back(idents, produced)
         return True
 
-    def _take_known(self, answers: list[int], posted: list[int]) -> int:
-        """Take frames of several slots that have come just so before, in the same buffers; returns where that ends."""
-        known, slots = self._rx_known, self._rx_slots
-        at = 0
+    def _keep_whole(self, data: bytes, posted: list[int], views: Views) -> None:
+        """Remember a frame of several slots, which was in the buffers that were posted there."""
+        posts = array("Q", map(self._rx_posts.__getitem__, posted)).tobytes()
+        self._rx_slots = len(posted)
+        self._rx_known.keep(data, Whole(posted, views, self.reassembly.offload, posts))
+
+    def _take_known(self, data: bytes, posted: list[int]) -> tuple[int, list[bytes]]:
+        """Take frames of several slots that have come just so before, in the same buffers.
+
+        Returns where that ends, and the requests that post these buffers again.
+        """
+        known, slots, step = self._rx_known, self._rx_slots, self._rx_slots * RX_SLOT
+        at = place = 0
+        posts: list[bytes] = []
         while self.reassembly.is_between:
-            end = at + slots
-            whole = known.get((tuple(answers[at:end]), tuple(posted[at:end])))
-            if whole is None:
+            whole = known.get(data[place : place + step])
+            if whole is None or whole.posted != posted[at : at + slots]:
                 break
-            views, size, offload = whole
-            self._hand_over(gather(views, size), offload)
-            at = end
-        return at
+            posts.append(whole.posts)
+            self._hand_over(gather(whole.views), whole.offload)
+            at += slots
+            place += step
+        return at, posts
 
     def _hand_over(self, frame: bytes, offload: Offload) -> None:
         device = self.device
@@ -515,22 +544,18 @@ class FrontQueue:
         else:
             device.hand_over([frame], [offload])
 
-    def _next_frame(
-        self, idents: list[int], answers: list[int], at: int, posted: list[int]
-    ) -> tuple[int, bytes | None]:
+    def _next_frame(self, idents: list[int], answers: list[int], at: int) -> tuple[int, bytes | None]:
         """Take the responses from `at` on up to the end of a frame, if that is there; see `Reassembly` for the frame.
 
-        Returns the place behind them, too. Raises UnknownExtra.
+        Returns the place behind them, too; `_whole` is the views of a frame that was taken in one piece, or None.
+        Raises UnknownExtra.
         """
         reassembly = self.reassembly
+        self._whole = None
         if reassembly.is_between and (data := reassembly.take_whole(answers, at)) is not None:
             end, first, size = data
-            views = self._rx_spans.get(tuple(idents[at : at + 1] + idents[first:end]))
-            if idents[at:end] == posted[at:end]:
-                self._rx_slots = end - at
-                key = (tuple(answers[at:end]), tuple(posted[at:end]))
-                self._rx_known.keep(key, (views, size, reassembly.offload))
-            return end, gather(views, size)
+            self._whole = trim(self._rx_spans.get(tuple(idents[at : at + 1] + idents[first:end])), size)
+            return end, gather(self._whole)
         frame = None
         while at < len(answers) and frame is None:
             ident, answer = idents[at], answers[at]
@@ -593,9 +618,8 @@ class FrontQueue:
         self.port = self.rx_port = 0
         self._tx.release()
         self._rx.release()
-        self._tx_spans.forget()
+        self._trains.forget()
         self._rx_spans.forget()
-        self._tx_known.clear()
         self._rx_known.clear()
         self._tx_bursts.forget()
         self._rx_bursts.forget()

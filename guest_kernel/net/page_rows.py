@@ -124,7 +124,12 @@ class Place:
 
     def fill(self, frames: Sequence[Bytes], length: int) -> None:
         """Put frames of this length at the beginning of the pages, one in each."""
-        self.write(vectors.numpy().frombuffer(b"".join(frames), f"V{length}"))
+        try:
+            for run, chosen, items in self.stretches:
+                run.cells(length)[chosen] = frames[items]
+        except (TypeError, ValueError):
+            # Only bytes become items, and only slices are taken of a list. What was written until then is written over.
+            self.write(vectors.numpy().frombuffer(b"".join(frames), f"V{length}"))
 
     def copy_from(self, source: Place, length: int) -> None:
         """Copy the first `length` bytes of as many other pages into these."""

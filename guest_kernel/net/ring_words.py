@@ -82,7 +82,7 @@ def put_slots(words: memoryview, base: int, stride: int, size: int, start: int, 
 
 
 def write_block(words: memoryview, base: int, stride: int, size: int, start: int, values: Any) -> None:
-    """Do what `write_words` does for a numpy array, whose items have the size of the words."""
+    """Do what `write_words` does for bytes, or a numpy array whose items have the size of the words."""
     code: Literal["I", "Q"] = "I" if words.itemsize == 4 else "Q"
     _write(words, base, stride, size, start, memoryview(values).cast("B").cast(code))
 

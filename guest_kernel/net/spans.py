@@ -55,36 +55,43 @@ class Kept(dict[Key, Value]):
         return value
 
 
+def trim(views: Views, size: int) -> Views:
+    """Return views of the first `size` bytes of views; they must have as many."""
+    found = []
+    for view in views:
+        if size:
+            view = view[:size]
+            size -= len(view)
+            found.append(view)
+    return tuple(found)
+
+
 def fill(views: Views, data: bytes | bytearray | memoryview) -> None:
-    """Copy data into the beginning of views; they must be large enough."""
+    """Copy data into views of just as many bytes."""
     if len(views) == 1:
-        views[0][: len(data)] = data
+        views[0][:] = data
         return
     rest = memoryview(data)
+    start = 0
     for view in views:
-        size = min(len(view), len(rest))
-        view[:size] = rest[:size]
-        rest = rest[size:]
+        end = start + len(view)
+        view[:] = rest[start:end]
+        start = end
 
 
-def gather(views: Views, size: int) -> bytes:
-    """Return the first `size` bytes of views."""
-    if len(views) == 1:
-        return views[0][:size].tobytes()
-    *most, last = views
-    return b"".join((*most, last[: size - sum(map(len, most))]))
+def gather(views: Views) -> bytes:
+    """Return the bytes of views."""
+    return views[0].tobytes() if len(views) == 1 else b"".join(views)
 
 
-def copy(source: Views, target: Views, size: int) -> None:
-    """Copy the first `size` bytes of some views into others; both must be large enough."""
+def copy(source: Views, target: Views) -> None:
+    """Copy some views into others of just as many bytes."""
     if len(source) == 1:
-        fill(target, source[0][:size])
+        fill(target, source[0])
         return
     pieces = iter(target)
     into = next(pieces)
     for view in source:
-        view = view[:size]
-        size -= len(view)
         while view:
             if not into:
                 into = next(pieces)

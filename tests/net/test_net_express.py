@@ -19,7 +19,7 @@ from backends.net.queue import Queue
 from backends.net.slots import Packet
 from guest_kernel import vectors
 from guest_kernel.net.flow import spread
-from guest_kernel.net.offload import BLANK, NONE
+from guest_kernel.net.offload import BLANK, NONE, Offload
 from guest_kernel.net.offload import gso as offload
 
 MS = 1_000_000
@@ -227,4 +227,69 @@ def test_blank_checksums_go_along(carried: list[Packet]) -> None:
     host.run()
     assert [how.blank for how in two.offloads] == [False] * 20 + [True] * 20
     assert not carried
+    host.down()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, None])
+@pytest.mark.parametrize("length", [14, 60, 1500, 4096, 4097, 9000])
+def test_frames_of_any_type(length: int, kind: type | None) -> None:
+    """Frames are whatever has bytes, in one batch, too."""
+    host = Host().up()
+    one, two = host.guests
+    one.warm_up(two)
+    kinds = (bytes, bytearray, memoryview)
+    frames = [one.frame(two.mac, length, n) for n in range(40)]
+    sent = [(kind or kinds[n * n % 7 % 3])(frame) for n, frame in enumerate(frames)]
+    done = 0
+    while done < len(sent):
+        done += one.device.transmit_many(sent[done:])
+        host.run()
+    assert two.received == frames
+    host.down()
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+@pytest.mark.parametrize("able", [True, False])
+@pytest.mark.parametrize("how", [BLANK, offload(1448)])
+def test_many_with_one_offload(queues: int, able: bool, how: Offload) -> None:
+    """What is left undone of all: by the backend, or by ourselves if it takes none such. What has no room waits."""
+    host = connected(queues, 1)
+    one, two = host.guests
+    warm(one, two)
+    if not able:
+        one.device.gso_types = frozenset()
+        one.device.ipv6_checksum_offload = False
+    packets = [
+        Large(bytes([n]) * (3000 if how is BLANK else 20_000 + n % 3)).frame(two.mac, one.mac) for n in range(60)
+    ]
+    done = 0
+    while done < len(packets):
+        count = one.device.transmit_many(packets[done:], how)
+        assert 0 < count <= len(packets) - done
+        done += count
+        host.run()
+    if able or how is BLANK:
+        assert two.received == packets
+        assert {(got.blank, got.gso_size) for got in two.offloads} == {(True, how.gso_size)}
+    else:
+        assert b"".join(frame[54:] for frame in two.received) == b"".join(frame[54:] for frame in packets)
+        assert max(map(len, two.received)) == 1448 + 54
+    assert one.device.counters.tx_dropped == 0
+    assert one.device.transmit_many([], how) == 0
+    one.device.disconnect()
+    assert one.device.transmit_many(packets, how) == 0
+    host.down()
+
+
+def test_a_packet_among_many_that_cannot_be_cut() -> None:
+    """It is dropped, and counted; those behind it go on."""
+    host = connected(1, 1)
+    one, two = host.guests
+    one.warm_up(two)
+    one.device.gso_types = frozenset()
+    good = Large(bytes(3000)).frame(two.mac, one.mac)
+    assert one.device.transmit_many([good, one.frame(two.mac, 3000), good], offload(1448)) == 3
+    host.run()
+    assert len(two.received) == 6
+    assert one.device.counters.tx_dropped == 1
     host.down()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_net_vectors import Pieces
 
-from guest_kernel.net.spans import MOST_KEPT, Spans, copy, fill, gather
+from guest_kernel.net.spans import MOST_KEPT, Spans, copy, fill, gather, trim
 
 PAGE = 4096
 KEYS = st.lists(st.integers(0, 30), min_size=1, max_size=17, unique=True)
@@ -22,11 +22,14 @@ def test_copies(left: list[int], right: list[int], data: st.DataObject) -> None:
     size = data.draw(st.integers(1, PAGE * min(len(left), len(right))))
     here, there = Pieces(31), Pieces(31)
     body = bytes(range(1, 252)) * (size // 251 + 1)
-    source, target = spans(here).get(tuple(left)), spans(there).get(tuple(right))
+    left_pages, right_pages = spans(here).get(tuple(left)), spans(there).get(tuple(right))
+    source, target = trim(left_pages, size), trim(right_pages, size)
+    assert sum(map(len, source)) == sum(map(len, target)) == size
     fill(source, body[:size])
-    assert gather(source, PAGE * len(left))[:size] == body[:size]
-    copy(source, target, size)
-    whole = gather(target, PAGE * len(right))
+    assert gather(source) == body[:size]
+    assert not any(gather(left_pages)[size:])
+    copy(source, target)
+    whole = gather(right_pages)
     assert whole[:size] == body[:size]
     assert not any(whole[size:])
     pages = [bytes(there.memory[key * PAGE : (key + 1) * PAGE]) for key in right]
