@@ -65,6 +65,7 @@ LABS: Final = (
     Lab(5, "events", "Event channels", 120),
     Lab(6, "grants", "Grant tables", 90),
     Lab(7, "ring", "The ring", 90),
+    Lab(8, "blkfront", "A block frontend from nothing", 180),
 )
 
 

@@ -96,6 +96,20 @@ FAULTS = [
     Fault("ring", "ring.py", "(self.req_cons + 1) & MASK32", "self.req_cons & MASK32", "final check"),
     Fault("ring", "ring.py", "return min(shown, possible)", "return min(shown, possible, 1)", "ten thousand turns"),
     Fault("ring", "ring.py", "index % self.size * self.entry_size", "index % self.size", "two domains"),
+    Fault("blkfront", "blkfront.py", "device.data.sectors = int(text)", "device.data.sectors = 1024", "handshake"),
+    Fault("blkfront", "blkfront.py", "0, ident, sector)", "0, ident, sector + 1)", "read"),
+    Fault("blkfront", "blkfront.py", "page.view[: len(part)] = part", "page.view[0] = 1", "write"),
+    Fault("blkfront", "blkfront.py", "MAX_SEGMENTS = 11", "MAX_SEGMENTS = 12", "segments"),
+    Fault("blkfront", "blkfront.py", "readonly=operation == WRITE", "readonly=True", "segments"),
+    Fault("blkfront", "blkfront.py", "self.next_id + 1", "self.next_id ^ 1", "many"),
+    Fault("blkfront", "blkfront.py", "not self.gone and not self.ring.free_requests()", "False", "many"),
+    Fault("blkfront", "blkfront.py", "if ring.push_requests_and_check_notify()", "if not ring.push_requests()", "ring"),
+    Fault("blkfront", "blkfront.py", "        if status:\n", "        if status == -1:\n", "errors"),
+    Fault("blkfront", "blkfront.py", "self.waiting.get(ident, 0)", "self.waiting[ident]", "hostile"),
+    Fault("blkfront", "blkfront.py", "        self.give_back([self.page], [self.ref])\n", "", "closing"),
+    Fault("blkfront", "blkfront.py", "        self.kernel.events.unbind(self.port)\n", "", "closing"),
+    Fault("blkfront", "blkfront.py", "PAGE_SECTORS, count - number", "PAGE_SECTORS, count + 1 - number", "a real disk"),
+    Fault("blkfront", "blkfront.py", "while not self.gone and self.waiting", "while self.waiting", "closing"),
 ]
 
 
