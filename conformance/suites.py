@@ -21,6 +21,7 @@ from conformance.net_front import checks as _net_front  # noqa: F401
 from conformance.net_front import world as net_front_world
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
 from conformance.ring import world as ring_world
+from conformance.wire.subject import WireSubject
 from conformance.xenbus import backend_checks as _xenbus_back  # noqa: F401
 from conformance.xenbus import frontend_checks as _xenbus_front  # noqa: F401
 from conformance.xenbus import world as xenbus_world
@@ -38,6 +39,8 @@ class Suite:
     """What its SUBJECT looks like."""
     world: Callable[[str], World]
     """Makes the world of each check of a subject. Raises SubjectError."""
+    wire: Callable[[WireSubject], World] | None = None
+    """Makes the world of each check of a process, if the suite judges those."""
 
     @property
     def checks(self) -> list[Check]:
@@ -49,7 +52,13 @@ SUITES: Final[dict[str, Suite]] = {
     suite.name: suite
     for suite in (
         Suite("ring", "an implementation of ring.h's arithmetic", "module:Class", ring_world.open_subject),
-        Suite("blkif-backend", "a block backend", "module:Class, a XenbusDriver", block_world.open_subject),
+        Suite(
+            "blkif-backend",
+            "a block backend",
+            "module:Class, a XenbusDriver",
+            block_world.open_subject,
+            block_world.wire_world,
+        ),
         Suite("blkif-frontend", "a block frontend", "module:Class, a XenbusDriver", block_front_world.open_subject),
         Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
         Suite("netif-frontend", "a network frontend", "module:Class, a XenbusDriver", net_front_world.open_subject),

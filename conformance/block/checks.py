@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from conformance.block.front import IDENT, Front
+import attrs
+
+from conformance.block.front import IDENT, Front, Segment
 from conformance.block.world import SECTORS, Scene, content
 from conformance.kit.check import Level, Skip, check, expect, expect_equal
 from hypervisor.abi.io import blkif, xenbus
@@ -480,3 +482,70 @@ async def pages_are_given_back(scene: Scene) -> None:
     for ref in refs:
         expect_equal(await front.request(BLKIF_OP_READ, 0, [(ref, 0, 7)]), BLKIF_RSP_OKAY, "the status")
         expect(not front.kernel.grants.is_in_use(ref), "A page is still mapped when its response has come.")
+
+
+@check("BLKIF-BACKEND-035", Level.must, "XSA-155; io/ring.h, RING_COPY_REQUEST")
+async def a_request_that_changes(scene: Scene) -> None:
+    """A request that changes while it is served is served as it was at one moment, or refused.
+
+    The slot is the frontend's to write at any time. Who checks the number of segments there and then reads it again
+    has checked nothing (XSA-155: the compiler alone could do that to a backend).
+    """
+    front = await connected(scene)
+    good, other = front.grant(), front.grant()
+    first = Variant(1, 100, (good, 0, 7), content_of(100, 8), b"")
+    for second in (
+        Variant(200, 100, (good, 0, 7), b"", b""),
+        Variant(1, 100, (good, 0, 255), b"", b""),
+        Variant(1, SECTORS, (good, 0, 7), b"", b""),
+        Variant(1, 200, (other, 0, 7), b"", content_of(200, 8)),
+    ):
+        for delay in range(0, 12_000, 500):
+            for ref in (good, other):
+                front.pages[ref].view[:] = PAGE
+            status = await change_under_way(front, first, second, delay)
+            found = status == BLKIF_RSP_OKAY, front.data(good), front.data(other)
+            expect(
+                found
+                in [(bool(one.good or one.other), one.good or PAGE, one.other or PAGE) for one in (first, second)],
+                f"A request of {first} that becomes {second} is answered with {status}, and is neither of them.",
+            )
+    await lives_on(front)
+
+
+@attrs.frozen
+class Variant:
+    """What a request says at a time, and what the two pages hold when it has been served (empty: what they held)."""
+
+    count: int
+    sector: int
+    segment: Segment
+    good: bytes = attrs.field(repr=False)
+    other: bytes = attrs.field(repr=False)
+
+    def put(self, front: Front) -> None:
+        """Write it into the next slot."""
+        front.put(BLKIF_OP_READ, self.sector, [self.segment] * min(self.count, 11), count=self.count)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} segments at sector {self.sector}, sectors {self.segment[1]} to {self.segment[2]} of a page"
+        )
+
+
+def content_of(sector: int, count: int) -> bytes:
+    """Return what the disk holds at first."""
+    return b"".join(content(number) for number in range(sector, sector + count))
+
+
+async def change_under_way(front: Front, first: Variant, second: Variant, delay: int) -> int:
+    """Make a request that becomes another one after so many nanoseconds; return its status."""
+    answered = front.ring.shared[RSP_PROD]
+    first.put(front)
+    front.show()
+    await front.kernel.sleep(delay)
+    if front.ring.shared[RSP_PROD] == answered:
+        # (Later there is the response.)
+        front.ring.req_prod_pvt -= 1
+        second.put(front)
+    return front.one_status(await front.responses(1), BLKIF_OP_READ)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -19,6 +20,30 @@ from toolstack.xl_config import parse_config
 
 HANG_LIMIT: Final = 20.0
 """Seconds after which a subject that does not yield is ended."""
+BACKEND: Final = 'memory = 16\nkernel = "back_guest.py"'
+FRONTEND: Final = 'memory = 8\nkernel = "front_guest.py"'
+"""The domains of Python subjects, and of checks."""
+
+
+class Occupant(ABC):
+    """A subject that is no class of a driver: something else is the whole kernel of its domain."""
+
+    settings: str
+    """Lines for the configuration of its domain: `memory`, `kernel`, and what else it needs."""
+    thinks = 0.0
+    """Seconds of real time that its domain may use without a yield, besides HANG_LIMIT."""
+
+    def settle(self, host: Host) -> None:
+        """Take note of the host, which is switched on."""
+        return
+
+    @abstractmethod
+    def present(self) -> AbstractContextManager[None]:
+        """Be there, while the host runs."""
+
+    def judge(self) -> None:
+        """Raise Failure for what it has done, whatever else the check has found."""
+        return
 
 
 @final
@@ -26,15 +51,21 @@ class JudgedHost(Host):
     """A host on whose domains `replaced` is the subject instead, and `left_out` is missing: the check is that."""
 
     def __init__(self, subject: Any, replaced: DriverFactory, left_out: DriverFactory) -> None:
-        super().__init__(hang_limit=HANG_LIMIT)
+        self.occupant = subject if isinstance(subject, Occupant) else None
+        super().__init__(hang_limit=HANG_LIMIT + (self.occupant.thinks if self.occupant is not None else 0.0))
         self._subject = subject
         self._replaced = replaced
         self._left_out = left_out
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
         """Have a domain execute an image, with other drivers."""
+        if self.occupant is not None:
+            self.occupant.settle(self)
         kept = [driver for driver in image.drivers if _made_by(driver) is not self._left_out]
-        drivers = [self._put_in(driver) if _made_by(driver) is self._replaced else driver for driver in kept]
+        if self.occupant is not None:
+            drivers = [driver for driver in kept if _made_by(driver) is not self._replaced]
+        else:
+            drivers = [self._put_in(driver) if _made_by(driver) is self._replaced else driver for driver in kept]
         super().load(domid, attrs.evolve(image, drivers=drivers))
 
     def _put_in(self, driver: DriverFactory) -> DriverFactory:
@@ -71,16 +102,20 @@ class Stage:
         stage that programs find. Raises what the check raises, and Failure for what the subject leaves behind.
         """
         self.check = check
-        texts = {
-            "backend": 'memory = 16\nkernel = "back_guest.py"\ndriver_domain = 1\n',
-            "frontend": f'memory = 8\nkernel = "front_guest.py"\n{devices}\n',
-        }
+        occupant = host.occupant
+        texts = {"backend": BACKEND, "frontend": FRONTEND}
+        if occupant is not None:
+            texts[judged] = occupant.settings
+        texts["backend"] += "\ndriver_domain = 1\n"
+        texts["frontend"] += f"\n{devices}\n"
         configs = [parse_config(f'name = "{name}"\n{text}', f"{name}.cfg", programs) for name, text in texts.items()]
-        with present:
+        with present, nullcontext() if occupant is None else occupant.present():
             try:
                 trio.run(host.run, configs)
             finally:
                 check.close()
+        if occupant is not None:
+            occupant.judge()
         if self.failure is not None:
             raise self.failure
         if host.results[judged].reason == CRASH:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,9 +13,10 @@ from rich.table import Table
 
 from conformance.kit.check import CHECKS, Check, Level, Outcome
 from conformance.kit.reports import REPORTS, summary
-from conformance.kit.runner import Result, run_checks
+from conformance.kit.runner import Result, World, run_checks
 from conformance.subjects import SubjectError
 from conformance.suites import SUITES, Suite
+from conformance.wire.subject import Patience, WireSubject
 from toolstack.commands.common import OneSentence
 from toolstack.errors import did_you_mean
 
@@ -55,13 +58,21 @@ def explain(id: str) -> None:
     click.echo(f"{one.id} ({one.level.value})\n\n{one.title}\n\n{one.prose}\n\nSource: {one.source}")
 
 
-@check.command()
-@click.option("--suite", "name", metavar="SUITE", required=True, help=f"One of {', '.join(SUITES)}.")
-@click.option("--only", metavar="ID", multiple=True, help="Run only this check; may be given several times.")
-@click.option(
+_suite_option = click.option("--suite", "name", metavar="SUITE", required=True, help=f"One of {', '.join(SUITES)}.")
+_only_option = click.option(
+    "--only", metavar="ID", multiple=True, help="Run only this check; may be given several times."
+)
+_report_option = click.option(
     "--report", "reports", metavar="FORMAT=FILE", multiple=True, help=f"Write the results, too: {', '.join(REPORTS)}."
 )
-@click.option("--verbose", is_flag=True, help="Show the checks that succeed, too.")
+_verbose_option = click.option("--verbose", is_flag=True, help="Show the checks that succeed, too.")
+
+
+@check.command()
+@_suite_option
+@_only_option
+@_report_option
+@_verbose_option
 @click.argument("subject", metavar="SUBJECT")
 def run(name: str, only: tuple[str, ...], reports: tuple[str, ...], verbose: bool, subject: str) -> None:
     """Run the checks of a suite on SUBJECT.
@@ -69,16 +80,76 @@ def run(name: str, only: tuple[str, ...], reports: tuple[str, ...], verbose: boo
     Exits with 0 if the subject conforms, 1 if it fails a check (a `may` is only told), 2 if it or an option cannot be
     used, 3 if the kit could not judge it.
     """
+    suite, checks, files = _what(name, only, reports)
+    try:
+        world = suite.world(subject)
+    except SubjectError as error:
+        raise OneSentence(f"{error}; suite {suite.name!r} judges {suite.what}: {suite.subject}") from None
+    _judge(suite, checks, world, subject, files, verbose)
+
+
+@check.command()
+@_suite_option
+@click.option(
+    "--socket", "path", metavar="PATH", type=click.Path(path_type=Path), required=True, help="Where to listen."
+)
+@_only_option
+@_report_option
+@_verbose_option
+@click.option(
+    "--silence", metavar="SECONDS", default=5.0, type=click.FloatRange(min=0, min_open=True), show_default=True,
+    help="How long the process may think between two messages.",
+)  # fmt: skip
+@click.option(
+    "--limit", metavar="SECONDS", default=60.0, type=click.FloatRange(min=0, min_open=True), show_default=True,
+    help="How long a check may take.",
+)  # fmt: skip
+@click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+def serve(
+    name: str, path: Path, only: tuple[str, ...], reports: tuple[str, ...], verbose: bool, silence: float, limit: float,
+    command: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Run the checks of a suite on a process in any language, which connects to PATH once for each check.
+
+    \b
+        paravirt check serve --suite blkif-backend --socket /tmp/check.sock
+        paravirt check serve --suite blkif-backend --socket /tmp/check.sock -- ./my_backend
+
+    With COMMAND it is started for each check, and finds PATH in the environment variable PARAVIRT_SOCKET. What it
+    then sends and receives is in docs/conformance-wire.md. Exit codes are those of `check run`.
+    """
+    suite, checks, files = _what(name, only, reports)
+    if suite.wire is None:
+        judged = ", ".join(suite.name for suite in SUITES.values() if suite.wire is not None)
+        raise OneSentence(f"suite {name!r} judges no processes; these do: {judged}")
+    if command and shutil.which(command[0]) is None:
+        raise OneSentence(f"there is no command {command[0]!r}")
+    try:
+        with WireSubject(path, command, Patience(silence=silence, check=limit)) as subject:
+            if not command:
+                click.echo(f"waiting for a process at {path}", err=True)
+            _judge(suite, checks, suite.wire(subject), " ".join(command) or str(path), files, verbose)
+    except SubjectError as error:
+        raise OneSentence(str(error)) from None
+
+
+def _what(
+    name: str, only: Sequence[str], reports: Sequence[str]
+) -> tuple[Suite, Sequence[Check], list[tuple[str, Path]]]:
+    """Return the suite, the checks and the reports that a person has named."""
     suite = _suite(name)
     files = [_report(text) for text in reports]
     checks = [_check(id) for id in only] or suite.checks
     for one in checks:
         if one.suite != suite.name:
             raise OneSentence(f"{one.id} is no check of suite {suite.name!r}")
-    try:
-        world = suite.world(subject)
-    except SubjectError as error:
-        raise OneSentence(f"{error}; suite {suite.name!r} judges {suite.what}: {suite.subject}") from None
+    return suite, checks, files
+
+
+def _judge(
+    suite: Suite, checks: Sequence[Check], world: World, subject: str, files: Sequence[tuple[str, Path]], verbose: bool
+) -> None:
+    """Run checks, show and write what came of them, and exit with the code for that."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     results = []
     for result in run_checks(checks, world):

@@ -1,0 +1,360 @@
+/*
+ * A block backend in C: one disk, an image file, served through Xen's own headers and paravirt_wire.h.
+ *
+ *     make && paravirt check serve --suite blkif-backend --socket /tmp/check.sock -- ./backend
+ *
+ * `make FAULT=1` and so on builds it with a fault, which the kit finds (see README.md).
+ *
+ * Copyright the paravirt authors. SPDX-License-Identifier: MIT
+ */
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define __XEN_INTERFACE_VERSION__ __XEN_LATEST_INTERFACE_VERSION__
+#define xen_mb() __sync_synchronize()
+#define xen_rmb() __sync_synchronize()
+#define xen_wmb() __sync_synchronize()
+#include <xen/xen.h>
+#include <xen/io/blkif.h>
+#include <xen/io/ring.h>
+#include <xen/io/xenbus.h>
+
+#include "paravirt_wire.h"
+
+#ifndef FAULT
+#define FAULT 0
+#endif
+
+#define SECTOR 512
+#define SECTORS_PER_PAGE 8
+#define MAX_INDIRECT 64
+
+struct disk {
+	char home[128], front[128];      /* "backend/vbd/1/51712", and the other end's directory */
+	uint16_t domid;
+	int image;
+	uint64_t sectors;
+	bool connected, broken;
+	uint32_t port, ring_handle;
+	blkif_back_ring_t ring;
+};
+
+static struct pw pw;
+static struct disk disk;
+
+/* ---- nodes */
+
+static const char *node(const char *directory, const char *name)
+{
+	static char path[192];
+	snprintf(path, sizeof path, "%s/%s", directory, name);
+	return path;
+}
+
+static long long front_says(const char *name)
+{
+	return pw_read_number(&pw, node(disk.front, name));
+}
+
+static void say(const char *name, unsigned long long value)
+{
+	pw_write(&pw, node(disk.home, name), "%llu", value);
+}
+
+/* Change the state, if the device is still there: the toolstack may be removing it, and it must not come back. */
+static void switch_state(int state)
+{
+	const char *path = node(disk.home, "state");
+	char payload[192];
+	int length = snprintf(payload, sizeof payload, "%s%c%d", path, 0, state), error = 0;
+
+	do {
+		uint32_t transaction = pw_transaction(&pw);
+		if (!pw_store(&pw, PW_XS_READ, transaction, path, strlen(path) + 1))
+			pw_store(&pw, PW_XS_WRITE, transaction, payload, (size_t)length);
+		error = pw_commit(&pw, transaction);
+	} while (error == -EAGAIN);
+}
+
+/* ---- requests */
+
+struct segments {
+	uint32_t count;
+	struct blkif_request_segment seg[MAX_INDIRECT];
+};
+
+/* Move the data of a request between the image and the frontend's pages. */
+static int transfer(bool is_read, uint64_t sector, const struct segments *all)
+{
+	uint32_t refs[MAX_INDIRECT], handles[MAX_INDIRECT], mapped = 0;
+	struct pw_mapped page[MAX_INDIRECT];
+	uint64_t total = 0;
+	int status = BLKIF_RSP_OKAY;
+
+	for (uint32_t n = 0; n < all->count; n++) {
+		const struct blkif_request_segment *seg = &all->seg[n];
+		if (seg->first_sect > seg->last_sect || seg->last_sect >= SECTORS_PER_PAGE)
+			return BLKIF_RSP_ERROR;
+		refs[n] = seg->gref;
+		total += seg->last_sect - seg->first_sect + 1u;
+	}
+	if (!all->count || sector > disk.sectors || total > disk.sectors - sector)
+		return BLKIF_RSP_ERROR;
+	if (pw_map(&pw, disk.domid, is_read ? 0 : PW_READONLY, refs, all->count, page))
+		return BLKIF_RSP_ERROR;
+	for (uint32_t n = 0; n < all->count; n++) {
+		if (page[n].status)
+			status = BLKIF_RSP_ERROR;
+		else
+			handles[mapped++] = page[n].handle;
+	}
+	if (FAULT == 4 && status)
+		return status;
+	if (FAULT == 5)
+		pw_unmap(&pw, handles, mapped);
+	for (uint32_t n = 0; n < all->count && !status; n++) {
+		const struct blkif_request_segment *seg = &all->seg[n];
+		size_t size = (seg->last_sect - seg->first_sect + 1u) * SECTOR;
+		uint8_t *data = (uint8_t *)pw_page(&pw, page[n].page) + seg->first_sect * SECTOR;
+		off_t at = (off_t)(sector * SECTOR);
+		ssize_t done = is_read ? pread(disk.image, data, size, at) : pwrite(disk.image, data, size, at);
+		if (done != (ssize_t)size)
+			status = BLKIF_RSP_ERROR;
+		sector += size / SECTOR;
+	}
+	if (FAULT != 5 && mapped)
+		pw_unmap(&pw, handles, mapped);
+	return status;
+}
+
+/* Find the segments of an indirect request in the pages that it names; false if there is something wrong. */
+static bool gather(const blkif_request_indirect_t *request, struct segments *all)
+{
+	struct pw_mapped page;
+	uint32_t ref = request->indirect_grefs[0];
+
+	/* (64 segments are in one page.) */
+	if (request->nr_segments > MAX_INDIRECT || pw_map(&pw, disk.domid, PW_READONLY, &ref, 1, &page) || page.status)
+		return false;
+	all->count = request->nr_segments;
+	memcpy(all->seg, pw_page(&pw, page.page), all->count * sizeof all->seg[0]);
+	pw_unmap(&pw, &page.handle, 1);
+	return true;
+}
+
+static int serve_one(const blkif_request_t *request)
+{
+	struct segments all = { 0 };
+	uint8_t op = request->operation;
+
+	switch (op) {
+	case BLKIF_OP_FLUSH_DISKCACHE:
+		return fdatasync(disk.image) ? BLKIF_RSP_ERROR : BLKIF_RSP_OKAY;
+	case BLKIF_OP_INDIRECT:
+		op = ((const blkif_request_indirect_t *)request)->indirect_op;
+		if ((op != BLKIF_OP_READ && op != BLKIF_OP_WRITE) ||
+		    !gather((const blkif_request_indirect_t *)request, &all))
+			return BLKIF_RSP_ERROR;
+		return transfer(op == BLKIF_OP_READ, ((const blkif_request_indirect_t *)request)->sector_number, &all);
+	case BLKIF_OP_READ:
+	case BLKIF_OP_WRITE:
+		if (request->nr_segments > BLKIF_MAX_SEGMENTS_PER_REQUEST)
+			return BLKIF_RSP_ERROR;
+		all.count = request->nr_segments;
+		if (FAULT == 2) {
+			uint64_t now;
+			pw_time(&pw, &now);      /* something takes a moment... */
+			all.count = request->nr_segments;
+		}
+		memcpy(all.seg, request->seg, all.count * sizeof all.seg[0]);
+		return transfer(op == BLKIF_OP_READ, request->sector_number, &all);
+	default:
+		return BLKIF_RSP_EOPNOTSUPP;
+	}
+}
+
+static void respond(uint64_t id, uint8_t op, int status)
+{
+	blkif_response_t response;
+
+	/* XSA-216: the gaps, too, are the frontend's to read. */
+	memset(&response, 0, sizeof response);
+	response.id = id;
+	response.operation = op;
+	response.status = (int16_t)status;
+	memcpy(RING_GET_RESPONSE(&disk.ring, disk.ring.rsp_prod_pvt), &response, sizeof response);
+	disk.ring.rsp_prod_pvt++;
+}
+
+static void serve(void)
+{
+	int more = 0, notify;
+
+	if (!disk.connected || disk.broken)
+		return;
+	do {
+		RING_IDX consumed = disk.ring.req_cons, produced = disk.ring.sring->req_prod;
+		xen_rmb();
+		if (RING_REQUEST_PROD_OVERFLOW(&disk.ring, produced)) {
+			/* XSA-39: this ring is not to be believed any more. */
+			disk.broken = true;
+			switch_state(XenbusStateClosing);
+			return;
+		}
+		while (consumed != produced && !RING_REQUEST_CONS_OVERFLOW(&disk.ring, consumed)) {
+			blkif_request_t request;
+			const blkif_request_t *believed = &request;
+			/* Once, and then never again from shared memory. */
+			RING_COPY_REQUEST(&disk.ring, consumed, &request);
+			if (FAULT == 2)
+				believed = RING_GET_REQUEST(&disk.ring, consumed);
+			disk.ring.req_cons = ++consumed;
+			respond(request.id, request.operation, serve_one(believed));
+		}
+		RING_PUSH_RESPONSES_AND_CHECK_NOTIFY(&disk.ring, notify);
+		if (notify || FAULT == 6)
+			pw_notify(&pw, disk.port);
+		if (FAULT != 1)
+			RING_FINAL_CHECK_FOR_REQUESTS(&disk.ring, more);
+	} while (more);
+}
+
+/* ---- the bus */
+
+static void publish(void)
+{
+	say("feature-flush-cache", 1);
+	say("feature-max-indirect-segments", MAX_INDIRECT);
+	switch_state(XenbusStateInitWait);
+}
+
+static bool attach(void)
+{
+	char protocol[32];
+	struct pw_mapped page;
+	long long ref = front_says("ring-ref"), port = front_says("event-channel");
+	uint32_t reference = (uint32_t)ref;
+
+	if (!pw_read(&pw, node(disk.front, "protocol"), protocol, sizeof protocol) && strcmp(protocol, "x86_64-abi"))
+		return false;
+	if (ref < 0 || ref > UINT32_MAX || port < 0 || port > UINT32_MAX)
+		return false;
+	if (pw_map(&pw, disk.domid, 0, &reference, 1, &page) || page.status)
+		return false;
+	if (pw_bind(&pw, disk.domid, (uint32_t)port, &disk.port)) {
+		pw_unmap(&pw, &page.handle, 1);
+		return false;
+	}
+	disk.ring_handle = page.handle;
+	BACK_RING_INIT(&disk.ring, (blkif_sring_t *)pw_page(&pw, page.page), PW_PAGE_SIZE);
+	disk.connected = true;
+	disk.broken = false;
+	return true;
+}
+
+static void detach(void)
+{
+	if (!disk.connected)
+		return;
+	disk.connected = false;
+	pw_close(&pw, disk.port);
+	if (FAULT != 3)
+		pw_unmap(&pw, &disk.ring_handle, 1);
+}
+
+static void connect_disk(void)
+{
+	if (!attach()) {
+		switch_state(XenbusStateClosing);
+		return;
+	}
+	say("sectors", disk.sectors);
+	say("sector-size", SECTOR);
+	say("physical-sector-size", SECTOR);
+	say("info", 0);
+	switch_state(XenbusStateConnected);
+	serve();                         /* there may be requests already */
+}
+
+/* Find the disk that the toolstack has made: backend/vbd/DOMID/ID. */
+static bool find(void)
+{
+	char image[512], directory[64];
+
+	if (pw_directory(&pw, "backend/vbd") || !pw.answer_length)
+		return false;
+	snprintf(directory, sizeof directory, "backend/vbd/%.20s", (const char *)pw.answer);
+	if (pw_directory(&pw, directory) || !pw.answer_length)
+		return false;
+	snprintf(disk.home, sizeof disk.home, "%s/%.20s", directory, (const char *)pw.answer);
+	if (pw_read(&pw, node(disk.home, "frontend"), disk.front, sizeof disk.front) ||
+	    pw_read(&pw, node(disk.home, "params"), image, sizeof image)) {
+		disk.home[0] = 0;        /* not complete: the watch will say so */
+		return false;
+	}
+	disk.domid = (uint16_t)pw_read_number(&pw, node(disk.home, "frontend-id"));
+	disk.image = open(image, O_RDWR);
+	disk.sectors = (uint64_t)lseek(disk.image, 0, SEEK_END) / SECTOR;
+	pw_watch(&pw, node(disk.front, "state"), "front");
+	return disk.image >= 0;
+}
+
+/* Look at both states, and do what they ask for. */
+static void look(void)
+{
+	if (!disk.home[0] && !find())
+		return;
+	long long own = pw_read_number(&pw, node(disk.home, "state")), front = front_says("state");
+
+	switch (front) {
+	case XenbusStateInitialising:
+		if (own == XenbusStateInitialising || own == XenbusStateClosed)
+			publish();
+		else if (own == XenbusStateClosing)
+			switch_state(XenbusStateClosed);     /* unplugged before anybody came */
+		break;
+	case XenbusStateInitialised:
+	case XenbusStateConnected:
+		if (own == XenbusStateInitWait)
+			connect_disk();
+		break;
+	case XenbusStateClosing:
+		detach();
+		if (own != XenbusStateClosing && own != XenbusStateClosed)
+			switch_state(XenbusStateClosing);
+		break;
+	case XenbusStateClosed:
+	case -1:                         /* its domain is gone */
+		detach();
+		if (own != XenbusStateClosed)
+			switch_state(XenbusStateClosed);
+		break;
+	default:
+		break;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct pw_news news;
+	int error = pw_connect(&pw, argc > 1 ? argv[1] : getenv("PARAVIRT_SOCKET"));
+
+	if (error) {
+		fprintf(stderr, "no connection: %s\n", strerror(-error));
+		return 1;
+	}
+	pw_watch(&pw, "backend/vbd", "devices");
+	while (!pw_wait(&pw, PW_FOREVER)) {
+		bool nodes = false, requests = false;
+		while (pw_next(&pw, &news)) {
+			nodes |= news.kind == PW_WATCH;
+			requests |= news.kind == PW_EVENT;
+		}
+		if (requests)
+			serve();
+		if (nodes)
+			look();
+	}
+	return 0;                        /* the kit has hung up: the check is over */
+}
