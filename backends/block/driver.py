@@ -35,6 +35,8 @@ class _ReadOnly:
         self.sector_size = disk.sector_size
         self.physical_sector_size = disk.physical_sector_size
         self.submit = disk.submit
+        self.submit_one = disk.submit_one
+        self.submit_all = disk.submit_all
         self.kick = disk.kick
         self.watch = disk.watch
         self.afterwards = disk.afterwards

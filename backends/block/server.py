@@ -1,7 +1,7 @@
 """One ring of a block backend: takes requests, has the disk perform them, answers. Never waits.
 
     upcall of the event channel -> wake: the whole ring: copy, check, map, submit; one doorbell
-    upcall of the disk          -> _Job.done: response into the ring; when all that was submitted is done,
+    upcall of the disk          -> finished, or finish: responses into the ring; when all that was submitted is done,
                                    one unmap, one push, one notification at most
 
 Every byte in the ring is the frontend's. A request is copied out once, and only the copy is looked at (XSA-155). What
@@ -102,6 +102,16 @@ class Disk(Protocol):
         """
         ...
 
+    def submit_one(self, op: int, sector: int, segments: bytes, job: _Job, owner: BlockServer, /) -> None:
+        """Queue a READ or WRITE. `job.done` is called as that of `submit`, or, where nobody else uses the disk and
+        all went well, `owner.finished_one`, or `owner.finished` once for several.
+        """
+        ...
+
+    def submit_all(self, commands: Sequence[tuple[int, int, bytes, _Job]], owner: BlockServer, /) -> None:
+        """The same for several: operation, sector, segments and job of each."""
+        ...
+
     def kick(self) -> None:
         """Start what was submitted."""
         ...
@@ -150,11 +160,10 @@ class Statistics:
 class _Job:
     """A request in the disk's hands. There are as many as the ring has slots, used over and over."""
 
-    __slots__ = ("done", "id", "mappings", "op", "plan", "sector", "sectors", "server", "steps")
+    __slots__ = ("id", "mappings", "op", "plan", "sector", "sectors", "server", "steps")
 
     def __init__(self, server: BlockServer) -> None:
         self.server = server
-        self.done = self._done
         self.id = 0
         self.op = 0
         self.sector = 0
@@ -166,27 +175,12 @@ class _Job:
         self.steps: tuple[Step, ...] = ()
         """What the disk has still to do after the current command."""
 
-    def _done(self, status: int) -> None:
-        """The disk is done. What follows is `BlockServer.finish` for the usual case, written out."""
-        server = self.server
-        if status or server.unusual or self.steps or self.mappings:
-            server.advance(self, status)
-            return
-        ring, view, offsets, mask, pack_into, trace = server.answering
-        prod = ring.rsp_prod_pvt
-        pack_into(view, offsets[prod & mask], self.id, self.op, BLKIF_RSP_OKAY)
-        ring.rsp_prod_pvt = (prod + 1) & MASK32
-        if trace is not None:
-            sectors = self.sectors if self.plan is None else self.plan.sectors
-            trace(self.op, self.sector, sectors, BLKIF_RSP_OKAY)
-        self.plan = None
-        server.free.append(self)
-        server.in_flight = left = server.in_flight - 1
-        if not left:
-            server.flush_responses()
-        elif not server.told:
-            server.told = True
-            server.disk.afterwards(server.flush_responses)
+    def done(self, status: int) -> None:
+        """The disk is done with an operation: go on with the next one, or end the request."""
+        if self.steps and not status:
+            self.server.step(self)
+        else:
+            self.server.finish(self, status)
 
 
 class BlockServer:
@@ -240,7 +234,8 @@ class BlockServer:
         self.unusual = False
         """Whether finishing a request takes more than putting its response: a barrier, a stop."""
         # What the two ends of the hot path look up each time; unpacking a tuple costs as much as one attribute.
-        self._taking = (ring.view, ring.offsets, ring.mask, protocol.request.unpack_from, disk.submit, self.free)
+        self._reading = (ring.view, ring.offsets, ring.mask, protocol.request.unpack_from)
+        self._taking = (ring.slots, protocol.request, disk.submit_all, self.free)
         trace = kernel.cpu.trace
         self._trace = None if trace is None else trace.bind(BLOCK_REQUEST, name, WORD, WORD, WORD, SIGNED)
         self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "rsp", WORD, FLAG, WORD)
@@ -261,8 +256,8 @@ class BlockServer:
         pages = ring.pages
         self._mapper.clock += 1
         started = 0
-        while self._barrier is None:
-            cons = ring.req_cons
+        cons = ring.req_cons
+        while True:
             prod = shared[REQ_PROD]
             if prod == cons:
                 shared[REQ_EVENT] = (cons + 1) & MASK32
@@ -274,55 +269,71 @@ class BlockServer:
             else:
                 if pages:
                     ring.fetch(cons, prod)
-                started += self._take(cons, prod)
+                started += self._take_one(cons) if (cons + 1) & MASK32 == prod else self._take(cons, prod)
+                if self._barrier is not None:
+                    break
+                cons = ring.req_cons
         if started:
             self.disk.kick()
         if self._pushed != ring.rsp_prod_pvt:
             self.flush_responses()
+
+    def _take_one(self, cons: int) -> int:
+        """Take the request at a ring index, which is the only one; returns how many the disk must be kicked for."""
+        view, offsets, mask, unpack = self._reading
+        request = unpack(view, offsets[cons & mask])
+        self.ring.req_cons = (cons + 1) & MASK32
+        op, count, _, ident, sector, segments = request
+        small = op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST
+        if small and self._start_known(op, ident, sector, segments[: 8 * count]):
+            return 1
+        return self._start_slow([request])
 
     def _take(self, cons: int, prod: int) -> int:
         """Take the requests between two ring indices, up to a barrier; returns how many the disk must be kicked for.
 
         Transfers whose segments are known start at once; the others are mapped together, after that.
         """
-        view, offsets, mask, unpack, submit, free = self._taking
+        slots, layout, submit_all, free = self._taking
         mapper = self._mapper
-        plans = mapper.plans
+        plans, clock = mapper.plans, mapper.clock
+        size, readonly = self.sectors, self.readonly
+        known: list[tuple[int, int, bytes, _Job]] = []
         slow: list[Request] = []
-        started = reads = sectors_read = sectors_written = 0
-        while cons != prod:
-            request = unpack(view, offsets[cons & mask])
-            cons = (cons + 1) & MASK32
+        writes = sectors = sectors_written = 0
+        for request in slots(layout, cons, prod):
             op, count, _, ident, sector, segments = request
             if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
                 plan = plans.get(segments[: 8 * count])
-                if plan is not None and sector + plan.sectors <= self.sectors and not (op and self.readonly):
-                    plan.last_use = mapper.clock
+                if plan is not None and sector + plan.sectors <= size and not (op and readonly):
+                    plan.last_use = clock
                     job = free.pop()
                     job.id = ident
                     job.op = op
                     job.sector = sector
                     job.plan = plan
-                    started += 1
+                    sectors += plan.sectors
                     if op:
+                        writes += 1
                         sectors_written += plan.sectors
-                    else:
-                        reads += 1
-                        sectors_read += plan.sectors
-                    submit(op, sector, plan.extents, job.done)
+                    known.append((op, sector, plan.extents, job))
                     continue
             slow.append(request)
             if op == BLKIF_OP_WRITE_BARRIER:
+                prod = (cons + len(known) + len(slow)) & MASK32
                 break
-        self.ring.req_cons = cons
-        self.in_flight += started
-        statistics = self.statistics
-        if reads:
-            statistics.reads += reads
-            statistics.sectors_read += sectors_read
-        if reads != started:
-            statistics.writes += started - reads
-            statistics.sectors_written += sectors_written
+        self.ring.req_cons = prod
+        started = len(known)
+        if known:
+            self.in_flight += started
+            submit_all(known, self)
+            statistics = self.statistics
+            if writes != started:
+                statistics.reads += started - writes
+                statistics.sectors_read += sectors - sectors_written
+            if writes:
+                statistics.writes += writes
+                statistics.sectors_written += sectors_written
         return started + self._start_slow(slow) if slow else started
 
     def _start_slow(self, requests: list[Request]) -> int:
@@ -352,12 +363,14 @@ class BlockServer:
             job.op = op
             job.sector = sector
             job.sectors = 0
+            job.plan = None
             self.in_flight += 1
             jobs.append(job)
             batch.append((descriptors, checked, op == BLKIF_OP_READ))
         if not jobs:
             return started
-        in_use = [ref for job in self._jobs if job.plan is not None for ref in job.plan.refs]
+        idle = set(self.free)
+        in_use = [ref for job in self._jobs if job not in idle and job.plan is not None for ref in job.plan.refs]
         for job, (plan, mappings) in zip(jobs, self._mapper.map(batch, in_use), strict=True):
             job.mappings = mappings
             if plan is None:
@@ -389,8 +402,14 @@ class BlockServer:
         job.sector = sector
         job.plan = plan
         self.in_flight += 1
-        self._count(op, plan.sectors)
-        self.disk.submit(op, sector, plan.extents, job.done)
+        statistics = self.statistics
+        if op:
+            statistics.writes += 1
+            statistics.sectors_written += plan.sectors
+        else:
+            statistics.reads += 1
+            statistics.sectors_read += plan.sectors
+        self.disk.submit_one(op, sector, plan.extents, job, self)
         return True
 
     def _resolve(self, requests: list[Request]) -> list[Request]:
@@ -456,6 +475,7 @@ class BlockServer:
         job.op = BLKIF_OP_DISCARD
         job.sector = sector
         job.sectors = sectors
+        job.plan = None
         self.in_flight += 1
         self.statistics.discards += 1
         self.statistics.sectors_discarded += sectors
@@ -499,12 +519,48 @@ class BlockServer:
 
     # Responses
 
-    def advance(self, job: _Job, status: int) -> None:
-        """The disk is done with an operation: go on with the request's next one, or end the request."""
-        if job.steps and not status:
-            self.step(job)
-        else:
-            self.finish(job, status)
+    def finished_one(self, job: _Job) -> None:
+        """The disk is done with a request of one step, and all is well: `finish` in the usual case."""
+        if self.unusual:
+            self.finish(job, 0)
+            return
+        ring, view, offsets, mask, pack_into, trace = self.answering
+        prod = ring.rsp_prod_pvt
+        pack_into(view, offsets[prod & mask], job.id, job.op, BLKIF_RSP_OKAY)
+        ring.rsp_prod_pvt = (prod + 1) & MASK32
+        if trace is not None:
+            assert job.plan is not None
+            trace(job.op, job.sector, job.plan.sectors, BLKIF_RSP_OKAY)
+        self.free.append(job)
+        self.in_flight = left = self.in_flight - 1
+        if not left:
+            self.flush_responses()
+        elif not self.told:
+            self.told = True
+            self.disk.afterwards(self.flush_responses)
+
+    def finished(self, jobs: Sequence[_Job]) -> None:
+        """The same, for many."""
+        if self.unusual:
+            for job in jobs:
+                self.finish(job, 0)
+            return
+        ring, view, offsets, mask, pack_into, trace = self.answering
+        prod = ring.rsp_prod_pvt
+        for job in jobs:
+            pack_into(view, offsets[prod & mask], job.id, job.op, BLKIF_RSP_OKAY)
+            prod = (prod + 1) & MASK32
+            if trace is not None:
+                assert job.plan is not None
+                trace(job.op, job.sector, job.plan.sectors, BLKIF_RSP_OKAY)
+        ring.rsp_prod_pvt = prod
+        self.free += jobs
+        self.in_flight = left = self.in_flight - len(jobs)
+        if not left:
+            self.flush_responses()
+        elif not self.told:
+            self.told = True
+            self.disk.afterwards(self.flush_responses)
 
     def finish(self, job: _Job, status: int) -> None:
         """A request is done: put its response; show it when nothing else is about to finish."""
@@ -519,7 +575,6 @@ class BlockServer:
         if job.mappings:
             self._dead += job.mappings
             job.mappings = []
-        job.plan = None
         job.steps = ()
         self.free.append(job)
         self.in_flight -= 1

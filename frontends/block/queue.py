@@ -11,6 +11,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from struct import Struct
 from typing import TYPE_CHECKING, final
 
 from frontends.block.merging import MAX_SECTORS as MAX_MERGED_SECTORS
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
     from guest_kernel.mm import Page
 
-_UNPACK = blkif_response.codec.unpack_from
+_RESPONSE = Struct(f"{blkif_response.codec.format}{blkif_request.size - blkif_response.size}x")
+"""A response, and the rest of its slot."""
+_UNPACK = _RESPONSE.unpack_from
 _DISCARD = blkif_request_discard.codec
 
 
@@ -139,7 +142,7 @@ class FrontQueue:
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
         ring, view, shared, offsets, mask, free, merger = self._hot
-        shift = self._shift
+        shift, handle, persistent = self._shift, self._handle, self.pool.persistent
         prod = old = ring.req_prod_pvt
         while pending and free:
             request = pending.popleft()
@@ -152,7 +155,7 @@ class FrontQueue:
                         merger.skip -= 1
                     else:
                         request = merger.merge(request, pending)
-                shape = slot.shapes.get(request.count) if not op and self.pool.persistent else None
+                shape = slot.shapes.get(request.count) if not op and persistent else None
             else:
                 shape = None if request.first else buffer.ready.get(request.count)
             if shape is None:
@@ -170,16 +173,8 @@ class FrontQueue:
                 # `_put` without data to be copied, and with pages that are granted already, written out.
                 slot.op = op
                 slot.shape = shape
-                shape.pack_into(
-                    view,
-                    offsets[prod & mask],
-                    op,
-                    shape.segments,
-                    self._handle,
-                    slot.index,
-                    request.sector >> shift,
-                    shape.descriptors,
-                )
+                pack, sector = shape.pack_into, request.sector >> shift
+                pack(view, offsets[prod & mask], op, shape.segments, handle, slot.index, sector, shape.descriptors)
             slot.request = request
             slot.serial = prod
             prod = (prod + 1) & MASK32
@@ -303,27 +298,23 @@ class FrontQueue:
         if ring.pages:
             ring.fetch(cons, prod)
         trace = self._trace
-        unpack = _UNPACK
-        while cons != prod:
-            index, op, status = unpack(view, offsets[cons & mask])
+        ring.rsp_cons = prod
+        one = (cons + 1) & MASK32 == prod
+        for index, op, status in (_UNPACK(view, offsets[cons & mask]),) if one else ring.slots(_RESPONSE, cons, prod):
             slot = slots[index & mask]
             request = slot.request
             if request is None or index > mask or op != slot.op:
+                ring.rsp_cons = cons  # whatever was not answered comes after it
                 self._break(f"the backend answers request {index}, operation {op}, which is not in flight")
                 return
-            cons = (cons + 1) & MASK32
-            ring.rsp_cons = cons
             slot.request = None
             shape = slot.shape
-            if shape is not None and shape.buffered is not None:
-                if not persistent:
-                    self.pool.revoke_lent(shape.buffered, request.first, shape.segments)
-            elif shape is not None:
-                if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY:
+            if shape is not None:
+                if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY and shape.buffered is None:
                     whole = shape.view
                     request.data = whole.tobytes() if whole is not None else b"".join(shape.parts)
                 if not persistent:
-                    self.pool.revoke(slot, shape.segments)
+                    self._revoke(slot, shape, request)
             free.append(slot)
             if trace is not None:
                 trace(op, request.sector, request.count, status)
@@ -331,6 +322,13 @@ class FrontQueue:
                 request.finish()
             else:
                 request.finish(errno.EOPNOTSUPP if status == BLKIF_RSP_EOPNOTSUPP else errno.EIO)
+
+    def _revoke(self, slot: Slot, shape: Shape, request: BlockRequest) -> None:
+        """Without persistent grants: take the pages of a request back."""
+        if shape.buffered is not None:
+            self.pool.revoke_lent(shape.buffered, request.first, shape.segments)
+        else:
+            self.pool.revoke(slot, shape.segments)
 
     def _break(self, why: str) -> None:
         """Stop believing the backend. What is in flight is taken back by `shut`; the driver hears of it once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from guest_kernel.hw.errors import NoDeviceError
 from guest_kernel.hw.irq import free_irq, request_irq
@@ -22,6 +22,38 @@ Segment = tuple[int, int]
 Done = Callable[[int], None]
 """Called with 0 or a negative errno, in upcall context."""
 
+
+class Pending(Protocol):
+    """A command that its owner knows by an object of its own."""
+
+    @property
+    def done(self) -> Done:
+        """Called when it is done, in upcall context, unless the owner's `finished` is."""
+        ...
+
+
+class Owner(Protocol):
+    """Who submits many commands, and hears of their ends together."""
+
+    def finished_one(self, command: Any, /) -> None:
+        """A command is done, without an error; in upcall context."""
+        ...
+
+    def finished(self, commands: Sequence[Any], /) -> None:
+        """The same of several."""
+        ...
+
+
+@final
+class _Single:
+    """A command that somebody waits for by itself (`Pending`)."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: Done) -> None:
+        self.done = done
+
+
 COMMAND = sheet.disk_command.codec
 SEGMENT = sheet.disk_segment.codec
 U32 = 0xFFFFFFFF
@@ -31,8 +63,11 @@ _COMMAND_SIZE, _SEGMENT_SIZE = COMMAND.size, SEGMENT.size
 _SLOT_MASK = sheet.DISK_QUEUE_LENGTH - 1
 _FIRST_COMPLETION = sheet.DISK_COMPLETIONS_OFFSET // sheet.disk_completion.size
 assert not sheet.DISK_QUEUE_LENGTH & _SLOT_MASK
-_COMPLETION_MASK = sheet.DISK_COMPLETION_SLOTS - 1
-assert not sheet.DISK_COMPLETION_SLOTS & _COMPLETION_MASK
+_COMPLETION_SLOTS = sheet.DISK_COMPLETION_SLOTS
+_COMPLETION_MASK = _COMPLETION_SLOTS - 1
+assert not _COMPLETION_SLOTS & _COMPLETION_MASK
+_END_OF_COMPLETIONS = _FIRST_COMPLETION + _COMPLETION_SLOTS
+assert _SEGMENT_SIZE == 1 << 4
 assert (sheet.disk_completion.size, sheet.disk_completion.offset("status")) == (8, 4)
 
 
@@ -90,8 +125,11 @@ class PhysicalDisk:
         self._packed: list[bytes] = []
         """What each of these pages holds: nobody else writes there, so the same need not be written again."""
         self._free: list[int] = []
-        self._done: list[Done | None] = []
-        self._waiting: deque[tuple[int, int, Sequence[Segment] | bytes, Done, int]] = deque()
+        self._under_way: list[Any] = []
+        """What is `Pending` in each slot, or was there last."""
+        self._sole: Owner | None = None
+        """Whose commands are all that are under way; None if there are others, too."""
+        self._waiting: deque[tuple[int, int, bytes, Pending, int]] = deque()
         self._produced = self._consumed = 0
         self._outl(base + sheet.DISK_RESET, 0)
         self._outl(base + sheet.DISK_COMMANDS, self._commands.mfn)
@@ -116,20 +154,52 @@ class PhysicalDisk:
 
         Who uses the same segments often gives them as what `pack_segments` makes of them.
         """
+        packed = segments if isinstance(segments, bytes) else pack_segments(segments)
+        self.submit_one(op, sector, packed, _Single(done), None, sectors)
+
+    def submit_one(
+        self, op: int, sector: int, segments: bytes, pending: Pending, owner: Owner | None, sectors: int = 0
+    ) -> None:
+        """Queue a command by what `pack_segments` made, and who is told of its end.
+
+        `owner` is told instead, perhaps of several at once, if all commands under way are its and all went well.
+        """
         free = self._free
+        if self._sole is not owner:
+            self._sole = owner if len(free) == len(self._packed) and not self._waiting else None
         if not free and not self._grow():
-            self._waiting.append((op, sector, segments, done, sectors))
+            self._waiting.append((op, sector, segments, pending, sectors))
             return
         slot = free.pop()
-        packed = segments if type(segments) is bytes else pack_segments(segments)  # type: ignore[arg-type]
-        if packed is not self._packed[slot]:
-            self._tables[slot].view[: len(packed)] = packed
-            self._packed[slot] = packed
+        if segments is not self._packed[slot]:
+            self._tables[slot].view[: len(segments)] = segments
+            self._packed[slot] = segments
         produced = self._produced
         offset = (produced & _SLOT_MASK) * _COMMAND_SIZE
-        _PACK(self._view, offset, op, 0, len(packed) // _SEGMENT_SIZE, slot, sector, self._addresses[slot], sectors)
-        self._done[slot] = done
+        _PACK(self._view, offset, op, 0, len(segments) >> 4, slot, sector, self._addresses[slot], sectors)
+        self._under_way[slot] = pending
         self._produced = produced + 1 & U32
+
+    def submit_all(self, commands: Sequence[tuple[int, int, bytes, Pending]], owner: Owner) -> None:
+        """`submit_one` for many: operation, sector, segments and who is told of each."""
+        free, packed, addresses, under_way = self._free, self._packed, self._addresses, self._under_way
+        if self._sole is not owner:
+            self._sole = owner if len(free) == len(packed) and not self._waiting else None
+        produced = self._produced
+        view, pack = self._view, _PACK
+        for op, sector, segments, pending in commands:
+            if not free and not self._grow():
+                self._waiting.append((op, sector, segments, pending, 0))
+                continue
+            slot = free.pop()
+            if segments is not packed[slot]:
+                self._tables[slot].view[: len(segments)] = segments
+                packed[slot] = segments
+            under_way[slot] = pending
+            offset = (produced & _SLOT_MASK) * _COMMAND_SIZE
+            pack(view, offset, op, 0, len(segments) >> 4, slot, sector, addresses[slot], 0)
+            produced += 1
+        self._produced = produced & U32
 
     def afterwards(self, callback: Callable[[], None]) -> None:
         """Have this called once, when all completions that are being handed out have been. For `done` callbacks."""
@@ -148,12 +218,12 @@ class PhysicalDisk:
         self._tables.append(page)
         self._addresses.append(page.mfn << 12)
         self._packed.append(b"")
-        self._done.append(None)
+        self._under_way.append(None)
         return True
 
     def _interrupt(self) -> None:
         """Hand out the completions that are new."""
-        words, handlers, free = self._words, self._done, self._free
+        words = self._words
         header = words[0]
         if header >> 32 != self._changes:
             self._changes = header >> 32
@@ -162,27 +232,43 @@ class PhysicalDisk:
                 self._on_change()
         produced = header & U32
         consumed = self._consumed
-        while consumed != produced:
+        if consumed != produced:
+            self._consumed = produced
             # The 64 bits of a `disk_completion`: id, and a status that is 0 or negative.
-            ident = words[_FIRST_COMPLETION + (consumed & _COMPLETION_MASK)]
-            status = 0
-            if ident > U32:
-                status = (ident >> 32) - (1 << 32)
-                ident &= U32
-            self._consumed = consumed = consumed + 1 & U32
-            done = handlers[ident]
-            handlers[ident] = None
-            free.append(ident)
-            if done is not None:
-                done(status)
+            at = _FIRST_COMPLETION + (consumed & _COMPLETION_MASK)
+            end = at + (produced - consumed & U32)
+            owner = self._sole
+            if end - at == 1 and owner is not None and words[at] <= U32:
+                # It is one, and the same as below.
+                ident = words[at]
+                self._free.append(ident)
+                owner.finished_one(self._under_way[ident])
+            else:
+                idents = words[at : min(end, _END_OF_COMPLETIONS)].tolist()
+                if end > _END_OF_COMPLETIONS:
+                    idents += words[_FIRST_COMPLETION : end - _COMPLETION_SLOTS].tolist()
+                self._hand_out(idents, owner)
         if self._afterwards:
             callbacks, self._afterwards = self._afterwards, []
             for callback in callbacks:
                 callback()
         if self._waiting:
             while self._waiting and self._free:
-                self.submit(*self._waiting.popleft())
+                op, sector, packed, pending, sectors = self._waiting.popleft()
+                self.submit_one(op, sector, packed, pending, self._sole, sectors)
             self.kick()
+
+    def _hand_out(self, idents: list[int], owner: Owner | None) -> None:
+        """Commands are done: a `disk_completion` each, as one word. `owner` has submitted them all, if it is known."""
+        under_way, free = self._under_way, self._free
+        if owner is not None and max(idents) <= U32:
+            free += idents
+            owner.finished([under_way[ident] for ident in idents])
+            return
+        for ident in idents:
+            slot = ident & U32
+            free.append(slot)
+            under_way[slot].done((ident >> 32) - (1 << 32) if ident > U32 else 0)
 
     def close(self) -> None:
         """Give back the interrupt and the memory."""
@@ -190,4 +276,4 @@ class PhysicalDisk:
         free_irq(self._kernel, self._port)
         for page in (self._commands, self._completions, *self._tables):
             self._kernel.mm.free_page(page)
-        self._tables, self._addresses, self._packed, self._free, self._done = [], [], [], [], []
+        self._tables, self._addresses, self._packed, self._free, self._under_way = [], [], [], [], []

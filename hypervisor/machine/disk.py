@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, final
@@ -25,6 +26,7 @@ TABLES = tuple(Struct(f"{count * SEGMENT.size}s") for count in range(sheet.DISK_
 """By number of segments: how to take the bytes of a segment table out of memory."""
 
 COMMAND_SIZE, SEGMENT_SIZE = COMMAND.size, SEGMENT.size
+_UNPACK = COMMAND.unpack_from
 COMPLETION_SHIFT = 3
 FIRST_COMPLETION = sheet.DISK_COMPLETIONS_OFFSET >> COMPLETION_SHIFT
 assert (sheet.disk_completion.size, sheet.disk_completion.offset("status")) == (1 << COMPLETION_SHIFT, 4)
@@ -121,8 +123,8 @@ class DiskController:
         last = sheet.DISK_READ if backing.readonly else sheet.DISK_WRITE
         # What each doorbell looks up; unpacking a tuple costs as much as one attribute. `last`: operations up to this
         # one move data of this medium.
-        moving = self.machine.memory.written, last, self.sector_size, self._size, backing.readv, backing.writev
-        self._moving = (self._known, *moving)
+        memory, moving = self.machine.memory, (last, self.sector_size, self._size, backing.readv, backing.writev)
+        self._moving = (self._known, memory.b, memory.written, *moving, self.iommu, self._line)
 
     def exchange(self, backing: Backing) -> None:
         """Put another medium in the place of this one, with sectors of the same size.
@@ -199,21 +201,19 @@ class DiskController:
         base = self._command_base
         if not pending or not base or not self._completion_base or pending > QUEUE_LENGTH:
             return
-        b = self._b
-        self._allowed = self.iommu(self._line)
-        execute, unpack = self._execute, COMMAND.unpack_from
+        known, b, written, last, sector_size, limit, readv, writev, iommu, line = self._moving
+        self._allowed = allowed = iommu(line)
+        if allowed is not None:
+            last = -1
+        execute = self._execute
         completion = self._spare.pop() if self._spare else _Completion(self)
         done = completion.words
         moved = read = wrote = 0
-        known, written, last, sector_size, limit, readv, writev = self._moving
-        if self._allowed is not None:
-            last = -1
-        while pending:
-            pending -= 1
-            op, _, nr_segments, ident, sector, segments, sectors = unpack(
-                b, base + (consumed & SLOT_MASK) * COMMAND_SIZE
-            )
-            consumed = consumed + 1 & U32
+        if pending == 1:
+            commands: Iterable[tuple[int, ...]] = (_UNPACK(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE),)
+        else:
+            commands = self._commands(consumed, pending)
+        for op, _, nr_segments, ident, sector, segments, sectors in commands:
             if op <= last and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
                 # The usual case of `_execute`, written out: a transfer by a table that is well known, of a unit that
                 # may access everything.
@@ -238,8 +238,8 @@ class DiskController:
             status, size = execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
-        self._consumed = consumed
-        self.commands += len(done)
+        self._consumed = producer & U32
+        self.commands += pending
         self.read_bytes += read
         self.written_bytes += wrote
         moved += read + wrote
@@ -249,6 +249,16 @@ class DiskController:
         else:
             deadline = self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
             self._rearm(completion.timer, deadline, completion.come)
+
+    def _commands(self, first: int, count: int) -> Iterable[tuple[int, ...]]:
+        """Read commands from the queue, each when it is wanted: the fields of a `disk_command`."""
+        b, base, begin = self._b, self._command_base, first & SLOT_MASK
+        low = base + begin * COMMAND_SIZE
+        end = begin + count
+        if end <= QUEUE_LENGTH:
+            return COMMAND.iter_unpack(b[low : low + count * COMMAND_SIZE])
+        around = COMMAND.iter_unpack(b[base : base + (end - QUEUE_LENGTH) * COMMAND_SIZE])
+        return chain(COMMAND.iter_unpack(b[low : base + QUEUE_LENGTH * COMMAND_SIZE]), around)
 
     def complete(self, completion: _Completion) -> None:
         """Report commands as done, unless there was a reset or an unplug in between."""
@@ -263,8 +273,8 @@ class DiskController:
         first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
         for word in words:
             q[first + (produced & COMPLETION_MASK)] = word
-            produced = produced + 1 & U32
-        self._produced = produced
+            produced += 1
+        self._produced = produced = produced & U32
         self._i[base >> 2] = produced
         self._written[base >> PAGE_SHIFT] = 1
         handler = self._handlers.get(self._line)
@@ -316,10 +326,7 @@ class DiskController:
         self._allowed = self.iommu(self._line)
         self._consumed = producer & U32
         self.commands += pending
-        return [
-            COMMAND.unpack_from(self._b, base + (number & SLOT_MASK) * COMMAND_SIZE)
-            for number in range(consumed, consumed + pending)
-        ]
+        return list(self._commands(consumed, pending))
 
     def report(self, statuses: Sequence[tuple[int, int]]) -> None:
         """Report commands as done, each by its id and 0 or an errno."""

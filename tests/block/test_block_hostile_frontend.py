@@ -1,7 +1,8 @@
 """The block backend against frontends that lie: what each lie is answered with, and that nothing is left or touched."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from struct import Struct
 from typing import Any
 
 import pytest
@@ -114,7 +115,9 @@ def test_a_slot_is_read_once(make_pair: Maker) -> None:
     front = RawFront(pair)
     refs = [front.grant(fill=bytes([n]) * 4096) for n in range(11)]
     server = pair.server
-    view, offsets, mask, unpack, submit, free = server._taking
+    slots, *rest = server._taking
+    *places, unpack = server._reading
+    ring = server.ring
     reads = []
 
     def unpack_and_spoil(buffer: Any, offset: int) -> Any:
@@ -123,7 +126,15 @@ def test_a_slot_is_read_once(make_pair: Maker) -> None:
         buffer[offset : offset + 112] = b"\xff" * 112
         return request
 
-    server._taking = (view, offsets, mask, unpack_and_spoil, submit, free)
+    def read_and_spoil(layout: Struct, first: int, last: int) -> Iterator[Any]:
+        for number, request in enumerate(slots(layout, first, last), first):
+            offset = ring.offset(number)
+            reads.append(offset)
+            ring.view[offset : offset + 112] = b"\xff" * 112
+            yield request
+
+    server._taking = (read_and_spoil, *rest)
+    server._reading = (*places, unpack_and_spoil)
     for _ in range(2):  # first through the slow path, then with known segments
         reads.clear()
         pair.disk.log.clear()

@@ -116,6 +116,12 @@ def _next_sector(old: Any) -> Any:
             def submit(self, op: int, sector: int, *more: Any) -> None:
                 disk.submit(op, min(sector + 1, disk.sectors - 8), *more)
 
+            def submit_one(self, op: int, sector: int, *more: Any) -> None:
+                disk.submit_one(op, min(sector + 1, disk.sectors - 8), *more)
+
+            def submit_all(self, commands: Any, owner: Any) -> None:
+                disk.submit_all([(op, min(at + 1, disk.sectors - 8), *more) for op, at, *more in commands], owner)
+
         old(self, kernel, name, Disk(), *arguments, **named)
 
     return make

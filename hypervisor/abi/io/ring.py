@@ -20,8 +20,10 @@ Names are those of the header. Hot code may index `shared` (a 'I' view; `REQ_PRO
 indices itself instead of calling; the tests compare these methods with Xen's macros compiled by a C compiler.
 """
 
-from collections.abc import Sequence
-from typing import Self, final
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from struct import Struct
+from typing import Any, Self, final
 
 REQ_PROD = 0
 """Position in the 'I' view of the index that the front end moves when it has put requests."""
@@ -111,6 +113,20 @@ class _Ring:
         Hot loops use `offsets[index & mask]`.
         """
         return self.offsets[index & self.mask]
+
+    def slots(self, codec: Struct, first: int, last: int) -> Iterable[tuple[Any, ...]]:
+        """Read the slots from one free-running index up to another (at most a ring full), each once, when it is wanted.
+
+        Each comes as what `codec` makes of it, which is as large as a slot.
+        """
+        view, offsets = self.view, self.offsets
+        begin = first & self.mask
+        end = begin + (last - first & MASK32)
+        if end <= self.size:
+            low = offsets[begin]
+            return codec.iter_unpack(view[low : low + (end - begin) * self.entry_size])
+        around = codec.iter_unpack(view[HEADER_SIZE : offsets[end - self.size]])
+        return chain(codec.iter_unpack(view[offsets[begin] : offsets[-1] + self.entry_size]), around)
 
     def copy(self, index: int) -> bytes:
         """Return a private copy of a slot: `RING_COPY_REQUEST`. The peer cannot change what was checked (XSA-155)."""
