@@ -31,7 +31,6 @@ from hypervisor.emulator.binding import (
     HFLAGS,
     R8,
     R10,
-    R11,
     RAX,
     RCX,
     RDI,
@@ -47,7 +46,7 @@ from hypervisor.emulator.binding import (
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.breakpoints import Breakpoints
-from hypervisor.emulator.entries import FLAGS, NEXT_CR3, VECTOR
+from hypervisor.emulator.entries import FLAGS, NEXT_CR3, SYSCALL_SIZE, VECTOR
 from hypervisor.emulator.instruction import LONGEST
 from hypervisor.emulator.native_hooks import (
     ABSENT,
@@ -96,7 +95,6 @@ RDTSC_NS = 500
 MAX_SPACES = 4095
 FEW_SPACES = 64
 """Up to so many address spaces a page is looked for in each; beyond, all pages are forgotten at once."""
-SYSCALL_SIZE = 2
 STORE_TO_READ_ONLY = 3
 """The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
 NOT_USER = 0x1B
@@ -118,6 +116,7 @@ class Processor:
         self.native = NativeHooks(cpu.state, cpu.stop_function, cpu.raise_function, self._unknown_block, RDTSC_NS)
         self._words = self.native.words
         self._entries = cpu.entries.words
+        cpu.entries.connect(cpu.state, self.native.address, hv.sched.costs.hypercall)
         self._words[COUNT] = FIRST_COUNT
         self.segments = Segments(hv, cpu)
         self.traps = Traps(self)
@@ -589,9 +588,12 @@ class Processor:
         return vcpu
 
     def _make_syscall(self) -> Callable[[], None]:
-        """Make the hook of SYSCALL, on local names: a kernel makes a hundred thousand hypercalls a second."""
-        hv, cpu, q, words, entries = self.hv, self.cpu, self.cpu.q, self._words, self._entries
-        table, trace, cost = hv.table, hv.trace, self._cost
+        """Make the hook of SYSCALL, on local names: a kernel makes a hundred thousand hypercalls a second.
+
+        What `_leave` does is written out, for nearly always there is nothing to be done. (See `entries`, too.)
+        """
+        hv, cpu, q, b, words, entries = self.hv, self.cpu, self.cpu.q, self.hv.memory.b, self._words, self._entries
+        table, trace, timers = hv.table, hv.trace, self._timers
         tape = hv.tape
         size = len(table)
 
@@ -601,48 +603,74 @@ class Processor:
                 vcpu = self.vcpu
                 assert vcpu is not None
                 vcpu.spent = words[COUNT] - self._began
-                words[ABSENT] = 0
-                flags = entries[FLAGS] & U32
-                rip = q[RCX] = q[RIP] + SYSCALL_SIZE
-                q[R11] = flags
-                if not vcpu.context.in_kernel:
-                    words[COUNT] += cost
-                    if self.traps.system_call(vcpu, rip, flags):
-                        q[RIP] = q[RIP] - SYSCALL_SIZE & U64
-                    self._leave(vcpu, SYSCALL_SIZE)
+                context = vcpu.context
+                if not context.in_kernel:
+                    self._system_call(vcpu)
                     return
-                nr = q[RAX]
-                registers = q[RDI], q[RSI], q[RDX], q[R10], q[R8]
+                nr, a1, a2, a3, a4, a5 = q[RAX], q[RDI], q[RSI], q[RDX], q[R10], q[R8]
                 vcpu.hypercalls += 1
-                words[DEADLINE] -= cost
-                words[BASE] = words[BASE] + cost & U64
                 if tape is not None:
                     tape.words.extend((TIME, hv.now()))
                 try:
-                    result = table[nr](vcpu, *registers) if nr < size else -errno.ENOSYS
+                    result = table[nr](vcpu, a1, a2, a3, a4, a5) if nr < size else -errno.ENOSYS
                 except HypercallError as error:
                     result = -error.errno
                 except Continuation as rest:
-                    # RAX says which hypercall: mostly the same one.
-                    q[RAX] = nr if rest.nr < 0 else rest.nr
-                    q[RDI], q[RSI], q[RDX], q[R10], q[R8] = (value & U64 for value in rest.replace(registers))
-                    q[RIP] = rip - 2 * SYSCALL_SIZE & U64
-                    self._leave(vcpu, SYSCALL_SIZE)
+                    self._continue(vcpu, nr, (a1, a2, a3, a4, a5), rest)
                     return
                 if trace is not None:
-                    trace(vcpu.domain.domid, vcpu.vcpu_id, HYPERCALL, nr, *registers, result)
+                    trace(vcpu.domain.domid, vcpu.vcpu_id, HYPERCALL, nr, a1, a2, a3, a4, a5, result)
                 if self._returned:
                     # All registers have been replaced, by an iret or a multicall of one; the hook adds the size.
                     self._returned = False
                     q[RIP] = q[RIP] - SYSCALL_SIZE & U64
                 else:
                     q[RAX] = result & U64
-                self._leave(vcpu, SYSCALL_SIZE)
+                info = vcpu.info
+                if (
+                    vcpu.pause_flags
+                    or vcpu.yielding
+                    or hv.stopped
+                    or vcpu.nmi_pending
+                    or (b[info] and not b[info + 1])
+                    or timers.next_deadline < self._stops_at
+                    or words[COUNT] >= words[DEADLINE]
+                    or context.gdt_frames is not vcpu.gdt_loaded
+                    or (context.ldt_base, context.ldt_ents) != vcpu.ldt_loaded
+                ):
+                    self._leave(vcpu, SYSCALL_SIZE)
+                    return
+                root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
+                if root != self._root:
+                    self._root = root
+                    self.native.use(self._space(root))
+                elif not vcpu.tlb_is_stale:
+                    return
+                vcpu.tlb_is_stale = False
+                entries[NEXT_CR3] = root << 12
             except BaseException as error:
                 self._failure = error
                 cpu.stop()
 
         return syscall
+
+    def _system_call(self, vcpu: EmulatedVCpu) -> None:
+        """Pass a system call of user code on to the guest kernel. It is no hypercall: it takes the guest's own time."""
+        words, q, cost = self._words, self.cpu.q, self._cost
+        words[DEADLINE] = words[DEADLINE] + cost & U64
+        words[BASE] = words[BASE] - cost & U64
+        words[COUNT] += cost
+        if self.traps.system_call(vcpu, q[RCX], self._entries[FLAGS]):
+            q[RIP] = q[RIP] - SYSCALL_SIZE & U64
+        self._leave(vcpu, SYSCALL_SIZE)
+
+    def _continue(self, vcpu: EmulatedVCpu, nr: int, registers: tuple[int, ...], rest: Continuation) -> None:
+        """Let the guest make what is left of a hypercall as another one. RAX says which: mostly the same."""
+        q = self.cpu.q
+        q[RAX] = nr if rest.nr < 0 else rest.nr
+        q[RDI], q[RSI], q[RDX], q[R10], q[R8] = (value & U64 for value in rest.replace(registers))
+        q[RIP] = q[RCX] - 2 * SYSCALL_SIZE & U64
+        self._leave(vcpu, SYSCALL_SIZE)
 
     def _leave(self, vcpu: EmulatedVCpu, size: int = 0) -> None:
         """End an entry to Xen: deliver an event, load what has changed, or stop. RIP is `size` short of its value."""

@@ -20,7 +20,7 @@ LISTINGS = {
     "access": native_hooks.ACCESS,
     "lookup": memory_lookup.LOOKUP,
     "in": native_hooks.ABSENT_PORT + native_hooks.PORT_IO,
-    "entries": entries.ON_EXCEPTION + entries.ON_SYSCALL + entries.ENTER,
+    "entries": entries.ON_EXCEPTION + entries.ON_SYSCALL + entries.LEAVE,
     "out": native_hooks.OUT_PREFIX + native_hooks.PORT_IO,
 }
 
