@@ -19,6 +19,7 @@ from hypervisor.mm.mmu_update import (
     write_done,
 )
 from hypervisor.mm.owners import DOM_XEN
+from hypervisor.mm.root_switch import make_root_switch
 from hypervisor.preempt import Continuation, Restart
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class MmuextOps:
         self._mm = mm
         self._frames = mm.frames
         self._memory = mm.hv.memory
-        self.hypercalls: dict[int, Handler] = {xen.HYPERVISOR_mmuext_op: self._mmuext_op}
+        self.hypercalls: dict[int, Handler] = {xen.HYPERVISOR_mmuext_op: make_root_switch(mm, self._mmuext_op)}
         self._commands = {
             xen.MMUEXT_PIN_L1_TABLE: self._pin_l1,
             xen.MMUEXT_PIN_L2_TABLE: self._pin_l2,
