@@ -7,6 +7,7 @@ from typing import Final, final
 import attrs
 
 from conformance.kit.check import Failure
+from guest_kernel.errors import XenError
 from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
 from guest_kernel.xenbus.client import XenstoreError
@@ -116,7 +117,10 @@ class Back:
         if self.grant.status:
             raise Failure(f"The frontend's ring-ref {ref} cannot be mapped: status {self.grant.status}.")
         self.ring = BackRing(self.grant.view, ENTRY)
-        self.port = self.kernel.events.bind_interdomain(self.domid, int(port), self._on_event)
+        try:
+            self.port = self.kernel.events.bind_interdomain(self.domid, int(port), self._on_event)
+        except XenError as error:
+            raise Failure(f"The frontend's event-channel {port} cannot be bound: {error}.") from None
 
     async def connect(self, **nodes: object) -> None:
         """Go through the whole handshake; `nodes` are what is offered."""

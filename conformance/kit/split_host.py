@@ -116,10 +116,11 @@ class Stage:
                 check.close()
         if occupant is not None:
             occupant.judge()
-        if self.failure is not None:
-            raise self.failure
+        # What the check has seen of a domain that fell is less than why it fell.
         if host.results[judged].reason == CRASH:
             raise Failure(f"The {judged}'s domain crashes: {host.results[judged].message}")
+        if self.failure is not None:
+            raise self.failure
         if not self.over:
             told = "; ".join(result.message for result in host.results.values() if result.message)
             raise Failure(f"The host ends before the check does. {told}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
+from conformance.kit.check import Failure
 from guest_kernel.net.checksum import checksum, partial, pseudo_header
 
 BROADCAST: Final = b"\xff" * 6
@@ -80,3 +82,20 @@ def blank_field(packet: bytes) -> int:
     """Return what that field holds while the checksum is not filled in."""
     length = int.from_bytes(packet[16:18], "big") - 20
     return pseudo_header(packet[26:30], packet[30:34], packet[23], length)
+
+
+def expect_frames(found: Sequence[bytes], wanted: Sequence[bytes], what: str) -> None:
+    """Raise Failure unless these are the frames; it says what is wrong with the first that differs."""
+    for number, (one, other) in enumerate(zip(found, wanted, strict=False)):
+        if one == other:
+            continue
+        if one in wanted or other in found:
+            raise Failure(f"{what}: frame {number} is another one than it should be; {_lengths(found, wanted)}.")
+        at = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+        raise Failure(f"{what}: frame {number} differs from byte {at} on; {_lengths(found, wanted)}.")
+    if len(found) != len(wanted):
+        raise Failure(f"{what}: {_lengths(found, wanted)}.")
+
+
+def _lengths(found: Sequence[bytes], wanted: Sequence[bytes]) -> str:
+    return f"the lengths are {list(map(len, found))}, and should be {list(map(len, wanted))}"

@@ -156,9 +156,10 @@ class Queue:
     async def taken(self, *idents: int) -> None:
         """Wait for NETIF_RSP_OKAY for these requests, in any order. Raises Failure."""
         found = await self.answers(len(idents))
-        wanted = sorted((ident, netif.NETIF_RSP_OKAY) for ident in idents)
-        if sorted(found) != wanted:
-            raise Failure(f"The responses (id, status) are {sorted(found)}; they should be {wanted}.")
+        if wrong := [status for _, status in found if status != netif.NETIF_RSP_OKAY]:
+            raise Failure(f"Of {len(found)} responses {len(wrong)} are not NETIF_RSP_OKAY: the first is {wrong[0]}.")
+        if strange := sorted({ident for ident, _ in found} ^ set(idents)):
+            raise Failure(f"Of {len(found)} responses the ids are not those of the requests: {strange[:4]} differ.")
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
@@ -258,6 +259,8 @@ class Queue:
     def _piece(self, ref: int, offset: int, status: int) -> bytes:
         if status < 0:
             return b""
+        if ref not in self._pages:
+            raise Failure(f"A response says that {status} bytes are in a page by reference {ref}, which is no grant.")
         if offset + status > 4096:
             raise Failure(f"A response says {status} bytes at {offset}: that is beyond the page.")
         return bytes(self._pages[ref].view[offset : offset + status])

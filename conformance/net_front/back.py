@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final, final
 
 import attrs
 
 from conformance.kit.check import Failure
+from guest_kernel.errors import XenError
 from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
 from guest_kernel.xenbus.client import XenstoreError
@@ -150,8 +152,11 @@ class Back:
         else:
             self._bind(await self.number(f"{at}event-channel"), self._on_both)
 
-    def _bind(self, port: int, handler: object) -> None:
-        self.ports.append(self.kernel.events.bind_interdomain(self.domid, port, handler))  # type: ignore[arg-type]
+    def _bind(self, port: int, handler: Callable[[], None]) -> None:
+        try:
+            self.ports.append(self.kernel.events.bind_interdomain(self.domid, port, handler))
+        except XenError as error:
+            raise Failure(f"The frontend's event channel {port} cannot be bound: {error}.") from None
 
     def _on_tx(self) -> None:
         self.tx_events += 1

@@ -22,6 +22,7 @@ from guest_kernel.net.device import NetDevice
 from guest_kernel.net.offload import NONE, Offload
 
 Use = Callable[[NetDevice], Awaitable[Any]]
+Work = Callable[[Guest], Awaitable[Any]]
 DEVICES: Final = f'vif = ["backend=backend,mac={MACS[0].hex(":")}"]'
 BEATS_AFTER_DEATH: Final = 100
 __all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject", "scene"]
@@ -29,10 +30,10 @@ __all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject", "scene"]
 
 @final
 class Job:
-    """Something that the guest's program is to do with its interface."""
+    """Something that the guest's program is to do."""
 
-    def __init__(self, use: Use) -> None:
-        self._use = use
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self.done = False
         self.result: Any = None
         self.error: Exception | None = None
@@ -40,8 +41,7 @@ class Job:
     async def work(self, guest: Guest) -> None:
         """Do it, in the guest."""
         try:
-            interface = await guest.net.interface("eth0")
-            self.result = await self._use(interface.device)
+            self.result = await self._work(guest)
         except Exception as error:
             self.error = error
         self.done = True
@@ -68,11 +68,20 @@ class Scene(Stage):
 
     # -- what checks do -----------------------------------------------------------------------------------------------
 
-    def use(self, use: Use) -> Job:
-        """Have the guest do something with its interface, once that is there."""
-        job = Job(use)
+    def do(self, work: Work) -> Job:
+        """Have the guest's program do something."""
+        job = Job(work)
         self.jobs.append(job)
         return job
+
+    def use(self, use: Use) -> Job:
+        """Have the guest do something with its interface, once that is there."""
+
+        async def work(guest: Guest) -> Any:
+            interface = await guest.net.interface("eth0")
+            return await use(interface.device)
+
+        return self.do(work)
 
     async def finish(self, job: Job) -> Any:
         """Wait until a job is done; return what it returned. Raises Failure if it failed, or never ends."""
@@ -81,7 +90,7 @@ class Scene(Stage):
                 break
             await self.back.kernel.sleep(LOOK_NS)
         else:
-            raise Failure("The guest has no interface that can be used.")
+            raise Failure("The guest's program does not come to an end with its interface.")
         if job.error is not None:
             raise Failure(f"The guest's use of its interface fails: {job.error!r}.")
         return job.result

@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 
 from backends.block import BlockBack
-from backends.net import NetBack
 from conformance.block.world import scene
 from conformance.block_front.world import scene as front_scene
 from conformance.kit.check import CHECKS, Check, Outcome
 from conformance.kit.runner import run_check
-from conformance.net.world import scene as net_scene
-from conformance.net_front.world import scene as net_front_scene
 from conformance.ring.world import OurRings, rings
 from conformance.suites import SUITES
 from conformance.xenstore.world import open_subject
 from frontends.block import BlockFront
-from frontends.net import NetFront
 from tests.mutants import block_backends as block_mutants
 from tests.mutants import block_frontends as front_mutants
 from tests.mutants import rings as ring_mutants
@@ -98,16 +94,4 @@ def test_a_faulty_block_frontend_is_caught(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("check", SUITES["blkif-frontend"].checks, ids=lambda check: check.id)
 def test_our_block_frontend_is_good(check: Check) -> None:
     result = run_check(check, lambda: front_scene(BlockFront))
-    assert (result.outcome, result.message) == (Outcome.success, "")
-
-
-@pytest.mark.parametrize("check", SUITES["netif-backend"].checks, ids=lambda check: check.id)
-def test_our_net_backend_is_good(check: Check) -> None:
-    result = run_check(check, lambda: net_scene(NetBack))
-    assert (result.outcome, result.message) == (Outcome.success, "")
-
-
-@pytest.mark.parametrize("check", SUITES["netif-frontend"].checks, ids=lambda check: check.id)
-def test_our_net_frontend_is_good(check: Check) -> None:
-    result = run_check(check, lambda: net_front_scene(NetFront))
     assert (result.outcome, result.message) == (Outcome.success, "")

@@ -6,7 +6,7 @@ from typing import Any
 
 from conformance.kit.check import Level, Skip, check, expect, expect_equal
 from conformance.net.checks.common import BUS, HEADER, Nodes, both, carries, needs
-from conformance.net.frames import frame
+from conformance.net.frames import expect_frames, frame
 from conformance.net.front import Front
 from conformance.net.world import Scene
 from hypervisor.abi.io import xenbus
@@ -170,7 +170,7 @@ async def two_queues(scene: Scene) -> None:
     for number, queue in enumerate(front.queues):
         data = frame(60, number)
         await queue.send(data)
-        expect_equal(await peer.queue.receive_data(), [data], f"what was sent on queue {number}")
+        expect_frames(await peer.queue.receive_data(), [data], f"What was sent on queue {number}")
     data = frame(61, 9)
     await peer.queue.send(data)
     await front.kernel.sleep(5_000_000)

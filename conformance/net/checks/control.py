@@ -7,7 +7,7 @@ from typing import Final
 from conformance.kit.check import Level, Skip, check, expect, expect_equal
 from conformance.net.checks.common import HEADER, SCATTER, both, carries, lives_on, needs
 from conformance.net.control import Control
-from conformance.net.frames import ADDRESS, ADDRESS2, MACS, frame, udp
+from conformance.net.frames import ADDRESS, ADDRESS2, MACS, expect_frames, frame, udp
 from conformance.net.world import Scene
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.netif import (
@@ -145,7 +145,7 @@ async def pages_that_stay_mapped(scene: Scene) -> None:
         ident = front.queue.put(ref, 200)
         front.queue.show_tx()
         await front.queue.taken(ident)
-        expect_equal(await peer.queue.receive_data(), [data], "what arrives out of a registered page")
+        expect_frames(await peer.queue.receive_data(), [data], "What arrives out of a registered page")
     page = control.grefs((ref, 0))
     found = await control.ask(XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING, 0, page, 1)
     expect_equal(found, (SUCCESS, 1), "status and number of DEL_GREF_MAPPING")
@@ -153,7 +153,7 @@ async def pages_that_stay_mapped(scene: Scene) -> None:
     ident = front.queue.put(ref, 200)
     front.queue.show_tx()
     await front.queue.taken(ident)
-    expect_equal(await peer.queue.receive_data(), [data], "what arrives out of a page that is registered no more")
+    expect_frames(await peer.queue.receive_data(), [data], "What arrives out of a page that is registered no more")
 
 
 @check("NETIF-BACKEND-116", Level.must, f"{GREFS}; XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING")

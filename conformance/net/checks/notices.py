@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conformance.kit.check import Level, check, expect, expect_equal
 from conformance.net.checks.common import HEADER, RING, SCATTER, both, carries
-from conformance.net.frames import MACS, frame
+from conformance.net.frames import MACS, expect_frames, frame
 from conformance.net.world import Scene
 from hypervisor.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from hypervisor.abi.io.xenbus import XenbusStateClosed, XenbusStateClosing
@@ -51,14 +51,15 @@ async def asks_to_be_told_of_buffers(scene: Scene) -> None:
     """
     front, peer = scene.front, scene.peer
     await front.connect()
-    await peer.connect(SCATTER, buffers=0)
+    await peer.connect(SCATTER, buffers=1)
     data = frame(60)
-    await front.queue.send(data)
+    await front.queue.send(frame(60, 1), data)
+    await peer.queue.receive()
     await front.kernel.sleep(5_000_000)
-    expect_equal(peer.queue.rx.shared[REQ_EVENT], 1, "req_event of the rx ring while a frame waits")
+    expect_equal(peer.queue.rx.shared[REQ_EVENT], 2, "req_event of the rx ring while a frame waits for a second buffer")
     peer.queue.post(1)
     peer.queue.show_rx()
-    expect_equal(await peer.queue.receive_data(), [data], "what arrives once a buffer is there")
+    expect_frames(await peer.queue.receive_data(), [data], "What arrives once a buffer is there")
 
 
 @check("NETIF-BACKEND-083", Level.must, PUSH)

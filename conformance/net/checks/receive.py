@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conformance.kit.check import Failure, Level, Skip, check, expect, expect_equal
 from conformance.net.checks.common import HEADER, RX, SCATTER, both, needs
-from conformance.net.frames import BROADCAST, GROUP, MACS, STRANGER, frame
+from conformance.net.frames import BROADCAST, GROUP, MACS, STRANGER, expect_frames, frame
 from conformance.net.front import Front
 from conformance.net.rings import Queue
 from conformance.net.world import Scene
@@ -123,7 +123,7 @@ async def bad_buffers(scene: Scene) -> None:
     await front.queue.send(*frames)
     found = await peer.queue.receive(7)
     expect_equal([one.statuses[0] < 0 for one in found], [True] * 4 + [False] * 3, "which responses are errors")
-    expect_equal([one.data for one in found[4:]], frames[4:], "what arrives in good buffers")
+    expect_frames([one.data for one in found[4:]], frames[4:], "What arrives in good buffers")
     expect(not any(peer.data(bad[3])), "A page that was granted read-only has been written.")
 
 
@@ -176,7 +176,7 @@ async def a_bad_buffer_within_a_frame(scene: Scene) -> None:
     if found.data == data:
         raise Skip("Its bridge carries no frames that are longer than a page.")
     expect(min(found.statuses) < 0, f"The slots' statuses are {found.statuses}; one should be an error.")
-    expect_equal(await peer.queue.receive_data(), [data], "the frame after it")
+    expect_frames(await peer.queue.receive_data(), [data], "The frame after it")
 
 
 async def _send_long(front: Front) -> bytes:
@@ -200,7 +200,7 @@ async def hundreds_of_frames(scene: Scene) -> None:
         frames = [frame(60 + (number + more) % 400, number + more) for more in range(batch)]
         number += batch
         await front.queue.send(*frames)
-        expect_equal(await peer.queue.receive_data(batch), frames, f"what arrives of batch {turn}")
+        expect_frames(await peer.queue.receive_data(batch), frames, f"What arrives of batch {turn}")
         peer.queue.restock()
         for ref in [ref for ref, page in front.pages.items() if bytes(page.view[:6]) == BROADCAST]:
             front.ungrant(ref)
@@ -215,7 +215,7 @@ async def everything_by_default(scene: Scene) -> None:
     front, peer = await both(scene)
     frames = [frame(60, number, to=to) for number, to in enumerate((GROUP, STRANGER, BROADCAST))]
     await front.queue.send(*frames)
-    expect_equal(await peer.queue.receive_data(3), frames, "what arrives")
+    expect_frames(await peer.queue.receive_data(3), frames, "What arrives")
 
 
 @check("NETIF-BACKEND-071", Level.must, MULTICAST)
@@ -227,14 +227,14 @@ async def multicast_filter(scene: Scene) -> None:
     await needs(scene.front, "feature-multicast-control")
     front, peer = await both(scene, peer={**SCATTER, "request-multicast-control": 1})
     await front.queue.send(frame(60, 1, to=GROUP), frame(60, 2))
-    expect_equal(await peer.queue.receive_data(), [frame(60, 2)], "what arrives with an empty list")
+    expect_frames(await peer.queue.receive_data(), [frame(60, 2)], "What arrives with an empty list")
     await _order(peer.queue, XEN_NETIF_EXTRA_TYPE_MCAST_ADD)
     await front.queue.send(frame(60, 3, to=GROUP))
-    expect_equal(await peer.queue.receive_data(), [frame(60, 3, to=GROUP)], "what arrives with the group on the list")
+    expect_frames(await peer.queue.receive_data(), [frame(60, 3, to=GROUP)], "What arrives with the group on the list")
     await _order(peer.queue, XEN_NETIF_EXTRA_TYPE_MCAST_DEL)
     await front.queue.send(frame(60, 4, to=GROUP), frame(60, 5, to=MACS[1]))
-    expect_equal(
-        await peer.queue.receive_data(), [frame(60, 5, to=MACS[1])], "what arrives once the group is off the list"
+    expect_frames(
+        await peer.queue.receive_data(), [frame(60, 5, to=MACS[1])], "What arrives once the group is off the list"
     )
     await front.queue.silent(5_000_000)
 
@@ -252,7 +252,7 @@ async def multicast_filter_later(scene: Scene) -> None:
         await front.kernel.sleep(10_000_000)
         await front.queue.send(frame(60, number, to=GROUP), frame(60, 10 + number))
         data = [frame(60, 10 + number)] if wanted else [frame(60, number, to=GROUP), frame(60, 10 + number)]
-        expect_equal(await peer.queue.receive_data(len(data)), data, f"what arrives with the filter at {wanted}")
+        expect_frames(await peer.queue.receive_data(len(data)), data, f"What arrives with the filter at {wanted}")
 
 
 @check("NETIF-BACKEND-073", Level.must, MULTICAST)

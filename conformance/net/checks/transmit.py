@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conformance.kit.check import Level, check, expect, expect_equal
 from conformance.net.checks.common import HEADER, SCATTER, TX, both, lives_on, refused
-from conformance.net.frames import MACS, frame
+from conformance.net.frames import MACS, expect_frames, frame
 from conformance.net.world import Scene
 from hypervisor.abi.io.netif import (
     NETIF_RSP_OKAY,
@@ -26,7 +26,7 @@ async def a_frame(scene: Scene) -> None:
     for size in (14, 15, 60, 61, 590, 1514):
         data = frame(size, size)
         await front.queue.send(data)
-        expect_equal(await peer.queue.receive_data(), [data], f"what arrives of a frame of {size} bytes")
+        expect_frames(await peer.queue.receive_data(), [data], f"What arrives of a frame of {size} bytes")
 
 
 @check("NETIF-BACKEND-031", Level.must, f"{TX}, offset")
@@ -42,7 +42,7 @@ async def at_an_offset(scene: Scene) -> None:
         ident = front.queue.put(ref, 100, offset=offset)
         front.queue.show_tx()
         await front.queue.taken(ident)
-        expect_equal(await peer.queue.receive_data(), [data], f"what arrives of a frame at {offset}")
+        expect_frames(await peer.queue.receive_data(), [data], f"What arrives of a frame at {offset}")
 
 
 @check("NETIF-BACKEND-032", Level.must, f"{HEADER}, struct netif_tx_response")
@@ -71,7 +71,7 @@ async def in_order(scene: Scene) -> None:
     front, peer = await both(scene)
     frames = [frame(60 + number, number) for number in range(25)]
     await front.queue.send(*frames)
-    expect_equal(await peer.queue.receive_data(25), frames, "what arrives")
+    expect_frames(await peer.queue.receive_data(25), frames, "What arrives")
 
 
 @check("NETIF-BACKEND-034", Level.must, f"{TX}, NOTE")
@@ -86,7 +86,7 @@ async def several_slots(scene: Scene) -> None:
         idents = front.queue.put_slots(data, sizes)
         front.queue.show_tx()
         await front.queue.taken(*idents)
-        expect_equal(await peer.queue.receive_data(), [data], f"what arrives of slots of {sizes} bytes")
+        expect_frames(await peer.queue.receive_data(), [data], f"What arrives of slots of {sizes} bytes")
 
 
 @check("NETIF-BACKEND-035", Level.must, f"{HEADER}, XEN_NETIF_NR_SLOTS_MIN; XSA-432")
@@ -101,7 +101,7 @@ async def eighteen_slots(scene: Scene) -> None:
         idents = front.queue.put_slots(data, [size] * XEN_NETIF_NR_SLOTS_MIN)
         front.queue.show_tx()
         await front.queue.taken(*idents)
-        expect_equal(await peer.queue.receive_data(), [data], f"what arrives of 18 slots of {size} bytes")
+        expect_frames(await peer.queue.receive_data(), [data], f"What arrives of 18 slots of {size} bytes")
 
 
 @check("NETIF-BACKEND-036", Level.must, "XSA-423")
@@ -116,7 +116,7 @@ async def headers_in_pieces(scene: Scene) -> None:
         idents = front.queue.put_slots(data, [at, 60 - at])
         front.queue.show_tx()
         await front.queue.taken(*idents)
-        expect_equal(await peer.queue.receive_data(), [data], f"what arrives of a frame that is cut at {at}")
+        expect_frames(await peer.queue.receive_data(), [data], f"What arrives of a frame that is cut at {at}")
         peer.queue.restock()
 
 
@@ -166,7 +166,7 @@ async def more_data_beyond_the_producer(scene: Scene) -> None:
         return
     front.queue.show_tx()
     await front.queue.taken(first, second)
-    expect_equal(await peer.queue.receive_data(), [data], "what arrives once all slots are shown")
+    expect_frames(await peer.queue.receive_data(), [data], "What arrives once all slots are shown")
 
 
 @check("NETIF-BACKEND-040", Level.must, SIZES)
@@ -238,7 +238,7 @@ async def a_bad_grant_among_good_ones(scene: Scene) -> None:
         front.queue.show_tx()
         found = [(ident, status < 0) for ident, status in await front.queue.answers(4)]
         expect_equal(sorted(found), sorted(wanted), f"the responses (id, whether it is an error) with {bad} bad")
-        expect_equal(await peer.queue.receive_data(3), frames[:bad] + frames[bad + 1 :], "what arrives")
+        expect_frames(await peer.queue.receive_data(3), frames[:bad] + frames[bad + 1 :], "What arrives")
     await peer.queue.silent()
 
 
@@ -272,7 +272,7 @@ async def read_only_pages(scene: Scene) -> None:
     ident = front.queue.put(ref, 300)
     front.queue.show_tx()
     await front.queue.taken(ident)
-    expect_equal(await peer.queue.receive_data(), [data], "what arrives")
+    expect_frames(await peer.queue.receive_data(), [data], "What arrives")
     expect(front.data(ref) == data + b"\xee" * (4096 - 300), "A page that was sent has been written to.")
 
 
@@ -295,7 +295,7 @@ async def answered_when_taken(scene: Scene) -> None:
         front.pages[ref].view[:200] = b"\xdd" * 200
     peer.queue.post(8)
     peer.queue.show_rx()
-    expect_equal(await peer.queue.receive_data(8), datas, "what arrives of pages that are overwritten once answered")
+    expect_frames(await peer.queue.receive_data(8), datas, "What arrives of pages that are overwritten once answered")
 
 
 @check("NETIF-BACKEND-047", Level.must, "XSA-448")
@@ -312,7 +312,7 @@ async def slots_of_nothing(scene: Scene) -> None:
     front.queue.show_tx()
     answers = await front.queue.answers(4)
     if all(status == NETIF_RSP_OKAY for _, status in answers):
-        expect_equal(await peer.queue.receive_data(), [data], "what arrives")
+        expect_frames(await peer.queue.receive_data(), [data], "What arrives")
     else:
         await peer.queue.silent()
     await lives_on(scene)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conformance.kit.check import Level, check, expect, expect_equal
-from conformance.net.frames import frame
+from conformance.net.frames import expect_frames, frame
 from conformance.net_front.checks.common import BUS, HEADER, connected, listening
 from conformance.net_front.world import Scene
 from hypervisor.abi.io.ring import REQ_PROD
@@ -93,7 +93,7 @@ async def split_channels(scene: Scene) -> None:
     pair = [await back.told(f"event-channel-{ring}") for ring in ("tx", "rx")]
     expect((pair[0] is None) == (pair[1] is None), f"event-channel-tx and -rx are {pair!r}.")
     await back.give(frame(60))
-    expect_equal(await scene.hears(1), [frame(60)], "what reaches the guest")
+    expect_frames(await scene.hears(1), [frame(60)], "What reaches the guest")
 
 
 @check("NETIF-FRONTEND-007", Level.must, QUEUES)
@@ -195,7 +195,7 @@ async def states_that_there_are_not(scene: Scene) -> None:
     await scene.is_alive()
     if await back.state() == XenbusStateConnected:
         await back.give(frame(60))
-        expect_equal(await scene.hears(1), [frame(60)], "what reaches the guest afterwards")
+        expect_frames(await scene.hears(1), [frame(60)], "What reaches the guest afterwards")
 
 
 @check("NETIF-FRONTEND-014", Level.must, f"{HEADER}, Control ring")
@@ -211,7 +211,7 @@ async def a_control_ring_that_nobody_serves(scene: Scene) -> None:
     await back.kernel.sleep(10_000_000)
     expect(taken == frames, f"Of 120 frames {len(taken)} come, or others.")
     await back.give(frame(60))
-    expect_equal(await scene.hears(1), [frame(60)], "what reaches the guest")
+    expect_frames(await scene.hears(1), [frame(60)], "What reaches the guest")
 
 
 @check("NETIF-FRONTEND-015", Level.must, BUS)
