@@ -66,6 +66,7 @@ LABS: Final = (
     Lab(6, "grants", "Grant tables", 90),
     Lab(7, "ring", "The ring", 90),
     Lab(8, "blkfront", "A block frontend from nothing", 180),
+    Lab(9, "xenbus", "Xenstore and xenbus", 150),
 )
 
 

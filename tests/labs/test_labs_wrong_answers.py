@@ -110,6 +110,33 @@ FAULTS = [
     Fault("blkfront", "blkfront.py", "        self.kernel.events.unbind(self.port)\n", "", "closing"),
     Fault("blkfront", "blkfront.py", "PAGE_SECTORS, count - number", "PAGE_SECTORS, count + 1 - number", "a real disk"),
     Fault("blkfront", "blkfront.py", "while not self.gone and self.waiting", "while self.waiting", "closing"),
+    Fault(
+        "xenbus", "xenbus.py", "        page[REQ + (prod + number) % RING]", "        page[REQ + prod % RING]", "ring"
+    ),
+    Fault("xenbus", "xenbus.py", "    if count > RING:", "    if count > 9000:", "ring"),
+    Fault("xenbus", "xenbus.py", "while len(self.rest) >= HEADER.size", "if len(self.rest) >= HEADER.size", "decoder"),
+    Fault("xenbus", "xenbus.py", "value.encode(), tx", 'value.encode() + b"\\0", tx', "client"),
+    Fault("xenbus", "xenbus.py", '.split("\\0")[:-1]', '.split("\\0")', "client"),
+    Fault("xenbus", "xenbus.py", "self.events.append((path, token))", "pass", "events"),
+    Fault("xenbus", "xenbus.py", "if message[0] == XS_WATCH_EVENT", "if False", "events"),
+    Fault(
+        "xenbus",
+        "xenbus.py",
+        '                if error.name == "EAGAIN":\n                    continue\n',
+        "",
+        "transaction",
+    ),
+    Fault("xenbus", "xenbus.py", 'b"F\\0", tx', 'b"T\\0", tx', "transaction"),
+    Fault(
+        "xenbus",
+        "xenbus.py",
+        '            self.client.write(f"{self.path}/state", str(INITIALISED), tx)\n',
+        '            self.client.write(f"{self.path}/state", str(INITIALISED))\n',
+        "handshake",
+    ),
+    Fault("xenbus", "xenbus.py", "if there in (CLOSING, CLOSED, GONE)", "if there in (CLOSING, CLOSED)", "closing"),
+    Fault("xenbus", "xenbus.py", "if self.state != CLOSED", "if True", "closing"),
+    Fault("xenbus", "xenbus.py", "if text.isascii() and text.isdigit() and 1 <=", "if 1 <=", "nonsense"),
 ]
 
 
