@@ -39,6 +39,9 @@ class Buffer:
 
     __slots__ = ("_packed", "block", "kin", "pages", "size", "small", "view", "views")
 
+    small: SmallJob
+    """Of a buffer of one page: the transfer that it is for."""
+
     def __init__(self, pages: list[Page], views: Sequence[memoryview], kin: list[Buffer]) -> None:
         self.pages = pages
         self.block = BlockBuffer(pages)
@@ -50,7 +53,8 @@ class Buffer:
         self.kin = kin
         """Where it is when nobody uses it."""
         self._packed: dict[tuple[int, int], bytes] = {}
-        self.small = SmallJob(self, views[0]) if len(pages) == 1 else None
+        if len(pages) == 1:
+            self.small = SmallJob(self, views[0])
 
     def put(self, at: int, data: memoryview) -> None:
         """Write bytes into the buffer, from its byte `at` on."""

@@ -24,7 +24,7 @@ from guest_kernel.hw.socket_card import CLOSE, MAX_SEGMENTS, RECEIVE, SEGMENT_SI
 from guest_kernel.nbd import wire
 from guest_kernel.nbd.buffers import LARGE_GUEST_PAGES, Area, Buffer
 from guest_kernel.nbd.negotiation import Negotiation
-from guest_kernel.nbd.small import MAX_SMALL, NOBODY, SmallJob
+from guest_kernel.nbd.small import MAX_SMALL, NOBODY, SECTORS, SmallJob
 from guest_kernel.threads import WaitQueue
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SECTOR_SHIFT = 9
 REQUEST_SIZE = wire.REQUEST.size
 _REQUEST = wire.REQUEST.unpack_from
+_HEAD = wire.REQUEST_HEAD.unpack_from
 _PUT_REPLY, _REPLY_SIZE = wire.SIMPLE_REPLY.pack_into, wire.SIMPLE_REPLY.size
 _PUT_CHUNK, _CHUNK_SIZE = wire.DATA_CHUNK.pack_into, wire.DATA_CHUNK.size
 COPY_LIMIT = 16 << 10
@@ -411,63 +412,78 @@ class Connection:
             piece.filled += part
 
     def _begin_small(self, most: int) -> bool:
-        """Begin requests for as long as they are small, all there, and nothing is wrong with them: whatever else comes
-        is for `_begin`. Returns whether there was one.
+        """Begin requests for as long as they are small, all there, of one kind, and nothing is wrong with them.
+
+        Whatever else comes is for `_begin`. Returns whether there was one.
         """
-        view, start, end, disk = self._in.view, self._start, self._end, self._disk
-        single = self.export.pool.single
-        limit = disk.sectors << SECTOR_SHIFT
-        odd = disk.block_size - 1
-        last = wire.CMD_READ if disk.readonly else wire.CMD_WRITE
-        reads: list[SmallJob] = []
-        writes: list[SmallJob] = []
-        read = written = 0
-        most = min(most, len(single))
-        while most and end - start >= REQUEST_SIZE:
-            magic, flags, kind, cookie, offset, length = _REQUEST(view, start)
-            if (
-                magic != wire.REQUEST_MAGIC
-                or flags
-                or kind > last
-                or not 0 < length <= MAX_SMALL
-                or (offset | length) & odd
-                or offset + length > limit
-            ):
+        start, end, disk = self._start, self._end, self._disk
+        sizes = SECTORS.get(disk.block_size)
+        if sizes is None:
+            return False
+        kind = _HEAD(self._in.view, start)[0]
+        if kind == wire.READ_HEAD:
+            count = min(most, (end - start) // REQUEST_SIZE)
+            jobs = self._take_reads(self._in.view[start : start + count * REQUEST_SIZE], sizes)
+            self._start = start + len(jobs) * REQUEST_SIZE
+        elif kind == wire.WRITE_HEAD and not disk.readonly:
+            jobs = self._take_writes(most, sizes)
+            self._large = False
+        else:
+            return False
+        if not jobs:
+            return False
+        del self.export.pool.single[-len(jobs) :]
+        self.jobs += len(jobs)
+        disk.begin(jobs, jobs[0].op, sum([job.count for job in jobs]))
+        return True
+
+    def _take_reads(self, headers: memoryview, sizes: dict[int, int]) -> list[SmallJob]:
+        """Make jobs of reads, up to the first that is no small one; they have the last buffers of one page."""
+        disk = self._disk
+        limit, odd, head = disk.sectors << SECTOR_SHIFT, disk.block_size - 1, wire.READ_HEAD
+        jobs: list[SmallJob] = []
+        requests = wire.REQUEST_HEAD.iter_unpack(headers)
+        for (kind, cookie, offset, length), buffer in zip(requests, reversed(self.export.pool.single), strict=False):
+            sectors = sizes.get(length)
+            if kind != head or sectors is None or offset & odd or offset + length > limit:
                 break
-            data = start + REQUEST_SIZE
-            if kind:
-                start = data + length
-                if start > end:
-                    start = data - REQUEST_SIZE
-                    break
-                job = single.pop().small
-                assert job is not None
-                job.view[:length] = view[data:start]
-                writes.append(job)
-                written += length
-            else:
-                start = data
-                job = single.pop().small
-                assert job is not None
-                reads.append(job)
-                read += length
-            most -= 1
-            job.op = kind
+            job = buffer.small
+            job.op = READ
             job.sector = offset >> SECTOR_SHIFT
-            job.count = length >> SECTOR_SHIFT
+            job.count = sectors
             job.connection = self
             job.cookie = cookie
             job.length = length
-        if start == self._start:
-            return False
+            jobs.append(job)
+        return jobs
+
+    def _take_writes(self, most: int, sizes: dict[int, int]) -> list[SmallJob]:
+        """The same of writes, each of which is followed by its data."""
+        view, start, end, disk = self._in.view, self._start, self._end, self._disk
+        limit, odd, head = disk.sectors << SECTOR_SHIFT, disk.block_size - 1, wire.WRITE_HEAD
+        jobs: list[SmallJob] = []
+        last = end - REQUEST_SIZE
+        for buffer in self.export.pool.single[: -most - 1 : -1]:
+            if start > last:
+                break
+            kind, cookie, offset, length = _HEAD(view, start)
+            sectors = sizes.get(length)
+            data = start + REQUEST_SIZE
+            stop = data + length
+            if kind != head or sectors is None or offset & odd or offset + length > limit or stop > end:
+                break
+            start = stop
+            job = buffer.small
+            job.view[:length] = view[data:stop]
+            job.op = WRITE
+            job.sector = offset >> SECTOR_SHIFT
+            job.count = sectors
+            job.connection = self
+            job.cookie = cookie
+            job.length = length
+            jobs.append(job)
         self._start = start
-        self.jobs += len(reads) + len(writes)
-        if reads:
-            disk.begin(reads, READ, read >> SECTOR_SHIFT)
-        if writes:
-            self._large = False
-            disk.begin(writes, WRITE, written >> SECTOR_SHIFT)
-        return True
+        return jobs
 
     def _begin(self) -> bool:
         """Begin the next request; returns False, and leaves it where it is, if there is no buffer for it."""
@@ -753,29 +769,35 @@ class Connection:
         out, structured, pool, finished = self._out.view, self._structured, self.export.pool, self.finished
         single, put, put_chunk, simple = pool.single, _PUT_REPLY, _PUT_CHUNK, wire.SIMPLE_REPLY_MAGIC
         chunk, done, kind = wire.STRUCTURED_REPLY_MAGIC, wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA
+        next_job = finished.popleft
         count = 0
         while finished:
-            job = finished[0]
-            if type(job) is not SmallJob:
+            job = next_job()
+            if type(job) is not SmallJob or at > limit:
+                finished.appendleft(job)
                 break
-            size = 0 if job.op or job.error else job.length
-            if at + size > limit:
-                break
-            finished.popleft()
-            count += 1
             if job.error:
                 header = self._header(job)
                 out[at : at + len(header)] = header
                 at += len(header)
-            elif not size or not structured:
+            elif job.op:
                 put(out, at, simple, 0, job.cookie)
                 at += _REPLY_SIZE
             else:
-                put_chunk(out, at, chunk, done, kind, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
-                at += _CHUNK_SIZE
-            if size:
-                out[at : at + size] = job.view[:size]
-                at += size
+                size = job.length
+                if at + size > limit:
+                    finished.appendleft(job)
+                    break
+                if structured:
+                    put_chunk(out, at, chunk, done, kind, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
+                    at += _CHUNK_SIZE
+                else:
+                    put(out, at, simple, 0, job.cookie)
+                    at += _REPLY_SIZE
+                end = at + size
+                out[at:end] = job.view if size == MAX_SMALL else job.view[:size]
+                at = end
+            count += 1
             held = job.held
             if held.block.lost or pool.wanted:
                 pool.give(held)

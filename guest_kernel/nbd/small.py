@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, final
 
-from guest_kernel.block import READ, WRITE, BlockRequest
+from guest_kernel.block import READ, SECTOR_SIZE, WRITE, BlockRequest
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.nbd import wire
 from guest_kernel.threads import WaitQueue
@@ -22,6 +22,11 @@ assert (wire.CMD_READ, wire.CMD_WRITE) == (READ, WRITE)
 
 MAX_SMALL = PAGE_SIZE
 """Bytes of a small transfer."""
+SECTORS = {
+    block: {size: size // SECTOR_SIZE for size in range(block, MAX_SMALL + 1, block)}
+    for block in (512, 1024, 2048, 4096)
+}
+"""By the bytes of a disk's blocks: what small transfers it takes, in bytes, and how many sectors each is."""
 NOBODY = WaitQueue()
 """Nobody waits for a job by itself."""
 

@@ -56,6 +56,10 @@ EXPORT = Struct(">QH")
 BLOCK_SIZE = Struct(">HIII")
 REQUEST = Struct(">IHHQQI")
 """magic, flags, type, cookie, offset, length."""
+REQUEST_HEAD = Struct(">QQQI")
+"""The same with magic, flags and type as one number: one of the next two, where there are no flags."""
+READ_HEAD, WRITE_HEAD = (REQUEST_MAGIC << 32 | kind for kind in (CMD_READ, CMD_WRITE))
+assert REQUEST_HEAD.size == REQUEST.size
 SIMPLE_REPLY = Struct(">IIQ")
 """magic, error, cookie; the data of a read follows."""
 CHUNK = Struct(">IHHQI")

@@ -255,6 +255,9 @@ class MemoryDisk(Backing):
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views."""
         data = self._bytes
+        if len(views) == 1:
+            views[0][:] = data[offset : offset + size]
+            return 0
         for view in views:
             end = offset + len(view)
             view[:] = data[offset:end]
@@ -264,6 +267,9 @@ class MemoryDisk(Backing):
     def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Store the views."""
         data = self._bytes
+        if len(views) == 1:
+            data[offset : offset + size] = views[0]
+            return 0
         for view in views:
             end = offset + len(view)
             data[offset:end] = view
