@@ -50,6 +50,8 @@ class Decoder:
                 elif word == OTHER:
                     record = next(others)
                     now = record[0]
+                    if not isinstance(now, int):
+                        raise ValueError("a record has no time")
                     yield record
                 elif word == TIME:
                     now = next(words)

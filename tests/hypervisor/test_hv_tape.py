@@ -283,6 +283,7 @@ DEFINITION = [FIRST, 0, 1, 0, UPCALL, [None], "Q"]
         (["", []], "there is something else between its records"),
         ([5, 0, 1, 2], "there is something else between its records"),
         ([b"1234567", []], "a batch ends in the middle of a number"),
+        ([b"", [["now", 1, 0, WAKE]]], "a record has no time"),
         ([b"\1" + bytes(7), []], "a batch ends in the middle of a record"),
         ([bytes(8), []], "a batch ends in the middle of a record"),
         ([b"\3" + bytes(7), []], "a record has a code that is not defined"),
