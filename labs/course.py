@@ -67,6 +67,7 @@ LABS: Final = (
     Lab(7, "ring", "The ring", 90),
     Lab(8, "blkfront", "A block frontend from nothing", 180),
     Lab(9, "xenbus", "Xenstore and xenbus", 150),
+    Lab(10, "scheduling", "Time and scheduling", 120),
 )
 
 

@@ -266,6 +266,19 @@ class Watched:
         return [result for registers, result in self.calls if registers[: len(wanted)] == wanted]
 
 
+class Refusing(Watched):
+    """A processor whose Xen refuses everything, with one errno."""
+
+    def __init__(self, cpu: Cpu, errno: int) -> None:
+        super().__init__(cpu)
+        self._errno = errno
+
+    def hypercall(self, *registers: int) -> int:
+        """Be refused."""
+        self.calls.append((registers, -self._errno))
+        return -self._errno
+
+
 def use_domu(use: Callable[[Cpu, Any], Any], *, mib: int = 8, cmdline: str = "", **options: Any) -> tuple[Any, Bench]:
     """Run `use(cpu, start_info)` as the kernel of an unprivileged domain; return what it returns, and the host.
 

@@ -137,6 +137,23 @@ FAULTS = [
     Fault("xenbus", "xenbus.py", "if there in (CLOSING, CLOSED, GONE)", "if there in (CLOSING, CLOSED)", "closing"),
     Fault("xenbus", "xenbus.py", "if self.state != CLOSED", "if True", "closing"),
     Fault("xenbus", "xenbus.py", "if text.isascii() and text.isdigit() and 1 <=", "if 1 <=", "nonsense"),
+    Fault("scheduling", "scheduling.py", "    times[state] += now - since\n", "", "runstate"),
+    Fault("scheduling", "scheduling.py", "<i4x5Q", "<i5Q4x", "runstate"),
+    Fault("scheduling", "scheduling.py", "return spans[RUNNABLE] /", "return spans[BLOCKED] /", "stolen"),
+    Fault("scheduling", "scheduling.py", "0, 0, 0, deadline", "0, 0, 0, deadline - 1_000_000", "nap"),
+    Fault("scheduling", "scheduling.py", "return min(runnable, key", "return max(runnable, key", "shares"),
+    Fault(
+        "scheduling",
+        "scheduling.py",
+        "self.weights.get(domid, self.default)",
+        "self.weights.get(domid, 1)",
+        "default weight",
+    ),
+    Fault(
+        "scheduling", "scheduling.py", "max(self.passes.get(domid, 0), floor)", "self.passes.get(domid, 0)", "sleepers"
+    ),
+    Fault("scheduling", "scheduling.py", "round(share * 10_000)", "round(share * 5)", "weights"),
+    Fault("scheduling", "scheduling.py", "if idle else 0", "if False else 0", "caps"),
 ]
 
 
