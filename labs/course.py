@@ -68,6 +68,7 @@ LABS: Final = (
     Lab(8, "blkfront", "A block frontend from nothing", 180),
     Lab(9, "xenbus", "Xenstore and xenbus", 150),
     Lab(10, "scheduling", "Time and scheduling", 120),
+    Lab(11, "hostile", "A hostile guest", 120),
 )
 
 

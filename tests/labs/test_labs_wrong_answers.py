@@ -154,6 +154,28 @@ FAULTS = [
     ),
     Fault("scheduling", "scheduling.py", "round(share * 10_000)", "round(share * 5)", "weights"),
     Fault("scheduling", "scheduling.py", "if idle else 0", "if False else 0", "caps"),
+    Fault("hostile", "attack.py", "(VICTIM - ME) * NOTES + number", "number", "steal"),
+    Fault("hostile", "vault.py", "place = self.area + index * NOTE", "place = index * NOTE", "honest"),
+    Fault("hostile", "vault.py", "not 0 <= index < NOTES", "index >= NOTES", "index"),
+    Fault("hostile", "vault.py", "not 0 <= index < NOTES", "index < 0", "index"),
+    Fault(
+        "hostile",
+        "vault.py",
+        "            place = self.area + index * NOTE\n",
+        "            length = self.ring.view[self.ring.offset(self.ring.req_cons - 1) + 3]\n"
+        "            place = self.area + index * NOTE\n",
+        "double fetch",
+    ),
+    Fault(
+        "hostile",
+        "vault.py",
+        "        response = bytearray(SLOT)\n",
+        "        response = self.vault.__dict__.setdefault('buffer', bytearray(SLOT))\n",
+        "left over",
+    ),
+    Fault("hostile", "vault.py", "while not ring.request_overflow(ring.shared[REQ_PROD])", "while True", "overflow"),
+    Fault("hostile", "vault.py", " or op not in (GET, PUT)", "", "nonsense"),
+    Fault("hostile", "vault.py", "not 0 <= index < NOTES", "False", "your own attack"),
 ]
 
 
