@@ -182,7 +182,7 @@ class Hypervisor:
         return 0 if self._processor is None else self._processor.segments.FRAMES
 
     def forget_root(self, mfn: int) -> None:
-        """Take note that a frame becomes the root of page tables: whatever was known of an earlier one is void."""
+        """Take note that a frame becomes the root of page tables, or is none any more: what was known of it is void."""
         if self._processor is not None:
             self._processor.forget_root(mfn)
 

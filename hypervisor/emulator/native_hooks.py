@@ -44,11 +44,13 @@ COUNT, DEADLINE, SPACE, STOP, MISS, BASE, STATE, TSC_COST, RAISE, TRANSLATIONS, 
 same pages of two of them elsewhere in it; `STATE` is the address of the CPU's registers; `HIT` is not 0 when an
 instruction has touched what a breakpoint on data is at. `ABSENT` is the `absent_port` where nothing is, for the vCPU
 that runs and in its present mode; 0: none is known. `INFO` is the address of that vCPU's vcpu_info."""
-TABLE = 16
+UPPER = 16
+"""`SPACE` and `PLACE` of the upper half of the addresses stand so many words further than those of the lower half."""
+TABLE = 32
 """The table begins at this word: per entry its tag (page number xor SPACE, never 0) and the address of the mark."""
 ENTRIES = 16384
 SPREAD = 5167
-"""How far apart in the table the pages of two address spaces are: the kernel's are in all of them."""
+"""How far apart in the table the same pages of two address spaces are."""
 NEVER = (1 << 64) - 1
 TRANSLATION_NS = 20_000
 TRAP_NS = 1_000
@@ -66,20 +68,24 @@ BLOCK: Listing = (
     ("480301", "add rax, [rcx]            # COUNT"),
     ("488901", "mov [rcx], rax"),
     ("483b4108", "cmp rax, [rcx+8]          # DEADLINE"),
-    ("734e", "jae stop"),
+    ("735f", "jae stop"),
+    ("4989f3", "mov r11, rsi"),
+    ("49c1fb3f", "sar r11, 63"),
+    ("4181e380000000", "and r11d, 128             # UPPER"),
+    ("4901cb", "add r11, rcx"),
     ("4889f0", "mov rax, rsi"),
     ("48c1e80c", "shr rax, 12               # the first page"),
     ("4c8d4416ff", "lea r8, [rsi+rdx-1]"),
     ("49c1e80c", "shr r8, 12                # the last page"),
     ("4189c1", "next: mov r9d, eax"),
-    ("44034958", "add r9d, [rcx+88]         # PLACE"),
+    ("45034b58", "add r9d, [r11+88]         # PLACE"),
     ("4181e1ff3f0000", "and r9d, 0x3fff"),
     ("41c1e104", "shl r9d, 4"),
     ("4989c2", "mov r10, rax"),
-    ("4c335110", "xor r10, [rcx+16]         # SPACE"),
-    ("4e3b940980000000", "cmp r10, [rcx+r9+128]      # the entry's tag"),
+    ("4d335310", "xor r10, [r11+16]         # SPACE"),
+    ("4e3b940900010000", "cmp r10, [rcx+r9+256]      # the entry's tag"),
     ("7518", "jne miss"),
-    ("4e8b940988000000", "mov r10, [rcx+r9+136]      # the address of the mark"),
+    ("4e8b940908010000", "mov r10, [rcx+r9+264]      # the address of the mark"),
     ("41803a01", "cmp byte ptr [r10], 1     # WRITTEN"),
     ("740a", "je miss"),
     ("4c39c0", "cmp rax, r8"),
@@ -288,9 +294,13 @@ class NativeHooks:
             words[DEADLINE] = NEVER
             self._stop(engine)
             return
+        half = UPPER * (address >> 63)
         for page in range(address >> 12, (address + size - 1 >> 12) + 1):
-            entry = self._entry(page, words[PLACE])
-            if words[entry] != page ^ words[SPACE] or ctypes.c_uint8.from_address(words[entry + 1]).value == WRITTEN:
+            entry = self._entry(page, words[PLACE + half])
+            if (
+                words[entry] != page ^ words[SPACE + half]
+                or ctypes.c_uint8.from_address(words[entry + 1]).value == WRITTEN
+            ):
                 self._miss(engine, address, size, None)
                 return
 
@@ -317,14 +327,16 @@ class NativeHooks:
 
     def enter(self, page: int, mark: int) -> None:
         """Put a page of the present address space into the table, with the address of its frame's mark."""
-        entry = self._entry(page, self.words[PLACE])
-        self.words[entry] = page ^ self.words[SPACE]
+        half = UPPER * (page >> 51)
+        entry = self._entry(page, self.words[PLACE + half])
+        self.words[entry] = page ^ self.words[SPACE + half]
         self.words[entry + 1] = mark
 
-    def use(self, space: int) -> None:
-        """Take an address space, by its number, for the present one."""
-        self.words[SPACE] = space << 52
-        self.words[PLACE] = space * SPREAD % ENTRIES
+    def use(self, lower: int, upper: int) -> None:
+        """Take an address space, by the numbers of its halves, for the present one."""
+        words = self.words
+        words[SPACE], words[PLACE] = lower << 52, lower * SPREAD % ENTRIES
+        words[SPACE + UPPER], words[PLACE + UPPER] = upper << 52, upper * SPREAD % ENTRIES
 
     def drop(self, page: int, spaces: Iterable[int]) -> None:
         """Take a page of these address spaces out of the table."""

@@ -60,6 +60,7 @@ from hypervisor.emulator.native_hooks import (
 )
 from hypervisor.emulator.privileged import Privileged
 from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
+from hypervisor.emulator.spaces import Spaces
 from hypervisor.emulator.table_stores import TableStores
 from hypervisor.emulator.traps import BP, DB, ERROR_IDT, GP, NM, OF, PF, TF, UD, Traps, swap_gs
 from hypervisor.emulator.vcpu import EmulatedVCpu
@@ -92,9 +93,6 @@ FLUSH_NS = 200_000
 """What it takes to have all code translated again, for who brings that about."""
 RDTSC_NS = 500
 """What reading the TSC takes: far more than the real thing, or loops that wait for time to pass would cost minutes."""
-MAX_SPACES = 4095
-FEW_SPACES = 64
-"""Up to so many address spaces a page is looked for in each; beyond, all pages are forgotten at once."""
 STORE_TO_READ_ONLY = 3
 """The error code of a page fault by a write to a page that is there, but for the bit that says ring 3."""
 NOT_USER = 0x1B
@@ -125,8 +123,7 @@ class Processor:
         self._loaded: EmulatedVCpu | None = None
         """The vCPU whose FPU state and descriptor tables the CPU holds."""
         self._root = 0
-        self._spaces: dict[int, int] = {}
-        self._next_space = 1
+        self._spaces = Spaces(hv.memory, self.native)
         self._limit = self._stops_at = 0
         self._began = self._last_tsc = 0
         self._stale: set[int] = set()
@@ -438,27 +435,15 @@ class Processor:
         root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
         if root != self._root:
             self._root = root
-            self.native.use(self._space(root))
+            self._spaces.use(root)
         elif not vcpu.tlb_is_stale:
             return
         vcpu.tlb_is_stale = False
         self._entries[NEXT_CR3] = root << 12
 
-    def _space(self, root: int) -> int:
-        """Return the number of an address space in the block hook's table."""
-        number = self._spaces.get(root)
-        if number is None:
-            if self._next_space > MAX_SPACES:
-                self._spaces.clear()
-                self.native.drop_all()
-                self._next_space = 1
-            number = self._spaces[root] = self._next_space
-            self._next_space += 1
-        return number
-
     def forget_root(self, root: int) -> None:
-        """Take note that a frame is the root of another address space from now on: it gets another number."""
-        self._spaces.pop(root, None)
+        """Take note that a frame is the root of another address space from now on, or of none."""
+        self._spaces.forget_root(root)
         if root == self._root:
             self._root = 0
 
@@ -466,10 +451,7 @@ class Processor:
 
     def forget_page(self, va: int | None) -> None:
         """Take note that a page of some address space, or of all, may have another frame behind it now."""
-        if va is None or len(self._spaces) > FEW_SPACES:
-            self.native.drop_all()
-        else:
-            self.native.drop(va >> 12, self._spaces.values())
+        self._spaces.forget_page(va)
 
     def forget_frame(self, mfn: int) -> None:
         """Take note that a frame is no longer where it was, in some address space; mostly there is no code in it."""
@@ -643,7 +625,7 @@ class Processor:
                 root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
                 if root != self._root:
                     self._root = root
-                    self.native.use(self._space(root))
+                    self._spaces.use(root)
                 elif not vcpu.tlb_is_stale:
                     return
                 vcpu.tlb_is_stale = False

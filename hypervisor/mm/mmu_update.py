@@ -67,6 +67,7 @@ _NR = xen.HYPERVISOR_mmu_update
 PREEMPTED = 0x80000000
 """MMU_UPDATE_PREEMPTED: a count that carries it is what is left of a call, and `done` goes on from where it is."""
 _MASK_WORD = 64
+_NO_ENTRIES = bytes(4096)
 _FEW = 8
 """So many replaced entries are forgotten one by one."""
 _WORDS = [struct.Struct(f"<{2 * n}Q") for n in range(257)]
@@ -190,6 +191,8 @@ class MmuUpdate:
                     return error
         q[index] = new | old & (ACCESSED | DIRTY) if preserve_ad else new
         self._written[table] = 1
+        if level == PGT_l4_page_table and index & 511 > LAST_XEN_SLOT:
+            self._hv.forget_root(table)
         if release:
             types.drop_table(old, table, level)
         return 0
@@ -296,19 +299,25 @@ class MmuUpdate:
         if not frames.flags[mfn] & VALIDATED:
             return errno.EINVAL
         old = self._q[index]
+        leads = old & PRESENT and (kind == PGT_l1_page_table or not self._is_empty(old))
         if kind == PGT_l1_page_table:
             error = self.write_l1(index, value, table_owner, group.pg_owner, preserve_ad=preserve)
         elif PGT_l1_page_table < kind <= PGT_l4_page_table and group.pg_owner is table_owner:
             error = self.write_table(index, value, kind, table_owner, preserve_ad=preserve)
         else:
             return errno.EINVAL
-        if old & PRESENT:
+        if leads:
             if kind == PGT_l1_page_table:
                 group.replaced.append(old)
             else:
                 group.stale = True
             group.stale_code |= moves_code(old, value)
         return error
+
+    def _is_empty(self, entry: int) -> bool:
+        """Whether the table that an entry names has none itself: no address was translated by way of it."""
+        at = entry & FRAME_MASK
+        return at >> 12 < self._frames.frames and self._hv.memory.b[at : at + 4096].tobytes() == _NO_ENTRIES
 
     def _store(self, index: int, value: int, group: _Group) -> int:
         """Store a word in a page that is no table. It is writable from now on: what it was before may be wrong now."""

@@ -108,6 +108,8 @@ class PageTypes:
 
     def release(self, mfn: int, kind: int) -> int:
         """Drop what the first `progress` entries of a page table name. See `FrameTable`."""
+        if kind == PGT_l4_page_table:
+            self._hv.forget_root(mfn)
         return self._release_l1(mfn) if kind == PGT_l1_page_table else self._release_table(mfn, kind)
 
     def _validate_l1(self, mfn: int, owner: Domain) -> int:
