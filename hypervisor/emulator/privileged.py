@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import errno
 from hypervisor.callback import is_canonical
 from hypervisor.emulator import msr
-from hypervisor.emulator.binding import FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, base_at
+from hypervisor.emulator.binding import EFLAGS, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, base_at
 from hypervisor.emulator.cpuid import Cpuid, guest_cr4
 from hypervisor.emulator.instruction import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, Instruction, decode
 from hypervisor.emulator.port_io import PortIo
@@ -83,7 +83,7 @@ class Privileged:
         size = handler(vcpu, instruction)
         if size > 0:
             q[RIP] = q[RIP] + size & U64
-            if self._cpu.flags() & TF:
+            if self._cpu.i[EFLAGS] & TF:
                 self._hit |= SINGLE_STEP
         if self._hit:
             self._processor.traps.inject_debug(vcpu, self._hit)
@@ -300,7 +300,7 @@ class Privileged:
             return False
         self.cpuid()
         q[RIP] = q[RIP] + 7 & U64
-        if self._cpu.flags() & TF:
+        if self._cpu.i[EFLAGS] & TF:
             self._processor.traps.inject_debug(vcpu, SINGLE_STEP)
         return True
 

@@ -23,6 +23,7 @@ from hypervisor.abi.tracepoints import HYPERCALL
 from hypervisor.emulator.binding import (
     CR2,
     DS,
+    EFLAGS,
     ES,
     FS,
     GDT,
@@ -111,7 +112,7 @@ class Processor:
         self._code = bytearray(hv.memory.frames)
         """1 for each frame from which code has been translated."""
         self.cpu = cpu = Binding(memory, hv.memory.frames << 12, self._code)
-        self.native = NativeHooks(cpu.state, cpu.stop_function, cpu.raise_function, self._unknown_block, RDTSC_NS)
+        self.native = NativeHooks(cpu.state, cpu.stop_function, cpu.raise_function, self._make_miss(), RDTSC_NS)
         self._words = self.native.words
         self._entries = cpu.entries.words
         cpu.entries.connect(cpu.state, self.native.address, hv.sched.costs.hypercall)
@@ -458,28 +459,36 @@ class Processor:
         if mfn >= len(self._code) or self._code[mfn]:
             self.native.drop_all()
 
-    def _unknown_block(self, address: int, size: int) -> None:
-        """Look at a block of code in a page that was not executed before, or whose frame has been written to."""
-        try:
-            vcpu, written = self.vcpu, self.hv.memory.written
-            assert vcpu is not None
-            for page in range(address >> 12, (address + max(size, 1) - 1 >> 12) + 1):
-                base = walk_from(vcpu.hv.memory, self._root, page << 12)
-                if base < 0:
-                    continue
-                mfn = base >> 12
-                if written[mfn] == 1 and self._code[mfn]:
-                    self._stale.add(page)
-                    self.cpu.stop()
-                    continue
-                if not self._code[mfn]:
-                    self._code[mfn] = 1
-                    self.cpu.forget_addresses()
-                if written[mfn] == 1:
-                    written[mfn] = 2
-                self.native.enter(page, self._marks + mfn)
-        except BaseException as error:
-            self.fail(error)
+    def _make_miss(self) -> Callable[[int, int], None]:
+        """Make the function that looks at a block of code in a page that the table does not know, or that was written.
+
+        (On local names: each page that is executed comes here, below each root.)
+        """
+        memory, code, marks = self.hv.memory, self._code, self._marks
+        written = memory.written
+
+        def missed(address: int, size: int) -> None:
+            try:
+                last = address + size - 1 if size else address
+                for page in range(address >> 12, (last >> 12) + 1):
+                    base = walk_from(memory, self._root, page << 12)
+                    if base < 0:
+                        continue
+                    mfn = base >> 12
+                    if not code[mfn]:
+                        code[mfn] = 1
+                        self.cpu.forget_addresses()
+                    elif written[mfn] == 1:
+                        self._stale.add(page)
+                        self.cpu.stop()
+                        continue
+                    if written[mfn] == 1:
+                        written[mfn] = 2
+                    self.native.enter(page, marks + mfn)
+            except BaseException as error:
+                self.fail(error)
+
+        return missed
 
     def _drop_stale_code(self) -> None:
         """Drop the translations of code that was overwritten behind the CPU's back; the CPU makes new ones."""
@@ -740,7 +749,7 @@ class Processor:
                 return
             address = vcpu.context.ldt_base + offset
         if vcpu.context.in_kernel and error & NOT_USER == STORE_TO_READ_ONLY and self.stores.emulate(vcpu, address):
-            if self.cpu.flags() & TF:
+            if self.cpu.i[EFLAGS] & TF:
                 # Xen does not say in DR6 why.
                 self.traps.inject(vcpu, DB)
             return

@@ -97,6 +97,8 @@ OPERATIONS: dict[str, Operation] = {
 }
 """What instructions store, by name; the other operand of the last three is a bit's number."""
 BIT_OPERATIONS = frozenset(("bts", "btr", "btc"))
+WITHOUT_FLAGS = frozenset(("mov", "movnti", "xchg", "not"))
+"""Those that neither look at the flags nor change them."""
 RETURN_OLD = frozenset(("xchg", "xadd"))
 """Those that leave what was there in their other operand."""
 STRING_OPERATIONS = frozenset(f"{name}{size}" for name in ("stos", "movs") for size in "bwdq")
@@ -146,7 +148,7 @@ class TableStores:
         old = self._load(vcpu, faulted, at, size)
         if old is None:
             return False
-        flags = self._cpu.flags()
+        flags = 0 if name in WITHOUT_FLAGS else self._cpu.flags()
         new, status = operation(old, other & (1 << bits) - 1, bits, flags)
         if not self._tables.store(vcpu, faulted, at, size, new):
             return False

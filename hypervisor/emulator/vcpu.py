@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
 from hypervisor.mm.pte import FRAME_MASK
-from hypervisor.vcpu import FEW_PAGES, Context, VCpu
+from hypervisor.vcpu import Context, VCpu
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 MASK_BYTE = 1
 FEW_ROOTS = 8
 """Of so many page tables translations are remembered."""
+
+
+class Tlb(dict[int, int]):
+    """Machine addresses of pages by their numbers, which a set has all of."""
+
+    __slots__ = ("_frames",)
+
+    def __init__(self, frames: set[int]) -> None:
+        super().__init__()
+        self._frames = frames
+
+    def __setitem__(self, page: int, base: int) -> None:
+        self._frames.add(base)
+        super().__setitem__(page, base)
 
 
 class EmulatedVCpu(VCpu):
@@ -30,6 +44,7 @@ class EmulatedVCpu(VCpu):
         "ldt_loaded",
         "processor_of_host",
         "resumes_at",
+        "tlb_frames",
         "tlb_is_stale",
         "tlbs",
         "translations",
@@ -48,6 +63,9 @@ class EmulatedVCpu(VCpu):
         """Where it has returned to with RF set: a breakpoint there lets the instruction pass once."""
         self.tlb_is_stale = True
         """The emulated CPU may hold translations that the page tables no longer say."""
+        self.tlb_frames: set[int] = set()
+        """The machine addresses of all pages to which what is remembered leads, below whichever root."""
+        self.tlb_r, self.tlb_w = Tlb(self.tlb_frames), Tlb(self.tlb_frames)
         self.tlbs: dict[int, tuple[dict[int, int], dict[int, int]]] = {0: (self.tlb_r, self.tlb_w)}
         """`tlb_r` and `tlb_w` of the roots that were loaded last, that of the present one among them."""
         self.translations = sys.maxsize
@@ -81,9 +99,7 @@ class EmulatedVCpu(VCpu):
         self.tlb_is_stale = True
         self.sent_arg = -1
         if va is None:
-            self.tlb_r.clear()
-            self.tlb_w.clear()
-            self.tlbs = {self.kernel_cr3: (self.tlb_r, self.tlb_w)}
+            self._forget_all()
         else:
             for reads, writes in self.tlbs.values():
                 reads.pop(va >> 12, None)
@@ -96,12 +112,16 @@ class EmulatedVCpu(VCpu):
         self.tlb_is_stale = True
         self.sent_arg = -1
         base = entry & FRAME_MASK
-        for tlbs in self.tlbs.values():
-            for tlb in tlbs:
-                if tlb and (len(tlb) > FEW_PAGES or base in tlb.values()):
-                    tlb.clear()
+        if base in self.tlb_frames:
+            self._forget_all()
         if code and self.processor_of_host is not None:
             self.processor_of_host.forget_frame(base >> 12)
+
+    def _forget_all(self) -> None:
+        self.tlb_r.clear()
+        self.tlb_w.clear()
+        self.tlb_frames.clear()
+        self.tlbs = {self.kernel_cr3: (self.tlb_r, self.tlb_w)}
 
     def remembered(self) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
         """Return all that is remembered: for each root `tlb_r` and `tlb_w`."""
@@ -119,7 +139,7 @@ class EmulatedVCpu(VCpu):
         if known is None:
             if len(tlbs) >= FEW_ROOTS:
                 tlbs.clear()
-            known = tlbs[root] = {}, {}
+            known = tlbs[root] = Tlb(self.tlb_frames), Tlb(self.tlb_frames)
         self.tlb_r, self.tlb_w = known
 
     def forget_root(self, root: int) -> None:

@@ -266,7 +266,13 @@ class MmuUpdate:
         A store into a page of data may have changed the requests behind it, so those are read anew.
         """
         check, leftovers = self._hv.preempt.check, self._frames.leftovers
-        for position in range(0, len(words), 2):
+        is_quiet = group.may_update and not self._hv.preempt.imminent()
+        position = 0
+        while position < len(words):
+            if is_quiet:
+                position = self._ordinary(words, position, group)
+                if position == len(words):
+                    break
             if done + position and (leftovers or check()):
                 return position >> 1, ERESTART
             group.stored = False
@@ -275,7 +281,34 @@ class MmuUpdate:
                 return position >> 1, error
             if group.stored:
                 return (position >> 1) + 1, 0
+            position += 2
         return len(words) >> 1, 0
+
+    def _ordinary(self, words: tuple[int, ...], position: int, group: _Group) -> int:
+        """Carry out requests as long as each is for the L1 table of the first, and usual; returns where they end."""
+        frames, replace, replaced = self._frames, self._replace, group.replaced
+        table = words[position] >> 12
+        if (
+            table >= frames.frames
+            or frames.owner_tag[table] != group.table_owner.domid + 1
+            or frames.type[table] != PGT_l1_page_table
+            or not frames.type_count[table]
+            or not frames.flags[table] & VALIDATED
+        ):
+            return position
+        tag = group.pg_owner.domid + 1
+        while position < len(words):
+            pointer, value = words[position], words[position + 1]
+            if pointer >> 12 != table or pointer & 7:
+                break
+            old = replace(pointer >> 3, value, tag)
+            if old < 0:
+                break
+            if old & PRESENT:
+                replaced.append(old)
+                group.stale_code = group.stale_code or moves_code(old, value)
+            position += 2
+        return position
 
     def _one(self, pointer: int, value: int, group: _Group) -> int:
         """Carry out one request; returns 0, a positive errno, or ERESTART."""
