@@ -131,7 +131,7 @@ def vif_nodes(domid: int, backend_domid: int, vif: VifSpec, devid: int, mac: str
         backend.append(("ip", " ".join(vif.ip)))
     if vif.rate:
         backend.append(("rate", vif.rate.node))
-    frontend: list[tuple[str, object]] = [("handle", devid), ("mac", mac), ("trusted", 1)]
+    frontend: list[tuple[str, object]] = [("handle", devid), ("mac", mac), ("trusted", int(vif.trusted))]
     if vif.mtu:
         frontend.append(("mtu", vif.mtu))
         backend.append(("mtu", vif.mtu))

@@ -17,7 +17,9 @@ _MAX_VIFNAME = 15  # IFNAMSIZ less its NUL
 _MAX_RATE_INTERVAL_US = 10_000_000
 _DEFAULT_RATE_INTERVAL_US = 50_000
 _KEYS = ("mac", "bridge", "ip", "rate", "vifname", "backend", "devid", "script", "type", "mtu", "mirror")
-_ELSEWHERE = ("model", "gatewaydev", "forwarddev", "accel", "trusted")
+_ELSEWHERE = ("model", "gatewaydev", "forwarddev", "accel")
+TRUST = {"trusted": True, "untrusted": False}
+"""Words without a value: whether the frontend is to trust its backend."""
 _MAC = re.compile(r"[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}")
 _RATE = re.compile(r"([0-9]+)([GMK]?)([Bb])/s(?:@([0-9]+)(ms|us|s))?")
 _SCALE = {"": 1, "K": 1000, "M": 1000_000, "G": 1000_000_000}
@@ -55,6 +57,7 @@ class VifSpec:
     backend: str = "0"
     devid: int | None = None
     mtu: int | None = None
+    trusted: bool = True
 
 
 def parse_vif(text: str) -> VifSpec:
@@ -66,6 +69,12 @@ def parse_vif(text: str) -> VifSpec:
             continue
         key, equals, value = (part.strip() for part in word.partition("="))
         key = key.lower()
+        if not equals and key in TRUST:
+            if seen & TRUST.keys():
+                raise SpecError("a vif is trusted or untrusted, and that is said once")
+            seen.add(key)
+            spec = attrs.evolve(spec, trusted=TRUST[key])
+            continue
         if not equals:
             raise SpecError(f"a vif parameter is key=value, and {word.strip()!r} is not")
         if key in seen:

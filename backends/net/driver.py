@@ -13,7 +13,6 @@ from backends.net.copies import CopyBatch
 from backends.net.credit import parse_rate
 from backends.net.frame import FramePool
 from backends.net.queue import Queue
-from backends.net.reread import Reread
 from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
@@ -22,6 +21,7 @@ from guest_kernel.net.gso import GSO_FEATURES
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
+from guest_kernel.xenbus.reread import Reread
 from hypervisor.abi.tracepoints import RING_CONNECT
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 MULTICAST = "request-multicast-control"
+UNPLUGGED = "disconnect"
+"""While this node of the backend's is 1, the vif is not plugged into its bridge; `carrier` tells the frontend so."""
 MAX_QUEUES = 4
 """Pairs of rings that one vif may have."""
 QUEUE_NODES = ("tx-ring-ref", "rx-ring-ref", "event-channel", "event-channel-tx", "event-channel-rx")
@@ -70,6 +72,8 @@ class _Connection:
         self.control: ControlRing | None = None
         self.rate: str | None = None
         """The `rate` node as it was read last."""
+        self.bridge: Bridge | None = None
+        """Where the vif is plugged in, or is to be once its link is up; None while nobody may send to it."""
         self.rereads: dict[str, Reread] = {}
         """By the node's name."""
 
@@ -111,7 +115,8 @@ class NetBack(XenbusDriver):
     async def probe(self, device: XenbusDevice) -> None:
         """Look at what the frontend, or the toolstack, may change while it is connected."""
         await device.watch_otherend(MULTICAST, lambda: self._changed(device, MULTICAST))
-        await device.watch("rate", lambda: self._changed(device, "rate"))
+        for key in ("rate", UNPLUGGED):
+            await device.watch(key, partial(self._changed, device, key))
 
     async def publish(self, device: XenbusDevice) -> None:
         """Say what this backend can do."""
@@ -127,6 +132,7 @@ class NetBack(XenbusDriver):
                 "feature-dynamic-multicast-control": True,
                 "feature-ipv6-csum-offload": True,
                 **dict.fromkeys(GSO_FEATURES, True),
+                "carrier": await device.read(UNPLUGGED) != "1",
             }
         )
 
@@ -159,7 +165,11 @@ class NetBack(XenbusDriver):
         connection.rate = rate
         connection.rereads = {
             key: Reread(self.kernel, f"{device.path} {key}", partial(look, device, connection))
-            for key, look in ((MULTICAST, self._look_at_multicast), ("rate", self._look_at_rate))
+            for key, look in (
+                (MULTICAST, self._look_at_multicast),
+                ("rate", self._look_at_rate),
+                (UNPLUGGED, self._look_at_link),
+            )
         }
         key = (device.otherend_id, device.id)
         if key not in self.counters:
@@ -180,7 +190,9 @@ class NetBack(XenbusDriver):
             self._tell_ring(queue.name, "tx", device.otherend_id, refs[2 * number])
             self._tell_ring(queue.name, "rx", device.otherend_id, refs[2 * number + 1])
         self._devices[vif] = device
-        bridge.add(vif)
+        if await device.read(UNPLUGGED) != "1":
+            bridge.add(vif)
+        connection.bridge = bridge
         # They may have changed while they were read.
         for reread in connection.rereads.values():
             reread.changed()
@@ -219,6 +231,18 @@ class NetBack(XenbusDriver):
             return
         connection.vif.limit(credit)
 
+    async def _look_at_link(self, device: XenbusDevice, connection: _Connection) -> None:
+        """Plug the vif in or out as the node says, and tell the frontend (netif.h, "Link state")."""
+        is_up = await device.read(UNPLUGGED) != "1"
+        bridge, vif = connection.bridge, connection.vif
+        if bridge is None or is_up == (vif.bridge is not None):
+            return
+        if is_up:
+            bridge.add(vif)
+        else:
+            bridge.remove(vif)
+        await device.write(carrier=is_up)
+
     def _bind(self, device: XenbusDevice, queue: Queue, nodes: dict[str, str | None], directory: str) -> None:
         """Bind the event channel of both rings, or one of each if the frontend has split them. Raises ValueError."""
 
@@ -253,7 +277,7 @@ class NetBack(XenbusDriver):
         if connection is None:
             return
         device.data = None
-        vif = connection.vif
+        vif, connection.bridge = connection.vif, None
         self._devices.pop(vif, None)
         if vif.bridge is not None:
             vif.bridge.remove(vif)
@@ -324,6 +348,7 @@ class NetBack(XenbusDriver):
         except HostileFrontend as reason:
             # The rings are not looked at again: the device closes, once.
             del self._devices[vif]
+            device.data.bridge = None
             if vif.bridge is not None:
                 vif.bridge.remove(vif)
             self.kernel.spawn(device.fatal(str(reason)), f"{vif.name} is hostile")

@@ -59,9 +59,18 @@ PORTS_END = 38
 FLOW_BYTES = bytes([255] * 15 + [0] * 5 + [255, 255, 0, 255, 0, 0] + [255] * 12)
 """Which bits of its first bytes say to which flow such a packet belongs: not its length, number, life and checksum."""
 
-LargeKnown = tuple["LargePacket", "Views", bytes, set[bytes]]
-"""A large packet, the pages that it is in, the responses to its slots as words, and headers that it may have."""
+LargeKnown = tuple["LargePacket", "Views", bytes, dict[bytes, int]]
+"""A large packet, the pages that it is in, the responses to its slots as words, and headers that it may have: for each
+the length of a segment."""
 Routes = dict["Port", "Lanes"]
+
+
+def shape_of(head: bytes) -> bytes:
+    """Return all that it depends on whether a packet of TCP over IPv4 without options can be cut.
+
+    Type, version, header length, IP's length, fragment, protocol, TCP's header length.
+    """
+    return head[12:18] + head[20:24] + head[46:47]
 
 
 class Burst(NamedTuple):
@@ -291,6 +300,7 @@ class Express:
         sizes: list[int] = []
         flow: tuple[tuple[int, ...], int] | None = None
         way: Way | None = None
+        limit = 0
         at = start
         while at < slots.count:
             known = self._large.get(slots.key(at)) or self._know(slots, at)
@@ -299,8 +309,8 @@ class Express:
             packet, source, oks, shapes = known
             # The guest may change its page at any time: what is checked here is also what is sent.
             head = bytes(source[0][:LONGEST_HEADERS])
-            shape = head[12:18] + head[20:24] + head[46:47]
-            if shape not in shapes and not self._may_be_cut(head, packet, shapes):
+            longest = shapes.get(shape_of(head)) or self._segment(head, packet, shapes)
+            if not longest:
                 break
             if way is None or flow != (ADDRESSES.unpack_from(head), packet.offload.gso_type):
                 lanes = self._find_lanes(bridge, ADDRESSES.unpack_from(head), routes)
@@ -308,7 +318,8 @@ class Express:
                 if lanes is None or way is None or packet.offload.gso_type not in lanes.large:
                     break
                 flow = (ADDRESSES.unpack_from(head), packet.offload.gso_type) if lanes.is_one else None
-            if not way.lane.take_large(source, head, packet.size, packet.extras(way.extra)):
+                limit = lanes.longest
+            if longest > limit or not way.lane.take_large(source, head, packet.size, packet.extras(way.extra)):
                 break
             answers.append(oks)
             sizes.append(packet.size)
@@ -329,19 +340,19 @@ class Express:
             return None
         answers = array("I", [word & 0xFFFF for word in slots.sizes[at : at + packet.slots]])
         answers[1] = NULL
-        return self._large.keep(slots.key(at), (packet, trim(source, packet.size), answers.tobytes(), set()))
+        return self._large.keep(slots.key(at), (packet, trim(source, packet.size), answers.tobytes(), {}))
 
-    def _may_be_cut(self, head: bytes, packet: LargePacket, shapes: set[bytes]) -> bool:
-        """Whether these headers are those of a packet that could be cut, and must be somewhere; without a VLAN tag.
+    def _segment(self, head: bytes, packet: LargePacket, shapes: dict[bytes, int]) -> int:
+        """Return the length of the longest segment of a packet with these headers.
 
-        What that depends on is kept in `shapes`, if it is no more than this: type, version, header length, IP's length,
-        fragment, protocol, TCP's header length, of IPv4 without options.
+        0 if they are not those of a packet that could be cut, and must be somewhere; or if there is a VLAN tag.
         """
         headers = examine(head, packet.size, packet.offload)
         if headers is None or headers.place.network != ETHERNET_HEADER:
-            return False
+            return 0
         if headers.place.end - headers.data <= packet.offload.gso_size:
-            return False
+            return 0
+        longest = headers.data + packet.offload.gso_size
         if head[12:15] == PLAIN_IPV4 and len(shapes) < MOST_SHAPES:
-            shapes.add(head[12:18] + head[20:24] + head[46:47])
-        return True
+            shapes[shape_of(head)] = longest
+        return longest

@@ -273,8 +273,8 @@ class Lanes:
         """Nobody need look at a frame's head."""
         self.takes_blank = False
         """The guest takes frames whose checksum is not filled in."""
-        self.longest = PAGE_SIZE
-        """Bytes of the longest frame, in one slot."""
+        self.longest = netif.XEN_NETIF_MAX_TX_SIZE
+        """Bytes of the longest frame; of large packets, of their segments."""
         self.large: frozenset[int] = frozenset()
         """Kinds of large packets that may be put in whole (XEN_NETIF_GSO_TYPE_...)."""
 

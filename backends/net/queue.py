@@ -222,15 +222,14 @@ class Queue:
             frame = packet.frame
             if packet.is_order:
                 continue
-            if frame is None or packet.status != OKAY:
+            if frame is None or packet.status != OKAY or bridge is None:
                 counters.rx_dropped += 1
             else:
                 counters.rx_packets += 1
                 counters.rx_bytes += frame.size
                 if self.trace is not None:
                     self.trace_packets("tx", [frame.size], len(packet.slots))
-                if bridge is not None:
-                    bridge.forward(frame, self.vif)
+                bridge.forward(frame, self.vif)
             if frame is not None:
                 frame.put()
 

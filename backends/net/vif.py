@@ -165,7 +165,7 @@ class Vif(Port):
         lanes.takes_blank = self.takes_blank and self.takes_blank_ipv6
         if self.mtu is not None:
             lanes.longest = self.mtu + HEADER_AND_TAG
-        elif lanes.takes_blank and self.scatter:
+        if lanes.takes_blank and self.scatter:
             lanes.large = self.gso_types
         return lanes
 

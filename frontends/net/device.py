@@ -81,7 +81,7 @@ class FrontDevice(NetDevice):
         What the backend does not take undone is done here. A packet that cannot be cut counts as dropped, as a frame
         for which there is no room does; so does the part of it, in segments, that had no room.
         """
-        if not self.connected:
+        if not self.connected or not self.carrier:
             self.counters.tx_dropped += 1
             return False
         pieces, how = self._ready(frame, offload)
@@ -127,7 +127,7 @@ class FrontDevice(NetDevice):
         Returns how many; the others are still the caller's. `offload`: of all of them; what the backend does not take
         undone is done here, as in `transmit`.
         """
-        if not self.connected:
+        if not self.connected or not self.carrier:
             return 0
         taken = offload is NONE or self._takes(offload)
         if len(self.queues) == 1 and taken:
@@ -151,12 +151,24 @@ class FrontDevice(NetDevice):
 
     def tx_room(self) -> int:
         """Return how many one-slot frames can be sent now, whichever queue they are for."""
-        return min(queue.free_slots() for queue in self.queues) if self.connected else 0
+        return min(queue.free_slots() for queue in self.queues) if self.connected and self.carrier else 0
 
     async def wait_for_room(self, slots: int = 1) -> None:
         """Wait until a frame of so many slots can be sent on any queue, or the device is disconnected."""
-        while self.connected and (full := [queue for queue in self.queues if queue.free_slots() < slots]):
+        while self.connected:
+            full = [queue for queue in self.queues if queue.free_slots() < slots or not self.carrier]
+            if not full:
+                return
             await full[0].room.wait()
+
+    def set_carrier(self, is_up: bool) -> None:
+        """The backend says whether the link is up; who waits for room waits for that, too."""
+        if is_up == self.carrier:
+            return
+        self.carrier = is_up
+        for queue in self.queues:
+            queue.room.wake_all()
+        self.carrier_changed(is_up)
 
     def disconnect(self) -> None:
         """Send nothing more; who waits for room goes on (and loses its frame)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from frontends.net.device import FrontDevice
@@ -10,11 +11,13 @@ from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.net.device import parse_mtu
 from guest_kernel.net.gso import GSO_FEATURES
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+from guest_kernel.xenbus.reread import Reread
 
 if TYPE_CHECKING:
     from guest_kernel.kernel import Kernel
 
 
+CARRIER = "carrier"
 QUEUES_PARAMETER = "xen_netfront.max_queues="
 MOST_QUEUES = 16
 """What a guest asks for beyond that it does not get: each queue has a hundred pages of its own."""
@@ -35,6 +38,20 @@ class NetFront(XenbusDriver):
         super().__init__(kernel, **options)
         self._withheld: list[Granted] = []
 
+    async def probe(self, device: XenbusDevice) -> None:
+        """Look at what the backend may change while it is connected."""
+        look = Reread(self.kernel, f"{device.path} {CARRIER}", partial(self._look_at_link, device))
+        await device.watch_otherend(CARRIER, look.changed)
+
+    async def _look_at_link(self, device: XenbusDevice) -> None:
+        front: FrontDevice | None = device.data
+        if front is None:
+            return
+        # Without the node (netif.h, "Link state") the link is up.
+        is_up = await device.read_otherend(CARRIER) != "0"
+        if device.data is front:
+            front.set_carrier(is_up)
+
     async def publish(self, device: XenbusDevice) -> None:
         """Make rings, buffers and event channel and say where they are; the backend connects to them."""
         self._retry_withheld()
@@ -48,6 +65,7 @@ class NetFront(XenbusDriver):
             "feature-dynamic-multicast-control",
             "feature-ipv6-csum-offload",
             "multi-queue-max-queues",
+            CARRIER,
             *GSO_FEATURES,
         )
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
@@ -56,6 +74,7 @@ class NetFront(XenbusDriver):
         )
         front.request_multicast = lambda wanted: device.write({"request-multicast-control": wanted})
         front.mtu = mtu or front.mtu
+        front.set_carrier(offers[CARRIER] != "0")
         front.scatter = offers["feature-sg"] == "1"
         front.ipv6_checksum_offload = offers["feature-ipv6-csum-offload"] == "1"
         front.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if offers[key] == "1")
@@ -100,6 +119,8 @@ class NetFront(XenbusDriver):
             raise ValueError("the backend cannot copy into our buffers (feature-rx-copy), and flipping is not built")
         front.connect()
         self.kernel.net.attach(front)
+        # It may have changed while we connected.
+        await self._look_at_link(device)
 
     async def disconnect(self, device: XenbusDevice) -> None:
         """Send nothing more."""

@@ -64,6 +64,10 @@ class NetDevice(ABC):
         """Takes frames as they came. Sent on with the same `Offload`, they are as good as before."""
         self.received_many: ReceivedMany | None = None
         """If there is one, a driver that has several frames at once calls this instead."""
+        self.carrier = True
+        """The link is up: there is a cable, so to speak. Without it nothing is sent, and `wait_for_room` waits."""
+        self.carrier_changed: Callable[[bool], None] = lambda is_up: None
+        """Told when that changes."""
         self.checksum_offload = False
         """The device takes frames whose TCP/UDP checksum is only the pseudo header's (csum_blank)."""
 

@@ -192,6 +192,27 @@ def test_frames_that_are_longer_than_the_mtu(carried: list[Packet]) -> None:
     host.down()
 
 
+@pytest.mark.parametrize("mtu", [None, 1502, 1501])
+def test_large_packets_and_the_mtu(mtu: int | None, carried: list[Packet]) -> None:
+    """Their segments are what must not be longer; 1448 bytes of data have 54 of headers, and a tag's 4 are free."""
+    host = Host().up()
+    one, two = host.guests
+    warm(one, two)
+    two.vif.mtu = mtu and mtu - 18
+    packets = [Large(bytes([n]) * 20_000).frame(two.mac, one.mac) for n in range(20)]
+    done = 0
+    while done < len(packets):
+        done += one.device.transmit_many(packets[done:], offload(1448))
+        host.run()
+    assert two.received == ([] if mtu == 1501 else packets)
+    assert two.vif.counters.tx_dropped == (20 if mtu == 1501 else 0)
+    carried.clear()
+    assert one.device.transmit_many(packets[:4], offload(1448)) == 4
+    host.run()
+    assert (len(carried) > 0) == (mtu == 1501)
+    host.down()
+
+
 def test_a_limit_is_one_for_all_queues(carried: list[Packet]) -> None:
     """What one queue has used up, another has not either; and those that wait have not paid yet."""
     host = connected(2, 1)

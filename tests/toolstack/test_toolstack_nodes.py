@@ -157,7 +157,7 @@ TREE = """
 /vm/UUID/start_time                                 ro    1700000000.00
 """
 """At the moment when the backends are in InitWait and the guest has not run yet."""
-BACKENDS_OWN = ("feature-", "max-ring-page-order", "multi-queue-max-queues", "max-ring-pages")
+BACKENDS_OWN = ("feature-", "carrier", "max-ring-page-order", "multi-queue-max-queues", "max-ring-pages")
 """What the backends have written themselves by then is their business."""
 
 Table = dict[str, tuple[str, str | None]]

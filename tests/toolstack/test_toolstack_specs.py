@@ -179,7 +179,8 @@ def test_vifs() -> None:
         devid=3,
         mtu=9000,
     )
-    assert parse_vif("") == VifSpec() == parse_vif("type=vif")
+    assert parse_vif("") == VifSpec() == parse_vif("type=vif") == parse_vif("trusted")
+    assert parse_vif("mtu=1400,untrusted") == VifSpec(mtu=1400, trusted=False)
     assert parse_vif("bridge=br7.10:20:30,mirror=1") == VifSpec(bridge="br7", vlans=".10:20:30", mirror=True)
 
 
@@ -207,6 +208,8 @@ def test_vifs() -> None:
         ("vifname=averyveryverylongname", "is no interface name"),
         ("devid=x", "small number"),
         ("mtu=1", "between 68 and 65535"),
+        ("trusted,untrusted", "trusted or untrusted"),
+        ("trusted=1", "unknown vif parameter 'trusted'"),
     ],
 )
 def test_vif_mistakes(text: str, message: str) -> None:
