@@ -59,7 +59,13 @@ SUITES: Final[dict[str, Suite]] = {
             block_world.open_subject,
             block_world.wire_world,
         ),
-        Suite("blkif-frontend", "a block frontend", "module:Class, a XenbusDriver", block_front_world.open_subject),
+        Suite(
+            "blkif-frontend",
+            "a block frontend",
+            "module:Class, a XenbusDriver, or cfg:FILE or elf:FILE, a guest",
+            block_front_world.open_subject,
+            block_front_world.wire_world,
+        ),
         Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
         Suite("netif-frontend", "a network frontend", "module:Class, a XenbusDriver", net_front_world.open_subject),
         Suite(

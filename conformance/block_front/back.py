@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, final
 
 import attrs
@@ -24,6 +25,8 @@ from hypervisor.abi.io.xenbus import (
 PATIENCE_NS: Final = 2_000_000_000
 """Virtual time after which something counts as not happening."""
 LOOK_NS: Final = 500_000
+CALM_NS: Final = 50_000_000
+"""Virtual time without requests after which a guest is at rest."""
 U32: Final = 0xFFFF_FFFF
 ENTRY: Final = 112
 SECTORS: Final = 2048
@@ -48,6 +51,9 @@ class Back:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.patience_ns = PATIENCE_NS
+        self.is_calm: Callable[[], bool] = lambda: True
+        """Whether the frontend's guest has done what it does with every new disk."""
         self.home = ""
         self.front = ""
         self.domid = 0
@@ -63,7 +69,7 @@ class Back:
         """Find the device that the toolstack has made."""
         store = self.kernel.xenbus
         await store.connected()
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             try:
                 self.domid = int((await store.directory("backend/vbd"))[0])
                 break
@@ -100,7 +106,7 @@ class Back:
 
     async def wait_for(self, *states: int) -> int:
         """Wait until the frontend is in one of these states. Raises Failure."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             state = await self.state()
             if state in states:
                 return state
@@ -129,6 +135,22 @@ class Back:
         await self.say(sectors=SECTORS, info=0, sector_size=512, physical_sector_size=512)
         await self.say(state=XenbusStateConnected)
         await self.wait_for(XenbusStateConnected)
+        await self.calm_down()
+
+    async def calm_down(self) -> None:
+        """Serve what the guest wants of a new disk by itself (a table of partitions), until it wants nothing more."""
+        if self.is_calm():
+            return
+        quiet = 0
+        for _ in range(self.patience_ns // LOOK_NS):
+            requests = self.take()
+            for request in requests:
+                self.serve(request)
+            quiet = 0 if requests or not self.is_calm() else quiet + LOOK_NS
+            if quiet >= CALM_NS:
+                return
+            await self.kernel.sleep(LOOK_NS)
+        raise Failure("The guest does not come to the end of what it does with a new disk.")
 
     async def close(self) -> None:
         """Close the device from this end, and give everything back. Raises Failure if the frontend does not follow."""
@@ -164,7 +186,7 @@ class Back:
     async def requests(self, count: int = 1) -> list[Request]:
         """Return so many requests, or more. Raises Failure if they do not come."""
         found: list[Request] = []
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             found += self.take()
             if len(found) >= count:
                 return found

@@ -11,17 +11,21 @@ from typing import Any, final
 
 from backends.block import BlockBack
 from conformance.block.world import disk
-from conformance.block_front.back import LOOK_NS, PATIENCE_NS, Back
-from conformance.kit.check import Failure
+from conformance.block_front.back import LOOK_NS, Back
+from conformance.block_front.remote import ConsoleHands, Hands, RemoteDisk, WireHands
+from conformance.kit.check import Failure, Skip
+from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.runner import World
-from conformance.kit.split_host import JudgedHost, Stage
+from conformance.kit.split_host import JudgedHost, Occupant, Stage
 from conformance.subjects import load_class
+from conformance.wire.agent import Seat
+from conformance.wire.subject import WireSubject
 from frontends.block import BlockFront
-from guest_kernel.block import BlockDevice
 from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
 
-Use = Callable[[BlockDevice], Awaitable[Any]]
+Use = Callable[[Any], Awaitable[Any]]
+"""Takes the guest's disk: a `BlockDevice`, or a `RemoteDisk`."""
 __all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject"]
 
 
@@ -43,6 +47,14 @@ class Job:
             self.error = error
         self.done = True
 
+    async def work_from_afar(self, disk: RemoteDisk) -> None:
+        """Have it done, in a guest that is no Python program."""
+        try:
+            self.result = await self._use(disk)
+        except (OSError, Skip) as error:
+            self.error = error
+        self.done = True
+
 
 @final
 class Scene(Stage):
@@ -56,23 +68,31 @@ class Scene(Stage):
         self.user: Kernel | None = None
         """The guest's kernel, once it runs."""
         self.jobs: deque[Job] = deque()
+        self.hands = _hands_of(subject)
+        self.remote: RemoteDisk | None = None
+        """The disk, if the guest is no Python program."""
 
     def use(self, use: Use) -> Job:
         """Have the guest do something with its disk."""
         job = Job(use)
-        self.jobs.append(job)
+        if self.remote is not None:
+            self.back.kernel.spawn(job.work_from_afar(self.remote), "job")
+        else:
+            self.jobs.append(job)
         return job
 
     async def finish(self, job: Job) -> Any:
         """Wait until a job is done; return what it returned. Raises Failure if it failed, or never ends."""
         await self.end(job)
+        if isinstance(job.error, Skip):
+            raise job.error
         if job.error is not None:
             raise Failure(f"The guest's I/O fails: {job.error!r}.")
         return job.result
 
     async def end(self, job: Job) -> Exception | None:
         """Wait until a job is done; return its error. Raises Failure if it never ends."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.back.patience_ns // LOOK_NS):
             if job.done:
                 return job.error
             await self.back.kernel.sleep(LOOK_NS)
@@ -81,6 +101,7 @@ class Scene(Stage):
     async def live(self, kernel: Kernel) -> None:
         """Be the driver domain's program."""
         self.back = Back(kernel)
+        self._prepare(kernel)
         try:
             await self.begin()
             if self.back.port:
@@ -89,11 +110,40 @@ class Scene(Stage):
             self.failure = error
             self.back.detach()
         self.over = True
+        if isinstance(self.subject, Occupant):
+            self.subject.end()
+
+    def _prepare(self, kernel: Kernel) -> None:
+        """Get ready for a guest that is no Python program."""
+        hands = self.hands
+        if hands is None:
+            return
+
+        async def pause() -> None:
+            await kernel.sleep(LOOK_NS)
+
+        async def look() -> None:
+            while not self.over:
+                hands.look()
+                await pause()
+
+        self.remote = RemoteDisk(hands, pause)
+        kernel.spawn(look(), "looks")
+        if isinstance(self.subject, MachineGuest):
+            self.back.patience_ns = self.subject.patience_ns
+            self.back.is_calm = lambda: hands.ready
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
         host = JudgedHost(self.subject, replaced=BlockFront, left_out=BlockBack)
         self.run(host, check, Path(__file__).parent, disk(self.directory, bytes(1 << 20)), "frontend", _present(self))
+
+
+def _hands_of(subject: Any) -> Hands | None:
+    """Return who does jobs in a guest that is no Python program."""
+    if isinstance(subject, MachineGuest):
+        return ConsoleHands(subject)
+    return WireHands(subject) if isinstance(subject, Seat) else None
 
 
 current: Scene | None = None
@@ -113,6 +163,9 @@ def _present(scene: Scene) -> Iterator[None]:
 
 def open_subject(text: str) -> World:
     """Return what makes the world of each check. Raises SubjectError."""
+    config = open_config(text)
+    if config is not None:
+        return lambda: scene(MachineGuest(config, "frontend"))
     subject = load_class(text)
     return lambda: scene(subject)
 
@@ -122,3 +175,14 @@ def scene(subject: Any) -> Iterator[Scene]:
     """Make a place for a disk."""
     with tempfile.TemporaryDirectory() as name:
         yield Scene(subject, Path(name))
+
+
+def wire_world(subject: WireSubject) -> World:
+    """Return what makes the world of each check of a process."""
+
+    @contextmanager
+    def make() -> Iterator[Scene]:
+        with subject.seated("frontend", "blkif-frontend") as seat, scene(seat) as made:
+            yield made
+
+    return make

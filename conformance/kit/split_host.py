@@ -16,7 +16,7 @@ from conformance.kit.check import Failure
 from guest_kernel.image import DriverFactory, PythonKernelImage
 from toolstack.host import Host
 from toolstack.lifecycle import CRASH
-from toolstack.xl_config import parse_config
+from toolstack.xl_config import DomainConfig, parse_config
 
 HANG_LIMIT: Final = 20.0
 """Seconds after which a subject that does not yield is ended."""
@@ -33,13 +33,25 @@ class Occupant(ABC):
     thinks = 0.0
     """Seconds of real time that its domain may use without a yield, besides HANG_LIMIT."""
 
+    def configure(self, given: DomainConfig) -> DomainConfig:
+        """Return the configuration of its domain, made of what `settings` and the devices give."""
+        return given
+
+    def attend(self, host: Host) -> None:
+        """Take note of the host, which will be switched on."""
+        return
+
     def settle(self, host: Host) -> None:
-        """Take note of the host, which is switched on."""
+        """Take note of the host, which is switched on: a Python kernel is loaded."""
         return
 
     @abstractmethod
     def present(self) -> AbstractContextManager[None]:
         """Be there, while the host runs."""
+
+    def end(self) -> None:
+        """End the domain: the check is over. (A driver domain ends without this, when no guest is left.)"""
+        return
 
     def judge(self) -> None:
         """Raise Failure for what it has done, whatever else the check has found."""
@@ -109,6 +121,9 @@ class Stage:
         texts["backend"] += "\ndriver_domain = 1\n"
         texts["frontend"] += f"\n{devices}\n"
         configs = [parse_config(f'name = "{name}"\n{text}', f"{name}.cfg", programs) for name, text in texts.items()]
+        if occupant is not None:
+            configs = [occupant.configure(config) if config.name == judged else config for config in configs]
+            occupant.attend(host)
         with present, nullcontext() if occupant is None else occupant.present():
             try:
                 trio.run(host.run, configs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -42,11 +42,14 @@ from toolstack.host import Host
 
 STEP_NS: Final = 1000
 """Virtual time that goes by with each message."""
+JOB_LOOK_NS: Final = 200_000
+ENDLESS_NS: Final = 1 << 62
 MAX_BATCH: Final = 512
 """Grants in one message."""
 MAX_NEWS: Final = 512
 """What one answer to `wait` may tell; the rest waits for the next."""
-MAX_WATCHES: Final = 128
+MAX_WATCHES: Final = 100
+"""The store allows 128 to a domain, which has some of its own."""
 MAX_EVENTS: Final = 1024
 """Events of watches that may wait. What comes then makes the process look at the whole again, which says the same."""
 
@@ -82,7 +85,7 @@ class Mapping:
 class Agent:
     """The process's domain, as it sees that."""
 
-    def __init__(self, kernel: Kernel, connection: Connection, window: Window) -> None:
+    def __init__(self, kernel: Kernel, connection: Connection, window: Window, *, hears_jobs: bool = False) -> None:
         self.kernel = kernel
         self.connection = connection
         self.window = window
@@ -99,6 +102,7 @@ class Agent:
         self.jobs: deque[bytes] = deque()
         """Jobs of a frontend's guest that the process has not heard of."""
         self.on_done: Callable[[int, int, bytes], None] = lambda number, status, data: None
+        self.hears_jobs = hears_jobs
         self._news = WaitQueue()
         self._operations: dict[int, Callable[[bytes], Awaitable[Answer]]] = {
             Type.wait: self._wait,
@@ -131,9 +135,8 @@ class Agent:
             self.window.hide_all()
 
     def post(self, job: bytes) -> None:
-        """Give the process a job."""
+        """Give the process a job. (The caller is in another domain: this one must look by itself.)"""
         self.jobs.append(job)
-        self._news.wake_all()
 
     async def _answer(self, message: Message) -> Answer:
         operation = self._operations.get(message.type)
@@ -154,15 +157,21 @@ class Agent:
 
     async def _wait(self, payload: bytes) -> Answer:
         (ns,) = wire.exactly(wire.WAIT, payload)
-        if not self._has_news() and ns:
-            if ns >= 1 << 62:
-                await self._news.wait()
-            else:
-                try:
-                    await self.kernel.wait_for(self._news.wait(), ns)
-                except TimeoutError:
-                    return 0, b""
+        end = None if ns >= ENDLESS_NS else self.kernel.monotonic_ns() + ns
+        while not self._has_news():
+            left = ENDLESS_NS if end is None else end - self.kernel.monotonic_ns()
+            if left <= 0:
+                break
+            await self._something(min(left, JOB_LOOK_NS) if self.hears_jobs else left)
         return 0, self._take_news()
+
+    async def _something(self, ns: int) -> None:
+        """Wait for news, so long at most."""
+        if ns == ENDLESS_NS:
+            await self._news.wait()
+        else:
+            with suppress(TimeoutError):
+                await self.kernel.wait_for(self._news.wait(), ns)
 
     def _has_news(self) -> bool:
         return bool(self._events or self._fired or self.jobs)
@@ -170,11 +179,15 @@ class Agent:
     def _take_news(self) -> bytes:
         told: list[tuple[int, bytes]] = [(News.event, wire.U32.pack(port)) for port in self._events]
         self._events.clear()
-        while self._fired and len(told) < MAX_NEWS and sum(len(data) for _, data in told) < wire.MAX_PAYLOAD // 2:
+        room = wire.MAX_PAYLOAD // 2
+        while self._fired and len(told) < MAX_NEWS and sum(len(data) for _, data in told) < room:
             path, token = next(iter(self._fired))
             del self._fired[path, token]
             told.append((News.watch, f"{path}\0{token}\0".encode()))
-        while self.jobs and sum(len(data) for _, data in told) + len(self.jobs[0]) < wire.MAX_PAYLOAD // 2:
+        while self.jobs and len(told) < MAX_NEWS and sum(len(data) for _, data in told) + len(self.jobs[0]) < room:
+            told.append((News.job, self.jobs.popleft()))
+        if not told and self.jobs:
+            # It is large, and has an answer of its own.
             told.append((News.job, self.jobs.popleft()))
         return b"".join(wire.NEWS.pack(kind, len(data)) + data for kind, data in told)
 
@@ -411,12 +424,23 @@ class Seat(Occupant):
 
     settings = f'memory = 16\nkernel = "{Path(__file__).with_name("agent_guest.py")}"'
 
-    def __init__(self, connection: Connection, window: Window) -> None:
+    def __init__(self, connection: Connection, window: Window, *, hears_jobs: bool = False) -> None:
         self.connection = connection
         self.window = window
         self.failure: Failure | None = None
         self.agent: Agent | None = None
         self.thinks = connection.silence
+        self._hears_jobs = hears_jobs
+        self._host: Host | None = None
+
+    def attend(self, host: Host) -> None:
+        """Take note of the host."""
+        self._host = host
+
+    def end(self) -> None:
+        """Have the host shut down in order."""
+        if self._host is not None:
+            self._host.interrupt()
 
     def settle(self, host: Host) -> None:
         """Show the process memory of this host."""
@@ -444,7 +468,7 @@ class Seat(Occupant):
 
     async def live(self, kernel: Kernel) -> None:
         """Be the domain's program."""
-        self.agent = Agent(kernel, self.connection, self.window)
+        self.agent = Agent(kernel, self.connection, self.window, hears_jobs=self._hears_jobs)
         try:
             await self.agent.serve()
         except Failure as failure:

@@ -34,7 +34,7 @@
 #define PW_MAGIC "PVWIRE\0"
 #define PW_VERSION 1
 #define PW_PAGE_SIZE 4096u
-#define PW_MAX_PAYLOAD 65536u
+#define PW_MAX_PAYLOAD 262144u
 #define PW_FOREVER UINT64_MAX
 
 enum pw_type {
@@ -43,7 +43,8 @@ enum pw_type {
 };
 
 enum pw_news_kind { PW_EVENT = 1, PW_WATCH = 2, PW_JOB = 3 };
-enum pw_job_kind { PW_JOB_READ = 1, PW_JOB_WRITE = 2, PW_JOB_FLUSH = 3, PW_JOB_SIZE = 4 };
+enum pw_job_kind { PW_JOB_READ = 1, PW_JOB_WRITE = 2, PW_JOB_FLUSH = 3, PW_JOB_SIZE = 4,
+		   PW_JOB_NOTHING = 5 };
 enum { PW_BACKEND = 1, PW_FRONTEND = 2 };
 enum { PW_READONLY = 1 };                                 /* of PW_MAP and PW_GRANT */
 enum { PW_SOURCE_GREF = 1, PW_DEST_GREF = 2 };            /* of PW_COPY */

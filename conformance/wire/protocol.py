@@ -16,7 +16,7 @@ MAGIC: Final = b"PVWIRE\0\0"
 VERSION: Final = 1
 HEADER: Final = Struct("<IIIi")
 """type, serial, length of the payload, status (0 in requests)."""
-MAX_PAYLOAD: Final = 1 << 16
+MAX_PAYLOAD: Final = 1 << 18
 HELLO: Final = Struct("<8sIII32s")
 """magic, version, pages of the window, role, suite."""
 ROLES: Final = {"backend": 1, "frontend": 2}
@@ -68,6 +68,7 @@ class Job(enum.IntEnum):
     flush = 3
     size = 4
     """How many sectors there are: the answer's data is a u64."""
+    nothing = 5
 
 
 WAIT: Final = Struct("<Q")

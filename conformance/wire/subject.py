@@ -71,7 +71,7 @@ class WireSubject:
             try:
                 greeting = wire.HELLO.pack(wire.MAGIC, wire.VERSION, window.pages, wire.ROLES[role], suite.encode())
                 connection.greet(greeting, window.fd)
-                yield Seat(connection, window)
+                yield Seat(connection, window, hears_jobs=role == "frontend")
             finally:
                 window.close()
 

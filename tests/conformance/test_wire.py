@@ -96,7 +96,7 @@ HOSTILE = {
     ),
     "sends a message that is too long": (
         "s.sendall(struct.pack('<IIIi', 1, 1, 0xFFFFFFFF, 0)); time.sleep(60)",
-        "The process sends a message of 4294967295 bytes; there are none above 65536.",
+        "The process sends a message of 4294967295 bytes; there are none above 262144.",
     ),
     "sends garbage": (
         "s.sendall(bytes(range(1, 256)) * 300); time.sleep(60)",

@@ -1,0 +1,112 @@
+"""Machine-code guests as subjects: Debian's Linux is judged by its own block frontend."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from conformance.block_front.remote import ConsoleHands
+from conformance.kit.check import Skip
+from conformance.kit.machine_guest import MachineGuest, open_config
+from conformance.subjects import SubjectError
+from examples.linux import build as debian
+from toolstack.cli import main
+
+JOB = Path(__file__).resolve().parents[2] / "examples/conformance/linux/disk.sh"
+VARIABLE = "PARAVIRT_LINUX_BUILD"
+
+
+def guest(tmp_path: Path) -> MachineGuest:
+    config = tmp_path / "guest.cfg"
+    (tmp_path / "kernel.py").write_text("")
+    config.write_text('name = "mine"\nkernel = "kernel.py"\nmemory = 32\nvcpus = 2\non_crash = "restart"\n')
+    found = open_config(f"cfg:{config}")
+    assert found is not None
+    return MachineGuest(found, "frontend")
+
+
+def test_what_a_guest_says_on_its_console(tmp_path: Path) -> None:
+    one = guest(tmp_path)
+    hands = ConsoleHands(one)
+    assert not hands.ready
+    for text in (b"boot\r\nparavirt: rea", b"dy\r\nparavirt: 1 ok\r\n[ 1.0] paravirt: 2 error\n"):
+        one._take(text)
+    one._take(b"paravirt: 3 ok " + base64.b64encode(b"data") + b"\nparavirt: 4 ok !\nparavirt: x ok\nparavirt:\n\xff\n")
+    assert hands.ready
+    assert hands.results == {1: (True, b""), 2: (False, b""), 3: (True, b"data")}
+
+
+def test_what_is_typed(tmp_path: Path) -> None:
+    one = guest(tmp_path)
+    hands = ConsoleHands(one)
+    hands.ask(1, "read", 40, 8, b"")
+    hands.ask(2, "write", 0, 1, b"\xab\xcd" * 256)
+    hands.ask(3, "flush", 0, 0, b"")
+    assert one._waiting == b"paravirt: 1 read 40 8\nparavirt: 2 write 0 1 abcd\nparavirt: 3 flush\n"
+    with pytest.raises(Skip):
+        hands.ask(4, "write", 0, 1, os.urandom(512))
+
+
+def test_the_guest_keeps_its_settings_but_for_name_devices_and_ends(tmp_path: Path) -> None:
+    one = guest(tmp_path)
+    given = one.configure(open_given(tmp_path))
+    assert (given.name, given.memory, given.vcpus, given.on_crash) == ("frontend", 32, 2, "destroy")
+    assert len(given.disks) == 1
+
+
+def open_given(tmp_path: Path):  # type: ignore[no-untyped-def]
+    from toolstack.xl_config import parse_config
+
+    (tmp_path / "disk.img").write_bytes(bytes(512))
+    return parse_config(
+        f'name = "frontend"\nkernel = "kernel.py"\ndisk = ["{tmp_path}/disk.img,raw,xvda,w"]\n', "x", tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("cfg:/nowhere.cfg", "the configuration file '/nowhere.cfg' does not exist"),
+        ("elf:/nowhere", "there is no file '/nowhere'"),
+    ],
+)
+def test_mistakes(text: str, sentence: str) -> None:
+    with pytest.raises(SubjectError, match=sentence):
+        open_config(text)
+    done = CliRunner().invoke(main, ["check", "run", "--suite", "blkif-frontend", text])
+    assert done.exit_code == 2
+    assert sentence in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_a_class_is_none(tmp_path: Path) -> None:
+    assert open_config("frontends.block:BlockFront") is None
+
+
+@pytest.fixture(scope="module")
+def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make Debian's kernel and a ramdisk with the job; return the configuration of the guest."""
+    if VARIABLE not in os.environ:
+        pytest.skip(f"no packages of a Linux kernel ({VARIABLE} names a directory for them; it may be empty)")
+    pytest.importorskip("unicorn", reason="machine code needs the extra 'emulator'")
+    directory = tmp_path_factory.mktemp("linux")
+    packages = Path(os.environ[VARIABLE]).resolve() / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    (directory / "packages").symlink_to(packages)
+    debian.build("cloud-amd64", directory, JOB)
+    config = directory / "linux.cfg"
+    config.write_text(
+        'name = "linux"\nkernel = "vmlinuz"\nramdisk = "initrd.gz"\nextra = "console=hvc0 quiet"\nmemory = 192\n'
+    )
+    return config
+
+
+def test_linuxs_block_frontend_conforms(linux: Path) -> None:
+    done = CliRunner().invoke(main, ["check", "run", "--suite", "blkif-frontend", f"cfg:{linux}"])
+    print(done.output, file=sys.stderr)
+    assert done.exit_code == 0
