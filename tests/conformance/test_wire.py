@@ -16,6 +16,7 @@ from toolstack.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "examples/conformance/c_backend/backend.c"
+FRONTEND = ROOT / "examples/conformance/c_frontend/frontend.c"
 FOLDERS = [*os.environ.get("C_INCLUDE_PATH", "").split(":"), "/usr/include", "/usr/local/include"]
 FAULTS = {
     1: ("it does not look again before it sleeps", "BLKIF-BACKEND-030"),
@@ -38,11 +39,11 @@ def compiler() -> str:
     return found
 
 
-def build(compiler: str, directory: Path, fault: int = 0) -> Path:
-    """Compile the example, with all warnings that there are."""
+def build(compiler: str, directory: Path, fault: int = 0, source: Path = SOURCE) -> Path:
+    """Compile an example, with all warnings that there are."""
     program = directory / "backend"
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-DFAULT={fault}", f"-I{ROOT}/conformance/wire"]
-    subprocess.run([compiler, *flags, "-o", str(program), str(SOURCE)], check=True)
+    subprocess.run([compiler, *flags, "-o", str(program), str(source)], check=True)
     return program
 
 
@@ -56,6 +57,13 @@ def serve(directory: Path, *words: str | Path, suite: str = "blkif-backend") -> 
 def test_the_example_in_c_passes(compiler: str, tmp_path: Path) -> None:
     code, text = serve(tmp_path, "--", build(compiler, tmp_path))
     count = len(SUITES["blkif-backend"].checks)
+    assert (code, text) == (0, f"{count} checks: {count} success\n")
+
+
+def test_the_frontend_in_c_passes(compiler: str, tmp_path: Path) -> None:
+    program = build(compiler, tmp_path, source=FRONTEND)
+    code, text = serve(tmp_path, "--", program, suite="blkif-frontend")
+    count = len(SUITES["blkif-frontend"].checks)
     assert (code, text) == (0, f"{count} checks: {count} success\n")
 
 
@@ -142,7 +150,7 @@ def test_mistakes(tmp_path: Path) -> None:
     assert (code, text) == (2, "paravirt: there is no command '/no/such/program'\n")
     code, text = serve(tmp_path, suite="xenstore")
     assert code == 2
-    assert "suite 'xenstore' judges no processes; these do: blkif-backend" in text
+    assert "suite 'xenstore' judges no processes; these do: blkif-backend, blkif-frontend" in text
     code, text = serve(tmp_path / "missing", "--", "true")
     assert code == 2
     assert "cannot listen on" in text
