@@ -10,6 +10,7 @@ from typing import Any, Final, final
 
 from backends.block import BlockBack
 from conformance.block.front import Front
+from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Stage
 from conformance.subjects import load_class
@@ -58,6 +59,7 @@ class Scene(Stage):
                 await self.front.close()
         except Exception as error:
             self.failure = error
+            note_failure(kernel, error)
         self.over = True
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:

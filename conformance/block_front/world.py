@@ -15,6 +15,7 @@ from conformance.block_front.back import LOOK_NS, Back
 from conformance.block_front.remote import ConsoleHands, Hands, RemoteDisk, WireHands
 from conformance.kit.check import Failure, Skip
 from conformance.kit.machine_guest import MachineGuest, open_config
+from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Occupant, Stage
 from conformance.subjects import load_class
@@ -108,6 +109,7 @@ class Scene(Stage):
                 await self.back.close()
         except Exception as error:
             self.failure = error
+            note_failure(kernel, error)
             self.back.detach()
         self.over = True
         if isinstance(self.subject, Occupant):

@@ -19,6 +19,7 @@ import trio
 
 from conformance.console.daemon import LOOK_NS, PATIENCE_NS, Daemon
 from conformance.kit.check import Failure
+from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
 from conformance.subjects import load_class
 from guest_kernel.console import Console, open_ring_console
@@ -124,12 +125,13 @@ class Scene:
             await check
         except Exception as error:
             self.failure = error
+            note_failure(kernel, error)
         self.over = True
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the guest. Raises what it raises, and Failure if the guest does not live to its end."""
         self._check = check
-        host = Host(hang_limit=HANG_LIMIT)
+        host = Host(hang_limit=HANG_LIMIT, **host_options())
         config = parse_config('name = "guest"\nmemory = 8\nkernel = "guest.py"\n', "guest.cfg", Path(__file__).parent)
         with _present(self):
             try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
 from conformance.kit.check import Outcome
+from conformance.kit.html_report import as_html
 from conformance.kit.runner import Result
 
 
@@ -68,5 +69,11 @@ def _only_told(result: Result) -> bool:
     return result.outcome is Outcome.failure and not result.condemns
 
 
-REPORTS: dict[str, Callable[[str, str, Sequence[Result]], str]] = {"json": as_json, "junit": as_junit}
+REPORTS: dict[str, Callable[[str, str, Sequence[Result]], str]] = {
+    "json": as_json,
+    "junit": as_junit,
+    "html": as_html,
+}
 """What `--report FORMAT=FILE` takes."""
+WITH_TRACES = frozenset({"html"})
+"""The formats that show traces, where results have some."""

@@ -7,11 +7,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from conformance.kit.check import Check, Failure, Level, Outcome, Skip
+from conformance.kit.recording import recorded
 
 World = Callable[[], AbstractContextManager[Any]]
 """Makes what a check is given: the subject, and a way to talk to it. Raises what says that this cannot be done."""
@@ -28,6 +30,8 @@ class Result:
     seconds: float
     details: str = ""
     """For an error of the kit: where it happened."""
+    trace: Path | None = None
+    """The trace of the host on which the check ran last, if one was to be recorded."""
 
     @property
     def condemns(self) -> bool:
@@ -53,7 +57,17 @@ def run_check(check: Check, world: World) -> Result:
     return Result(check, outcome, message, time.monotonic() - began, details)
 
 
-def run_checks(checks: Iterable[Check], world: World) -> Iterator[Result]:
-    """Run checks one after the other."""
+def run_checks(checks: Iterable[Check], world: World, traces: Path | None = None) -> Iterator[Result]:
+    """Run checks one after the other. In the directory `traces` those that do not succeed leave traces, if they can."""
     for check in checks:
-        yield run_check(check, world)
+        if traces is None:
+            yield run_check(check, world)
+            continue
+        file = traces / f"{check.id}.trace"
+        with recorded(file):
+            result = run_check(check, world)
+        if result.outcome in (Outcome.failure, Outcome.error) and file.exists():
+            yield attrs.evolve(result, trace=file)
+        else:
+            file.unlink(missing_ok=True)
+            yield result

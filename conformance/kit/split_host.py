@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from conformance.kit.check import Failure
+from conformance.kit.recording import host_options
 from guest_kernel.image import DriverFactory, PythonKernelImage
 from toolstack.host import Host
 from toolstack.lifecycle import CRASH
@@ -64,7 +65,8 @@ class JudgedHost(Host):
 
     def __init__(self, subject: Any, replaced: DriverFactory, left_out: DriverFactory) -> None:
         self.occupant = subject if isinstance(subject, Occupant) else None
-        super().__init__(hang_limit=HANG_LIMIT + (self.occupant.thinks if self.occupant is not None else 0.0))
+        thinks = self.occupant.thinks if self.occupant is not None else 0.0
+        super().__init__(hang_limit=HANG_LIMIT + thinks, **host_options())
         self._subject = subject
         self._replaced = replaced
         self._left_out = left_out

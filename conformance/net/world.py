@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from backends.net import NetBack
+from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Stage
 from conformance.net.frames import MACS
@@ -47,6 +48,7 @@ class Scene(Stage):
                     await front.close()
         except Exception as error:
             self.failure = error
+            note_failure(kernel, error)
         self.over = True
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:

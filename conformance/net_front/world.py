@@ -10,6 +10,7 @@ from typing import Any, Final, final
 
 from backends.net import NetBack
 from conformance.kit.check import Failure
+from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Stage
 from conformance.net.frames import MACS
@@ -157,6 +158,7 @@ class Scene(Stage):
                 await self.back.close()
         except Exception as error:
             self.failure = error
+            note_failure(kernel, error)
             self.back.detach()
         self.over = True
 

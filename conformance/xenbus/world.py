@@ -19,6 +19,7 @@ import trio
 
 from backends.xenstored.daemon import XenStored
 from conformance.kit.check import Failure
+from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
 from conformance.subjects import SubjectError, load_class
 from conformance.xenbus import books
@@ -52,7 +53,7 @@ class _Host(Host):
     """A host whose kernels come without a driver of the judged kind, and whose dom0 has a desk."""
 
     def __init__(self, scene: Scene, schedule: str) -> None:
-        super().__init__(hang_limit=HANG_LIMIT, schedule=schedule)
+        super().__init__(hang_limit=HANG_LIMIT, schedule=schedule, **host_options())
         self._scene = scene
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
@@ -280,6 +281,7 @@ class Scene:
                 await self._tidy_up()
         except Exception as error:
             self.failure = error
+            note_failure(kernel, error)
             self.end.let_go()
         self._over = True
         self.driver.closed = self.toolstack.closed = True

@@ -6,13 +6,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from conformance.kit.check import CHECKS, Check, Level, Outcome
-from conformance.kit.reports import REPORTS, summary
+from conformance.kit.reports import REPORTS, WITH_TRACES, summary
 from conformance.kit.runner import Result, World, run_checks
 from conformance.subjects import SubjectError
 from conformance.suites import SUITES, Suite
@@ -152,13 +153,15 @@ def _judge(
     """Run checks, show and write what came of them, and exit with the code for that."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     results = []
-    for result in run_checks(checks, world):
-        results.append(result)
-        if verbose or result.outcome is not Outcome.success:
-            _show(console, result)
-    console.print(summary(results))
-    for form, path in files:
-        path.write_text(REPORTS[form](suite.name, subject, results))
+    with TemporaryDirectory() as name:
+        traces = Path(name) if any(form in WITH_TRACES for form, _ in files) else None
+        for result in run_checks(checks, world, traces):
+            results.append(result)
+            if verbose or result.outcome is not Outcome.success:
+                _show(console, result)
+        console.print(summary(results))
+        for form, path in files:
+            path.write_text(REPORTS[form](suite.name, subject, results))
     if any(result.condemns for result in results):
         sys.exit(EXIT_BROKEN)
     if any(result.outcome is Outcome.error for result in results):

@@ -24,9 +24,9 @@ _LINE: Final = 1 << 14
 
 
 def format_html(header: Mapping[str, Any], records: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-    """Yield the file, in pieces. `header` is that of the trace."""
+    """Yield the file, in pieces. `header` is that of the trace, and may have a `title`."""
     data = collect(header, records)
-    title = html.escape(f"Trace of a host, seed {header.get('seed', 0)}")
+    title = html.escape(header.get("title") or f"Trace of a host, seed {header.get('seed', 0)}")
     page = _part("page.html").replace("{{title}}", title).replace("{{style}}", _part("style.css"))
     page = page.replace("{{scripts}}", "\n".join(_part(name) for name in SCRIPTS))
     before, after = page.split("{{data}}")
