@@ -69,6 +69,7 @@ LABS: Final = (
     Lab(9, "xenbus", "Xenstore and xenbus", 150),
     Lab(10, "scheduling", "Time and scheduling", 120),
     Lab(11, "hostile", "A hostile guest", 120),
+    Lab(12, "measuring", "Measuring, with trace and top", 90),
 )
 
 
