@@ -55,6 +55,6 @@ def questions(rng: random.Random) -> list[Question]:
         Question(
             f"{how}: which hypercall (number) does domain 0 make most often?",
             lambda: _most(seed),
-            "dom0 builds domains, and serves xenstore and consoles: what it does most is tell others of it, and map their pages.",
+            "dom0 builds domains and serves xenstore and consoles. Most of what it has to say to Xen is: tell him.",
         ),
     ]

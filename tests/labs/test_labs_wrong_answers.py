@@ -176,6 +176,16 @@ FAULTS = [
     Fault("hostile", "vault.py", "while not ring.request_overflow(ring.shared[REQ_PROD])", "while True", "overflow"),
     Fault("hostile", "vault.py", " or op not in (GET, PUT)", "", "nonsense"),
     Fault("hostile", "vault.py", "not 0 <= index < NOTES", "False", "your own attack"),
+    Fault("measuring", "measure.py", "for line in file]", "for line in list(file)[1:]]", "load"),
+    Fault("measuring", "measure.py", 'record["domain"]: record["name"]', 'record["domid"]: record["name"]', "names"),
+    Fault("measuring", "measure.py", '[record["nr"]] += 1', '[record["nr"]] = 1', "hypercalls"),
+    Fault("measuring", "measure.py", '+= record["ran_ns"]', '= record["ran_ns"]', "running"),
+    Fault("measuring", "measure.py", 'record["time"] > time', 'record["time"] >= time', "who_runs"),
+    Fault("measuring", "measure.py", '"schedule" and record["pcpu"] == pcpu', '"schedule"', "who_runs"),
+    Fault("measuring", "measure.py", "            waiting = []\n", "", "event_latencies"),
+    Fault("measuring", "measure.py", '"wake" and since is None', '"wake"', "scheduling_latency"),
+    Fault("measuring", "measure.py", ' and record["status"] == 0', "", "still_mapped"),
+    Fault("measuring", "measure.py", "sum(numbers.values()) / times[domid]", "sum(numbers.values())", "culprit"),
 ]
 
 

@@ -41,8 +41,8 @@ def who_runs(records: Sequence[Record], time: int, pcpu: int = 0) -> int | None:
 def event_latencies(records: Sequence[Record], domid: int) -> list[int]:
     """Return how many ns each event of a domain waited until the domain's next upcall, in the order of the events.
 
-    One upcall serves all that have become pending before it. Events without an upcall behind them do not count. The domain
-    has one vCPU.
+    One upcall serves all that have become pending before it. Events without an upcall behind them do not count. The
+    domain has one vCPU.
     """
     raise NotImplementedError("remember what waits; an upcall ends it")
 
