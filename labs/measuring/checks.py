@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from labs.kit.check import Checks, Work, expect, expect_equal
+from labs.kit.check import Checks, Work, expect_equal
 from labs.measuring.scenario import Measured, measured
 
 CHECKS = Checks()
@@ -128,10 +128,10 @@ def scheduling_latency(work: Work) -> None:
         now += work.rng.randrange(1, 100)
         since = now
         records.append(event(now, 3, "wake"))
-        if work.rng.random() < 0.4:
-            records.append(event(now + 1, 3, "wake"))
         records.append(event(now + 1, 4, "schedule", pcpu=1))
-        now += work.rng.randrange(2, 2000)
+        now += work.rng.randrange(2, 1000)
+        records.append(event(now, 3, "wake"))
+        now += work.rng.randrange(2, 1000)
         records.append(event(now, 3, "schedule", pcpu=0))
         longest = max(longest, now - since)
         records.append(event(now + 7, 3, "deschedule", pcpu=0, ran_ns=7, flags=0))
