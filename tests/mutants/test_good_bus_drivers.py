@@ -1,4 +1,4 @@
-"""Every driver that is faulty on the bus is caught by the check meant for it, and no good one by any."""
+"""No check fails a driver that behaves well on the bus."""
 
 from __future__ import annotations
 
@@ -9,35 +9,14 @@ import pytest
 
 from backends.block import BlockBack
 from backends.net import NetBack
-from conformance.kit.check import CHECKS, Check, Outcome
+from conformance.kit.check import Check, Outcome
 from conformance.kit.runner import run_check
 from conformance.suites import SUITES
 from conformance.xenbus.world import scene
 from frontends.block import BlockFront
 from frontends.net import NetFront
 from guest_kernel.xenbus.driver import XenbusDriver
-from tests.mutants import xenbus_backends, xenbus_frontends
 from tests.mutants.toys import ToyBack, ToyFront
-
-FRONTENDS, BACKENDS = xenbus_frontends.MUTANTS, xenbus_backends.MUTANTS
-
-
-@pytest.mark.breaks_host("its frontend is broken")
-@pytest.mark.parametrize("name", FRONTENDS)
-def test_a_faulty_frontend_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault, meant_for_it, driver, patch = FRONTENDS[name]
-    patch(monkeypatch)
-    result = run_check(CHECKS[meant_for_it], lambda: scene(driver, "frontend"))
-    assert result.outcome is Outcome.failure, f"{fault}: {result}"
-
-
-@pytest.mark.breaks_host("its backend is broken")
-@pytest.mark.parametrize("name", BACKENDS)
-def test_a_faulty_backend_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault, meant_for_it, driver, patch = BACKENDS[name]
-    patch(monkeypatch)
-    result = run_check(CHECKS[meant_for_it], lambda: scene(driver, "backend"))
-    assert result.outcome is Outcome.failure, f"{fault}: {result}"
 
 
 @pytest.mark.parametrize("driver", [ToyFront, BlockFront, NetFront, ToyBack, BlockBack, NetBack])
