@@ -163,7 +163,8 @@ class BlockRequest:
             if waiters:
                 thread = waiters.pop()
                 thread.queue = thread.value = None
-                thread.enqueue(thread)
+                enqueue = thread.enqueue
+                enqueue(thread)
             return
         transfer.left -= 1
         if error and not transfer.error:

@@ -33,7 +33,8 @@ def run_threads(scheduler: Scheduler, hypercall: Callable[..., int]) -> Run:
             if thread.raising is None:
                 scheduler.current = thread
                 try:
-                    trap = thread.send(thread.value)
+                    send = thread.send
+                    trap = send(thread.value)
                 except StopIteration as stop:
                     thread.finish(stop.value)
                     continue

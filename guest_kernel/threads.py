@@ -66,7 +66,8 @@ class WaitQueue:
             thread = waiters.pop(0)
             thread.queue = None
             thread.value = value
-            thread.enqueue(thread)
+            enqueue = thread.enqueue
+            enqueue(thread)
             return 1
         woken = 0
         while waiters and woken < n:

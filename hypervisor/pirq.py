@@ -217,7 +217,8 @@ class Pirqs:
                     words.extend((channel.vcpu.codes.irq, irq, channel.port))
                 elif trace is not None:
                     trace(channel.domain.domid, channel.vcpu.vcpu_id, IRQ, irq, channel.port)
-                channel.domain.set_pending(channel)
+                deliver = channel.domain.set_pending
+                deliver(channel)
 
         return line_raised
 

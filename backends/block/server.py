@@ -198,7 +198,9 @@ class BlockServer:
         discards: bool = False,
         copier: DescriptorCopier | None = None,
     ) -> None:
+        # (What an attribute holds is called in two steps in hot code: otherwise a method of that name is looked for.)
         self._notify = kernel.events.notify
+        self._submit, self._kick = disk.submit_one, disk.kick
         self.name = name
         self.disk = disk
         self.sectors = disk.sectors
@@ -274,7 +276,8 @@ class BlockServer:
                     break
                 cons = ring.req_cons
         if started:
-            self.disk.kick()
+            kick = self._kick
+            kick()
         if self._pushed != ring.rsp_prod_pvt:
             self.flush_responses()
 
@@ -409,7 +412,8 @@ class BlockServer:
         else:
             statistics.reads += 1
             statistics.sectors_read += plan.sectors
-        self.disk.submit_one(op, sector, plan.extents, job, self)
+        submit = self._submit
+        submit(op, sector, plan.extents, job, self)
         return True
 
     def _resolve(self, requests: list[Request]) -> list[Request]:
@@ -621,7 +625,8 @@ class BlockServer:
         if self._trace_push is not None:
             self._trace_push(new, notify, ring.req_cons)
         if notify and self.port >= 0:
-            self._notify(self.port)
+            send = self._notify
+            send(self.port)
 
     # The end
 

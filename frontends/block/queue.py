@@ -190,7 +190,8 @@ class FrontQueue:
         if self._trace_push is not None:
             self._trace_push(prod, notify, ring.rsp_cons)
         if notify:
-            self._notify(self.port)
+            send = self._notify
+            send(self.port)
 
     def _busy(self) -> bool:
         """Whether anything is in flight, here or in another ring, while a slot is being filled."""

@@ -207,7 +207,8 @@ class PhysicalDisk:
 
     def kick(self) -> None:
         """Ring the doorbell for all that has been submitted."""
-        self._outl(self._doorbell, self._produced)
+        outl = self._outl
+        outl(self._doorbell, self._produced)
 
     def _grow(self) -> bool:
         """Make room for one more command under way, unless the queue is as long as it gets."""

@@ -67,6 +67,44 @@ class DiskController:
     command that touches another frame fails with EFAULT and moves nothing.
     """
 
+    __slots__ = (
+        "_allowed",
+        "_b",
+        "_changes",
+        "_command_base",
+        "_completion_base",
+        "_consumed",
+        "_handlers",
+        "_i",
+        "_known",
+        "_line",
+        "_medium_latency_ns",
+        "_moving",
+        "_ports",
+        "_produced",
+        "_prompt",
+        "_q",
+        "_raise_line",
+        "_rearm",
+        "_size",
+        "_spare",
+        "_written",
+        "backing",
+        "commands",
+        "generation",
+        "iommu",
+        "latency_ns",
+        "machine",
+        "now",
+        "ns_per_kib",
+        "read_bytes",
+        "remote",
+        "sector_size",
+        "sectors",
+        "unit",
+        "written_bytes",
+    )
+
     def __init__(
         self,
         machine: Machine,
@@ -205,7 +243,6 @@ class DiskController:
         self._allowed = allowed = iommu(line)
         if allowed is not None:
             last = -1
-        execute = self._execute
         completion = self._spare.pop() if self._spare else _Completion(self)
         done = completion.words
         moved = read = wrote = 0
@@ -235,7 +272,7 @@ class DiskController:
                             read += size
                         done.append((-status & U32) << 32 | ident if status else ident)
                         continue
-            status, size = execute(op, nr_segments, sector, segments, sectors)
+            status, size = self._execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
         self._consumed = producer & U32
@@ -247,8 +284,9 @@ class DiskController:
         if self.machine.clock.real and self._prompt:
             self.complete(completion)
         else:
-            deadline = self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
-            self._rearm(completion.timer, deadline, completion.come)
+            now, rearm = self.now, self._rearm
+            deadline = now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
+            rearm(completion.timer, deadline, completion.come)
 
     def _commands(self, first: int, count: int) -> Iterable[tuple[int, ...]]:
         """Read commands from the queue, each when it is wanted: the fields of a `disk_command`."""

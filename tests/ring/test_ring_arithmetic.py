@@ -1,5 +1,7 @@
 """The ring classes against an arithmetic that never wraps: counts kept as unbounded integers."""
 
+from struct import Struct
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -200,3 +202,19 @@ def test_indices_of_several_pages_are_in_the_first() -> None:
     back.release()
     front.release()
     assert front.pages == back.pages == ()
+
+
+def test_slots_are_read_once_when_they_are_wanted() -> None:
+    """`slots` goes around the end of the ring, and sees what is in a slot when its turn comes."""
+    view = memoryview(bytearray(4096))
+    ring = BackRing(view, 112)
+    codec = Struct("<Q104x")
+    for slot in range(ring.size):
+        codec.pack_into(view, ring.offset(slot), slot)
+    for first, last in [(0, 1), (5, 9), (0, 32), (30, 34), (2**32 - 2, 3), (7, 7)]:
+        expected = [(index % 32,) for index in range(first, first + (last - first) % 2**32)]
+        assert list(ring.slots(codec, first, last)) == expected
+    reading = iter(ring.slots(codec, 1, 3))
+    assert next(reading) == (1,)
+    codec.pack_into(view, ring.offset(2), 77)
+    assert next(reading) == (77,)
