@@ -47,9 +47,10 @@ class Disks(RuleBasedStateMachine):
         self.buffers = [BlockBuffer(self.kernel.mm.alloc_pages(20)) for _ in range(2)]
         self.device = self.pair.device
 
-    def begin(self, region: int, at: int, count: int, coro: Any) -> None:
-        """Run an operation in a thread, on any of the vCPUs."""
-        self.idle.remove(region)
+    def begin(self, region: int, at: int, count: int, coro: Any, alone: bool = True) -> None:
+        """Run an operation in a thread, on any of the vCPUs; its region is busy meanwhile, if it is `alone` there."""
+        if alone:
+            self.idle.remove(region)
         first = region * ROOM + at
         fails = first <= BAD < first + count
         place = slice(first * 512, (first + count) * 512)
@@ -65,7 +66,8 @@ class Disks(RuleBasedStateMachine):
                 self.model[place] = self.pair.disk.image[place]
             else:
                 assert not fails
-            self.idle.add(region)
+            if alone:
+                self.idle.add(region)
 
         self.kernel.cpu.vcpu_id = self.rng.randrange(self.vcpus)
         self.threads.append(self.kernel.spawn(operation(), f"sectors {first} to {first + count - 1}"))
@@ -100,6 +102,7 @@ class Disks(RuleBasedStateMachine):
         """More than a ring has room for, so that they are merged."""
         if region not in self.idle:
             return
+        self.idle.remove(region)
         starts = list(range(0, ROOM - size + 1, size))
         if self.rng.random() < 0.5:
             self.rng.shuffle(starts)
@@ -110,9 +113,8 @@ class Disks(RuleBasedStateMachine):
             first = region * ROOM + at
             if write:
                 self.model[first * 512 : first * 512 + len(part)] = part
-            self.idle.add(region)
-            self.begin(region, at, size, self.device.write(first, part) if write else self.read(first, part))
-        self.idle.discard(region)
+            transfer = self.device.write(first, part) if write else self.read(first, part)
+            self.begin(region, at, size, transfer, alone=False)
         group = self.threads[-len(starts) :]
 
         async def last() -> None:
