@@ -13,6 +13,8 @@ from conformance.block_front import checks as _block_front  # noqa: F401
 from conformance.block_front import world as block_front_world
 from conformance.console import checks as _console  # noqa: F401
 from conformance.console import world as console_world
+from conformance.guest_abi import checks as _guest_abi  # noqa: F401
+from conformance.guest_abi import world as guest_abi_world
 from conformance.kit.check import CHECKS, Check
 from conformance.kit.runner import World
 from conformance.net import checks as _net  # noqa: F401
@@ -85,6 +87,12 @@ SUITES: Final[dict[str, Suite]] = {
             "a guest's end of the console page",
             "module:Class, called with (kernel, page, port)",
             console_world.open_subject,
+        ),
+        Suite(
+            "guest-abi",
+            "the kernel of a PV guest, from the hypervisor's side",
+            "elf:FILE, cfg:FILE, or module:Class, a Guest on the guest kernel",
+            guest_abi_world.open_subject,
         ),
         Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
     )

@@ -189,6 +189,8 @@ class Host:
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
+        self.observer: Emit | None = None
+        """Is told of each record that a trace would hold, as it happens; to be set before `run`."""
         self._trace: TraceWriter | None = None
         self._state_trace: StateTrace | None = None
 
@@ -459,7 +461,7 @@ class Host:
     def _observes(self) -> bool:
         """Whether somebody looks at each record as it is made."""
         watching = self.injector is not None and self.injector.needs_records
-        return self.trace_state or self.profile is not None or watching
+        return self.trace_state or self.profile is not None or watching or self.observer is not None
 
     def _observed(self, emit: Emit | None) -> Emit | None:
         """Return an emitter that tells all who want to know of each record; None if nobody does."""
@@ -468,6 +470,8 @@ class Host:
             emit = self._state_trace.emit
         if self.profile is not None:
             emit = self._profiled(emit)
+        if self.observer is not None:
+            emit = _told(self.observer, emit)
         if self.injector is not None and self.injector.needs_records:
             emit = self.injector.observed(emit)
         return emit
@@ -827,6 +831,18 @@ class Host:
         sched.running = None
         self.hv.domain_ops.crash(vcpu.domain, why)
         sched.forget(vcpu)
+
+
+def _told(observer: Emit, emit: Emit | None) -> Emit:
+    """Return an emitter of records that go to an observer, and to the trace if there is one."""
+    if emit is None:
+        return observer
+
+    def both(*record: Any) -> None:
+        observer(*record)
+        emit(*record)
+
+    return both
 
 
 def _kept_mib(config: DomainConfig) -> int:

@@ -21,7 +21,7 @@ from conformance.kit.runner import Result, World, run_check
 from conformance.net.world import scene as net_back
 from conformance.net_front.world import scene as net_front
 from conformance.ring.world import rings
-from conformance.suites import SUITES  # noqa: F401 - registers the checks
+from conformance.suites import SUITES
 from conformance.xenbus.world import scene as bus
 from conformance.xenstore.world import open_subject
 from frontends.block import BlockFront
@@ -30,6 +30,7 @@ from tests.mutants import (
     block_backends,
     block_frontends,
     consoles,
+    kernels,
     net_backends,
     net_frontends,
     stores,
@@ -101,6 +102,12 @@ def _store(check: Check, mutant: Mutant, patch: pytest.MonkeyPatch, directory: P
         store.sockets.close()
 
 
+def _kernel(check: Check, _mutant: Mutant, _patch: pytest.MonkeyPatch, directory: Path) -> Result:
+    kernels.require_compiler()
+    kernel = kernels.build(directory, kernels.number(check.id))
+    return run_check(check, SUITES["guest-abi"].world(f"elf:{kernel}"))
+
+
 FAMILIES = {
     family.suite: family
     for family in (
@@ -112,6 +119,7 @@ FAMILIES = {
         Family("xenbus-frontend", xenbus_frontends.MUTANTS, _bus),
         Family("xenbus-backend", xenbus_backends.MUTANTS, _bus),
         Family("console", consoles.MUTANTS, _console),
+        Family("guest-abi", kernels.MUTANTS, _kernel),
         Family("xenstore", stores.MUTANTS, _store),
     )
 }
