@@ -38,6 +38,50 @@ def raw_terminal(descriptor: int) -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
+class Screen:
+    """What a guest's console is shown on: a terminal, or whatever else a descriptor leads to, which gets it as it is.
+
+    A terminal makes carriage return and newline of a newline. So does that of a guest like Linux; of its pairs only the
+    newline is passed on, or there would be two carriage returns.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._held = b""
+        """A carriage return, as long as it is not known what follows."""
+        try:
+            output = termios.tcgetattr(descriptor)[1]
+        except termios.error:
+            output = 0  # no terminal
+        self._adds_returns = bool(output & termios.OPOST and output & termios.ONLCR)
+
+    def show(self, data: bytes) -> None:
+        """Show what the guest has written."""
+        if self._adds_returns:
+            data = (self._held + data).replace(b"\r\n", b"\n")
+            self._held = b"\r" if data.endswith(b"\r") else b""
+            data = data[: len(data) - len(self._held)]
+        self._write(data)
+
+    def finish(self) -> None:
+        """Show what has been held back: nothing follows."""
+        self._write(self._held)
+        self._held = b""
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+@contextmanager
+def closing_screen(screen: Screen) -> Iterator[None]:
+    """Show, in the end, what has been held back."""
+    try:
+        yield
+    finally:
+        screen.finish()
+
+
 def until_escape(data: bytes) -> tuple[bytes, bool]:
     """Return what was typed before Ctrl-], and whether that was typed."""
     before, escape, _ = data.partition(ESCAPE)
@@ -57,6 +101,7 @@ class ConsolePerson:
         """Whether the person sees this one console only, byte for byte."""
         self._outside = outside
         self._left = False
+        self._screen: Screen | None = None
         outside.listeners += 1
         outside.by_hand.add(name)
         outside.tasks.append(self.run)
@@ -64,6 +109,7 @@ class ConsolePerson:
     async def run(self, host: Host) -> None:
         """Type and show until the host is switched off."""
         descriptor = sys.stdin.fileno()
+        self._screen = Screen(sys.stdout.fileno())
         with raw_terminal(descriptor):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch)
@@ -82,12 +128,19 @@ class ConsolePerson:
                 plug = self._plug()
                 opened = self._outside.opened
                 if plug is not None and plug.attached is None:
-                    plug.attach(_show, lambda: None)
+                    plug.attach(self._show, lambda: None)
                 await opened.wait()
         finally:
             plug = self._plug()
             if plug is not None:
                 plug.detach()
+            if self._screen is not None:
+                self._screen.finish()
+
+    def _show(self, data: bytes) -> None:
+        sys.stdout.flush()
+        assert self._screen is not None
+        self._screen.show(data)
 
     def _plug(self) -> AttachPlug | None:
         plug = self._outside.terminals.get(self.name)
@@ -109,10 +162,3 @@ class ConsolePerson:
                     await room.wait()
             if self._left or not data:
                 return
-
-
-def _show(data: bytes) -> None:
-    """Write a guest's output as it is."""
-    sys.stdout.flush()
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]

@@ -175,6 +175,15 @@ OUT_PREFIX: Listing = (
 )
 
 
+Space = tuple[int, int, int, int]
+"""`SPACE` and `PLACE` of the lower half of an address space, and of the upper half."""
+
+
+def space_of(lower: int, upper: int) -> Space:
+    """Return the address space whose halves have these numbers."""
+    return lower << 52, lower * SPREAD % ENTRIES, upper << 52, upper * SPREAD % ENTRIES
+
+
 def absent_port(port: int, width: int) -> int:
     """Return what `ABSENT` is when reads of so many bytes from a port give ones."""
     return width << 16 | port
@@ -332,11 +341,10 @@ class NativeHooks:
         self.words[entry] = page ^ self.words[SPACE + half]
         self.words[entry + 1] = mark
 
-    def use(self, lower: int, upper: int) -> None:
-        """Take an address space, by the numbers of its halves, for the present one."""
+    def use(self, space: Space) -> None:
+        """Take an address space for the present one."""
         words = self.words
-        words[SPACE], words[PLACE] = lower << 52, lower * SPREAD % ENTRIES
-        words[SPACE + UPPER], words[PLACE + UPPER] = upper << 52, upper * SPREAD % ENTRIES
+        words[SPACE], words[PLACE], words[SPACE + UPPER], words[PLACE + UPPER] = space
 
     def drop(self, page: int, spaces: Iterable[int]) -> None:
         """Take a page of these address spaces out of the table."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypervisor.emulator.native_hooks import Space, space_of
 from hypervisor.mm.pte import ENTRIES, LAST_XEN_SLOT
 
 if TYPE_CHECKING:
@@ -29,21 +30,24 @@ class Spaces:
     def __init__(self, memory: Memory, native: NativeHooks) -> None:
         self._q = memory.q
         self._native = native
-        self._by_root: dict[int, tuple[int, int, bytes]] = {}
-        """Numbers of the lower and the upper half, and the entries for the latter."""
+        self._words: dict[int, Space] = {}
+        """By root: what the table is told."""
+        self._by_root: dict[int, tuple[int, bytes]] = {}
+        """The number of the lower half, and the entries for the upper one."""
         self._upper: dict[bytes, list[int]] = {}
         """By these entries: the number of the upper half, and how many roots have it."""
         self._next = 1
 
     def use(self, root: int) -> None:
         """Take the address space below a root for the present one."""
-        known = self._by_root.get(root)
-        if known is None:
-            known = self._add(root)
-        self._native.use(known[0], known[1])
+        space = self._words.get(root)
+        if space is None:
+            space = self._add(root)
+        self._native.use(space)
 
-    def _add(self, root: int) -> tuple[int, int, bytes]:
+    def _add(self, root: int) -> Space:
         if self._next > MAX_SPACES - 1:
+            self._words.clear()
             self._by_root.clear()
             self._upper.clear()
             self._native.drop_all()
@@ -56,17 +60,19 @@ class Spaces:
             shared = self._upper[entries] = [self._next, 0]
             self._next += 1
         shared[1] += 1
-        known = self._by_root[root] = lower, shared[0], entries
-        return known
+        self._by_root[root] = lower, entries
+        space = self._words[root] = space_of(lower, shared[0])
+        return space
 
     def forget_root(self, root: int) -> None:
         """Take note that a frame leads to other pages from now on, or is no root any more."""
         known = self._by_root.pop(root, None)
         if known is not None:
-            shared = self._upper[known[2]]
+            del self._words[root]
+            shared = self._upper[known[1]]
             shared[1] -= 1
             if not shared[1]:
-                del self._upper[known[2]]
+                del self._upper[known[1]]
 
     def forget_page(self, va: int | None) -> None:
         """Take note that a page of some address space, or of all, may have another frame behind it now."""
@@ -75,4 +81,4 @@ class Spaces:
         elif va >> 63:
             self._native.drop(va >> 12, [number for number, _ in self._upper.values()])
         else:
-            self._native.drop(va >> 12, [lower for lower, _, _ in self._by_root.values()])
+            self._native.drop(va >> 12, [lower for lower, _ in self._by_root.values()])

@@ -22,6 +22,7 @@ _OP = xen.mmuext_op.size
 _WORDS = _OP // 8
 _LAST_IN_PAGE = 4096 - 2 * _OP
 _U32 = 0xFFFF_FFFF
+M2P_STRICT = 1 << xen.VMASST_TYPE_m2p_strict
 
 
 def make_root_switch(mm: MemoryManager, general: Handler) -> Handler:  # noqa: C901 - see above
@@ -41,20 +42,19 @@ def make_root_switch(mm: MemoryManager, general: Handler) -> Handler:  # noqa: C
             and 0 < counts[root] < MAX_COUNT
         )
 
-    def exchange(old: int, new: int) -> None:
-        """Take the references of a loaded root to one frame, and drop those to another: neither are the last ones."""
+    def exchange(old: int, new: int) -> bool:
+        """Drop the references of a loaded root to one frame, and take those to another; False if one is the last."""
+        if old:
+            held, typed = counts[old], type_counts[old]
+            if held < 2 or typed < 2:
+                return False
+            counts[old], type_counts[old] = held - 1, typed - 1
         if new:
             counts[new] += 1
             type_counts[new] += 1
-        if old:
-            counts[old] -= 1
-            type_counts[old] -= 1
+        return True
 
-    def stays(root: int) -> bool:
-        """Whether a frame stays a root when it is no longer loaded."""
-        return not root or (counts[root] > 1 and type_counts[root] > 1)
-
-    def mmuext_op(vcpu: VCpu, ops: int, count: int, done_ptr: int, domid: int, a5: int) -> int:
+    def mmuext_op(vcpu: VCpu, ops: int, count: int, done_ptr: int, domid: int, a5: int) -> int:  # noqa: C901
         offset = ops & 0xFFF
         if (
             count != 2
@@ -80,13 +80,12 @@ def make_root_switch(mm: MemoryManager, general: Handler) -> Handler:  # noqa: C
             or domain.is_dying
             or not is_known(root, tag)
             or (user and not is_known(user, tag))
-            or not stays(vcpu.kernel_cr3)
-            or not stays(vcpu.user_cr3)
         ):
             return general(vcpu, ops, count, done_ptr, domid, a5)
-        is_strict = domain.vm_assist >> xen.VMASST_TYPE_m2p_strict & 1
+        is_strict = domain.vm_assist & M2P_STRICT
         if root != vcpu.kernel_cr3:
-            exchange(vcpu.kernel_cr3, root)
+            if not exchange(vcpu.kernel_cr3, root):
+                return general(vcpu, ops, count, done_ptr, domid, a5)
             vcpu.kernel_cr3 = root
             if not is_strict:
                 mm.slots.show_m2p(root)
@@ -100,7 +99,8 @@ def make_root_switch(mm: MemoryManager, general: Handler) -> Handler:  # noqa: C
             if now != base:
                 return general(vcpu, ops + _OP, 1, 0, domid, a5)
         if user != vcpu.user_cr3:
-            exchange(vcpu.user_cr3, user)
+            if not exchange(vcpu.user_cr3, user):
+                return general(vcpu, ops + _OP, 1, 0, domid, a5)
             vcpu.user_cr3 = user
             if user and is_strict:
                 mm.slots.hide_m2p(user)

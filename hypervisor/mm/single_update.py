@@ -48,12 +48,14 @@ def make_replace(frames: FrameTable) -> Replace:  # noqa: C901 - see below
 
     def replace(index: int, new: int, tag: int) -> int:  # noqa: C901 - it is five functions
         old = words[index]
-        drops = old & PRESENT
-        if new & PRESENT:
-            if new & CACHE_ATTRIBUTES:
+        # (Python is quicker with numbers of up to 30 bits.)
+        old_bits, bits = old & 0xFFF, new & 0xFFF
+        drops = old_bits & PRESENT
+        if bits & PRESENT:
+            if bits & CACHE_ATTRIBUTES:
                 return -1
             # (adjust_l1)
-            if not new & USER:
+            if not bits & USER:
                 new |= GUEST_KERNEL | USER
             elif not new & GUEST_KERNEL:
                 new |= GLOBAL
@@ -67,7 +69,7 @@ def make_replace(frames: FrameTable) -> Replace:  # noqa: C901 - see below
                 held = counts[mfn]
                 if not 0 < held < MAX_COUNT:
                     return -1
-                if new & RW:
+                if bits & RW:
                     typed = type_counts[mfn]
                     if not typed:
                         kinds[mfn] = PGT_writable_page
@@ -81,7 +83,7 @@ def make_replace(frames: FrameTable) -> Replace:  # noqa: C901 - see below
             # (put_l1)
             mfn = (old & FRAME_MASK) >> 12
             if mfn < nr_frames and owners[mfn] != _IO_TAG:
-                if old & RW:
+                if old_bits & RW:
                     typed = type_counts[mfn]
                     if typed > 1:
                         type_counts[mfn] = typed - 1

@@ -17,7 +17,7 @@ from toolstack.console_log import ConsoleLog
 from toolstack.errors import UsageError
 from toolstack.host import Host
 from toolstack.outside import BUFFER, AttachPlug, Outside, PtyPlug
-from toolstack.person import until_escape
+from toolstack.person import Screen, until_escape
 from toolstack.report import HostResult
 from toolstack.xl_config import DomainConfig, load_config
 
@@ -242,6 +242,41 @@ def test_typing_at_a_terminal_and_leaving_it(tmp_path: Path) -> None:
 )
 def test_escape(typed: bytes, parts: tuple[bytes, bool]) -> None:
     assert until_escape(typed) == parts
+
+
+@pytest.mark.parametrize(
+    ("pieces", "seen"),
+    [
+        ((b"bare\nlines\n",), b"bare\r\nlines\r\n"),
+        ((b"a guest's\r\nterminal\r\n",), b"a guest's\r\nterminal\r\n"),
+        ((b"cut\r", b"\nin two\r\n"), b"cut\r\nin two\r\n"),
+        ((b" 10%\r", b" 20%\r", b"done\n"), b" 10%\r 20%\rdone\r\n"),
+        ((b"the end\r",), b"the end\r"),
+    ],
+)
+def test_a_screen_shows_each_line_with_one_carriage_return(pieces: tuple[bytes, ...], seen: bytes) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        screen = Screen(theirs)
+        for piece in pieces:
+            screen.show(piece)
+        screen.finish()
+        assert os.read(ours, 4096) == seen
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_what_is_no_terminal_gets_the_console_as_it_is() -> None:
+    ours, theirs = os.pipe()
+    try:
+        screen = Screen(theirs)
+        screen.show(b"one\r\ntwo\r")
+        screen.finish()
+        assert os.read(ours, 4096) == b"one\r\ntwo\r"
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_a_panic_is_what_a_crash_was() -> None:

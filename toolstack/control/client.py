@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, final
 
 from toolstack.control.protocol import VERSION, ControlError, Messages, ProtocolError, check_reply, pack
-from toolstack.person import raw_terminal, until_escape
+from toolstack.person import Screen, closing_screen, raw_terminal, until_escape
 
 READ_SIZE = 4096
 VARIABLE = "PARAVIRT_CONTROL"
@@ -70,10 +70,11 @@ class Control:
 
         Returns True when the person leaves with Ctrl-] or input ends, False when the console goes.
         """
+        screen = Screen(shown)
         for data in self._replies:
-            _write(shown, data)
+            screen.show(data)
         host = self._socket.fileno()
-        with raw_terminal(typed):
+        with raw_terminal(typed), closing_screen(screen):
             while True:
                 readable, _, _ = select.select([typed, host], [], [])
                 if host in readable:
@@ -81,7 +82,7 @@ class Control:
                     if not data:
                         return False
                     for message in self._messages.feed(data):
-                        _write(shown, message)
+                        screen.show(message)
                 if typed in readable:
                     keys, leave = until_escape(os.read(typed, READ_SIZE))
                     if keys:
@@ -92,7 +93,8 @@ class Control:
 
 def join(terminal: int, typed: int, shown: int) -> bool:
     """Join two descriptors to a pseudo-terminal, as xenconsole does; see `Control.console`."""
-    with raw_terminal(typed):
+    screen = Screen(shown)
+    with raw_terminal(typed), closing_screen(screen):
         while True:
             readable, _, _ = select.select([typed, terminal], [], [])
             if terminal in readable:
@@ -102,7 +104,7 @@ def join(terminal: int, typed: int, shown: int) -> bool:
                     data = b""  # the console is closed
                 if not data:
                     return False
-                _write(shown, data)
+                screen.show(data)
             if typed in readable:
                 keys, leave = until_escape(os.read(typed, READ_SIZE))
                 _write(terminal, keys)
