@@ -6,10 +6,10 @@ console: Xen's lines and what dom0 prints through console_io go out, what a pers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
 import trio
@@ -23,10 +23,17 @@ from hypervisor.kernel_image import PvKernel
 from hypervisor.machine.machine import Machine
 from hypervisor.mm.boot_memory import booted
 from hypervisor.options import XenOptions, parse_options
+from hypervisor.sched.costs import Costs
 from hypervisor.sched.schedulers import DEFAULT, XENS
-from hypervisor.trace import TraceWriter
+from hypervisor.state_trace import StateTrace
+from hypervisor.trace import Emit, TraceWriter
 from toolstack.errors import UsageError
 from toolstack.pace import Pace
+from toolstack.profiling.profile import Profile
+from toolstack.xl_config import DOM0_NAME
+
+if TYPE_CHECKING:
+    from guest_kernel.xenbus.driver import XenbusDriver
 
 DEFAULT_XEN_CMDLINE = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all dom0_mem=64M dom0_max_vcpus=2"
 DEFAULT_HOST_MIB = 512
@@ -52,6 +59,10 @@ class BootSpec:
     pcpus: int = DEFAULT_PCPUS
     seed: int = 0
     trace_file: Path | None = None
+    trace_state: bool = False
+    """The trace shows the host's state, too."""
+    profiles: bool = False
+    """Where virtual time goes is to be added up."""
 
 
 @attrs.frozen
@@ -86,13 +97,42 @@ class BootHost:
         self._end = ""
         self._stack = ExitStack()
         self._trace: TraceWriter | None = None
+        self._state_trace: StateTrace | None = None
+        self.profile = Profile(Costs()) if spec.profiles else None
+        """Where virtual time goes; complete when `run` has returned."""
+        self.is_on = trio.Event()
+        """Set as soon as there is something to be seen."""
+
+    # -- for those who look on (`live_view`) --------------------------------------------------------------------------
+
+    real_time = False
+
+    def dom0_drivers(self) -> list[XenbusDriver]:
+        """Return nothing: what drivers dom0 has is its own affair."""
+        return []
+
+    def names(self) -> Mapping[int, str]:
+        """Return what is known of the domains' names: those that dom0 makes have theirs in its own store."""
+        return {0: DOM0_NAME}
+
+    def guests_that_run(self) -> tuple[int, int]:
+        """Return how many domains dom0 has made that have not shut down, and how many in all."""
+        guests = [domain for domid, domain in self.hv.domains.items() if domid]
+        return sum(not domain.shutting_down for domain in guests), len(guests)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> BootResult:
         """Switch the machine on and run it to its end. Raises UsageError, InvariantError."""
         with self._stack:
             self._assemble()
             self._stack.callback(self.hv.switch_off)
+            self.is_on.set()
             await self._drain()
+            if self._state_trace is not None:
+                self._state_trace.finish()
+            if self.profile is not None:
+                self.profile.finish()
         if self._trace is not None and self._trace.failure is not None:
             why = self._trace.failure.strerror
             raise UsageError(f"cannot write the trace {str(self.spec.trace_file)!r} to its end: {why}")
@@ -139,7 +179,7 @@ class BootHost:
             boot = booted(machine.memory.frames, sizes)
             hv = Hypervisor(
                 machine,
-                trace=None if trace is None else trace.emit,
+                trace=self._observed(None if trace is None else trace.emit),
                 console=self._show,
                 options=options,
                 boot=boot,
@@ -149,6 +189,8 @@ class BootHost:
         self.hv = hv
         if trace is not None:
             trace.now = hv.now
+        if self._state_trace is not None:
+            self._state_trace.attach(hv)
         vcpus = options.dom0_vcpus(spec.pcpus)
         module = spec.modules[0] if spec.modules else None
         announce(hv, len(spec.modules))
@@ -164,6 +206,22 @@ class BootHost:
             raise UsageError(f"too little memory: {spec.host_memory_mib} MiB are not enough for Xen and dom0") from None
         describe_dom0(hv, spec.kernel, layout, vcpus)
         hv.domain_ops.unpause(domain)
+
+    def _observed(self, emit: Emit | None) -> Emit | None:
+        """Return an emitter that tells all who want to know of each record; None if nobody does."""
+        if emit is not None and self.spec.trace_state:
+            self._state_trace = StateTrace(emit)
+            emit = self._state_trace.emit
+        if self.profile is None:
+            return emit
+        add = self.profile.add
+
+        def both(domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
+            add(self.hv.now(), domid, vcpu_id, kind, *fields)
+            if emit is not None:
+                emit(domid, vcpu_id, kind, *fields)
+
+        return both
 
     def _open_trace(self, options: XenOptions) -> TraceWriter | None:
         spec = self.spec

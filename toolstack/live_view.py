@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from rich.console import Console
@@ -26,9 +26,29 @@ from toolstack.report import duration
 if TYPE_CHECKING:
     from guest_kernel.xenbus.driver import XenbusDriver
     from hypervisor.hypervisor import Hypervisor
-    from toolstack.host import Host
 
 Sample = Mapping[str, Any]
+
+
+class Host(Protocol):
+    """What is looked at."""
+
+    hv: Hypervisor
+    real_time: bool
+
+    def dom0_drivers(self) -> Iterable[XenbusDriver]:
+        """Return the drivers of dom0 that keep books of devices."""
+        raise NotImplementedError
+
+    def names(self) -> Mapping[int, str]:
+        """Return the names of domains by their numbers."""
+        raise NotImplementedError
+
+    def guests_that_run(self) -> tuple[int, int]:
+        """Return how many guests run, and how many there are."""
+        raise NotImplementedError
+
+
 PROGRESS_SECONDS = 0.5
 """How often progress is renewed on a terminal."""
 PLAIN_SECONDS = 10.0

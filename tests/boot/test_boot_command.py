@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pty
 import re
@@ -18,8 +19,10 @@ from click.testing import CliRunner, Result
 from elf_maker import bzimage, kernel
 from mini_kernel import build
 
+from hypervisor.abi.tracepoints import STATE_PAGES
 from hypervisor.emulator import processor
 from hypervisor.errors import DeviceError
+from hypervisor.trace import read_trace
 from toolstack import machine_code
 from toolstack.cli import main
 
@@ -155,6 +158,53 @@ def test_two_traces_are_the_same(mini: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert boot(mini, "--cmdline", "crash", "--trace", tmp_path / name).exit_code == 3
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_state_in_a_trace(mini: Path, tmp_path: Path) -> None:
+    kinds = {}
+    for name, words in (("plain", ()), ("state", ("--trace-state",))):
+        assert boot(mini, "--cmdline", "crash", "--trace", tmp_path / name, *words).exit_code == 3
+        _, records = read_trace(tmp_path / name)
+        kinds[name] = {record[3] for record in records}
+    assert STATE_PAGES not in kinds["plain"]
+    assert STATE_PAGES in kinds["state"]
+    assert kinds["state"] >= kinds["plain"]
+
+
+def test_no_state_without_a_trace(mini: Path) -> None:
+    result = boot(mini, "--trace-state")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "paravirt: --trace-state says what is to be in a trace: it needs --trace FILE\n"
+
+
+def test_a_profile(mini: Path, tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    result = boot(mini, "--cmdline", "quiet", "--profile", file)
+    assert result.exit_code == 0
+    table = result.stdout.split("halting machine\n")[1]
+    assert re.search(r"sched_op SCHEDOP_shutdown .* 1 $", table, re.MULTILINE)
+    assert json.loads(file.read_bytes())["profiles"]
+
+
+def test_a_profile_of_each_life(mini: Path, tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    result = boot(mini, "--reboot", "--cmdline", "reboot", "--timeout", "3", "--host-memory", "64", "--profile", file)
+    assert result.exit_code == 124
+    assert json.loads(file.read_bytes())
+    assert json.loads(file.with_name("profile.json.2").read_bytes())
+
+
+def test_a_profile_that_cannot_be_written(mini: Path, tmp_path: Path) -> None:
+    result = boot(mini, "--profile", tmp_path / "no" / "where")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("paravirt: cannot write ")
+
+
+def test_what_domains_use_while_they_run(mini: Path) -> None:
+    result = boot(mini, "--cmdline", "hang", "--timeout", "4", "--top", "0.05")
+    assert result.exit_code == 124
+    assert result.stdout.count("Domain-0") >= 2
+    assert "mini kernel: hello" in result.stdout
 
 
 def test_the_sizes_that_are_asked_for(mini: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import signal
@@ -22,9 +23,14 @@ from hypervisor.abi import sched
 from hypervisor.errors import DeviceError, InvariantError
 from toolstack.boot_host import DEFAULT_HOST_MIB, DEFAULT_PCPUS, DEFAULT_XEN_CMDLINE, BootHost, BootResult, BootSpec
 from toolstack.commands.common import EXIT_INTERNAL, EXIT_INTERRUPTED, OneSentence, check_output
+from toolstack.commands.profile import PROFILE_ROWS, save_speedscope
+from toolstack.commands.top import format_sample
 from toolstack.errors import UsageError
+from toolstack.live_view import LiveView
 from toolstack.machine_code import read_file, read_kernel, require_emulator
 from toolstack.output import StandardOutput
+from toolstack.profiling.table import print_profile
+from toolstack.report import make_console
 
 EXIT_CRASH = 3
 EXIT_TIMEOUT = 124
@@ -82,6 +88,27 @@ _INTERRUPTED = "interrupted"
     help="Record every event of the host in FILE.",
 )
 @click.option(
+    "--trace-state",
+    is_flag=True,
+    help="Have the trace show the host's state too: event bits, grants, page types. For `paravirt trace --format "
+    "html`; slow.",
+)
+@click.option(
+    "--profile",
+    "profile_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Add up where domains spend virtual time; print a table, and write a flame graph to FILE (for "
+    "speedscope.app).",
+)
+@click.option(
+    "--top",
+    "top_seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.01),
+    help="Show what the domains use, as `paravirt top` does, every so many seconds of wall-clock time.",
+)
+@click.option(
     "--reboot", is_flag=True, help="Start the machine again when dom0 reboots it; without this that is the end."
 )
 @click.option(
@@ -98,6 +125,9 @@ def boot(
     xen_cmdline: str,
     seed: int,
     trace_file: Path | None,
+    trace_state: bool,
+    profile_file: Path | None,
+    top_seconds: float | None,
     reboot: bool,
     timeout: float | None,
 ) -> None:
@@ -107,7 +137,10 @@ def boot(
     dom0. Exits with 0 when dom0 powers the host off or reboots it, with 3 when it crashes, with 2 if something on the
     command line is wrong, with 124 after --timeout.
     """
+    if trace_state and trace_file is None:
+        raise OneSentence("--trace-state says what is to be in a trace: it needs --trace FILE")
     output = StandardOutput()
+    onlooker = _Onlooker(output, kernel.name, profile_file, top_seconds)
     try:
         spec = BootSpec(
             kernel_path=kernel,
@@ -120,9 +153,11 @@ def boot(
             pcpus=pcpus,
             seed=seed,
             trace_file=trace_file,
+            trace_state=trace_state,
+            profiles=profile_file is not None,
         )
         require_emulator()
-        result = trio.run(_run, spec, output, timeout, reboot)
+        result = trio.run(_run, spec, onlooker, timeout, reboot)
     except (UsageError, DeviceError) as error:
         raise OneSentence(str(error)) from None
     except InvariantError as error:
@@ -144,26 +179,70 @@ def _xen_cmdline(text: str, memory: int | None, vcpus: int | None) -> str:
     return " ".join(words)
 
 
-async def _run(spec: BootSpec, output: StandardOutput, limit: float | None, reboot: bool) -> BootResult:
+class _Onlooker:
+    """What a person sees of a machine: its serial line, and what else they have asked for."""
+
+    def __init__(self, output: StandardOutput, name: str, profile_file: Path | None, top_seconds: float | None) -> None:
+        self.output = output
+        self._name = name
+        self._profile_file = profile_file
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._view: LiveView | None = None
+        if top_seconds:
+            self._view = LiveView(
+                top_seconds=top_seconds,
+                progress=False,
+                format_top=format_sample,
+                write=output.write,
+                warn=partial(click.echo, err=True),
+            )
+
+    def show(self, data: bytes) -> None:
+        """Show what comes over the serial line: as it is, or above a table that is renewed in place, as lines."""
+        if self._view is None:
+            self.output.write_bytes(data)
+        else:
+            self.output.write(self._decode(data))
+
+    async def look(self, machine: BootHost) -> None:
+        """Look on for as long as the machine is on."""
+        if self._view is not None:
+            await machine.is_on.wait()
+            await self._view.run(machine)
+
+    def finish(self, machine: BootHost, life: int) -> None:
+        """Tell where the time of one life has gone. Raises OneSentence."""
+        if machine.profile is not None and self._profile_file is not None:
+            self.output.attempt(partial(print_profile, machine.profile, make_console(), "call", PROFILE_ROWS))
+            save_speedscope(machine.profile, _of_life(self._profile_file, life), self._name)
+
+
+def _of_life(path: Path, life: int) -> Path:
+    """Return where to write what belongs to one life of a machine: the first has the name that was asked for."""
+    return path if life == 1 else path.with_name(f"{path.name}.{life}")
+
+
+async def _run(spec: BootSpec, onlooker: _Onlooker, limit: float | None, reboot: bool) -> BootResult:
     """Boot; if that is wanted, boot again after a reboot, until the machine stays off."""
     deadline = trio.current_time() + limit if limit is not None else math.inf
     lives = 0
     with _terminal() as is_terminal:
         while True:
             lives += 1
-            trace = spec.trace_file
-            if trace is not None and lives > 1:
-                trace = trace.with_name(f"{trace.name}.{lives}")
-            machine = BootHost(attrs.evolve(spec, trace_file=trace), output.write_bytes, types=is_terminal)
-            output.on_loss = partial(machine.end, "nobody reads the console any more")
-            result = await _run_once(machine, deadline, limit, is_terminal)
+            trace = None if spec.trace_file is None else _of_life(spec.trace_file, lives)
+            machine = BootHost(attrs.evolve(spec, trace_file=trace), onlooker.show, types=is_terminal)
+            onlooker.output.on_loss = partial(machine.end, "nobody reads the console any more")
+            result = await _run_once(machine, onlooker, deadline, limit, is_terminal)
+            onlooker.finish(machine, lives)
             if not result.is_reboot or not reboot:
                 return result
             if limit is not None and trio.current_time() >= deadline:
                 return BootResult(-1, result.virtual_ns, f"{_TIMED_OUT} {limit:g} s")
 
 
-async def _run_once(machine: BootHost, deadline: float, limit: float | None, is_terminal: bool) -> BootResult:
+async def _run_once(
+    machine: BootHost, onlooker: _Onlooker, deadline: float, limit: float | None, is_terminal: bool
+) -> BootResult:
     failure: UsageError | DeviceError | InvariantError | None = None
     with _interrupting(machine):
         async with trio.open_nursery() as nursery:
@@ -171,6 +250,7 @@ async def _run_once(machine: BootHost, deadline: float, limit: float | None, is_
                 nursery.start_soon(_time_out, machine, deadline, limit)
             if is_terminal:
                 nursery.start_soon(_type, machine)
+            nursery.start_soon(onlooker.look, machine)
             try:
                 result = await machine.run()
             except (UsageError, DeviceError, InvariantError) as error:
