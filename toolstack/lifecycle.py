@@ -227,11 +227,16 @@ class Lifecycle:
     async def _start(self, plan: DomainPlan) -> LiveDomain | None:
         """Create and unpause a domain; None if that failed, and the platform has been told."""
         try:
-            return await self.create(plan)
+            live = await self.create(plan)
         except ToolstackError as error:
             self.platform.failed(plan, str(error))
         except XenError as error:
             self.platform.failed(plan, f"{plan.config.source}: domain {plan.config.name!r} cannot be built: {error}")
+        else:
+            if self.stopping and not plan.config.driver_domain:
+                # Who has asked all for their end has perhaps not seen this one.
+                await self._ask_to_end([live])
+            return live
         return None
 
     async def _supervise(self, live: LiveDomain) -> None:
@@ -257,9 +262,9 @@ class Lifecycle:
                 await self._preserve_as(live, f"{live.name}-{live.domid}")
             else:
                 await self.destroy(live)
-            if not restart:
-                self._give_back(live)
-                return
+                if not restart or self.stopping:
+                    self._give_back(live)
+                    return
             again = await self._start(plan)
             if again is None:
                 return

@@ -1,5 +1,6 @@
 """The control socket: what the verbs do, what they refuse, and what a client may send without harm."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from toolstack.control.protocol import (
 from toolstack.control.verbs import VERBS, state_letters
 from toolstack.errors import SpecError, UsageError
 from toolstack.host import Host
+from toolstack.lifecycle import Lifecycle
 from toolstack.memory_spec import parse_memory
 from toolstack.outside import Outside
 from toolstack.xl_config import DomainConfig
@@ -474,3 +476,28 @@ def test_every_verb_has_a_command() -> None:
     from toolstack.cli import main
 
     assert VERBS.keys() <= main.commands.keys()
+
+
+@pytest.mark.parametrize("moment", ["destroy", "_build", "_backends_ready"])
+async def test_the_end_comes_while_a_guest_reboots(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two lives, too, a guest is told: the host does not run on for ever."""
+    with trio.fail_after(60):
+        async with steered(tmp_path, lambda host: [host.guest("one", "await self.kernel.never()")], end=False) as host:
+            real = getattr(Lifecycle, moment)
+
+            async def interrupt(self: Lifecycle, *args: object) -> object:
+                if not host.host.interrupts:
+                    host.host.interrupt()
+                    # (It is heeded between two stretches of guest code.)
+                    await self.kernel.sleep(1000)
+                return await real(self, *args)
+
+            monkeypatch.setattr(Lifecycle, moment, interrupt)
+            # (It may be gone before it has answered.)
+            with contextlib.suppress(ControlError):
+                await host.ask("reboot", domain="one")
+    assert host.result is not None
+    assert host.result.unfinished == []
+    assert host.host.interrupts == 1

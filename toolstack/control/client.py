@@ -33,9 +33,13 @@ class Control:
         except OSError as error:
             self._socket.close()
             raise ControlError(f"no host listens at {str(path)!r}: {error.strerror or error}") from None
-        greeting = self._receive()
-        if not isinstance(greeting, dict) or greeting.get("paravirt") != VERSION:
-            raise ProtocolError(f"what listens at {str(path)!r} is no host of this version")
+        try:
+            greeting = self._receive()
+            if not isinstance(greeting, dict) or greeting.get("paravirt") != VERSION:
+                raise ProtocolError(f"what listens at {str(path)!r} is no host of this version")
+        except BaseException:
+            self._socket.close()
+            raise
 
     def __enter__(self) -> Control:
         return self
