@@ -264,7 +264,7 @@ class PhysicalDisk:
         under_way, free = self._under_way, self._free
         if owner is not None and max(idents) <= U32:
             free += idents
-            owner.finished([under_way[ident] for ident in idents])
+            owner.finished(list(map(under_way.__getitem__, idents)))
             return
         for ident in idents:
             slot = ident & U32

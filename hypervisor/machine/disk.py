@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -309,9 +310,15 @@ class DiskController:
         """Put completions where the driver finds them, and tell it."""
         base, produced, q = self._completion_base, self._produced, self._q
         first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
-        for word in words:
-            q[first + (produced & COMPLETION_MASK)] = word
-            produced += 1
+        begin = produced & COMPLETION_MASK
+        count = len(words)
+        if count > 1 and begin + count <= sheet.DISK_COMPLETION_SLOTS:
+            q[first + begin : first + begin + count] = array("Q", words)
+            produced += count
+        else:
+            for word in words:
+                q[first + (produced & COMPLETION_MASK)] = word
+                produced += 1
         self._produced = produced = produced & U32
         self._i[base >> 2] = produced
         self._written[base >> PAGE_SHIFT] = 1
