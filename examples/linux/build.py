@@ -27,7 +27,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -133,7 +133,7 @@ def commands(busybox: Path) -> Iterator[str]:
             yield line
 
 
-def ramdisk(busybox: Path, modules: list[Path], job: Path | None) -> bytes:
+def ramdisk(busybox: Path, modules: list[Path], job: Path | None, programs: Sequence[Path] = ()) -> bytes:
     """Return the initial ramdisk, uncompressed."""
     archive = Archive()
     for directory in ("bin", "dev", "etc", "mnt", "modules", "proc", "root", "sbin", "sys", "tmp"):
@@ -147,14 +147,16 @@ def ramdisk(busybox: Path, modules: list[Path], job: Path | None) -> bytes:
     for name in ("poweroff", "reboot"):
         # What the kernel starts when the toolstack asks for it (control/shutdown).
         archive.add(f"sbin/{name}", S_IFREG | 0o755, f"#!/bin/sh\nexec /bin/{name} -f\n".encode())
+    for program in programs:
+        archive.add(f"bin/{program.name}", S_IFREG | 0o755, program.read_bytes())
     archive.add("init", S_IFREG | 0o755, (HERE / "init").read_bytes())
     if job is not None:
         archive.add("job", S_IFREG | 0o755, job.read_bytes())
     return archive.finish()
 
 
-def build(flavour: str, directory: Path, job: Path | None) -> tuple[Path, Path]:
-    """Make the kernel and the ramdisk; returns their paths."""
+def build(flavour: str, directory: Path, job: Path | None, programs: Sequence[Path] = ()) -> tuple[Path, Path]:
+    """Make the kernel and the ramdisk, with programs (statically linked) for the job; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     downloads = directory / "packages"
     downloads.mkdir(exist_ok=True)
@@ -165,7 +167,7 @@ def build(flavour: str, directory: Path, job: Path | None) -> tuple[Path, Path]:
     vmlinuz, initrd = directory / "vmlinuz", directory / "initrd.gz"
     shutil.copyfile(image, vmlinuz)
     # A fixed time in the header: the same input makes the same bytes, and so the same boot.
-    initrd.write_bytes(gzip.compress(ramdisk(busybox, modules, job), mtime=0))
+    initrd.write_bytes(gzip.compress(ramdisk(busybox, modules, job, programs), mtime=0))
     return vmlinuz, initrd
 
 
@@ -202,11 +204,14 @@ def main() -> None:
     parser.add_argument("--flavour", default="cloud-amd64", help="of linux-image-FLAVOUR (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "build", metavar="DIR")
     parser.add_argument("--job", type=Path, help="a script for the guest to run; it is powered off afterwards")
+    parser.add_argument(
+        "--add", type=Path, action="append", default=[], metavar="PROGRAM", help="statically linked, for the job's use"
+    )
     parser.add_argument("--grub", action="store_true", help="get GRUB, and make a disk for it to boot from")
     words = parser.parse_args()
     directory = words.output.resolve()
     try:
-        made = build(words.flavour, directory, words.job)
+        made = build(words.flavour, directory, words.job, words.add)
         for path in made + (boot_disk(*made, directory) if words.grub else ()):
             print(path)
     except (BuildError, OSError) as error:
