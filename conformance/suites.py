@@ -69,7 +69,12 @@ SUITES: Final[dict[str, Suite]] = {
             block_front_world.wire_world,
         ),
         Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
-        Suite("netif-frontend", "a network frontend", "module:Class, a XenbusDriver", net_front_world.open_subject),
+        Suite(
+            "netif-frontend",
+            "a network frontend",
+            "module:Class, a XenbusDriver, or cfg:FILE or elf:FILE",
+            net_front_world.open_subject,
+        ),
         Suite(
             "xenbus-frontend",
             "how a frontend of any class behaves on the bus",

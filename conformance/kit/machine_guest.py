@@ -6,6 +6,7 @@ The kit talks to the program on the guest's console, in lines (docs/conformance-
     guest   paravirt: ready                      once, when it can be asked
     guest   paravirt: NUMBER ok [DATA]           DATA in base64, without blanks
     guest   paravirt: NUMBER error
+    guest   paravirt: WHAT DATA                  something that has happened
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class MachineGuest(Occupant):
         """What it has printed last."""
         self.is_ready = False
         self.on_done: OnDone = lambda number, good, data: None
+        self.on_told: Callable[[str, bytes], None] = lambda what, data: None
 
     def configure(self, given: DomainConfig) -> DomainConfig:
         """Return the configuration of the guest, with the name and the devices that the judge gives it."""
@@ -115,12 +117,20 @@ class MachineGuest(Occupant):
             return
         if words == ["ready"]:
             self.is_ready = True
-        elif len(words) in (2, 3) and words[0].isdigit() and words[1] in ("ok", "error"):
-            try:
-                data = base64.b64decode(words[2], validate=True) if len(words) == 3 else b""
-            except binascii.Error:
-                return
-            self.on_done(int(words[0]), words[1] == "ok", data)
+        elif words[0].isdigit() and len(words) in (2, 3) and words[1] in ("ok", "error"):
+            data = _decoded(words[2:])
+            if data is not None:
+                self.on_done(int(words[0]), words[1] == "ok", data)
+        elif len(words) == 2 and (data := _decoded(words[1:])) is not None:
+            self.on_told(words[0], data)
+
+
+def _decoded(words: list[str]) -> bytes | None:
+    """Return what base64 stands for, of one word or none; None if it is no base64."""
+    try:
+        return base64.b64decode("".join(words), validate=True)
+    except binascii.Error:
+        return None
 
 
 def open_config(text: str) -> DomainConfig | None:

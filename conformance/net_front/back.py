@@ -26,6 +26,9 @@ from hypervisor.abi.io.xenbus import (
 PATIENCE_NS: Final = 2_000_000_000
 """Virtual time after which something counts as not happening."""
 LOOK_NS: Final = 500_000
+BOOT_NS: Final = 400_000_000_000
+"""Virtual time that a guest may take to come up. (Linux waits up to 270 seconds for an interface that does not.)"""
+BOOT_LOOK_NS: Final = 10_000_000
 U32: Final = 0xFFFF_FFFF
 TX_ENTRY, RX_ENTRY = 12, 8
 MORE, EXTRA = netif.NETTXF_more_data, netif.NETTXF_extra_info
@@ -71,6 +74,9 @@ class Back:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.patience_ns = PATIENCE_NS
+        self.is_ready: Callable[[], bool] = lambda: True
+        """Whether the frontend's guest has come up."""
         self.home = ""
         self.front = ""
         self.domid = 0
@@ -90,7 +96,7 @@ class Back:
         """Find the device that the toolstack has made."""
         store = self.kernel.xenbus
         await store.connected()
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             try:
                 self.domid = int((await store.directory("backend/vif"))[0])
                 break
@@ -113,6 +119,11 @@ class Back:
             await self.find()
         await self.say(**{"feature_rx_copy": 1, **nodes})
         await self.say(state=XenbusStateInitWait)
+        for _ in range(BOOT_NS // BOOT_LOOK_NS):
+            if self.is_ready():
+                return
+            await self.kernel.sleep(BOOT_LOOK_NS)
+        raise Failure("The guest does not come up.")
 
     async def told(self, key: str) -> str | None:
         """Return what the frontend has written."""
@@ -127,7 +138,7 @@ class Back:
 
     async def wait_for(self, *states: int) -> int:
         """Wait until the frontend is in one of these states. Raises Failure."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             state = await self.state()
             if state in states:
                 return state
@@ -213,7 +224,7 @@ class Back:
         """Return so many frames, or more. Raises Failure if they do not come, or not as netif.h has it."""
         slots: list[bytes] = []
         frames: list[Sent] = []
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             slots += self.take_slots()
             while (end := frame_end(slots)) is not None:
                 frames.append(self._parse(slots[:end]))
@@ -225,8 +236,10 @@ class Back:
 
     async def frame(self) -> Sent:
         """Return the only frame that comes. Raises Failure."""
-        (frame,) = await self.frames()
-        return frame
+        frames = await self.frames()
+        if len(frames) != 1:
+            raise Failure(f"Where the guest sends one frame {len(frames)} come.")
+        return frames[0]
 
     def _parse(self, slots: list[bytes]) -> Sent:
         requests, extras, pieces = [], [], []
@@ -302,7 +315,7 @@ class Back:
 
     async def buffer(self) -> Buffer:
         """Return the next buffer. Raises Failure if there is none."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             if self.take_buffers():
                 return self.buffers.popleft()
             await self.kernel.sleep(LOOK_NS)

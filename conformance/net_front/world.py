@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from backends.net import NetBack
-from conformance.kit.check import Failure
+from conformance.kit.check import Failure, Skip
+from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
-from conformance.kit.split_host import JudgedHost, Stage
+from conformance.kit.split_host import JudgedHost, Occupant, Stage
 from conformance.net.frames import MACS
-from conformance.net_front.back import LOOK_NS, PATIENCE_NS, Back
+from conformance.net_front.back import BOOT_LOOK_NS, LOOK_NS, Back
+from conformance.net_front.remote import RemoteInterface
 from conformance.subjects import load_class
 from frontends.net import NetFront
 from guest_kernel.guest import Guest
@@ -23,7 +25,8 @@ from guest_kernel.net.device import NetDevice
 from guest_kernel.net.offload import NONE, Offload
 
 Use = Callable[[NetDevice], Awaitable[Any]]
-Work = Callable[[Guest], Awaitable[Any]]
+Work = Callable[[Any], Awaitable[Any]]
+"""Takes the guest's program."""
 DEVICES: Final = f'vif = ["backend=backend,mac={MACS[0].hex(":")}"]'
 BEATS_AFTER_DEATH: Final = 100
 __all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject", "scene"]
@@ -39,8 +42,8 @@ class Job:
         self.result: Any = None
         self.error: Exception | None = None
 
-    async def work(self, guest: Guest) -> None:
-        """Do it, in the guest."""
+    async def work(self, guest: Guest | None) -> None:
+        """Do it, in the guest (None: on its behalf)."""
         try:
             self.result = await self._work(guest)
         except Exception as error:
@@ -66,11 +69,15 @@ class Scene(Stage):
         """The driver domain ends as it is, and the guest is to live on."""
         self.heard: list[bytes] = []
         """What the guest's program has received."""
+        self.remote: RemoteInterface | None = None
+        """The interface, if the guest is no Python program."""
 
     # -- what checks do -----------------------------------------------------------------------------------------------
 
     def do(self, work: Work) -> Job:
-        """Have the guest's program do something."""
+        """Have the guest's program do something. Raises Skip if it is no Python program."""
+        if self.remote is not None:
+            raise Skip("It takes a guest in Python.")
         job = Job(work)
         self.jobs.append(job)
         return job
@@ -86,7 +93,7 @@ class Scene(Stage):
 
     async def finish(self, job: Job) -> Any:
         """Wait until a job is done; return what it returned. Raises Failure if it failed, or never ends."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.back.patience_ns // LOOK_NS):
             if job.done:
                 break
             await self.back.kernel.sleep(LOOK_NS)
@@ -98,6 +105,9 @@ class Scene(Stage):
 
     async def transmit(self, frame: bytes, offload: Offload = NONE) -> bool:
         """Have the guest send a frame; whether its interface takes it. Raises Failure."""
+        remote = self.remote
+        if remote is not None:
+            return bool(await self.finish(self._from_afar(lambda: remote.transmit(frame, offload))))
 
         async def send(device: NetDevice) -> bool:
             return device.transmit(frame, offload)
@@ -106,6 +116,9 @@ class Scene(Stage):
 
     def send_many(self, frames: list[bytes]) -> Job:
         """Have the guest send frames, one after the other, as there is room."""
+        remote = self.remote
+        if remote is not None:
+            return self._from_afar(lambda: remote.transmit_all(frames))
 
         async def send(device: NetDevice) -> int:
             for frame in frames:
@@ -118,6 +131,9 @@ class Scene(Stage):
 
     async def listen(self) -> None:
         """Have the guest note down what it receives, as a wire would have brought it. Raises Failure."""
+        if self.remote is not None:
+            await self.finish(self._from_afar(self.remote.listen))
+            return
 
         async def hear(device: NetDevice) -> None:
             device.received = lambda frame, validated: self.heard.append(bytes(frame))
@@ -126,7 +142,7 @@ class Scene(Stage):
 
     async def hears(self, count: int) -> list[bytes]:
         """Return so many frames that the guest has received. Raises Failure if they are fewer."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.back.patience_ns // LOOK_NS):
             if len(self.heard) >= count:
                 break
             await self.back.kernel.sleep(LOOK_NS)
@@ -137,6 +153,9 @@ class Scene(Stage):
 
     async def is_alive(self) -> None:
         """Raise Failure unless the guest's program goes on."""
+        if self.remote is not None:
+            await self.finish(self._from_afar(self.remote.nothing))
+            return
         before = self.beats
         await self.back.kernel.sleep(10 * LOOK_NS)
         if self.beats < before + 5:
@@ -144,14 +163,23 @@ class Scene(Stage):
 
     def depart(self) -> None:
         """Have the driver domain end as it is; the guest is to live on."""
+        if self.remote is not None:
+            raise Skip("Without its backend's domain nobody would see what becomes of the guest.")
         self.departs = True
         self.last_beat = self.beats + BEATS_AFTER_DEATH
+
+    def _from_afar(self, work: Callable[[], Awaitable[Any]]) -> Job:
+        """Have something done by a guest that is no Python program."""
+        job = Job(lambda _: work())
+        self.back.kernel.spawn(job.work(None), "job")
+        return job
 
     # -- the machinery ------------------------------------------------------------------------------------------------
 
     async def live(self, kernel: Kernel) -> None:
         """Be the driver domain's program."""
         self.back = Back(kernel)
+        self._prepare(kernel)
         try:
             await self.begin()
             if self.back.grants and not self.departs:
@@ -161,6 +189,27 @@ class Scene(Stage):
             note_failure(kernel, error)
             self.back.detach()
         self.over = True
+        if isinstance(self.subject, Occupant):
+            self.subject.end()
+
+    def _prepare(self, kernel: Kernel) -> None:
+        """Get ready for a guest that is no Python program."""
+        guest = self.subject
+        if not isinstance(guest, MachineGuest):
+            return
+
+        async def pause() -> None:
+            await kernel.sleep(LOOK_NS)
+
+        async def look() -> None:
+            while not self.over:
+                guest.look()
+                await kernel.sleep(LOOK_NS if guest.is_ready else BOOT_LOOK_NS)
+
+        self.remote = RemoteInterface(guest, pause, self.heard)
+        self.back.patience_ns = guest.patience_ns
+        self.back.is_ready = lambda: guest.is_ready
+        kernel.spawn(look(), "looks")
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
@@ -187,6 +236,9 @@ def _present(scene: Scene) -> Iterator[None]:
 
 def open_subject(text: str) -> World:
     """Return what makes the world of each check. Raises SubjectError."""
+    config = open_config(text)
+    if config is not None:
+        return lambda: scene(MachineGuest(config, "frontend"))
     subject = load_class(text)
     return lambda: scene(subject)
 

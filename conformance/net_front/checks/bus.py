@@ -53,11 +53,12 @@ async def a_backend_that_does_not_copy(scene: Scene) -> None:
     await scene.is_alive()
 
 
-@check("NETIF-FRONTEND-004", Level.must, BUS)
+@check("NETIF-FRONTEND-004", Level.may, BUS)
 async def waits_for_connected(scene: Scene) -> None:
     """The frontend sends nothing before the backend is Connected.
 
-    The bridge may not be there yet; frames into nowhere are lost.
+    The bridge may not be there yet. (Linux does: xennet_connect turns the carrier on when the backend is in InitWait.
+    What it sends then lies in the ring until the backend has mapped that, and is late.)
     """
     back = scene.back
     job = scene.send_many([frame(60)])
