@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from backends.block import BlockBack
 from conformance.block.world import disk
@@ -30,7 +30,6 @@ Use = Callable[[Any], Awaitable[Any]]
 __all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject"]
 
 
-@final
 class Job:
     """Something that the guest's program is to do with its disk."""
 
@@ -57,9 +56,8 @@ class Job:
         self.done = True
 
 
-@final
 class Scene(Stage):
-    """What a check gets."""
+    """What a check gets. (A lab has one whose guest uses its disk in another way.)"""
 
     def __init__(self, subject: Any, directory: Path) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.block_front import checks as _front  # noqa: F401 - registers them
-from labs.blkfront.world import Scene, judge, play
+from labs.blkfront.world import LabScene, judge, play
 from labs.kit.check import Checks, Work, expect, expect_equal
 
 CHECKS = Checks()
@@ -67,7 +67,7 @@ def closing(work: Work) -> None:
     """When the backend closes the frontend follows, and everything comes back."""
     lab = work.load("blkfront")
 
-    async def under_way(scene: Scene) -> None:
+    async def under_way(scene: LabScene) -> None:
         await scene.back.connect()
         job = scene.use(lambda disk: disk.read(0, 8))
         await scene.back.requests()
@@ -103,5 +103,5 @@ def a_real_disk(work: Work) -> None:
     with tempfile.TemporaryDirectory() as name:
         image = Path(name) / "disk.img"
         image.write_bytes(wanted)
-        Scene(lab, Path(name)).drive_real(image, use)
+        LabScene(lab, Path(name)).drive_real(image, use)
         expect(image.read_bytes() == wanted, "the image in dom0 does not hold what the guest has written")

@@ -16,9 +16,10 @@ import trio
 
 from backends.block import BlockBack
 from conformance.block.world import disk as disk_line
-from conformance.block_front.back import LOOK_NS, PATIENCE_NS, Back
+from conformance.block_front.back import LOOK_NS
+from conformance.block_front.world import Job, Scene
 from conformance.kit.check import CHECKS, Failure
-from conformance.kit.split_host import JudgedHost, Stage
+from conformance.kit.split_host import JudgedHost
 from frontends.block import BlockFront
 from guest_kernel.kernel import Kernel
 from labs.kit.check import Miss
@@ -28,19 +29,13 @@ REAL_LIMIT_NS = 5_000_000_000
 """Virtual time in which a guest must be done with a real disk."""
 Use = Callable[[Any], Awaitable[Any]]
 PROGRAMS = Path(__file__).parent
-__all__ = ["LOOK_NS", "Job", "Scene", "current", "judge"]
+__all__ = ["LOOK_NS", "LabJob", "LabScene", "current", "judge", "play"]
 
 
-class Job:
-    """Something that the guest's program is to do with its disk."""
+class LabJob(Job):
+    """Something that the guest's program is to do with the submission's disk."""
 
-    def __init__(self, use: Use) -> None:
-        self._use = use
-        self.done = False
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    async def work(self, scene: Scene) -> None:
+    async def work_with(self, scene: LabScene) -> None:
         """Do it, in the guest, once the submission says that its disk is connected."""
         try:
             await scene.driver.connected.wait()
@@ -50,17 +45,14 @@ class Job:
         self.done = True
 
 
-class Scene(Stage):
-    """What a check gets."""
+class LabScene(Scene):
+    """What a check gets: the kit's scene, but for the guest, whose block layer the submission does not know."""
 
     def __init__(self, lab: Any, directory: Path) -> None:
-        super().__init__()
-        self.directory = directory
+        super().__init__(self.make_driver, directory)
         self._lab = lab
         self.driver: Any = None
-        self.back: Back
-        self.user: Kernel | None = None
-        self.jobs: deque[Job] = deque()
+        self.lab_jobs: deque[LabJob] = deque()
         self.unwritten: NotImplementedError | None = None
         self.held = (0, 0, 0)
         """Of the guest, before `publish`."""
@@ -98,40 +90,18 @@ class Scene(Stage):
         """See what the guest has lost."""
         self.left = [held - now for held, now in zip(self.held, holdings(kernel), strict=True)]
 
-    def use(self, use: Use) -> Job:
+    def use(self, use: Use) -> LabJob:
         """Have the guest do something with its disk."""
-        job = Job(use)
-        self.jobs.append(job)
+        job = LabJob(use)
+        self.lab_jobs.append(job)
         return job
 
     async def finish(self, job: Job) -> Any:
         """Wait until a job is done; return what it returned. Raises Failure, or what is not written yet."""
-        await self.end(job)
-        if isinstance(job.error, NotImplementedError):
+        if isinstance(await self.end(job), NotImplementedError):
+            assert job.error is not None
             raise job.error
-        if job.error is not None:
-            raise Failure(f"The guest's I/O fails: {job.error!r}.")
-        return job.result
-
-    async def end(self, job: Job) -> Exception | None:
-        """Wait until a job is done; return its error. Raises Failure if it never ends."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
-            if job.done:
-                return job.error
-            await self.back.kernel.sleep(LOOK_NS)
-        raise Failure("The guest waits for its I/O for ever.")
-
-    async def live(self, kernel: Kernel) -> None:
-        """Be the driver domain's program."""
-        self.back = Back(kernel)
-        try:
-            await self.begin()
-            if self.back.port:
-                await self.back.close()
-        except Exception as error:
-            self.failure = error
-            self.back.detach()
-        self.over = True
+        return await super().finish(job)
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
@@ -185,7 +155,7 @@ def holdings(kernel: Kernel) -> tuple[int, int, int]:
 
 
 @contextmanager
-def heard(scene: Scene) -> Iterator[None]:
+def heard(scene: LabScene) -> Iterator[None]:
     """Note a hook that is not written yet."""
     try:
         yield
@@ -194,12 +164,12 @@ def heard(scene: Scene) -> Iterator[None]:
         raise
 
 
-current: Scene | None = None
+current: LabScene | None = None
 """The scene that guests are in."""
 
 
 @contextmanager
-def present(scene: Scene) -> Iterator[None]:
+def present(scene: LabScene) -> Iterator[None]:
     """Have programs find a scene: they are loaded by file name."""
     global current
     current = scene
@@ -212,16 +182,16 @@ def present(scene: Scene) -> Iterator[None]:
 Function = Callable[[Any], Coroutine[Any, Any, None]]
 
 
-def judge(lab: Any, *numbers: int) -> list[Scene]:
+def judge(lab: Any, *numbers: int) -> list[LabScene]:
     """Run checks of the kit's suite for block frontends. Raises Miss with the first failure."""
     kit = [CHECKS[f"BLKIF-FRONTEND-{number:03}"] for number in numbers]
     return [play(lab, one.function, f" ({one.id}; {one.source})") for one in kit]
 
 
-def play(lab: Any, check: Function, source: str = "") -> Scene:
+def play(lab: Any, check: Function, source: str = "") -> LabScene:
     """Run a check against a submission; return what is known afterwards. Raises Miss, with a source behind it."""
     with tempfile.TemporaryDirectory() as name:
-        scene = Scene(lab, Path(name))
+        scene = LabScene(lab, Path(name))
         try:
             scene.drive(check(scene))
         except Failure as failure:
