@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {
+    "bytecodes": (),
     "block": ("--slices", "1", "--rounds", "1"),
     "events": ("--hops", "50", "--repeats", "1", "--rounds", "1"),
     "grants": (),
