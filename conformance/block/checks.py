@@ -122,7 +122,8 @@ async def unknown_protocol(scene: Scene) -> None:
 async def death_of_the_frontend(scene: Scene) -> None:
     """When the frontend's domain is gone the backend's domain lives on.
 
-    A guest may be destroyed at any moment. (What the backend still maps then is not seen: its domain ends as well.)
+    A guest may be destroyed at any moment. (What a backend still maps then is seen if it is a process; of one in Python
+    it is not: its domain ends as well.)
     """
     front = await connected(scene)
     await front.read(0)

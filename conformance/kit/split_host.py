@@ -54,6 +54,10 @@ class Occupant(ABC):
         """End the domain: the check is over. (A driver domain ends without this, when no guest is left.)"""
         return
 
+    def left_behind(self) -> str:
+        """Return what it should have given back when its domain ended, in a few words; empty if there is nothing."""
+        return ""
+
     def judge(self) -> None:
         """Raise Failure for what it has done, whatever else the check has found."""
         return
@@ -141,6 +145,7 @@ class Stage:
         if not self.over:
             told = "; ".join(result.message for result in host.results.values() if result.message)
             raise Failure(f"The host ends before the check does. {told}")
-        left = host.leaks()
+        kept = "" if occupant is None else occupant.left_behind()
+        left = [kept] if kept else host.leaks()
         if left:
             raise Failure(f"The {judged} leaves something behind: {left[0]}.")

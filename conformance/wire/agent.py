@@ -102,6 +102,8 @@ class Agent:
         self.jobs: deque[bytes] = deque()
         """Jobs of a frontend's guest that the process has not heard of."""
         self.on_done: Callable[[int, int, bytes], None] = lambda number, status, data: None
+        self.kept = 0, 0
+        """How many mappings and ports there were when the domain ended."""
         self.hears_jobs = hears_jobs
         self._news = WaitQueue()
         self._operations: dict[int, Callable[[bytes], Awaitable[Answer]]] = {
@@ -132,6 +134,7 @@ class Agent:
                 await self.kernel.sleep(STEP_NS)
                 self.connection.reply(message, *await self._answer(message))
         finally:
+            self.kept = len(self.mappings), len(self.ports)
             self.window.hide_all()
 
     def post(self, job: bytes) -> None:
@@ -455,6 +458,13 @@ class Seat(Occupant):
             yield
         finally:
             current = None
+
+    def left_behind(self) -> str:
+        """Return what a backend still had of a frontend: by then all frontends are gone."""
+        mappings, ports = (0, 0) if self.agent is None or self._hears_jobs else self.agent.kept
+        if not mappings and not ports:
+            return ""
+        return f"{mappings} mapped pages and {ports} event channels of a frontend that is gone"
 
     def judge(self) -> None:
         """Raise Failure for what was wrong with the process, whatever else its check has found."""

@@ -107,7 +107,8 @@ class Window:
                 raise
             end = os.lseek(self.fd, at, os.SEEK_HOLE)
             found += [page for page in range(at >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)) if page not in used]
-            at = end
+            # (The process may be punching holes meanwhile.)
+            at = max(end, at + PAGE_SIZE)
 
     def hide_all(self) -> None:
         """Take everything back: the domain is gone."""

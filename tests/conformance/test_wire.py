@@ -25,6 +25,7 @@ FAULTS = {
     4: ("a request that fails keeps its other pages", "BLKIF-BACKEND-024"),
     5: ("it moves the data after the pages are unmapped", "BLKIF-BACKEND-010"),
     6: ("it notifies whatever rsp_event says", "BLKIF-BACKEND-031"),
+    7: ("it keeps what it had of a frontend that died", "BLKIF-BACKEND-008"),
 }
 
 

@@ -326,7 +326,8 @@ static void look(void)
 		break;
 	case XenbusStateClosed:
 	case -1:                         /* its domain is gone */
-		detach();
+		if (FAULT != 7 || front != -1)
+			detach();
 		if (own != XenbusStateClosed)
 			switch_state(XenbusStateClosed);
 		break;
