@@ -8,7 +8,7 @@ computing while threads are ready interrupts it (an IPI is an event channel to o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from guest_kernel.errors import XenError
@@ -110,12 +110,20 @@ class CurrentProbe:
 
     def bind(self, kind: int, *fields: Any) -> Callable[..., None]:
         """Return a function that writes records of one shape, each for the vCPU that then executes."""
+        return self._dispatch(lambda: self._active().bind(kind, *fields))
+
+    def bind_each(self, kind: int, *fields: Any) -> Callable[[Sequence[int]], None]:
+        """Return a function that writes many records of one shape, for the vCPU that then executes."""
+        return self._dispatch(lambda: self._active().bind_each(kind, *fields))
+
+    def _dispatch(self, bind: Callable[[], Callable[..., None]]) -> Callable[..., None]:
+        """Return a function that calls what has been bound for the vCPU that then executes."""
         bound: dict[int, Callable[..., None]] = {}
 
         def write(*values: Any) -> None:
             vcpu_id = self._current.active.vcpu_id
             if vcpu_id not in bound:
-                bound[vcpu_id] = self._active().bind(kind, *fields)
+                bound[vcpu_id] = bind()
             bound[vcpu_id](*values)
 
         return write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from hypervisor.abi.tracepoints import Blank
@@ -22,5 +22,17 @@ class VCpuProbe(partial[None]):
         def write(*values: object) -> None:
             rest = iter(values)
             self(kind, *[next(rest) if isinstance(field, Blank) else field for field in fields])
+
+        return write
+
+    def bind_each(self, kind: int, *fields: object) -> Callable[[Sequence[int]], None]:
+        """Return a function that writes records of one shape with one blank; it takes the value of each."""
+        if self.tape is not None:
+            return self.tape.probe_each(*self.args, kind, *fields)
+        one = self.bind(kind, *fields)
+
+        def write(values: Sequence[int]) -> None:
+            for value in values:
+                one(value)
 
         return write

@@ -15,7 +15,7 @@ amid a record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from hypervisor.abi import tracepoints as tp
@@ -111,6 +111,19 @@ class Tape:
                 raise TypeError(f"this record has {blanks} blanks, not {len(values)}")
             append(code)
             extend(values)
+
+        return write
+
+    def probe_each(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> Callable[[Sequence[int]], None]:
+        """Return a function that writes such records, which have one blank: it takes the value of each."""
+        code, words = self.code(domid, vcpu_id, kind, *fields), self.words
+
+        def write(values: Sequence[int]) -> None:
+            both = [code] * (2 * len(values))
+            both[1::2] = values
+            words.extend(both)
+            if len(words) > FULL:
+                self.keep()
 
         return write
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from guest_kernel import vectors
@@ -216,19 +217,24 @@ class Lane:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def packets(self) -> list[tuple[int, int]]:
-        """Return of each frame that was brought its size, and how many slots hold it."""
-        found: list[tuple[int, int]] = []
+    def packets(self) -> list[tuple[int, list[int]]]:
+        """Return the sizes of the frames that were brought, in order, together where as many slots hold each."""
+        answers = memoryview(b"".join(self._blocks)).cast("Q").tolist() + self.answers
+        if not reduce(or_, answers, 0) & (EXTRA | netif.NETRXF_more_data << 32):
+            return [(1, [answer >> 48 for answer in answers])]
+        found: list[tuple[int, list[int]]] = []
         size = slots = 0
         is_extra = False
-        for answer in memoryview(b"".join(self._blocks)).cast("Q").tolist() + self.answers:
+        for answer in answers:
             if is_extra:
                 is_extra = bool(answer & EXTRA_MORE)
                 continue
             size, slots = size + (answer >> 48), slots + 1
             is_extra = bool(answer & EXTRA)
             if not answer & netif.NETRXF_more_data << 32:
-                found.append((size, slots))
+                if not found or found[-1][0] != slots:
+                    found.append((slots, []))
+                found[-1][1].append(size)
                 size = slots = 0
         return found
 

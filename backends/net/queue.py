@@ -22,14 +22,15 @@ from backends.net.slots import HostileFrontend, Packet, TxSlots
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.ring_words import RX_SLOT, TX_SLOT
+from guest_kernel.net.tracing import bind_pushes
 from hypervisor.abi.grant_table import GNTCOPY_dest_gref, GNTCOPY_source_gref
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, REQ_EVENT, REQ_PROD, BackRing
-from hypervisor.abi.tracepoints import NET_PACKET, RING_PUSH
+from hypervisor.abi.tracepoints import NET_PACKET, WORD
 from hypervisor.abi.xen import DOMID_SELF
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Sequence
 
     from backends.net.vif import Vif
 
@@ -82,7 +83,9 @@ class Queue:
         self._known = Known()
         self._queue: deque[Waiting] = deque()
         self._queued_pages = 0
-        self.trace = self.kernel.cpu.trace
+        self.trace = trace = self.kernel.cpu.trace
+        self._trace_push = {} if trace is None else bind_pushes(trace, name)
+        self._trace_frames: dict[tuple[str, int], Callable[[Sequence[int]], None]] = {}
 
     # -- guest to bridge ------------------------------------------------------------------------------------------
 
@@ -127,15 +130,18 @@ class Queue:
         """Show the responses of a ring, and tell the guest if it wants to know."""
         notify = ring.push_responses_and_check_notify()
         if self.trace is not None:
-            self.trace(RING_PUSH, self.name, what, ring.rsp_prod_pvt, notify, ring.req_cons)
+            self._trace_push[what](ring.rsp_prod_pvt, notify, ring.req_cons)
         if notify:
             self.kernel.events.notify(self.port if ring is self.tx else self.rx_port)
 
-    def trace_packets(self, direction: str, sizes: Iterable[int], slots: int = 1) -> None:
+    def trace_packets(self, direction: str, sizes: Sequence[int], slots: int = 1) -> None:
         """Record frames that the guest has sent ("tx") or received ("rx"), as its own books will name it."""
         assert self.trace is not None
-        for size in sizes:
-            self.trace(NET_PACKET, self.name, direction, size, slots)
+        told = self._trace_frames.get((direction, slots))
+        if told is None:
+            told = self.trace.bind_each(NET_PACKET, self.name, direction, WORD, slots)
+            self._trace_frames[direction, slots] = told
+        told(sizes)
 
     def forget(self) -> None:
         """Let go of what is known about mapped pages: some are unmapped."""
@@ -268,8 +274,8 @@ class Queue:
         """See `LaneQueue.end_lane`."""
         if lane.close():
             if self.trace is not None:
-                for size, count in lane.packets():
-                    self.trace_packets("rx", [size], count)
+                for slots, sizes in lane.packets():
+                    self.trace_packets("rx", sizes, slots)
             self._push(self._rx, "rx")
 
     def put(self, frame: Frame, extras: tuple[int, ...]) -> bool:

@@ -42,11 +42,11 @@ from guest_kernel.net.ring_words import (
     write_words,
 )
 from guest_kernel.net.spans import Kept, Spans, fill, gather, trim
+from guest_kernel.net.tracing import bind_pushes
 from guest_kernel.threads import WaitQueue
 from guest_kernel.vectors import MIN_BATCH
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32, RSP_PROD, FrontRing
-from hypervisor.abi.tracepoints import RING_PUSH
 
 if TYPE_CHECKING:
     from frontends.net.bursts import Incoming
@@ -102,7 +102,8 @@ class FrontQueue:
         self.name = name
         """As the trace has it: that of the device, if this is its only queue."""
         self.events = kernel.events
-        self._trace = kernel.cpu.trace
+        trace = kernel.cpu.trace
+        self._trace = None if trace is None else bind_pushes(trace, name)
         self.room = WaitQueue()
         """Of whoever waits for slots of the tx ring."""
         self.port = 0
@@ -316,7 +317,7 @@ class FrontQueue:
         """Show what has been put into the tx ring, and tell the backend if it wants to know."""
         notify = self._tx.push_requests_and_check_notify()
         if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "tx", self._tx.req_prod_pvt, notify, self._tx.rsp_cons)
+            self._trace["tx"](self._tx.req_prod_pvt, notify, self._tx.rsp_cons)
         if notify:
             self.events.notify(self.port)
 
@@ -423,7 +424,7 @@ class FrontQueue:
     def _push_rx(self) -> None:
         notify = self._rx.push_requests_and_check_notify()
         if self._trace is not None:
-            self._trace(RING_PUSH, self.name, "rx", self._rx.req_prod_pvt, notify, self._rx.rsp_cons)
+            self._trace["rx"](self._rx.req_prod_pvt, notify, self._rx.rsp_cons)
         if notify and self.device.connected:
             self.events.notify(self.rx_port)
 

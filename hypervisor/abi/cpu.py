@@ -6,7 +6,7 @@ processor finds the code of a Python guest, port access is the `in`/`out` instru
 of the hypervisor.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 Run = Generator[int, None, None]
@@ -38,6 +38,10 @@ class Probe(Protocol):
         """Return a function that writes records of one shape, and is quick: it takes the values of those fields that
         are a `tracepoints.Blank` here.
         """
+        ...
+
+    def bind_each(self, kind: int, /, *fields: Any) -> Callable[[Sequence[int]], None]:
+        """Return a function that writes many records of one shape with one `Blank`: it takes the value of each."""
         ...
 
 

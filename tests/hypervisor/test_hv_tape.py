@@ -17,7 +17,7 @@ from test_hv_scheduler import host, make_world
 
 from hypervisor.abi import event_channel as ev
 from hypervisor.abi import sched, xen
-from hypervisor.abi.tracepoints import FLAG, GUEST_NOTE, HYPERCALL, RING_PUSH, SIGNED, UPCALL, WAKE, WORD
+from hypervisor.abi.tracepoints import FLAG, GUEST_NOTE, HYPERCALL, NET_PACKET, RING_PUSH, SIGNED, UPCALL, WAKE, WORD
 from hypervisor.python_vcpu import LOOK
 from hypervisor.sched.costs import OFF, Costs
 from hypervisor.sched.policy import Fifo, Policy, Random
@@ -353,3 +353,15 @@ def test_a_bound_probe_says_what_the_probe_says(tmp_path: Path) -> None:
         [1, RING_PUSH, "xvda", "req", 5, False, 4],
     ]
     assert [record[1:] for record in records[:3]] == [record[1:] for record in records[3:]]
+
+
+def test_many_records_at_once(tmp_path: Path) -> None:
+    def play(writer: TraceWriter, taped: bool) -> None:
+        probe = make_world(writer, taped).guest().vcpus[0].cpu.trace
+        each = probe.bind_each(NET_PACKET, "vif1.0", "rx", WORD, 1)
+        each([60, 1500])
+        each([])
+        each(range(10_000))
+
+    records = [record[4:] for record in both(tmp_path, play) if record[3] == NET_PACKET]
+    assert records == [["vif1.0", "rx", size, 1] for size in (60, 1500, *range(10_000))]
