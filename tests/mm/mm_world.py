@@ -10,7 +10,7 @@ from bare_guest import NoProgram
 from hypervisor.abi import errno, memory, xen
 from hypervisor.dom0_build import construct_dom0
 from hypervisor.domain import Domain
-from hypervisor.errors import InvariantError
+from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, copy_to_guest
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.kernel_image import PvKernel
@@ -39,10 +39,12 @@ BARE_KERNEL = PvKernel(virt_base=VIRT_BASE, virt_entry=VIRT_BASE, segments=())
 class Guest:
     """One domain with one or more vCPUs; its methods are what its kernel would do."""
 
-    def __init__(self, hv: Hypervisor, domid: int, *, pages: int = PAGES, vcpus: int = 1) -> None:
+    def __init__(
+        self, hv: Hypervisor, domid: int, *, pages: int = PAGES, vcpus: int = 1, machine_code: bool = False
+    ) -> None:
         self.hv = hv
         self.domain: Domain = hv.domain_ops.create(domid, max_vcpus=vcpus, is_privileged=domid == 0)
-        self.domain.image = NoProgram()
+        self.domain.image = None if machine_code else NoProgram()
         for vcpu_id in range(vcpus):
             hv.domain_ops.add_vcpu(self.domain, vcpu_id)
         self.layout = construct_dom0(hv, self.domain, BARE_KERNEL, "", None, pages)
@@ -86,8 +88,12 @@ class Guest:
     # -- hypercalls -------------------------------------------------------------------------------------------------
 
     def call(self, nr: int, *args: int) -> int:
-        assert isinstance(self.vcpu, PythonVCpu)
-        return self.vcpu.cpu.hypercall(nr, *args)
+        if isinstance(self.vcpu, PythonVCpu):
+            return self.vcpu.cpu.hypercall(nr, *args)
+        try:
+            return self.hv.table[nr](self.vcpu, *(*args, 0, 0, 0, 0, 0)[:5])
+        except HypercallError as error:
+            return -error.errno
 
     def put(self, data: bytes, pfn: int = ARGS_PFN) -> int:
         copy_to_guest(self.vcpu, self.va(pfn), data)
