@@ -25,7 +25,7 @@ ENTRY = st.tuples(NAMED, PAGE, FLAGS)
 COMMAND = st.sampled_from((0, 0, 0, 0, 2, 3, 1))
 WHERE = st.sampled_from(("l1", "l1", "l1", "l1", "l2", "data", "other", "far"))
 UPDATE = st.tuples(WHERE, PAGE, ENTRY, COMMAND)
-ROOT = st.sampled_from(("first", "second", "second", "third", "none", "table", "far"))
+ROOT = st.sampled_from(("first", "second", "second", "third", "none", "table", "far", "other"))
 FIRST, SECOND = st.sampled_from((5, 5, 5, 15, 7)), st.sampled_from((15, 15, 5))
 STEP = st.one_of(
     st.tuples(st.just("single"), UPDATE),
@@ -53,7 +53,7 @@ class Twin:
         self.guest = guest = Guest(hv, 1, pages=PAGES, machine_code=machine_code)
         self.other = Guest(hv, 2, pages=PAGES)
         kernel = {slot: hv.memory.q[(guest.root << 9) + slot] for slot in (272, 511)}
-        self.roots = {"first": guest.root, "none": 0, "table": guest.table(1), "far": 1 << 40}
+        self.roots = {"first": guest.root, "none": 0, "table": guest.table(1), "far": 1 << 40, "other": self.other.root}
         for name in ("second", "third"):
             pfn = guest.new_table(kernel)
             assert guest.pin(4, guest.mfn(pfn)) == 0
