@@ -1,8 +1,9 @@
 """What one disk request takes, counted exactly: the bytecodes that the interpreter executes for it, by function.
 
-A time tells how fast a machine is, too; this number does not. It is the same on every run, on whatever else the machine
-is busy with, and shows small changes that a clock cannot. On the way of a request nearly every bytecode is a branch
-that the processor has not predicted, some 5 ns each, whatever it does; a call of a C function is hardly more.
+A time tells how fast a machine is, too; this number does not. It is the same on every run, but for a few when the host
+lets somebody else have a turn, and shows small changes that a clock cannot. On the way of a request nearly every
+bytecode is a branch that the processor has not predicted, some 5 ns each, whatever it does; a call of a C function is
+hardly more.
 
 Counted is everything from one request of a kind to the next (of `--depth` at a time), in all domains and the hypervisor
 alike. What C functions do inside is not seen.
@@ -24,6 +25,9 @@ from toolstack.host import Host
 from toolstack.xl_config import parse_config
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+FLOORS = ("hypervisor", "guest_kernel", "frontends", "backends", "benchmarks")
+"""What is counted. The loop around it lets the event loop have a turn when some time has gone by."""
 DISK_MIB = 16
 
 Function = tuple[str, str]
@@ -44,7 +48,8 @@ def run(depth: int, sectors: int, requests: int) -> dict[Function, dict[int, int
         trio.run(Host().run, [config])
         found: dict[Function, dict[int, int]] = {}
         for function, file, line, count in json.loads(results.read_text()):
-            found.setdefault((function, file), {})[line] = count
+            if any(Path(file).is_relative_to(ROOT / floor) for floor in FLOORS):
+                found.setdefault((function, file), {})[line] = count
     return found
 
 
