@@ -107,6 +107,7 @@ class Host:
         scheduler: str = "",
         pools: Sequence[PoolSpec] = (),
         schedule: str = "",
+        policy: Policy | None = None,
         costs: str = "",
         nics: Sequence[NicSpec] = (),
         capture: Path | None = None,
@@ -148,7 +149,7 @@ class Host:
             self.costs = load_costs(costs) if costs else Costs()
         except CostError as error:
             raise UsageError(str(error)) from None
-        self.policy: Policy | None = _policy(schedule) if schedule else None
+        self.policy = _policy(schedule) if schedule else policy
         if scheduler and self.policy is not None:
             raise UsageError(f"--schedule {schedule} says who runs, so that --scheduler {scheduler} has no say")
         self.scheduler = self.policy.scheduler if self.policy is not None else scheduler or DEFAULT

@@ -550,3 +550,20 @@ async def change_under_way(front: Front, first: Variant, second: Variant, delay:
         front.ring.req_prod_pvt -= 1
         second.put(front)
     return front.one_status(await front.responses(1), BLKIF_OP_READ)
+
+
+@check("BLKIF-BACKEND-060", Level.must, f"{RING}, RING_FINAL_CHECK_FOR_REQUESTS", schedules=12)
+async def no_request_is_lost(scene: Scene) -> None:
+    """However the domains take turns, every request is answered, though each is told of only when that is asked for.
+
+    Between the backend's last look and its sleep a request may come. Its event is the only one; a backend that drops
+    it, or asks for it too late, leaves a guest waiting that may never write again.
+    """
+    front = await connected(scene)
+    ref = front.grant()
+    for number in range(12):
+        for _ in range(1 + number % 3):
+            front.put(BLKIF_OP_READ, number, [(ref, 0, 0)])
+            front.show()
+            await front.kernel.yield_()
+        await front.responses(1 + number % 3)

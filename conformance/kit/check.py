@@ -55,6 +55,8 @@ class Check:
     source: str
     """Header and section, document, or advisory that it follows."""
     function: Function
+    schedules: int = 0
+    """Under how many adversarial schedules it is to succeed, besides the usual one."""
 
     @property
     def suite(self) -> str:
@@ -76,13 +78,13 @@ CHECKS: Final[dict[str, Check]] = {}
 """All checks, by id, in the order in which they are written."""
 
 
-def check(id: str, level: Level, source: str) -> Callable[[F], F]:
+def check(id: str, level: Level, source: str, schedules: int = 0) -> Callable[[F], F]:
     """Make a check of a function: its docstring is the rule, and below it why. It raises `Failure` or `Skip`."""
 
     def register(function: F) -> F:
         if id in CHECKS:
             raise ValueError(f"there are two checks {id}")
-        made = CHECKS[id] = Check(id, level, source, function)
+        made = CHECKS[id] = Check(id, level, source, function, schedules)
         if not made.title.endswith(".") or not made.prose:
             raise ValueError(f"{id} needs a docstring: a sentence, an empty line, and why")
         return function

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
+from conformance.kit import schedules
 from guest_kernel.kernel import Kernel
 from hypervisor.abi.tracepoints import GUEST_NOTE
 
@@ -30,7 +31,7 @@ def recorded(file: Path) -> Iterator[None]:
 def host_options() -> dict[str, Any]:
     """Return what a host on which a check runs is to be made with."""
     file = _file.get()
-    return {} if file is None else {"trace_file": file, "trace_state": True}
+    return schedules.options() | ({} if file is None else {"trace_file": file, "trace_state": True})
 
 
 def note_failure(kernel: Kernel, error: Exception) -> None:

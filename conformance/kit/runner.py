@@ -14,6 +14,8 @@ import attrs
 
 from conformance.kit.check import Check, Failure, Level, Outcome, Skip
 from conformance.kit.recording import recorded
+from conformance.kit.schedules import Adversary, scheduled, shrink
+from hypervisor.sched.policy import Decisions
 
 World = Callable[[], AbstractContextManager[Any]]
 """Makes what a check is given: the subject, and a way to talk to it. Raises what says that this cannot be done."""
@@ -30,6 +32,8 @@ class Result:
     seconds: float
     details: str = ""
     """For an error of the kit: where it happened."""
+    schedule: str = ""
+    """The shortest schedule known under which it fails, if it does not under the usual one."""
     trace: Path | None = None
     """The trace of the host on which the check ran last, if one was to be recorded."""
 
@@ -39,8 +43,42 @@ class Result:
         return self.outcome is Outcome.failure and self.check.level is not Level.may
 
 
-def run_check(check: Check, world: World) -> Result:
-    """Run one check."""
+def run_check(check: Check, world: World, schedules: int | None = None) -> Result:
+    """Run one check; if it succeeds, under so many adversarial schedules, too (None: as many as the check wants)."""
+    result = _run_once(check, world)
+    wanted = check.schedules if schedules is None else schedules
+    if not wanted or result.outcome is not Outcome.success:
+        return result
+    return _explore(check, world, wanted) or result
+
+
+def _explore(check: Check, world: World, wanted: int) -> Result | None:
+    """Look for a schedule under which a check does not succeed; return what it says under the shortest one like it."""
+
+    def run(policy: Decisions) -> Result:
+        with scheduled(lambda: policy):
+            return _run_once(check, world)
+
+    plain = Decisions({})
+    result = run(plain)
+    if not plain.choices:
+        # It needs no host, or one whose domains never wait for each other.
+        return None
+    found, tries = plain, 0
+    while result.outcome is Outcome.success and tries < wanted:
+        found = Adversary(tries, plain.choices)
+        result = run(found)
+        tries += 1
+    if result.outcome is not Outcome.failure:
+        return None if result.outcome in (Outcome.success, Outcome.skip) else result
+    shortest, runs = shrink(found.taken, lambda policy: run(policy).outcome is Outcome.failure)
+    again = run(Decisions(shortest.taken))
+    told = f"{len(shortest.taken)} of {len(found.taken)} decisions, found in {tries + runs} runs"
+    message = f"{again.message} (Under the schedule {shortest}: {told}.)"
+    return attrs.evolve(again, message=message, schedule=str(shortest))
+
+
+def _run_once(check: Check, world: World) -> Result:
     began = time.monotonic()
     outcome, message, details = Outcome.success, "", ""
     try:
@@ -57,15 +95,17 @@ def run_check(check: Check, world: World) -> Result:
     return Result(check, outcome, message, time.monotonic() - began, details)
 
 
-def run_checks(checks: Iterable[Check], world: World, traces: Path | None = None) -> Iterator[Result]:
+def run_checks(
+    checks: Iterable[Check], world: World, traces: Path | None = None, schedules: int | None = None
+) -> Iterator[Result]:
     """Run checks one after the other. In the directory `traces` those that do not succeed leave traces, if they can."""
     for check in checks:
         if traces is None:
-            yield run_check(check, world)
+            yield run_check(check, world, schedules)
             continue
         file = traces / f"{check.id}.trace"
         with recorded(file):
-            result = run_check(check, world)
+            result = run_check(check, world, schedules)
         if result.outcome in (Outcome.failure, Outcome.error) and file.exists():
             yield attrs.evolve(result, trace=file)
         else:

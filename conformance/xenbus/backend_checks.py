@@ -519,3 +519,20 @@ async def four_lives(scene: Scene) -> None:
         found.append((len(await scene.free_frames()), scene.watches))
         await scene.make()
     expect_equal(found[3], found[1], "pages that are free, and watches, after the last life and after the second")
+
+
+@check("XENBUS-BACKEND-050", Level.must, f"{PAGE}, Believing that events are changes", schedules=12)
+async def no_word_is_lost(scene: Scene) -> None:
+    """However the domains take turns, a backend hears every word of its frontend, and connects and closes.
+
+    An event that comes while the driver looks, or between its look and its sleep, is an event: whoever drops it, since
+    somebody is looking already, has a device that hangs once in a thousand boots.
+    """
+    await scene.plug()
+    for _ in range(3):
+        end = scene.end
+        await end.connect()
+        await end.close()
+        await end.released()
+        end.let_go()
+        await end.say(XenbusStateInitialising)

@@ -487,3 +487,20 @@ async def initwait_again(scene: Scene) -> None:
     expect(not changed, f"It publishes {', '.join(changed)} anew while the backend has the old one mapped.")
     await end.answer()
     await end.wait_for(XenbusStateConnected)
+
+
+@check("XENBUS-FRONTEND-050", Level.must, f"{PAGE}, Believing that events are changes", schedules=12)
+async def no_word_is_lost(scene: Scene) -> None:
+    """However the domains take turns, a frontend hears every word of its backend, and connects and closes.
+
+    An event that comes while the driver looks, or between its look and its sleep, is an event: whoever drops it, since
+    somebody is looking already, has a device that hangs once in a thousand boots.
+    """
+    await scene.plug()
+    for _ in range(3):
+        end = scene.end
+        await end.connect()
+        await end.close()
+        await end.wait_for(XenbusStateClosed)
+        await scene.gives_back()
+        await scene.make()

@@ -1,7 +1,7 @@
 """Schedule policies, which overrule the scheduler: which of the runnable vCPUs comes next.
 
 `fifo` is a plain round robin. `random:SEED` explores other orders, the same ones for the same seed. `replay:FILE`
-repeats the order that a trace recorded.
+repeats the order that a trace recorded. `decisions:N=I,…` says at which choices not the first in line is taken.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,43 @@ class Random(Policy):
         return self._random.randrange(len(runnable))
 
 
+class Decisions(Policy):
+    """First come, first served, with preemption at every point that allows it, but for some choices.
+
+    `taken` says for a choice, counted from 0, how far down the line the one is who runs. A choice is a moment in which
+    more than one vCPU is ready; where the line is too short, its last one runs.
+    """
+
+    preempts = True
+
+    def __init__(self, taken: Mapping[int, int]) -> None:
+        self.taken = dict(taken)
+        self.choices = 0
+        """How many there have been."""
+
+    def choose(self, runnable: Sequence[VCpu]) -> int:
+        """Return 0, or what was decided for this choice."""
+        if len(runnable) == 1:
+            return 0
+        number = self.choices
+        self.choices += 1
+        return min(self.taken.get(number, 0), len(runnable) - 1)
+
+    def __str__(self) -> str:
+        return "decisions:" + ",".join(f"{number}={index}" for number, index in sorted(self.taken.items()))
+
+    @classmethod
+    def parse(cls, text: str) -> Decisions:
+        """Make a policy of what stands behind `decisions:`. Raises ValueError."""
+        taken = {}
+        for word in text.split(",") if text else ():
+            number, _, index = word.partition("=")
+            if not (number.isascii() and number.isdigit() and index.isascii() and index.isdigit()):
+                raise ValueError(f"{word!r} is no decision, as 12=1 is")
+            taken[int(number)] = int(index)
+        return cls(taken)
+
+
 class Replay(Policy):
     """The order of the `schedule` records of a trace, whatever policy made it.
 
@@ -109,4 +146,9 @@ def parse_policy(text: str) -> Policy:
             raise ValueError(f"schedule {text!r}: random wants a whole number as its seed, as in random:7") from None
     if name == "replay" and argument:
         return Replay(Path(argument))
-    raise ValueError(f"schedule {text!r} is none of fifo, random:SEED, replay:FILE")
+    if name == "decisions":
+        try:
+            return Decisions.parse(argument)
+        except ValueError as error:
+            raise ValueError(f"schedule {text!r}: {error}") from None
+    raise ValueError(f"schedule {text!r} is none of fifo, random:SEED, replay:FILE, decisions:N=I,...")

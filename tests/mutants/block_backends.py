@@ -140,6 +140,29 @@ def _repeats(ident: int, op: int, status: int) -> tuple[int, int, int]:
     return (_seen[-2] if len(_seen) % 50 == 0 else ident), op, status
 
 
+def _dozes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the work to a thread, and drop what wakes it while it is about to sleep."""
+    make, wake = BlockServer.__init__, BlockServer.wake
+
+    def made(self: Any, kernel: Any, *arguments: Any, **named: Any) -> None:
+        make(self, kernel, *arguments, **named)
+        self.kernel, self.busy = kernel, False
+
+    def woken(self: Any) -> None:
+        if not self.busy:
+            self.busy = True
+            self.kernel.spawn(work(self), "works")
+
+    async def work(self: Any) -> None:
+        wake(self)
+        # So short that nobody else runs meanwhile, as a rule.
+        await self.kernel.yield_()
+        self.busy = False
+
+    monkeypatch.setattr(BlockServer, "__init__", made)
+    monkeypatch.setattr(BlockServer, "wake", woken)
+
+
 MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "wrong-size": (
         "sectors says one too many",
@@ -239,5 +262,6 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "BLKIF-BACKEND-034",
         instead(GrantMapper, "__init__", _keeps_pages),
     ),
+    "dozes": ("it drops an event that comes when it is about to sleep", "BLKIF-BACKEND-060", _dozes),
 }
 """Name → the fault, the check meant for it, what makes it."""

@@ -22,7 +22,7 @@ from guest_kernel.xenbus.states import (
     Machine,
 )
 from tests.mutants.toys import ToyBack
-from tests.mutants.xenbus_faults import Patch, attribute, credulous, no_fault, overwriting, pair, silent
+from tests.mutants.xenbus_faults import Patch, attribute, credulous, distracted, no_fault, overwriting, pair, silent
 
 
 class Later(ToyBack):
@@ -227,5 +227,6 @@ MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
     ),
     "remembers": ("each event costs a page", "XENBUS-BACKEND-045", Remembers, no_fault),
     "leaks-a-page": ("each life costs a page", "XENBUS-BACKEND-046", LeaksPage, no_fault),
+    "distracted": ("it drops events that come while it works", "XENBUS-BACKEND-050", ToyBack, distracted),
 }  # fmt: skip
 """Name → the fault, the check meant for it, the driver, what is done to the bus."""

@@ -58,3 +58,14 @@ def overwriting(monkeypatch: pytest.MonkeyPatch) -> None:
             self._node_text = values["state"].decode()
 
     monkeypatch.setattr(Device, "_commit", commit)
+
+
+def distracted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop what the other end says while the device is being looked at: somebody is looking already."""
+    old = Device._otherend_event
+
+    def event(self: Device, path: str, token: str) -> None:
+        if not self._running or self._first_event:
+            old(self, path, token)
+
+    monkeypatch.setattr(Device, "_otherend_event", event)

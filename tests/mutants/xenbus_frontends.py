@@ -21,7 +21,7 @@ from guest_kernel.xenbus.states import (
     Machine,
 )
 from tests.mutants.toys import ToyFront
-from tests.mutants.xenbus_faults import Patch, attribute, credulous, no_fault, overwriting, pair
+from tests.mutants.xenbus_faults import Patch, attribute, credulous, distracted, no_fault, overwriting, pair
 
 IGNORES = (IGNORE, CONNECTED)
 
@@ -230,5 +230,6 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         ToyFront,
         pair("frontend", INITIALISED, (INITWAIT,), (PUBLISH, INITIALISED)),
     ),
+    "distracted": ("it drops events that come while it works", "XENBUS-FRONTEND-050", ToyFront, distracted),
 }
 """Name → the fault, the check meant for it, the driver, what is done to the bus."""

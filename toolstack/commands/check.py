@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,9 +15,12 @@ from rich.table import Table
 from conformance.kit.check import CHECKS, Check, Level, Outcome
 from conformance.kit.reports import REPORTS, WITH_TRACES, summary
 from conformance.kit.runner import Result, World, run_checks
+from conformance.kit.schedules import schedule, scheduled
 from conformance.subjects import SubjectError
 from conformance.suites import SUITES, Suite
 from conformance.wire.subject import Patience, WireSubject
+from hypervisor.sched.policy import Policy
+from hypervisor.trace import TraceError
 from toolstack.commands.common import OneSentence
 from toolstack.errors import did_you_mean
 
@@ -74,8 +77,20 @@ _verbose_option = click.option("--verbose", is_flag=True, help="Show the checks 
 @_only_option
 @_report_option
 @_verbose_option
+@click.option(
+    "--schedules",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Run each check under N adversarial schedules, too. [default: those checks that ask for it]",
+)
+@click.option(
+    "--schedule", "text", metavar="POLICY", help="Run under this schedule only: decisions:N=I,..., random:SEED."
+)
 @click.argument("subject", metavar="SUBJECT")
-def run(name: str, only: tuple[str, ...], reports: tuple[str, ...], verbose: bool, subject: str) -> None:
+def run(
+    name: str, only: tuple[str, ...], reports: tuple[str, ...], verbose: bool, schedules: int | None, text: str | None,
+    subject: str,
+) -> None:  # fmt: skip
     """Run the checks of a suite on SUBJECT.
 
     Exits with 0 if the subject conforms, 1 if it fails a check (a `may` is only told), 2 if it or an option cannot be
@@ -86,7 +101,20 @@ def run(name: str, only: tuple[str, ...], reports: tuple[str, ...], verbose: boo
         world = suite.world(subject)
     except SubjectError as error:
         raise OneSentence(f"{error}; suite {suite.name!r} judges {suite.what}: {suite.subject}") from None
-    _judge(suite, checks, world, subject, files, verbose)
+    if text is None:
+        _judge(suite, checks, world, subject, files, verbose, schedules)
+    else:
+        with scheduled(_schedule(text)):
+            _judge(suite, checks, world, subject, files, verbose, 0)
+
+
+def _schedule(text: str) -> Callable[[], Policy]:
+    try:
+        return schedule(text)
+    except ValueError as error:
+        raise OneSentence(str(error)) from None
+    except (OSError, TraceError) as error:
+        raise OneSentence(f"schedule {text!r}: {error}") from None
 
 
 @check.command()
@@ -148,14 +176,15 @@ def _what(
 
 
 def _judge(
-    suite: Suite, checks: Sequence[Check], world: World, subject: str, files: Sequence[tuple[str, Path]], verbose: bool
-) -> None:
+    suite: Suite, checks: Sequence[Check], world: World, subject: str, files: Sequence[tuple[str, Path]], verbose: bool,
+    schedules: int | None = None,
+) -> None:  # fmt: skip
     """Run checks, show and write what came of them, and exit with the code for that."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     results = []
     with TemporaryDirectory() as name:
         traces = Path(name) if any(form in WITH_TRACES for form, _ in files) else None
-        for result in run_checks(checks, world, traces):
+        for result in run_checks(checks, world, traces, schedules):
             results.append(result)
             if verbose or result.outcome is not Outcome.success:
                 _show(console, result)

@@ -84,8 +84,8 @@ from toolstack.xl_config import DOM0_NAME, DomainConfig, load_config, load_dom0_
     "--schedule",
     metavar="POLICY",
     default="",
-    help="Overrule the scheduler: fifo, random:SEED (explore another order) or replay:FILE (repeat the order of a "
-    "trace).",
+    help="Overrule the scheduler: fifo, random:SEED (explore another order), replay:FILE (repeat the order of a "
+    "trace) or decisions:N=I,... (a few choices that differ).",
 )
 @click.option(
     "--costs",
