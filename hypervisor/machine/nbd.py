@@ -23,7 +23,7 @@ from typing import final
 
 from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import LARGEST_SECTOR, Pending, RemoteBacking
-from hypervisor.machine.nbd_address import NbdAddress
+from hypervisor.machine.nbd_address import PATIENCE, NbdAddress
 from hypervisor.machine.nbd_handshake import (
     FLAG_READ_ONLY,
     FLAG_SEND_FLUSH,
@@ -84,12 +84,13 @@ class NbdDisk(RemoteBacking):
     def __init__(self, address: NbdAddress, *, readonly: bool) -> None:
         """Connect. Raises DeviceError."""
         self.address = address
+        deadline = time.monotonic() + PATIENCE
         try:
-            self._socket = address.connect()
+            self._socket = address.connect(PATIENCE)
         except OSError as error:
             raise DeviceError(f"{address}: {error.strerror or error}") from None
         try:
-            export = negotiate(self._socket, address.export)
+            export = negotiate(self._socket, address.export, deadline)
             if not readonly and export.flags & FLAG_READ_ONLY:
                 raise BrokenServer("the export is read-only, and the disk is to be written")
             if export.block > LARGEST_SECTOR:

@@ -9,7 +9,7 @@ import attrs
 PREFIX = "nbd:"
 DEFAULT_PORT = 10809
 PATIENCE = 10.0
-"""Seconds that a server may take for each step until the export is open: the host does nothing else meanwhile."""
+"""Seconds that a server may take until the export is open: the host does nothing else meanwhile."""
 
 
 @attrs.frozen
@@ -21,15 +21,15 @@ class NbdAddress:
     port: int = DEFAULT_PORT
     export: str = ""
 
-    def connect(self) -> socket.socket:
-        """Return a connection that waits for `PATIENCE` seconds at most. Raises OSError."""
+    def connect(self, seconds: float) -> socket.socket:
+        """Return a connection; it waits for so many seconds at most, for this and for other things. Raises OSError."""
         if not self.path:
-            connection = socket.create_connection((self.host, self.port), PATIENCE)
+            connection = socket.create_connection((self.host, self.port), seconds)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connection
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(seconds)
             connection.connect(self.path)
         except OSError:
             connection.close()

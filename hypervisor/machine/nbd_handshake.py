@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from struct import Struct
+from typing import final
 
 import attrs
 
@@ -40,19 +42,56 @@ class Export:
     """No request is longer."""
 
 
-def negotiate(connection: socket.socket, name: str) -> Export:
-    """Open the export `name`. Raises OSError, BrokenServer."""
-    magic, style, flags = _GREETING.unpack(_take(connection, _GREETING.size))
+@final
+class _Talk:
+    """What is said to a server and heard from it, until a moment of `time.monotonic` when it must be over.
+
+    Methods raise OSError, for one thing if that moment has come (TimeoutError): a server that says a word now and then,
+    and never the last one, is waited for no longer than one that is silent.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def _hurry(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._connection.settimeout(left)
+
+    def say(self, data: bytes) -> None:
+        """Send something."""
+        self._hurry()
+        self._connection.sendall(data)
+
+    def take(self, size: int) -> bytes:
+        """Receive so many bytes. Raises BrokenServer, too."""
+        data = bytearray(size)
+        left = memoryview(data)
+        while left:
+            self._hurry()
+            count = self._connection.recv_into(left)
+            if not count:
+                raise BrokenServer("the server has closed the connection")
+            left = left[count:]
+        return bytes(data)
+
+
+def negotiate(connection: socket.socket, name: str, deadline: float) -> Export:
+    """Open the export `name`, by a moment of `time.monotonic`. Raises OSError, BrokenServer."""
+    talk = _Talk(connection, deadline)
+    magic, style, flags = _GREETING.unpack(talk.take(_GREETING.size))
     if (magic, style) != (NBDMAGIC, IHAVEOPT) or not flags & FIXED_NEWSTYLE:
         raise BrokenServer("that is no NBD server, or too old a one")
     wanted = name.encode()
     data = len(wanted).to_bytes(4, "big") + wanted + (1).to_bytes(2, "big") + INFO_BLOCK_SIZE.to_bytes(2, "big")
-    connection.sendall((flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_bytes(4, "big"))
-    connection.sendall(_OPTION.pack(IHAVEOPT, OPT_GO, len(data)) + data)
+    talk.say((flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_bytes(4, "big"))
+    talk.say(_OPTION.pack(IHAVEOPT, OPT_GO, len(data)) + data)
     size = flags = 0
     block, most = 1, MOST
     while True:
-        kind, answer = _option_answer(connection)
+        kind, answer = _option_answer(talk)
         if kind == REP_ACK:
             break
         if kind & REP_ERROR:
@@ -70,19 +109,8 @@ def negotiate(connection: socket.socket, name: str) -> Export:
     return Export(size, flags, block, min(most, MOST) // block * block)
 
 
-def _option_answer(connection: socket.socket) -> tuple[int, bytes]:
-    magic, option, kind, length = _OPTION_ANSWER.unpack(_take(connection, _OPTION_ANSWER.size))
+def _option_answer(talk: _Talk) -> tuple[int, bytes]:
+    magic, option, kind, length = _OPTION_ANSWER.unpack(talk.take(_OPTION_ANSWER.size))
     if magic != OPTION_REPLY or option != OPT_GO or length > LONGEST_OPTION:
         raise BrokenServer("the server breaks the protocol in the handshake")
-    return kind, _take(connection, length)
-
-
-def _take(connection: socket.socket, size: int) -> bytes:
-    data = bytearray(size)
-    left = memoryview(data)
-    while left:
-        count = connection.recv_into(left)
-        if not count:
-            raise BrokenServer("the server has closed the connection")
-        left = left[count:]
-    return bytes(data)
+    return kind, talk.take(length)

@@ -14,6 +14,7 @@ from struct import pack
 
 import pytest
 
+import hypervisor.machine.nbd as nbd
 from hypervisor.errors import DeviceError
 from hypervisor.machine.nbd import NbdDisk
 from hypervisor.machine.nbd_address import NbdAddress
@@ -179,6 +180,33 @@ def scripted(tmp_path: Path, *parts: bytes) -> NbdAddress:
 def test_handshakes_that_fail(tmp_path: Path, parts: list[bytes], message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         NbdDisk(scripted(tmp_path, *parts), readonly=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[bytes([byte]) for byte in GREETING], [GREETING, *[answer(3, pack(">HIII", 3, 1, 4096, 1 << 20))] * 999]],
+)
+def test_a_server_that_comes_to_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[bytes]) -> None:
+    """It says a word now and then, each before the client's patience is over, and nothing that leads anywhere."""
+    monkeypatch.setattr(nbd, "PATIENCE", 0.4)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "slow"))
+    listener.listen(1)
+
+    def run() -> None:
+        connection, _ = listener.accept()
+        with connection, listener, suppress(OSError):
+            for word in words:
+                connection.sendall(word)
+                time.sleep(0.05)
+
+    server = threading.Thread(target=run)
+    server.start()
+    began = time.monotonic()
+    with pytest.raises(DeviceError, match="timed out"):
+        NbdDisk(NbdAddress(path=str(tmp_path / "slow")), readonly=False)
+    assert time.monotonic() - began < 5
+    server.join()
 
 
 @pytest.mark.parametrize(
