@@ -94,11 +94,14 @@ class Tape:
 
     def cut(self) -> None:
         """Drop the beginning of a record at the end, if there is one: somebody was interrupted while writing it."""
+        words, wholes = self.words, 0
         end = place = 0
-        while place < len(self.words):
-            end, place = place, place + self._lengths[self.words[place]]
-        if place > len(self.words):
-            del self.words[end:]
+        while place < len(words):
+            wholes += words[place] in (OTHER, DEFINE)
+            end, place = place, place + self._lengths[words[place]]
+        if place > len(words):
+            del words[end:]
+        del self._others[wholes:]
 
     def probe(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> Callable[..., None]:
         """Return a function that writes such a record: it takes the values of the blanks."""

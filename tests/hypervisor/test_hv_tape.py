@@ -260,6 +260,7 @@ def test_a_record_that_was_not_written_to_its_end_is_dropped(tmp_path: Path) -> 
     tape = writer.tape
     code = tape.code(1, 0, HYPERCALL, *[WORD] * 7)
     tape.words.extend((TIME, 5, code, 1, 2, 3, 4, 5, 6, 7, code, 1, 2))
+    writer._others.append((5, 1, 0, WAKE))
     with pytest.raises(KeyboardInterrupt), writer:
         raise KeyboardInterrupt
     assert list(read_records(path)) == [[5, 1, 0, HYPERCALL, 1, 2, 3, 4, 5, 6, 7]]
