@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from hypervisor.abi.tracepoints import Blank
-from hypervisor.tape import Tape
+from hypervisor.tape import Tape, count_blanks
 
 
 class VCpuProbe(partial[None]):
@@ -19,7 +19,11 @@ class VCpuProbe(partial[None]):
         if self.tape is not None:
             return self.tape.probe(*self.args, kind, *fields)
 
+        blanks = count_blanks(fields)
+
         def write(*values: object) -> None:
+            if len(values) != blanks:
+                raise TypeError(f"this record has {blanks} blanks, not {len(values)}")
             rest = iter(values)
             self(kind, *[next(rest) if isinstance(field, Blank) else field for field in fields])
 
@@ -27,6 +31,8 @@ class VCpuProbe(partial[None]):
 
     def bind_each(self, kind: int, *fields: object) -> Callable[[Sequence[int]], None]:
         """Return a function that writes records of one shape with one blank; it takes the value of each."""
+        if count_blanks(fields) != 1:
+            raise TypeError("many records are written at once if they have one blank")
         if self.tape is not None:
             return self.tape.probe_each(*self.args, kind, *fields)
         one = self.bind(kind, *fields)

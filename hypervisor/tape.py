@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgpack
+
 from hypervisor.abi import tracepoints as tp
 from hypervisor.abi.tracepoints import SIGNED, WORD, Blank
 
@@ -72,7 +74,16 @@ class Tape:
         self._paused = -1
 
     def code(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> int:
-        """Return the code of a record: each of its fields is what it always is, or a `Blank`."""
+        """Return the code of a record: each of its fields is what it always is, or a `Blank`.
+
+        Raises TypeError for what a file cannot hold: whoever asks may be a guest.
+        """
+        try:
+            msgpack.packb((kind, [field for field in fields if not isinstance(field, Blank)]))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(f"a trace cannot hold this record: {error}") from None
+        if None in fields:
+            raise TypeError("a trace cannot hold this record: None says nothing")
         return self._define(0, domid, vcpu_id, kind, fields)
 
     def tick(self, ns: int) -> int:
@@ -107,7 +118,7 @@ class Tape:
         """Return a function that writes such a record: it takes the values of the blanks."""
         code, words = self.code(domid, vcpu_id, kind, *fields), self.words
         append, extend = words.append, words.extend
-        blanks = sum(isinstance(field, Blank) for field in fields)
+        blanks = count_blanks(fields)
 
         def write(*values: int) -> None:
             if len(values) != blanks:
@@ -118,7 +129,7 @@ class Tape:
         return write
 
     def probe_each(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> Callable[[Sequence[int]], None]:
-        """Return a function that writes such records, which have one blank: it takes the value of each."""
+        """Return a function that writes such records, which must have one blank: it takes the value of each."""
         code, words = self.code(domid, vcpu_id, kind, *fields), self.words
 
         def write(values: Sequence[int]) -> None:
@@ -150,6 +161,11 @@ class VCpuCodes:
         """On pCPU 0, as the next two."""
         self.deschedule = code(domid, vcpu_id, tp.DESCHEDULE, 0, WORD, WORD)
         self.block = code(domid, vcpu_id, tp.DESCHEDULE, 0, WORD, blocked)
+
+
+def count_blanks(fields: Sequence[object]) -> int:
+    """Return how many values a record of a shape takes."""
+    return sum(isinstance(field, Blank) for field in fields)
 
 
 def register(value: object) -> int:

@@ -244,6 +244,20 @@ def test_what_guests_make_up_harms_nobody(tmp_path: Path) -> None:
     assert records[2][4:] == [None]
 
 
+@pytest.mark.parametrize(
+    "field", [Odd(), None, 1 << 70, "\udc80", [Odd()]], ids=["odd", "none", "huge", "half", "list"]
+)
+def test_a_guest_cannot_bind_what_a_file_cannot_hold(tmp_path: Path, field: object) -> None:
+    path = tmp_path / "t"
+    with TraceWriter(path.open("wb"), seed=0) as writer:
+        probe = make_world(writer, True).guest().vcpus[0].cpu.trace
+        for bind in (probe.bind, probe.bind_each):
+            with pytest.raises(TypeError):
+                bind(RING_PUSH, field, WORD)
+        probe.bind(RING_PUSH, "xvda", WORD)(7)
+    assert list(read_records(path))[-1][3:] == [RING_PUSH, "xvda", 7]
+
+
 def test_a_guest_that_never_stops_fills_no_memory(tmp_path: Path) -> None:
     with TraceWriter((tmp_path / "t").open("wb"), seed=0) as writer:
         world = make_world(writer, True)
@@ -363,6 +377,11 @@ def test_many_records_at_once(tmp_path: Path) -> None:
         each([60, 1500])
         each([])
         each(range(10_000))
+
+        with pytest.raises(TypeError, match="if they have one blank"):
+            probe.bind_each(NET_PACKET, "vif1.0", "rx", WORD, WORD)
+        with pytest.raises(TypeError, match="this record has 2 blanks, not 1"):
+            probe.bind(NET_PACKET, "vif1.0", "rx", WORD, WORD)(1)
 
     records = [record[4:] for record in both(tmp_path, play) if record[3] == NET_PACKET]
     assert records == [["vif1.0", "rx", size, 1] for size in (60, 1500, *range(10_000))]
