@@ -73,6 +73,14 @@ class KernelDom(Dom):
         class Program:
             def __init__(self, kernel: Kernel) -> None:
                 self.kernel = kernel
+                panic = kernel.power.panic
+
+                def noted(failure: BaseException, what: str) -> None:
+                    # An event handler, or a thread that nobody waits for, has failed: that is what ends the run.
+                    dom.failure = failure if isinstance(failure, Exception) else Miss(f"{type(failure).__name__}")
+                    panic(failure, what)
+
+                kernel.power.panic = noted  # type: ignore[method-assign]
 
             async def main(self) -> None:
                 try:
