@@ -34,7 +34,7 @@ class Entry:
 LOSSES: Final = {
     "requests": "requests are answered with an error",
     "progress": "it may wait for ever, or do without a device",
-    "frames": "frames do not arrive",
+    "frames": "frames do not arrive, or too late",
     "data": "what it wrote and read, for it is its own requests that change",
     "life": "it is over",
 }
@@ -163,6 +163,7 @@ MENU: Final = {
             "The victim stands still.",
             "Whoever waits for it waits; nobody else does. It goes on where it stood.",
             FaultSpec(name="", lasting=20 * _MS),
+            hurts=frozenset({"frames"}),
         ),
         Entry(
             "kill-backend",
