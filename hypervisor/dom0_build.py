@@ -65,7 +65,7 @@ def construct_dom0(
         hv.memory.write(p2m[pfn] << 12, entries.tobytes())
     hv.memory.write(p2m[layout.start_info] << 12, _start_info(domain, kernel, layout, command_line, module))
     _start(hv, domain, kernel, layout, p2m[layout.tables.pfn])
-    hv.frames.discard_modules()
+    hv.frames.free_init()
     return layout
 
 
@@ -136,6 +136,8 @@ def _allocate(hv: Hypervisor, domain: Domain, layout: pv_layout.PvLayout) -> arr
     if module is not None:
         extents = [frames.give_module(INITRD, domain)] if loaded else frames.alloc_frames(domain, nr_module)
         p2m[module.pfn : module.pfn] = _expand(extents)
+    # The kernel has been read: where its file was is memory as any other.
+    frames.discard_modules()
     order = MAX_ORDER
     while left := layout.nr_pages - len(p2m):
         order = min(order, left.bit_length() - 1)

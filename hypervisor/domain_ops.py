@@ -95,7 +95,8 @@ class DomainOps:
         memory.mark(domain.shared_info_mfn)
 
     def add_vcpu(self, domain: Domain, vcpu_id: int) -> VCpu:
-        """Make one vCPU, down."""
+        """Make one vCPU, down. Raises HypercallError(ENOMEM)."""
+        self.hv.mm.init_vcpu(domain.domid, vcpu_id)
         vcpu = self.hv.make_vcpu(domain, vcpu_id)
         if vcpu_id < xen.XEN_LEGACY_MAX_VCPUS:
             vcpu.place_info((domain.shared_info_mfn << 12) + vcpu_id * INFO_SIZE)

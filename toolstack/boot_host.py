@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DEFAULT_XEN_CMDLINE = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all dom0_mem=64M dom0_max_vcpus=2"
 DEFAULT_HOST_MIB = 512
-DEFAULT_PCPUS = 1
+DEFAULT_PCPUS = 2
 XEN_BOOT_NS = 2_000_000_000
 """How long Xen takes to start: that much time has passed when dom0 begins."""
 XEN_PAGES = 512

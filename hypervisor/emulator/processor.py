@@ -60,7 +60,7 @@ from hypervisor.emulator.native_hooks import (
     NativeHooks,
 )
 from hypervisor.emulator.privileged import Privileged
-from hypervisor.emulator.segments import LDT_PAGE, PAGES_PER_VCPU, TSS_SELECTOR, Segments
+from hypervisor.emulator.segments import LDT_PAGE, TSS_SELECTOR, Segments
 from hypervisor.emulator.spaces import Spaces
 from hypervisor.emulator.table_stores import TableStores
 from hypervisor.emulator.traps import BP, DB, ERROR_IDT, GP, NM, OF, PF, TF, UD, Traps, swap_gs
@@ -68,6 +68,7 @@ from hypervisor.emulator.vcpu import EmulatedVCpu
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.guest_access import copy_from_guest, walk_from
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW, USER
+from hypervisor.mm.xen_slots import PAGES_PER_VCPU
 from hypervisor.preempt import Continuation
 from hypervisor.tape import TIME
 from hypervisor.vcpu import CR0_START, GENERAL_REGISTERS
@@ -154,7 +155,7 @@ class Processor:
     def _power_on(self) -> None:
         """Leave ring 0 for good, by an iretq on a page of Xen's own."""
         hv, cpu = self.hv, self.cpu
-        frames = [hv.frames.alloc_xen() for _ in range(5)]
+        frames = [hv.frames.alloc_aside() for _ in range(5)]
         if min(frames) < 0:
             raise InvariantError("no memory for the emulated processor")
         q = hv.memory.q

@@ -9,15 +9,13 @@ from hypervisor.emulator.binding import CS, DS, ES, FS, GDT, GS, HF_CS32, HF_CS6
 from hypervisor.errors import InvariantError
 from hypervisor.mm.descriptors import FIRST_RESERVED_GDT_PAGE
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW
-from hypervisor.mm.xen_slots import PERDOMAIN_START
+from hypervisor.mm.xen_slots import PAGES_PER_VCPU, PERDOMAIN_START
 
 if TYPE_CHECKING:
     from hypervisor.emulator.binding import Binding
     from hypervisor.emulator.vcpu import EmulatedVCpu
     from hypervisor.hypervisor import Hypervisor
 
-PAGES_PER_VCPU = 32
-"""16 pages for the GDT, then 16 for the LDT (Xen: GDT_LDT_VCPU_VA_SHIFT)."""
 LDT_PAGE = 16
 SUPERVISOR = PRESENT | RW | ACCESSED | DIRTY
 """Guests do not see these pages; the processor, which loads descriptors as a supervisor, does."""
@@ -44,8 +42,8 @@ class Segments:
         self._hv = hv
         self._cpu = cpu
         self._memory = hv.memory
-        self.reserved_page = hv.frames.alloc_xen()
-        self._empty_page = hv.frames.alloc_xen()
+        self.reserved_page = hv.frames.alloc_aside()
+        self._empty_page = hv.frames.alloc_aside()
         if min(self.reserved_page, self._empty_page) < 0:
             raise InvariantError("no memory for Xen's descriptors")
         for selector, descriptor in _FLAT.items():

@@ -12,11 +12,21 @@ if TYPE_CHECKING:
     from hypervisor.domain import Domain
 
 
+BUCKETS_PER_GROUP = 512
+PORTS_PER_GROUP = BUCKETS_PER_GROUP * PORTS_PER_BUCKET
+
+
 def grow(domain: Domain) -> None:
-    """Add a bucket of ports, all free. Ports never go away again while the domain lives."""
+    """Add a bucket of ports, all free. Ports never go away again while the domain lives. Raises ENOMEM.
+
+    A bucket is a page of Xen's, and so is the list of each 512 of them; the first one needs no list.
+    """
     vcpu0 = domain.vcpus[0]
     assert vcpu0 is not None
     start = len(domain.ports)
+    needs_list = start // PORTS_PER_BUCKET % BUCKETS_PER_GROUP == (1 if start < PORTS_PER_GROUP else 0)
+    if not domain.hv.mm.xen_pages.take(domain.domid, 1 + (start > 0 and needs_list)):
+        raise HypercallError(errno.ENOMEM)
     bucket = [Channel(domain, port, vcpu0) for port in range(start, start + PORTS_PER_BUCKET)]
     if domain.fifo is not None:
         for channel in bucket:

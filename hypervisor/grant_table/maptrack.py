@@ -8,6 +8,7 @@ the tail that the others hang on in Xen). So handles are not reused lowest first
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.errors import InvariantError
@@ -26,10 +27,12 @@ class Maptrack:
     unmap loops read and write them directly, and use `free` of their vCPU as a queue.
     """
 
-    __slots__ = ("flags", "frames", "free", "max_frames", "ref", "table", "vcpu")
+    __slots__ = ("_room", "flags", "frames", "free", "max_frames", "ref", "table", "vcpu")
 
-    def __init__(self, max_frames: int) -> None:
+    def __init__(self, max_frames: int, room: Callable[[], bool] = lambda: True) -> None:
         self.max_frames = max_frames
+        self._room = room
+        """Takes a page of Xen's for more handles; False if there is none."""
         self.frames = 0
         self.flags: list[int] = []
         self.ref: list[int] = []
@@ -48,7 +51,7 @@ class Maptrack:
     def refill(self, vcpu_id: int) -> bool:
         """Put at least one usable handle into the queue of a vCPU; False when the domain has reached its limit."""
         free = self.queue(vcpu_id)
-        if self.frames >= self.max_frames:
+        if self.frames >= self.max_frames or not self._room():
             return self._steal(vcpu_id, free)
         first = self.frames * HANDLES_PER_FRAME
         self.frames += 1

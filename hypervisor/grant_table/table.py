@@ -13,6 +13,7 @@ from hypervisor.grant_table.maptrack import Maptrack
 from hypervisor.grant_table.pins import FULL_SHIFT, HOST_READ, HOST_WRITE, WRITE_MASK
 from hypervisor.grant_table.v1 import V1
 from hypervisor.grant_table.v2 import V2
+from hypervisor.mm.xen_pages import active_pages
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -85,7 +86,7 @@ class GrantTable:
         """(offset, length) of the pinned entries that grant less than a whole frame, or pass another entry on."""
         self.transitive: dict[int, tuple[GrantTable, int]] = {}
         """For pinned transitive entries: the table and entry that the frame comes from."""
-        self.maptrack = Maptrack(max_maptrack_frames)
+        self.maptrack = Maptrack(max_maptrack_frames, lambda: domain.hv.mm.xen_pages.take(domain.domid, 1))
         self.stats = GrantStats()
         self.dead = False
         """The domain is gone; only a mapper that lost its page table entries can still hold a handle."""
@@ -102,6 +103,9 @@ class GrantTable:
         if nr_frames > self.max_frames or (nr_frames > len(self.shared) and self.domain.is_dying):
             return False
         before = len(self.shared)
+        more = max(active_pages(nr_frames) - active_pages(before), 0)
+        if not self.domain.hv.mm.xen_pages.take(self.domain.domid, more):
+            return False
         while len(self.shared) < nr_frames:
             mfn = self._new_frame()
             if mfn < 0:

@@ -166,7 +166,7 @@ class FrameTable:
         self._lists: dict[int, PageList] = {}
         self._xen_lists: dict[int, PageList] = {}
         self._batch: list[Extent] | None = None
-        self.heap = Heap()
+        self.heap = Heap(is_scrubbed=not self.boot.is_booted)
         self.xen_frames = 0
         self.module_frames_freed = 0
         """How many frames of boot modules are free memory by now, or dom0's: those that Xen does not keep any more."""
@@ -181,7 +181,7 @@ class FrameTable:
             end = min(start + _M2P_PIECE, frames * 8)
             memory.b[(self.m2p_mfn << 12) + start : (self.m2p_mfn << 12) + end] = b"\xff" * (end - start)
         self.owner_tag[:IO_FRAMES] = memoryview(array("H", [DOMID_IO + 1]) * IO_FRAMES)
-        for taken in (self.boot.m2p, self.boot.frame_table, self.boot.image, *self.boot.modules):
+        for taken in self.boot.taken:
             self._take_for_xen(taken.start, len(taken))
         for free in self.boot.free():
             self.heap.add(free.start, len(free))
@@ -262,6 +262,18 @@ class FrameTable:
             self._assign(pages, mfn, length)
         return extents
 
+    def alloc_singles(self, domain: Owner, count: int) -> list[Extent]:
+        """Give a domain `count` zeroed frames as single ones, in the order in which a real Xen finds them.
+
+        Each extent is to be read backwards. [] and nothing changed when memory is short.
+        """
+        extents = self.heap.alloc_singles(count)
+        pages = self.page_list(domain)
+        for mfn, length in extents:
+            for frame in range(mfn + length - 1, mfn - 1, -1):
+                self._assign(pages, frame, 1)
+        return extents
+
     def give_module(self, index: int, domain: Owner) -> Extent:
         """Give a domain the frames of a boot module, where they are; returns that extent."""
         module = self.boot.modules[index]
@@ -275,6 +287,14 @@ class FrameTable:
             if module and self.owner_tag[module.start] == DOMID_XEN + 1:
                 self._let_go_of_module(module)
                 self._to_heap(module.start, len(module))
+
+    def free_init(self) -> None:
+        """Free what Xen needed only to start (init_done)."""
+        init = self.boot.init
+        if init:
+            self.heap.settle()
+            self.free_xen(init.start, len(init))
+            self.module_frames_freed += len(init)
 
     def _let_go_of_module(self, module: range) -> None:
         for mfn in module:
@@ -293,6 +313,14 @@ class FrameTable:
         if (1 << order) > count:
             self.heap.add(mfn + count, (1 << order) - count)
         self._take_for_xen(mfn, count)
+        return mfn
+
+    def alloc_aside(self) -> int:
+        """Take a frame for what a real Xen does not have: from the lower half of memory, where it shifts nothing."""
+        mfn = self.heap.alloc(0, 1 << (self.frames.bit_length() - 1))
+        if mfn < 0:
+            return self.alloc_xen()
+        self._take_for_xen(mfn, 1)
         return mfn
 
     def free_xen(self, mfn: int, count: int = 1) -> None:

@@ -4,6 +4,9 @@ A zone holds the frames whose numbers have the same count of bits, so that memor
 the low frames, which devices of few address bits need, go last. Within a zone the smallest block that does is broken
 up, the one that was freed last, and its upper half is given out: so memory goes from the top of a block downwards.
 
+While Xen starts no memory is scrubbed yet, and blocks that are not stand at the end of their list: the one that was
+freed first is taken. `settle` ends that: the idle processors have scrubbed everything, from the ends of the lists.
+
 Deterministic: what `alloc` returns depends only on the sequence of calls. Nothing in it is proportional to the size of
 the machine, so a host of many gigabytes starts at once.
 """
@@ -25,10 +28,11 @@ _Zone = list[dict[int, None]]
 class Heap:
     """Free frames as naturally aligned blocks of 2**order frames, in zones."""
 
-    __slots__ = ("_descending", "_zones", "free_frames")
+    __slots__ = ("_descending", "_zones", "free_frames", "is_scrubbed")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_scrubbed: bool = True) -> None:
         self.free_frames = 0
+        self.is_scrubbed = is_scrubbed
         self._zones: dict[int, _Zone] = {}
         self._descending: list[tuple[int, _Zone]] = []
 
@@ -69,7 +73,7 @@ class Heap:
                 continue
             for larger in range(order, MAX_ORDER + 1):
                 if zone[larger]:
-                    mfn = zone[larger].popitem()[0]
+                    mfn = self._take(zone[larger])
                     while larger > order:
                         larger -= 1
                         zone[larger][mfn] = None
@@ -77,6 +81,45 @@ class Heap:
                     self.free_frames -= 1 << order
                     return mfn
         return -1
+
+    @staticmethod
+    def _oldest(blocks: dict[int, None]) -> int:
+        mfn = next(iter(blocks))
+        del blocks[mfn]
+        return mfn
+
+    def _take(self, blocks: dict[int, None]) -> int:
+        """Take the block at the head of a list."""
+        return blocks.popitem()[0] if self.is_scrubbed else self._oldest(blocks)
+
+    def settle(self) -> None:
+        """All free memory is scrubbed by now; the blocks keep their places."""
+        if not self.is_scrubbed:
+            self.is_scrubbed = True
+            for zone in self._zones.values():
+                zone[:] = [dict(reversed(blocks.items())) for blocks in zone]
+
+    def alloc_singles(self, count: int) -> list[Extent]:
+        """Take `count` frames one by one, as `alloc(0)` does; [] and nothing taken when memory is short.
+
+        An extent (mfn, length) stands for frames that were taken from its end on.
+        """
+        if not 0 < count <= self.free_frames:
+            return []
+        extents: list[Extent] = []
+        while count:
+            order, zone = next(
+                (order, zone) for _, zone in self._descending for order in range(MAX_ORDER + 1) if zone[order]
+            )
+            mfn = self._take(zone[order])
+            length = min(count, 1 << order)
+            spare = (1 << order) - length
+            self.free_frames -= 1 << order
+            if spare:
+                self.add(mfn, spare)
+            extents.append((mfn + spare, length))
+            count -= length
+        return extents
 
     def alloc_frames(self, count: int) -> list[Extent]:
         """Take `count` frames in as few extents as the free blocks allow; [] and nothing taken when memory is short.

@@ -24,7 +24,8 @@ from hypervisor.mm.page_types import PageTypes
 from hypervisor.mm.paging import Paging
 from hypervisor.mm.reservation import Claims, Reservations
 from hypervisor.mm.writable_tables import WritableTables
-from hypervisor.mm.xen_slots import XenSlots
+from hypervisor.mm.xen_pages import BEFORE_M2P, DOMAIN, VCPU, XenPages, boot_takes
+from hypervisor.mm.xen_slots import PAGES_PER_VCPU, XenSlots
 from hypervisor.preempt import Restart
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class MemoryManager:
     def __init__(self, hv: Hypervisor, boot: BootMemory | None = None) -> None:
         self.hv = hv
         self.frames = FrameTable(hv.memory, boot)
+        self.xen_pages = XenPages(self.frames, counted=self.frames.boot.is_booted)
+        self.xen_pages.boot(BEFORE_M2P)
         self.slots = XenSlots(self.frames)
+        self.xen_pages.boot(boot_takes(hv.machine.nr_pcpus))
         self.types = PageTypes(hv, self.frames, self._fill_xen_slots)
         self.claims = Claims(self.frames)
         self.pinned: dict[int, dict[int, None]] = {}
@@ -82,15 +86,26 @@ class MemoryManager:
     def init_domain(self, domain: Domain) -> None:
         """Give a new domain its shared_info and its own part of the address space. Raises HypercallError(ENOMEM)."""
         mfn = self.frames.alloc_xen()
-        if mfn < 0 or not self.slots.init_domain(domain.domid):
+        if mfn < 0 or not self.xen_pages.take(domain.domid, len(DOMAIN)) or not self.slots.init_domain(domain.domid):
             if mfn >= 0:
                 self.frames.free_xen(mfn)
+            self.xen_pages.give_back(domain.domid)
             raise HypercallError(errno.ENOMEM)
+        if self.xen_pages.counted:
+            self.slots.map_area(domain.domid, 0)
         self.frames.share_with(mfn, domain)
         domain.shared_info_mfn = mfn
         domain.paging = Paging(self.frames, domain)
         self.pinned[domain.domid] = {}
         self.held[domain.domid] = []
+
+    def init_vcpu(self, domid: int, vcpu_id: int) -> None:
+        """Take what Xen keeps for a new vCPU. Raises HypercallError(ENOMEM)."""
+        own = self.xen_pages
+        if own.counted and not (
+            own.take(domid, len(VCPU)) and self.slots.map_area(domid, (vcpu_id + 1) * PAGES_PER_VCPU)
+        ):
+            raise HypercallError(errno.ENOMEM)
 
     def relinquish(self, domain: Domain) -> Iterator[bool]:
         """Release all memory of a dying domain. What others still map stays until they let go (`holds_pages`).
@@ -146,6 +161,7 @@ class MemoryManager:
         """Forget a domain that has no frames left; the grant table has given back its own."""
         self.frames.unshare(domain.shared_info_mfn)
         self.slots.free_domain(domain.domid)
+        self.xen_pages.give_back(domain.domid)
         self.frames.forget(domain)
         del self.pinned[domain.domid], self.held[domain.domid]
 

@@ -18,6 +18,8 @@ PERDOMAIN_SLOT = FIRST_XEN_SLOT + 4
 PERDOMAIN_START = 0xFFFF820000000000
 """PERDOMAIN_VIRT_START: where slot 260 begins."""
 NR_SLOTS = 16
+PAGES_PER_VCPU = 32
+"""16 pages for the GDT, then 16 for the LDT (Xen: GDT_LDT_VCPU_VA_SHIFT)."""
 
 GUEST_READS = PRESENT | USER | ACCESSED | NX
 XEN_WRITES = PRESENT | RW | ACCESSED | DIRTY | NX
@@ -68,24 +70,28 @@ class XenSlots:
     def map_area(self, domid: int, pages: int) -> list[int]:
         """Make page tables for the first pages of a domain's own area, at `PERDOMAIN_START`, still empty.
 
-        Returns the frames of the L1 tables, or [] when memory is short. Asked again, returns the same.
+        Returns the frames of the L1 tables, or [] when memory is short (or for no pages). Asked again, it adds what is
+        missing.
         """
-        if domid in self._area:
-            return self._area[domid][1:]
-        nr_l1 = -(-pages // ENTRIES)
-        taken = [self._frames.alloc_xen() for _ in range(1 + nr_l1)]
-        if min(taken) < 0:
-            for mfn in taken:
-                if mfn >= 0:
-                    self._frames.free_xen(mfn)
+        area = self._area.setdefault(domid, [])
+        if not area and not self._add_l2(domid, area):
             return []
-        self._area[domid] = taken
         q = self._frames.memory.q
-        l2, *tables = taken
-        q[self._perdomain[domid] << 9] = l2 << 12 | XEN_WRITES
-        for index, mfn in enumerate(tables):
-            q[(l2 << 9) + index] = mfn << 12 | XEN_WRITES
-        return tables
+        while len(area) - 1 < -(-pages // ENTRIES):
+            mfn = self._frames.alloc_xen()
+            if mfn < 0:
+                return []
+            q[(area[0] << 9) + len(area) - 1] = mfn << 12 | XEN_WRITES
+            area.append(mfn)
+        return area[1:]
+
+    def _add_l2(self, domid: int, area: list[int]) -> bool:
+        l2 = self._frames.alloc_xen()
+        if l2 < 0:
+            return False
+        area.append(l2)
+        self._frames.memory.q[self._perdomain[domid] << 9] = l2 << 12 | XEN_WRITES
+        return True
 
     def fill(self, mfn: int, *, with_m2p: bool) -> None:
         """Write Xen's slots into a root table that was just validated."""

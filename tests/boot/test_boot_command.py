@@ -74,7 +74,7 @@ def test_what_xen_says_of_dom0(mini: Path) -> None:
         f"(XEN)  Boot stack:    {p2m + 0xE000:016x}->{p2m + 0xF000:016x}",
         "(XEN)  TOTAL:         ffffffff80000000->ffffffff80400000",
         "(XEN)  ENTRY ADDRESS: ffffffff80000000",
-        "(XEN) Dom0 has maximum 1 VCPUs",
+        "(XEN) Dom0 has maximum 2 VCPUs",
         "(XEN) Std. Loglevel: All",
         "(XEN) Guest Loglevel: Nothing (Rate-limited: All)",
         "(XEN) *** Serial input to DOM0",

@@ -21,17 +21,12 @@ def oracle() -> Path:
     return where
 
 
-FRAMES_OF_ONE_MACHINE = {"domU/insn.read_cr3"}
-"""Cases that show, unmasked, how many frames Xen and others had taken by then for what a guest cannot know."""
-
-
 def test_every_recorded_case(oracle: Path) -> None:
     log, result = boot(oracle)
     differences, total = compare((oracle / RECORDING).read_text(), log)
     assert total > 1000
-    wrong = [difference for difference in differences if difference.name not in FRAMES_OF_ONE_MACHINE]
-    listed = "\n".join(map(str, wrong))
-    assert not wrong, f"{len(wrong)} of {total} cases differ:\n{listed}"
+    listed = "\n".join(map(str, differences))
+    assert not differences, f"{len(differences)} of {total} cases differ:\n{listed}"
     assert result.shutdown_reason == sched.SHUTDOWN_reboot
 
 
