@@ -21,6 +21,8 @@ EXPERIMENTAL: Final = 0x88B5
 IPV4, IPV6, TCP, UDP = 0x0800, 0x86DD, 6, 17
 HEADERS: Final = 54
 """Bytes of Ethernet, IPv4 and TCP headers."""
+HEADERS6: Final = 74
+"""The same with IPv6."""
 
 
 def frame(size: int, mark: int = 0, *, to: bytes = BROADCAST, source: bytes = MACS[0]) -> bytes:
@@ -63,6 +65,15 @@ def tcp(size: int, *, source: bytes = MACS[0]) -> bytes:
     total = pseudo_header(ADDRESS, ADDRESS2, TCP, 20 + size)
     header = struct.pack(">HHIIBBHHH", 4000, 7, 1_000_000, 1, 5 << 4, 0x10, 1024, total, 0)
     return _ipv4(TCP, header + data, source)
+
+
+def tcp6(size: int, *, source: bytes = MACS[0]) -> bytes:
+    """Return the same over IPv6."""
+    data = bytes((place * 3 + (place >> 8)) & 0xFF for place in range(size))
+    total = pseudo_header(SIX, SIX2, TCP, 20 + size)
+    header = struct.pack(">IHBB16s16s", 6 << 28, 20 + size, TCP, 64, SIX, SIX2)
+    segment = struct.pack(">HHIIBBHHH", 4000, 7, 1_000_000, 1, 5 << 4, 0x10, 1024, total, 0) + data
+    return BROADCAST + source + struct.pack(">H", IPV6) + header + segment
 
 
 def transport_sum(packet: bytes) -> int:

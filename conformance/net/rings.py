@@ -176,6 +176,11 @@ class Queue:
             idents.append(ident)
         return idents
 
+    @property
+    def buffers(self) -> list[int]:
+        """The grants of the buffers that are posted."""
+        return [ref for _, ref in self._posted.values()]
+
     def show_rx(self) -> None:
         """Show the requests of the rx ring, and notify as the protocol asks (feature-rx-notify)."""
         if self.rx.push_requests_and_check_notify():

@@ -343,6 +343,25 @@ def _no_sequence(old: Any) -> Any:
     return lambda segment, place, number, before: old(segment, place, number, 0)
 
 
+def _no_six(old: Any) -> Any:
+    def number(segment: bytearray, place: Any, count: int, before: int) -> None:
+        lengths = bytes(segment[18:20])
+        old(segment, place, count, before)
+        if place.version == 6:
+            segment[18:20] = lengths
+
+    return number
+
+
+def _mapped_or_nothing(old: Any) -> Any:
+    def copy(self: Any, gref: int, offset: int, length: int, frame: Any, place: int) -> int:
+        if self.vif.mapped and gref not in self.vif.mapped:
+            return place + length
+        return int(old(self, gref, offset, length, frame, place))
+
+    return copy
+
+
 def _silent_extras(old: Any) -> Any:
     return lambda self, frame, extras: old(self, frame, ())
 
@@ -662,6 +681,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "NETIF-BACKEND-096",
         instead(gso, "_number", _no_sequence),
     ),
+    "one-length-of-ipv6": (
+        "segments of IPv6 have the length of the whole",
+        "NETIF-BACKEND-104",
+        instead(gso, "_number", _no_six),
+    ),
     "no-extra-info": (
         "large packets come without extra info",
         "NETIF-BACKEND-097",
@@ -682,6 +706,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "extra info of any type is passed over",
         "NETIF-BACKEND-102",
         constant(slots, "FRAME_INFOS", EXTRAS),
+    ),
+    "mapped-or-nothing": (
+        "where pages are registered, others are not looked for, and what is in no page is sent",
+        "NETIF-BACKEND-123",
+        instead(Queue, "_copy_slot", _mapped_or_nothing),
     ),
     "knows-every-request": (
         "a control request that there is not succeeds",

@@ -333,6 +333,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "NETIF-FRONTEND-015",
         instead(NetFront, "connect", _begins_anew),
     ),
+    "no-cable-is-seen": (
+        "frames are sent without carrier",
+        "NETIF-FRONTEND-016",
+        instead(FrontDevice, "set_carrier", lambda old: lambda self, is_up: None),
+    ),
     "scatters-unasked": (
         "feature-sg is taken for granted",
         "NETIF-FRONTEND-021",

@@ -46,7 +46,7 @@ async def features_are_numbers(scene: Scene) -> None:
     await scene.front.find()
     for key in await scene.front.kernel.xenbus.directory(scene.front.backend):
         value = await scene.front.offers(key)
-        if key.startswith("feature-"):
+        if key.startswith("feature-") or key == "carrier":
             expect(value in ("0", "1"), f"{key} is {value!r}; it should be 0 or 1.")
         elif key == "multi-queue-max-queues":
             expect(value is not None and value.isdigit() and int(value), f"{key} is {value!r}.")

@@ -263,6 +263,34 @@ async def a_control_ring_that_is_none(scene: Scene) -> None:
     await front.connect()
 
 
+@check("NETIF-BACKEND-123", Level.must, f"XSA-361; {GREFS}")
+async def a_bad_grant_among_mapped_pages(scene: Scene) -> None:
+    """Among many requests for registered pages, one that names no grant costs its own frame only, at each place.
+
+    Many that are alike are moved at once where both ends have registered their pages; the odd one is to be found.
+    """
+    control = await _grefs(scene)
+    front, peer = scene.front, scene.peer
+    await peer.close()
+    await peer.begin_again()
+    await peer.connect(SCATTER, control=True)
+    assert peer.control is not None
+    expect_equal((await _add(peer.control, *[(ref, 0) for ref in peer.queue.buffers]))[0], SUCCESS, "status of buffers")
+    await carries(peer, front)
+    for bad in (0, 1, 9, 19):
+        frames = [frame(60, number + bad, to=MACS[1]) for number in range(20)]
+        refs = [front.grant(data, readonly=True) for data in frames]
+        expect_equal((await _add(control, *[(ref, READ_ONLY) for ref in refs]))[0], SUCCESS, "the status of pages")
+        wanted = [front.queue.put(5000 if number == bad else ref, 60) for number, ref in enumerate(refs)]
+        front.queue.show_tx()
+        found = [(ident, status < 0) for ident, status in await front.queue.answers(20)]
+        expect_equal(sorted(found), sorted((ident, number == bad) for number, ident in enumerate(wanted)), "responses")
+        expect_frames(await peer.queue.receive_data(19), frames[:bad] + frames[bad + 1 :], "What arrives")
+        peer.queue.restock()
+        await control.ask(XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING, 0, control.grefs(*[(ref, 0) for ref in refs]), 20)
+    await peer.queue.silent()
+
+
 async def _needs_control(scene: Scene) -> None:
     await needs(scene.front, "feature-ctrl-ring")
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from conformance.kit.check import Failure, Level, check, expect, expect_equal
 from conformance.net.checks.common import EXTRA, HEADER, SCATTER, both, lives_on, needs, refused
-from conformance.net.frames import HEADERS, blank_field, frame, tcp, transport_field, transport_sum, udp, udp6
+from conformance.net.frames import (
+    HEADERS,
+    HEADERS6,
+    blank_field,
+    frame,
+    tcp,
+    tcp6,
+    transport_field,
+    transport_sum,
+    udp,
+    udp6,
+)
 from conformance.net.front import Front
 from conformance.net.rings import Received, gso
 from conformance.net.world import Scene
@@ -15,6 +26,7 @@ from hypervisor.abi.io.netif import (
     NETIF_RSP_OKAY,
     XEN_NETIF_EXTRA_TYPE_GSO,
     XEN_NETIF_GSO_TYPE_TCPV4,
+    XEN_NETIF_GSO_TYPE_TCPV6,
     NETRXF_csum_blank,
     NETRXF_data_validated,
     NETTXF_csum_blank,
@@ -245,6 +257,34 @@ async def extra_info_without_end(scene: Scene) -> None:
     front.queue.show_tx()
     await peer.queue.silent()
     await peer.queue.send(frame(60))
+
+
+@check("NETIF-BACKEND-104", Level.must, f"{HEADER}, feature-gso-tcpv6")
+async def ipv6_cut_for_those_who_cannot(scene: Scene) -> None:
+    """A large TCP packet of IPv6 reaches a guest without feature-gso-tcpv6 in segments that are right, checksums too.
+
+    The length in an IPv6 header is without the header, and nothing but the checksum tells of a mistake.
+    """
+    await needs(scene.front, "feature-gso-tcpv6")
+    front, peer = await both(scene)
+    size = 5500
+    whole = tcp6(size)
+    sizes = [1500, 4096, len(whole) - 5596] if len(whole) > 5596 else [1500, len(whole) - 1500]
+    info = XEN_NETIF_EXTRA_TYPE_GSO, gso(MSS, XEN_NETIF_GSO_TYPE_TCPV6)
+    front.queue.put_slots(whole, sizes, flags=BLANK, extra=info)
+    front.queue.show_tx()
+    await front.queue.answers(len(sizes) + 1)
+    data = b""
+    while len(data) < size:
+        found = await peer.queue.receive_one()
+        packet = found.data
+        expect_equal(int.from_bytes(packet[18:20], "big"), len(packet) - 54, "the IPv6 length of a segment")
+        expect_equal(int.from_bytes(packet[58:62], "big") - 1_000_000, len(data), "the sequence number of a segment")
+        expect(not found.flags & NETRXF_csum_blank, "A segment is marked csum_blank, which this guest does not take.")
+        expect(verify(packet), "The checksum of a segment is wrong.")
+        expect(len(packet) <= HEADERS6 + MSS, f"A segment has {len(packet) - HEADERS6} bytes; {MSS} were asked for.")
+        data += packet[HEADERS6:]
+    expect(data == whole[HEADERS6:], "The segments together are another packet.")
 
 
 def _extra() -> tuple[int, bytes]:

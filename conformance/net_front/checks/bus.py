@@ -215,6 +215,29 @@ async def a_control_ring_that_nobody_serves(scene: Scene) -> None:
     expect_frames(await scene.hears(1), [frame(60)], "What reaches the guest")
 
 
+@check("NETIF-FRONTEND-016", Level.should, f"{HEADER}, Link state")
+async def no_carrier_no_frames(scene: Scene) -> None:
+    """While the backend's node carrier says 0 the frontend sends nothing; what comes afterwards is sent.
+
+    The frames would be lost, as on a card whose cable has been pulled out; a guest that knows it can take another way.
+    """
+    back = await connected(scene, carrier=1)
+    taken = back.keep_serving()
+    await scene.finish(scene.send_many([frame(60)]))
+    await back.kernel.sleep(10_000_000)
+    expect_frames(taken, [frame(60)], "What is sent with carrier")
+    await back.say(carrier=0)
+    await back.kernel.sleep(10_000_000)
+    await scene.transmit(frame(60, 1))
+    await back.kernel.sleep(10_000_000)
+    expect_frames(taken, [frame(60)], "What is sent with carrier, and then without")
+    await back.say(carrier=1)
+    await back.kernel.sleep(10_000_000)
+    await scene.finish(scene.send_many([frame(60, 2)]))
+    await back.kernel.sleep(10_000_000)
+    expect_frames(taken[-1:], [frame(60, 2)], "What is sent once there is carrier again")
+
+
 @check("NETIF-FRONTEND-015", Level.must, BUS)
 async def begins_no_second_time(scene: Scene) -> None:
     """While both are Connected the frontend does not write its nodes again, whatever events come.
