@@ -21,6 +21,7 @@ from hypervisor.abi.io.xenbus import (
     XenbusStateInitialised,
     XenbusStateInitWait,
 )
+from hypervisor.abi.tracepoints import RING_CONNECT
 
 PATIENCE_NS: Final = 2_000_000_000
 """Virtual time after which something counts as not happening."""
@@ -123,6 +124,9 @@ class Back:
         if self.grant.status:
             raise Failure(f"The frontend's ring-ref {ref} cannot be mapped: status {self.grant.status}.")
         self.ring = BackRing(self.grant.view, ENTRY)
+        trace = self.kernel.cpu.trace
+        if trace is not None:
+            trace(RING_CONNECT, f"vbd{self.domid}-51712", "req", "blkif", self.domid, (int(ref),))
         try:
             self.port = self.kernel.events.bind_interdomain(self.domid, int(port), self._on_event)
         except XenError as error:

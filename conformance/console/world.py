@@ -21,6 +21,7 @@ from conformance.console.daemon import LOOK_NS, PATIENCE_NS, Daemon
 from conformance.kit.check import Failure
 from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
+from conformance.kit.telling import told
 from conformance.subjects import load_class
 from guest_kernel.console import Console, open_ring_console
 from guest_kernel.kernel import Kernel
@@ -77,10 +78,11 @@ class Scene:
     def open_alone(self, out: int = 0, into: int = 0) -> Daemon:
         """As `open`, and the daemon is not connected yet."""
         kernel = self.kernel
-        self.daemon = daemon = Daemon(kernel, kernel.mm.alloc_page())
+        daemon: Daemon = told("daemon", Daemon(kernel, kernel.mm.alloc_page()))
+        self.daemon = daemon
         daemon.begin(out, into)
         self._port = kernel.events.alloc_unbound(DOMID_SELF, _nobody)
-        self.console = self.subject(kernel, daemon.page, self._port)
+        self.console = told("console", self.subject(kernel, daemon.page, self._port))
         return daemon
 
     def connect(self) -> None:

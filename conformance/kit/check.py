@@ -92,6 +92,10 @@ def check(id: str, level: Level, source: str, schedules: int = 0) -> Callable[[F
     return register
 
 
+_SHORT: Final = 100
+"""Bytes that can be shown."""
+
+
 def expect(is_so: object, sentence: str) -> None:
     """Raise `Failure` with this sentence unless something is so."""
     if not is_so:
@@ -100,5 +104,10 @@ def expect(is_so: object, sentence: str) -> None:
 
 def expect_equal(found: object, wanted: object, what: str) -> None:
     """Raise `Failure` unless what was found is what was wanted."""
-    if found != wanted:
-        raise Failure(f"{what} is {found!r}; it should be {wanted!r}.")
+    if found == wanted:
+        return
+    if isinstance(found, bytes) and isinstance(wanted, bytes) and len(found) + len(wanted) > 2 * _SHORT:
+        pairs = enumerate(zip(found, wanted, strict=False))
+        at = next((at for at, (one, other) in pairs if one != other), min(len(found), len(wanted)))
+        raise Failure(f"{what} has {len(found)} bytes and should have {len(wanted)}; they differ from byte {at} on.")
+    raise Failure(f"{what} is {found!r}; it should be {wanted!r}.")

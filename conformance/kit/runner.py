@@ -15,6 +15,7 @@ import attrs
 from conformance.kit.check import Check, Failure, Level, Outcome, Skip
 from conformance.kit.recording import recorded
 from conformance.kit.schedules import Adversary, scheduled, shrink
+from conformance.kit.telling import heard
 from hypervisor.sched.policy import Decisions
 
 World = Callable[[], AbstractContextManager[Any]]
@@ -85,7 +86,7 @@ def _run_once(check: Check, world: World) -> Result:
         with world() as subject:
             running = check.function(subject)
             if inspect.iscoroutine(running):
-                subject.drive(running)
+                subject.drive(heard(subject, running))
     except Failure as failure:
         outcome, message = Outcome.failure, str(failure)
     except Skip as skip:

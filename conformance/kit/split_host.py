@@ -14,6 +14,7 @@ import trio
 
 from conformance.kit.check import Failure
 from conformance.kit.recording import host_options
+from conformance.kit.telling import watch
 from guest_kernel.image import DriverFactory, PythonKernelImage
 from toolstack.host import Host
 from toolstack.lifecycle import CRASH
@@ -71,6 +72,7 @@ class JudgedHost(Host):
         self.occupant = subject if isinstance(subject, Occupant) else None
         thinks = self.occupant.thinks if self.occupant is not None else 0.0
         super().__init__(hang_limit=HANG_LIMIT + thinks, **host_options())
+        watch(self)
         self._subject = subject
         self._replaced = replaced
         self._left_out = left_out

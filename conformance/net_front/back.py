@@ -22,6 +22,7 @@ from hypervisor.abi.io.xenbus import (
     XenbusStateInitialised,
     XenbusStateInitWait,
 )
+from hypervisor.abi.tracepoints import RING_CONNECT
 
 PATIENCE_NS: Final = 2_000_000_000
 """Virtual time after which something counts as not happening."""
@@ -157,11 +158,19 @@ class Back:
                 self.grants = [one for one in self.grants if not one.status]
                 raise Failure(f"The frontend's ring {ref} cannot be mapped: status {grant.status}.")
         self.tx, self.rx = BackRing(self.grants[0].view, TX_ENTRY), BackRing(self.grants[1].view, RX_ENTRY)
+        self._tell_of_rings(refs)
         if await self.told(f"{at}event-channel-tx") is not None:
             self._bind(await self.number(f"{at}event-channel-tx"), self._on_tx)
             self._bind(await self.number(f"{at}event-channel-rx"), self._on_rx)
         else:
             self._bind(await self.number(f"{at}event-channel"), self._on_both)
+
+    def _tell_of_rings(self, refs: list[int]) -> None:
+        """Have a trace show the rings, as a backend's driver does."""
+        trace = self.kernel.cpu.trace
+        if trace is not None:
+            for name, ref in zip(("tx", "rx"), refs, strict=True):
+                trace(RING_CONNECT, f"vif{self.domid}.0", name, f"netif_{name}", self.domid, (ref,))
 
     def _bind(self, port: int, handler: Callable[[], None]) -> None:
         try:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from conformance.kit.runner import World
+from conformance.kit.telling import told
 from conformance.subjects import load_class
 from hypervisor.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, BackRing, FrontRing
 
@@ -51,8 +52,8 @@ class Rings:
         self.subject = subject
         self.page = memoryview(bytearray(4096))
         self.shared = self.page.cast("I")
-        self.front: Any = subject.front(self.page, ENTRY)
-        self.back: Any = subject.back(self.page, ENTRY)
+        self.front: Any = told("front", subject.front(self.page, ENTRY))
+        self.back: Any = told("back", subject.back(self.page, ENTRY))
 
     def start_at(self, index: int) -> None:
         """Have both ends, and the page, as they are after so many requests and responses."""

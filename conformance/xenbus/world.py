@@ -21,6 +21,7 @@ from backends.xenstored.daemon import XenStored
 from conformance.kit.check import Failure
 from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
+from conformance.kit.telling import watch
 from conformance.subjects import SubjectError, load_class
 from conformance.xenbus import books
 from conformance.xenbus.books import NOTHING, Books
@@ -98,7 +99,7 @@ class Scene:
         self.failure: Exception | None = None
         self._check: Coroutine[Any, Any, None] | None = None
         self._ready = False
-        self._over = False
+        self.over = False
 
     # -- what checks do -----------------------------------------------------------------------------------------------
 
@@ -283,7 +284,7 @@ class Scene:
             self.failure = error
             note_failure(kernel, error)
             self.end.let_go()
-        self._over = True
+        self.over = True
         self.driver.closed = self.toolstack.closed = True
 
     async def _tidy_up(self) -> None:
@@ -302,6 +303,7 @@ class Scene:
         """Run a check. Raises what it raises, and Failure for what the driver leaves behind."""
         self._check = check
         self.host = host = _Host(self, schedule)
+        watch(host)
         with _present(self):
             try:
                 trio.run(host.run, self._configs())
@@ -311,7 +313,7 @@ class Scene:
             raise self.failure
         if host.results[self.side].reason == CRASH:
             raise Failure(f"The {self.side}'s domain crashes: {host.results[self.side].message}")
-        if not self._over:
+        if not self.over:
             told = "; ".join(result.message for result in host.results.values() if result.message)
             raise Failure(f"The host ends before the check does. {told}")
         left = host.leaks()

@@ -12,6 +12,7 @@ from typing import final
 
 from conformance.kit.check import Failure
 from conformance.kit.runner import World
+from conformance.kit.telling import note
 from conformance.subjects import socket_path
 from guest_kernel.xenbus.wire import HEADER, Message, Parser, encode, join
 from hypervisor.abi.io import xs_wire as xs
@@ -31,7 +32,9 @@ class HungUp(Failure):
 class Client:
     """One connection."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, number: int = 0) -> None:
+        self.number = number
+        """For those who are told of what it says."""
         self.socket = socket.socket(socket.AF_UNIX)
         try:
             # (With a time limit a full queue of the listener would be an error; a store may have room for one.)
@@ -54,7 +57,21 @@ class Client:
 
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
+        self._tell("->", data)
         self.socket.sendall(data)
+
+    def _tell(self, way: str, data: bytes) -> None:
+        """Tell of a message, or of bytes that are none."""
+        if len(data) < HEADER.size:
+            note(f"client {self.number} {way} {data!r}")
+            return
+        kind, _, tx, length = HEADER.unpack(data[: HEADER.size])
+        name = xs.NAMES.get(kind, f"type {kind}").removeprefix("XS_")
+        where = f" in transaction {tx}" if tx else ""
+        payload = data[HEADER.size :]
+        shown = repr(payload[:60])[1:] + (f" and {len(payload) - 60} bytes more" if len(payload) > 60 else "")
+        wrong = f" of {length} bytes" if length != len(payload) else ""
+        note(f"client {self.number} {way} {name}{where} {shown}{wrong}")
 
     def message(self, patience: float = PATIENCE) -> Message:
         """Return the next message, event or reply. Raises Failure if there is none, HungUp."""
@@ -69,7 +86,11 @@ class Client:
             if not data:
                 raise HungUp("The store hangs up.")
             self._come.extend(self._parser.receive(data))
-        return self._come.popleft()
+        message = self._come.popleft()
+        self._tell(
+            "<-", HEADER.pack(message.type, message.req_id, message.tx_id, len(message.payload)) + message.payload
+        )
+        return message
 
     def reply(self) -> Message:
         """Return the next reply; events before it are kept."""
@@ -173,11 +194,13 @@ class Store:
         self.path = path
         self._stack = stack
         self.home = HOME
+        self._clients = 0
         self.one = self.client()
 
     def client(self) -> Client:
         """Connect."""
-        client = Client(self.path)
+        self._clients += 1
+        client = Client(self.path, self._clients)
         self._stack.callback(client.close)
         return client
 

@@ -180,7 +180,7 @@ def _all_well(old: Any) -> Any:
 def _one_for_all(old: Any) -> Any:
     def run(self: Any) -> list[int]:
         statuses = old(self)
-        return [min(statuses)] * len(statuses) if statuses else []
+        return [max(statuses)] * len(statuses) if statuses else []
 
     return run
 

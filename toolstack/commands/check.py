@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conformance.kit.check import CHECKS, Check, Level, Outcome
+from conformance.kit.pages import explanation
 from conformance.kit.reports import REPORTS, WITH_TRACES, summary
 from conformance.kit.runner import Result, World, run_checks
 from conformance.kit.schedules import schedule, scheduled
@@ -60,6 +61,8 @@ def explain(id: str) -> None:
     """Say what a check asks, why, and where that is laid down."""
     one = _check(id)
     click.echo(f"{one.id} ({one.level.value})\n\n{one.title}\n\n{one.prose}\n\nSource: {one.source}")
+    if runs := explanation(one):
+        click.echo(f"\n{runs}", nl=False)
 
 
 _suite_option = click.option("--suite", "name", metavar="SUITE", required=True, help=f"One of {', '.join(SUITES)}.")

@@ -1,0 +1,91 @@
+"""What `explain` shows of a check besides its prose: how a good run and a bad one go, told in lines.
+
+The pages are files below `conformance/explain`, made of a good subject and of a faulty one that the check catches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from conformance.kit.check import Check, Outcome
+from conformance.kit.runner import Result
+from conformance.kit.telling import DONE, telling
+
+DIRECTORY: Final = Path(__file__).parent.parent / "explain"
+_WIDTH: Final = 150
+_BEFORE, _FIRST, _LAST = 3, 7, 4
+"""Lines that are shown before the two runs part, behind that, and before the end."""
+
+
+@attrs.frozen
+class Run:
+    """One run of a check."""
+
+    lines: list[str]
+    result: Result
+
+    @property
+    def end(self) -> str:
+        """How it ends, in a line."""
+        if self.result.outcome is Outcome.success:
+            return "The check succeeds."
+        return f"The check fails: {self.result.message}"
+
+
+def record(judge: Callable[[], Result]) -> Run:
+    """Have a check run, and told what happens."""
+    with telling() as recorder:
+        result = judge()
+    return Run(_shorten(recorder.lines), result)
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    """Return lines of a width that can be read; of the same line again and again one, that says how often."""
+    found = []
+    for line, same in groupby(lines):
+        count = sum(1 for _ in same)
+        cut = line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
+        found.append(cut if count == 1 else f"{cut}   ({count} times)")
+    return found
+
+
+def page(good: Run, fault: str = "", bad: Run | None = None) -> str:
+    """Return the text of a page: both runs from shortly before they part, or the good one alone."""
+    if bad is None:
+        return _section("A good run:", good, _begin(good.lines))
+    common = 0
+    for one, other in zip(good.lines, bad.lines, strict=False):
+        if one != other:
+            break
+        common += 1
+    start = max(0, common - _BEFORE)
+    return _section("A good run:", good, start) + "\n" + _section(f"A bad run ({fault}):", bad, start)
+
+
+def _begin(lines: Sequence[str]) -> int:
+    """Return where it becomes interesting: behind the last time that an end says that it is connected."""
+    connected = [place for place, line in enumerate(lines) if "state=4 (Connected)" in line]
+    return max(0, connected[-1] - 1) if connected else 0
+
+
+def _section(head: str, run: Run, start: int) -> str:
+    shown = [f"... {start} lines before" + (", the same in both" if "bad" in head else "")] if start > 1 else []
+    rest = run.lines[start:] if start > 1 else run.lines
+    if run.result.outcome is Outcome.success and DONE in rest and rest.index(DONE) > _BEFORE:
+        rest = rest[: rest.index(DONE)]
+    most = _BEFORE + _FIRST + _LAST
+    if len(rest) > most:
+        left = len(rest) - most + 1
+        rest = [*rest[: _BEFORE + _FIRST], f"... {left} lines more", *rest[1 - _LAST :]]
+    return "\n".join([head, *(f"    {line}" for line in [*shown, *rest]), f"    {run.end}"]) + "\n"
+
+
+def explanation(check: Check) -> str:
+    """Return the page of a check; the empty string if there is none."""
+    path = DIRECTORY / f"{check.id}.txt"
+    return path.read_text("utf-8") if path.is_file() else ""
