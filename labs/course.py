@@ -24,6 +24,8 @@ class Lab:
     title: str
     minutes: int
     """What a student needs who has read the chapter."""
+    allowed: tuple[str, ...] = ("hypervisor.abi",)
+    """What of this project a submission may import."""
 
     @property
     def path(self) -> Path:
@@ -64,12 +66,12 @@ LABS: Final = (
     Lab(4, "tables", "Page tables and pinning", 120),
     Lab(5, "events", "Event channels", 120),
     Lab(6, "grants", "Grant tables", 90),
-    Lab(7, "ring", "The ring", 90),
-    Lab(8, "blkfront", "A block frontend from nothing", 180),
-    Lab(9, "xenbus", "Xenstore and xenbus", 150),
+    Lab(7, "ring", "The ring", 90, ()),
+    Lab(8, "blkfront", "A block frontend from nothing", 180, ("hypervisor.abi", "guest_kernel")),
+    Lab(9, "xenbus", "Xenstore and xenbus", 150, ()),
     Lab(10, "scheduling", "Time and scheduling", 120),
-    Lab(11, "hostile", "A hostile guest", 120),
-    Lab(12, "measuring", "Measuring, with trace and top", 90),
+    Lab(11, "hostile", "A hostile guest", 120, ("hypervisor.abi", "guest_kernel", "labs.hostile.client")),
+    Lab(12, "measuring", "Measuring, with trace and top", 90, ()),
 )
 
 

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import attrs
 
 from labs.kit.check import Check, Miss, Work
+from labs.kit.imports import forbidden_import
 from labs.kit.seed import rng_for
 
 MEMORY_LIMIT = 4 << 30
@@ -45,9 +46,13 @@ def main(name: str, directory: str, seed: int, patience: float) -> None:
 
     lab = find(name)
     assert lab is not None, name
+    forbidden = forbidden_import(Path(directory).glob("*.py"), lab.allowed)
     for check in lab.checks().all:
         check = attrs.evolve(check, limit=check.limit * patience)
-        reply = run_check(check, lab.name, Path(directory), seed)
+        if forbidden:
+            reply = {"name": check.name, "earned": False, "reason": forbidden, "output": ""}
+        else:
+            reply = run_check(check, lab.name, Path(directory), seed)
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from labs.course import LABS, SOLUTIONS
+from labs.course import LABS, SOLUTIONS, find
 from labs.kit.grading import Score, grade
 from labs.kit.seed import seed_of
 from toolstack.cli import main
@@ -119,6 +119,44 @@ def test_canned_answers_fit_one_seed_only(submit: Submit) -> None:
         SOLUTION.replace('.partition(b"\\0")[0].decode()', '.partition(b"\\0")[0].decode() and "loglvl=all"')
     )
     assert "command_line" in [mark.check.name for mark in score.marks if not mark.earned]
+
+
+@pytest.mark.parametrize(
+    ("lab", "file", "text", "reason"),
+    [
+        (
+            "ring",
+            "ring.py",
+            "from hypervisor.abi.io.ring import FrontRing, BackRing\n",
+            "ring.py:1: hypervisor.abi.io.ring.FrontRing",
+        ),
+        (
+            "blkfront",
+            "blkfront.py",
+            "import sys\nfrom frontends.block import BlockFront\n",
+            "blkfront.py:2: frontends.block.BlockFront",
+        ),
+        (
+            "hypercalls",
+            "hypercalls.py",
+            "def f():\n    import guest_kernel.hypercalls\n",
+            "hypercalls.py:2: guest_kernel.hypercalls",
+        ),
+        (
+            "xenbus",
+            "xenbus.py",
+            "from labs.solutions.xenbus import xenbus\n",
+            "xenbus.py:1: labs.solutions.xenbus.xenbus",
+        ),
+    ],
+)
+def test_what_is_to_be_written_cannot_be_imported(tmp_path: Path, lab: str, file: str, text: str, reason: str) -> None:
+    (tmp_path / file).write_text(text)
+    one = find(lab)
+    assert one is not None
+    score = grade(one, tmp_path, 1)
+    assert score.points == 0
+    assert reasons(score) == {f"{reason} is not to be used in this lab: it has what you are to write"}
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
