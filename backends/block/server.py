@@ -186,6 +186,40 @@ class _Job:
 class BlockServer:
     """Serves one ring of one frontend from one disk."""
 
+    __slots__ = (
+        "_barrier",
+        "_copier",
+        "_dead",
+        "_jobs",
+        "_kick",
+        "_mapper",
+        "_notify",
+        "_protocol",
+        "_pushed",
+        "_reading",
+        "_sector_size",
+        "_submit",
+        "_taking",
+        "_trace",
+        "_trace_push",
+        "answering",
+        "discards",
+        "disk",
+        "drained",
+        "free",
+        "in_flight",
+        "name",
+        "on_broken",
+        "port",
+        "readonly",
+        "ring",
+        "sectors",
+        "statistics",
+        "stopped",
+        "told",
+        "unusual",
+    )
+
     def __init__(
         self,
         kernel: Kernel,
@@ -255,7 +289,6 @@ class BlockServer:
             return
         ring = self.ring
         shared = ring.shared
-        pages = ring.pages
         self._mapper.clock += 1
         started = 0
         cons = ring.req_cons
@@ -269,7 +302,7 @@ class BlockServer:
                 self._break(f"req_prod {prod} is more than {ring.size} ahead of the responses at {ring.rsp_prod_pvt}")
                 break
             else:
-                if pages:
+                if ring.pages:
                     ring.fetch(cons, prod)
                 started += self._take_one(cons) if (cons + 1) & MASK32 == prod else self._take(cons, prod)
                 if self._barrier is not None:

@@ -112,7 +112,9 @@ class FrontQueue:
         self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "req", WORD, FLAG, WORD)
         # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
         ring = self.ring
-        self._hot = (ring, ring.view, ring.shared, ring.offsets, ring.mask, self._free, self._merger)
+        places = (ring, ring.view, ring.offsets, ring.mask, self._free)
+        self._putting = (*places, ring.shared, self._merger, handle, self._trace_push)
+        self._taking = (*places, self._slots, pool, self._trace)
         self.ring_refs: list[int] = []
         self.port = -1
         try:
@@ -141,8 +143,8 @@ class FrontQueue:
 
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
-        ring, view, shared, offsets, mask, free, merger = self._hot
-        shift, handle, persistent = self._shift, self._handle, self.pool.persistent
+        ring, view, offsets, mask, free, shared, merger, handle, trace = self._putting
+        shift, persistent = self._shift, self.pool.persistent
         prod = old = ring.req_prod_pvt
         while pending and free:
             request = pending.popleft()
@@ -187,8 +189,8 @@ class FrontQueue:
         # suppress a notification by changing req_prod.
         shared[REQ_PROD] = prod
         notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
-        if self._trace_push is not None:
-            self._trace_push(prod, notify, ring.rsp_cons)
+        if trace is not None:
+            trace(prod, notify, ring.rsp_cons)
         if notify:
             send = self._notify
             send(self.port)
@@ -293,12 +295,10 @@ class FrontQueue:
 
     def _take(self, cons: int, prod: int) -> None:
         """Take the responses between two ring indices."""
-        ring, view, _, offsets, mask, free, _ = self._hot
-        slots = self._slots
-        persistent = self.pool.persistent
+        ring, view, offsets, mask, free, slots, pool, trace = self._taking
+        persistent = pool.persistent
         if ring.pages:
             ring.fetch(cons, prod)
-        trace = self._trace
         ring.rsp_cons = prod
         one = (cons + 1) & MASK32 == prod
         for index, op, status in (_UNPACK(view, offsets[cons & mask]),) if one else ring.slots(_RESPONSE, cons, prod):

@@ -310,11 +310,14 @@ class DiskController:
         """Put completions where the driver finds them, and tell it."""
         base, produced, q = self._completion_base, self._produced, self._q
         first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
-        begin = produced & COMPLETION_MASK
-        count = len(words)
-        if count > 1 and begin + count <= sheet.DISK_COMPLETION_SLOTS:
-            q[first + begin : first + begin + count] = array("Q", words)
-            produced += count
+        begin = first + (produced & COMPLETION_MASK)
+        end = begin + len(words)
+        if end == begin + 1:
+            q[begin] = words[0]
+            produced += 1
+        elif end <= first + sheet.DISK_COMPLETION_SLOTS:
+            q[begin:end] = array("Q", words)
+            produced += len(words)
         else:
             for word in words:
                 q[first + (produced & COMPLETION_MASK)] = word
