@@ -11,7 +11,7 @@ import pytest
 from machine_code import Machinery, boot, words
 
 from hypervisor.abi import errno, xen
-from hypervisor.emulator import binding, native_hooks
+from hypervisor.emulator import binding, entries, native_hooks
 from hypervisor.emulator.binding import Binding
 from hypervisor.emulator.processor import REAL_TURN_NS
 from hypervisor.errors import DeviceError, HypercallError
@@ -459,7 +459,8 @@ def test_code_that_xen_overwrites_is_not_executed_any_more() -> None:
 @pytest.mark.parametrize("source", [STALE, PING_PONG, IPI], ids=["stale", "ping-pong", "ipi"])
 def test_without_machine_code_the_hooks_do_the_same(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native = traced(source, vcpus=2)
-    monkeypatch.setattr(native_hooks, "can_be_native", lambda: False)
+    for module in (native_hooks, entries):
+        monkeypatch.setattr(module, "can_be_native", lambda: False)
     assert traced(source, vcpus=2) == native
 
 
