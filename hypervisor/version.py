@@ -20,6 +20,8 @@ VM_ASSIST = xen.__HYPERVISOR_vm_assist
 
 MAJOR, MINOR, EXTRAVERSION = 4, 17, b".7"
 CAPABILITIES = b"xen-3.0-x86_64 "
+HVM_CAPABILITIES = b"hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 "
+"""What comes after it where the processor has SVM or VMX (arch_get_xen_caps). Nothing here runs such a guest."""
 COMPILE_INFO = {
     "compiler": b"x86_64-linux-gnu-gcc (Debian 12.2.0-14+deb12u1) 12.2.0",
     "compile_by": b"pkg-xen-devel",
@@ -91,7 +93,8 @@ class VersionOps:
         return 0
 
     def _capabilities(self, vcpu: VCpu, arg: int) -> int:
-        copy_to_guest(vcpu, arg, CAPABILITIES.ljust(abi.XEN_CAPABILITIES_INFO_LEN, b"\0"))
+        names = CAPABILITIES + HVM_CAPABILITIES * self.hv.machine.has_svm
+        copy_to_guest(vcpu, arg, names.ljust(abi.XEN_CAPABILITIES_INFO_LEN, b"\0"))
         return 0
 
     def _changeset(self, vcpu: VCpu, arg: int) -> int:

@@ -15,10 +15,11 @@ class Machine:
     Devices (`hypervisor.machine.disk`, `.nic`, …) are plugged in by whoever assembles the host: they claim ports and a
     line, and do their DMA on `memory`.
 
-    `has_firmware`: of so much memory the last 128 KiB are the firmware's, who has its tables there.
+    `has_firmware`: it is a PC: of so much memory the last 128 KiB are the firmware's, who has its tables there, and its
+    processors have SVM.
     """
 
-    __slots__ = ("clock", "interrupts", "io_apic", "memory", "nr_pcpus", "ports", "timers")
+    __slots__ = ("clock", "has_svm", "interrupts", "io_apic", "memory", "nr_pcpus", "ports", "timers")
 
     def __init__(self, *, memory_mib: int, pcpus: int = 1, real_time: bool = False, has_firmware: bool = False) -> None:
         if pcpus < 1:
@@ -30,3 +31,4 @@ class Machine:
         self.io_apic = IoApic()
         self.ports = Ports()
         self.nr_pcpus = pcpus
+        self.has_svm = has_firmware

@@ -26,6 +26,8 @@ PHYSCAPS = (
     | abi.XEN_SYSCTL_PHYSCAP_gnttab_v1
     | abi.XEN_SYSCTL_PHYSCAP_gnttab_v2
 )
+HVM_PHYSCAPS = abi.XEN_SYSCTL_PHYSCAP_hvm | abi.XEN_SYSCTL_PHYSCAP_hap
+"""... of a machine with SVM, whose Xen has detected Hardware Assisted Paging as well."""
 UNINTERRUPTED_DEVICES = 0x3F
 """So many devices pcitopoinfo looks up before it can be interrupted; it then says how far it got."""
 
@@ -72,7 +74,7 @@ class HostOps:
             "nr_nodes": 1,
             "max_node_id": MAX_NODES - 1,
             "cpu_khz": TSC_HZ // 1000,
-            "capabilities": PHYSCAPS,
+            "capabilities": PHYSCAPS | (HVM_PHYSCAPS if self.hv.machine.has_svm else 0),
             "total_pages": self.hv.memory.frames,
             "free_pages": self.hv.frames.free_frames,
             "outstanding_pages": sum(self.hv.mm.claims.outstanding.values()),

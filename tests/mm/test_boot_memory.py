@@ -5,7 +5,7 @@ import itertools
 import pytest
 from test_dom0_build import KERNEL
 
-from hypervisor.abi import xen
+from hypervisor.abi import version, xen
 from hypervisor.dom0_build import construct_dom0
 from hypervisor.guest_access import copy_from_guest, read_u64
 from hypervisor.hypervisor import Hypervisor
@@ -121,3 +121,13 @@ def test_a_module_stays_where_it_was_loaded() -> None:
     for index in (0, 2):
         assert all(hv.frames.heap.is_free(mfn) or hv.frames.owner(mfn) == 0 for mfn in hv.frames.boot.modules[index])
     assert all(hv.frames.owner(mfn) == 0 for mfn in module)
+
+
+def test_a_booted_pc_has_svm_and_xen_says_so() -> None:
+    hv, _ = host(50000)
+    vcpu = hv.domains[0].vcpu(0)
+    assert vcpu is not None
+    at = 0xFFFFFFFF80000000
+    assert hv.table[xen.HYPERVISOR_xen_version](vcpu, version.XENVER_capabilities, at, 0, 0, 0) == 0
+    told = copy_from_guest(vcpu, at, version.XEN_CAPABILITIES_INFO_LEN)
+    assert told.rstrip(b"\0") == b"xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 "
