@@ -12,6 +12,7 @@ process with the check. docs/teaching.md says what to do with strangers.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -46,6 +47,7 @@ def main(name: str, directory: str, seed: int, patience: float) -> None:
 
     lab = find(name)
     assert lab is not None, name
+    _adopt_orphans()
     forbidden = forbidden_import(Path(directory).glob("*.py"), lab.allowed)
     for check in lab.checks().all:
         check = attrs.evolve(check, limit=check.limit * patience)
@@ -53,6 +55,7 @@ def main(name: str, directory: str, seed: int, patience: float) -> None:
             reply = {"name": check.name, "earned": False, "reason": forbidden, "output": ""}
         else:
             reply = run_check(check, lab.name, Path(directory), seed)
+            _end_orphans()
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 
@@ -122,6 +125,35 @@ def _listen(pid: int, reply_in: int, output_in: int, limit: float) -> tuple[byte
     os.close(reply_in)
     os.close(output_in)
     return bytes(kept[reply_in]), bytes(kept[output_in]), status
+
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of processes whose own has ended (prctl(2)): also of those that have left their group."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    """Kill what a check has left behind: all that has come to be ours. (Who is killed may have children: look again.)"""
+    while orphans := _children():
+        for pid in orphans:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _children() -> list[int]:
+    """Return the processes whose parent this one is, by /proc/PID/stat."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name stands in brackets, and may hold anything; behind it come the state and the parent.
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 # -- the child's side -------------------------------------------------------------------------------------------------

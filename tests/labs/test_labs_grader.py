@@ -108,6 +108,28 @@ def test_processes_left_behind_do_not_delay(submit: Submit) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_no_process_outlives_its_check(submit: Submit, tmp_path: Path) -> None:
+    """Not even one that has left the session, and whose parent has ended."""
+    note = tmp_path / "pids"
+    daemon = f"""
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        with open({str(note)!r}, "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+while not os.path.exists({str(note)!r}):
+    time.sleep(0.01)
+"""
+    assert submit(SOLUTION + daemon).is_full
+    pids = [int(line) for line in note.read_text().split()]
+    assert pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 def test_a_submission_writes_into_a_copy(submit: Submit, tmp_path: Path) -> None:
     assert submit(SOLUTION + "\nopen('litter', 'w').close()\n").is_full
     assert sorted(os.listdir(tmp_path)) == ["hypercalls.py"]

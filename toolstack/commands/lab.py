@@ -131,7 +131,10 @@ def grade_lab(
     if not as_json:
         out.print(f"[bold]lab {one.number}: {one.title}[/] (seed {number})")
     on_mark = (lambda mark: None) if as_json else (lambda mark: _show(out, mark, verbose))
-    score = grade(one, where, number, on_mark, patience=patience)
+    try:
+        score = grade(one, where, number, on_mark, patience=patience)
+    except OSError as error:
+        raise OneSentence(f"cannot read {error.filename!r}: {error.strerror}") from None
     if as_json:
         click.echo(json.dumps(_plain(score, number), indent=1))
     else:
@@ -211,7 +214,12 @@ def _grade_class(one: Lab, root: Path, table: str | None, patience: float) -> No
             rows.append([path.name, 0, *[0] * len(names), f"no {missing[0]}"])
             click.echo(f"{path.name:{width}}    0  no {missing[0]}")
             continue
-        score = grade(one, where, seed_of(path.name), patience=patience)
+        try:
+            score = grade(one, where, seed_of(path.name), patience=patience)
+        except OSError as error:
+            rows.append([path.name, 0, *[0] * len(names), f"cannot be read: {error.strerror}"])
+            click.echo(f"{path.name:{width}}    0  cannot be read: {error.strerror}")
+            continue
         missed = ", ".join(mark.check.name for mark in score.marks if not mark.earned)
         rows.append([path.name, score.points, *[mark.points for mark in score.marks], missed])
         click.echo(f"{path.name:{width}}  {score.points:3}  {'missed: ' + missed if missed else ''}".rstrip())
