@@ -136,7 +136,7 @@ def _adopt_orphans() -> None:
 
 
 def _end_orphans() -> None:
-    """Kill what a check has left behind: all that has come to be ours. (Who is killed may have children: look again.)"""
+    """Kill what a check has left behind: it has come to be ours. (Who is killed may have children: look again.)"""
     while orphans := _children():
         for pid in orphans:
             with suppress(ProcessLookupError):

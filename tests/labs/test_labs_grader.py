@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,16 +17,19 @@ from toolstack.cli import main
 
 FIRST = LABS[0]
 SOLUTION = (SOLUTIONS / FIRST.name / "hypercalls.py").read_text()
-Submit = Callable[[str], Score]
+
+
+class Submit(Protocol):
+    def __call__(self, text: str, patience: float = 5) -> Score: ...
 
 
 @pytest.fixture
 def submit(tmp_path: Path) -> Submit:
-    """Grade a text as lab 1, with little patience."""
+    """Grade a text as lab 1; how long a check may take is 20 s times the patience."""
 
-    def run(text: str) -> Score:
+    def run(text: str, patience: float = 5) -> Score:
         (tmp_path / "hypercalls.py").write_text(text)
-        return grade(FIRST, tmp_path, 1, patience=0.05)
+        return grade(FIRST, tmp_path, 1, patience=patience)
 
     return run
 
@@ -69,15 +72,15 @@ def hangs(how: str) -> str:
 def test_a_check_that_never_ends_says_where(submit: Submit) -> None:
     text = hangs("pass")
     line = text.splitlines().index("    while True: pass") + 1
-    score = submit(text)
-    assert reasons(score) == {"", f"no end after 1 s; it was at hypercalls.py:{line}"}
+    score = submit(text, 0.2)
+    assert reasons(score) == {"", f"no end after 4 s; it was at hypercalls.py:{line}"}
     assert score.points == 90
 
 
 def test_a_submission_that_ignores_the_alarm_is_killed(submit: Submit) -> None:
     began = time.monotonic()
-    score = submit(hangs("import signal; signal.signal(signal.SIGALRM, signal.SIG_IGN)"))
-    assert reasons(score) == {"", "no end after 1 s"}
+    score = submit(hangs("import signal; signal.signal(signal.SIGALRM, signal.SIG_IGN)"), 0.2)
+    assert reasons(score) == {"", "no end after 4 s"}
     assert time.monotonic() - began < 60
 
 
@@ -105,7 +108,7 @@ def test_processes_left_behind_do_not_delay(submit: Submit) -> None:
     began = time.monotonic()
     score = submit(SOLUTION + "\nimport os, time\nif os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\n")
     assert score.is_full
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 50
 
 
 def test_no_process_outlives_its_check(submit: Submit, tmp_path: Path) -> None:
