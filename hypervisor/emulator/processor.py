@@ -15,7 +15,9 @@ Time: the TSC ticks once a nanosecond, and an instruction takes one tick (more e
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, NoReturn
 
 from hypervisor.abi import errno, xen
@@ -76,6 +78,7 @@ from hypervisor.vcpu import CR0_START, GENERAL_REGISTERS
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
 
+general_registers = attrgetter(*GENERAL_REGISTERS)
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 EFER = 0xD01
@@ -371,8 +374,7 @@ class Processor:
             self._loaded = vcpu
             self._root = 0
             self.segments.load_tables(vcpu)
-        for index, name in enumerate(GENERAL_REGISTERS):
-            q[index] = getattr(context, name)
+        q[: len(GENERAL_REGISTERS)] = memoryview(array("Q", general_registers(context)))
         cpu.set_flags(context.rflags & 0xFFFFFFFF | 0x202)
         segments = self.segments
         good = True
@@ -393,8 +395,11 @@ class Processor:
         """Take a vCPU's registers out of the CPU."""
         cpu, context = self.cpu, vcpu.context
         q, i = cpu.q, cpu.i
-        for index, name in enumerate(GENERAL_REGISTERS):
-            setattr(context, name, q[index])
+        (
+            context.rax, context.rcx, context.rdx, context.rbx, context.rsp, context.rbp, context.rsi, context.rdi,
+            context.r8, context.r9, context.r10, context.r11, context.r12, context.r13, context.r14, context.r15,
+            context.rip,
+        ) = q[: len(GENERAL_REGISTERS)]  # fmt: skip
         context.rflags = cpu.flags()
         context.es, context.ds = i[selector_at(ES)], i[selector_at(DS)]
         context.fs, context.gs = i[selector_at(FS)], i[selector_at(GS)]
