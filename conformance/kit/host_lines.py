@@ -52,6 +52,8 @@ _CALLS: Final = frozenset(
     {xen.HYPERVISOR_event_channel_op, xen.HYPERVISOR_grant_table_op, xen.HYPERVISOR_sched_op, xen.HYPERVISOR_multicall}
 )
 """After these an end may have done something: at its other calls it has not shown anything yet."""
+_FRONTENDS: Final = ("req_prod", "rsp_event")
+"""Indices that a frontend moves; the others are its backend's."""
 _MOST_KEYS, _MOST_SLOTS = 5, 3
 
 
@@ -76,6 +78,10 @@ class HostLines:
         self._told: list[tuple[str, str]] = []
         """Nodes that have changed, one after the other: whose, and what."""
         self._slots: dict[tuple[str, str], list[str]] = {}
+        self._moved: dict[tuple[str, str], list[str]] = {}
+        """The same of indices."""
+        self._backends: dict[str, int] = {}
+        """By device, the domain of its backend."""
         self._indices: dict[tuple[str, str], tuple[int, ...]] = {}
         self._run: tuple[str, str, int, int] | None = None
         """What is done several times: who, what (with places for number and bytes), how often, bytes in sum."""
@@ -108,11 +114,13 @@ class HostLines:
         if self._rings is None:
             self._rings = RingWatch(self._host.hv, self._ring)
         self._layouts[device, ring] = layout, front
+        self._backends[device] = domid
         self._rings.connect(domid, device, ring, layout, front, refs)
         self._caller = domid
         self._rings.look()
         self._slots.clear()
-        told = self._index_words(layout, (), self._indices.get((device, ring), ()))
+        self._moved.clear()
+        told = ", ".join(self._moves(layout, (), self._indices.get((device, ring), ())))
         self._line(self._name(domid), f"maps ring {ring}{_of(device)}: {told}")
 
     def _call(self, domid: int, number: int, command: int, *_: int) -> None:
@@ -206,31 +214,36 @@ class HostLines:
             before = self._indices.get(key, ())
             self._indices[key] = indices
             if indices and before:
-                self._slots.setdefault(key, []).append(f"> {self._index_words(layout, before, indices)}")
+                self._moved.setdefault(key, []).extend(self._moves(layout, before, indices))
 
     @staticmethod
-    def _index_words(layout: str, before: tuple[int, ...], indices: tuple[int, ...]) -> str:
+    def _moves(layout: str, before: tuple[int, ...], indices: tuple[int, ...]) -> list[str]:
         names = LAYOUTS[layout].names
-        changed = [
+        return [
             f"{name}={value}"
             for place, (name, value) in enumerate(zip(names, indices, strict=False))
             if not before or before[place] != value
         ]
-        return ", ".join(changed)
 
     def _flush_slots(self) -> None:
         told, self._slots = self._slots, {}
-        for (device, ring), words in told.items():
+        moved, self._moved = self._moved, {}
+        for device, ring in dict.fromkeys([*moved, *told]):
             _, front = self._layouts[device, ring]
-            moved = [word.removeprefix("> ") for word in words if word.startswith("> ")]
-            slots = [word for word in words if not word.startswith("> ")]
-            what = "request" if self._caller == front else "response"
-            parts = []
-            if slots:
+            is_front = self._caller == front
+            # Who moves an index is laid down; the other end may have moved its own since it was looked at.
+            moves = moved.get((device, ring), [])
+            others = [move for move in moves if move.startswith(_FRONTENDS) != is_front]
+            if others:
+                other = self._backends[device] if is_front else front
+                self._line(self._name(other), f"ring {ring}{_of(device)}: {', '.join(others)}")
+            parts = [", ".join(move for move in moves if move not in others)]
+            if slots := told.get((device, ring)):
                 more = f" and {len(slots) - _MOST_SLOTS} more" if len(slots) > _MOST_SLOTS else ""
-                parts.append(f"{what}{'s' if len(slots) > 1 else ''} {'; '.join(slots[:_MOST_SLOTS])}{more}")
-            parts += moved
-            self._line(self._name(self._caller), f"ring {ring}{_of(device)}: {' | '.join(parts)}")
+                what = ("request" if is_front else "response") + ("s" if len(slots) > 1 else "")
+                parts.insert(0, f"{what} {'; '.join(slots[:_MOST_SLOTS])}{more}")
+            if text := " | ".join(filter(None, parts)):
+                self._line(self._name(self._caller), f"ring {ring}{_of(device)}: {text}")
 
     # -- lines --------------------------------------------------------------------------------------------------------
 

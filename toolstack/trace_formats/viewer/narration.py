@@ -153,8 +153,8 @@ class Narrator:
     def _copy(self, domid: int, _vcpu: int, source: int, dest: int, length: int, status: int) -> Told:
         result = "" if not status else f" Xen refuses: {grant_table.STATUS_NAMES.get(status, status)}."
         return (
-            f"{self._name(domid)} has Xen copy {length} bytes from a page of {self._name(source)} to one of "
-            f"{self._name(dest)}.{result}",
+            f"{self._name(domid)} has Xen copy {length} bytes from {source} to {dest} (references of grants, "
+            f"or frames of its own).{result}",
             "grant_table.h, GNTTABOP_copy",
         )
 
