@@ -29,7 +29,7 @@ class Terminal:
                 # EIO: the other end has been closed.
                 data = b""
             assert data, f"the host has ended, and {pattern!r} did not come after:\n{self.seen[-3000:]}"
-            # (Lines end in one carriage return or in two, as both ends have a line discipline; and there are colours.)
+            # (Lines end in carriage return and newline, and there are colours.)
             self.seen = re.sub(r"\r|\x1b\[[\d;]*m", "", self.seen + data.decode(errors="replace"))
         before, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return before
