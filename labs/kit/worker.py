@@ -71,7 +71,12 @@ def run_check(check: Check, lab: str, directory: Path, seed: int) -> dict[str, A
         _be_child(check, lab, directory, seed, reply_out, output_out)
     os.close(reply_out)
     os.close(output_out)
-    reply, output, status = _listen(pid, reply_in, output_in, check.limit + GRACE)
+    try:
+        reply, output, status = _listen(pid, reply_in, output_in, check.limit + GRACE)
+    except BaseException:
+        # A person who does not want to wait: the child is in a session of its own, and hears nothing of that.
+        os.killpg(pid, signal.SIGKILL)
+        raise
     try:
         told = json.loads(reply)
         if not isinstance(told.get("earned"), bool) or not isinstance(told.get("reason"), str):
@@ -214,4 +219,8 @@ def _where(frame: FrameType | None, directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    try:
+        main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    except KeyboardInterrupt:
+        _end_orphans()
+        sys.exit(130)

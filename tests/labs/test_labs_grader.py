@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Protocol
@@ -131,6 +134,28 @@ while not os.path.exists({str(note)!r}):
     pids = [int(line) for line in note.read_text().split()]
     assert pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_control_c_ends_the_check_that_runs(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    hang = (
+        f"import os, time\nwith open({str(note)!r}, 'w') as file:\n    file.write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    (tmp_path / "hypercalls.py").write_text(hang)
+    program = "from toolstack.cli import main; main()"
+    command = [sys.executable, "-c", program, "lab", "grade", "1", str(tmp_path), "--patience", "100"]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as grader:
+        deadline = time.monotonic() + 60
+        while not note.exists() or not note.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(grader.pid, signal.SIGINT)
+        _, errors = grader.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    pid = int(note.read_text())
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.05)
 
 
 def test_a_submission_writes_into_a_copy(submit: Submit, tmp_path: Path) -> None:

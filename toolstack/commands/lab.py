@@ -199,7 +199,7 @@ def _grade_class(one: Lab, root: Path, table: str | None, patience: float) -> No
     """Grade a directory for each student, whose name it has; print a line for each."""
     if not root.is_dir():
         raise OneSentence(f"there is no directory {str(root)!r}")
-    students = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    students = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] not in "._")
     if not students:
         raise OneSentence(f"{str(root)!r} holds no directories, one for each student")
     names = [check.name for check in one.checks().all]
