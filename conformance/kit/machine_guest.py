@@ -24,6 +24,7 @@ from conformance.kit.split_host import Occupant
 from conformance.subjects import SubjectError
 from hypervisor.machine.serial import Plug
 from toolstack.errors import UsageError
+from toolstack.machine_code import is_machine_code, read_file, read_kernel, require_emulator
 from toolstack.outside import AttachPlug
 from toolstack.xl_config import DomainConfig, load_config
 
@@ -141,9 +142,16 @@ def open_config(text: str) -> DomainConfig | None:
     path = Path(name).absolute()
     try:
         if kind == "cfg":
-            return load_config(path)
-        if not path.is_file():
-            raise SubjectError(f"there is no file {name!r}")
-        return DomainConfig(source=name, name="guest", kernel=path, memory=ELF_MEMORY, maxmem=ELF_MEMORY)
+            config = load_config(path)
+        else:
+            config = DomainConfig(source=name, name="guest", kernel=path, memory=ELF_MEMORY, maxmem=ELF_MEMORY)
+        # What is wrong with it is said now, and not by each check.
+        if not is_machine_code(config.kernel):
+            raise SubjectError(f"{str(config.kernel)!r} is no kernel of machine code")
+        require_emulator()
+        read_kernel(config.kernel)
+        if config.ramdisk is not None:
+            read_file(config.ramdisk, "ramdisk")
     except UsageError as error:
         raise SubjectError(str(error)) from None
+    return config

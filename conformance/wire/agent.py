@@ -44,6 +44,8 @@ STEP_NS: Final = 1000
 """Virtual time that goes by with each message."""
 JOB_LOOK_NS: Final = 200_000
 ENDLESS_NS: Final = 1 << 62
+MAX_LINE: Final = 1024
+"""Bytes of a line for the console."""
 MAX_BATCH: Final = 512
 """Grants in one message."""
 MAX_NEWS: Final = 512
@@ -395,6 +397,8 @@ class Agent:
         return 0, wire.U64.pack(self.kernel.monotonic_ns())
 
     async def _log(self, payload: bytes) -> Answer:
+        if len(payload) > MAX_LINE:
+            raise Malformed
         self.kernel.console.write(payload.decode("utf-8", "replace").rstrip("\n") + "\n")
         return 0, b""
 
