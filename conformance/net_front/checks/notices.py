@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conformance.kit.check import Level, check, expect, expect_equal
 from conformance.net.frames import frame
+from conformance.net_front.back import Back
 from conformance.net_front.checks.common import HEADER, RING, connected, listening
 from conformance.net_front.world import Scene
 from hypervisor.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT
@@ -69,14 +70,22 @@ async def never_more_than_the_ring(scene: Scene) -> None:
     """
     back = await connected(scene)
     scene.send_many([frame(60, number) for number in range(600)])
-    await back.kernel.sleep(20_000_000)
-    sent = back.tx.shared[REQ_PROD]
+    sent = await _stands_still(back)
     expect(0 < sent <= back.tx.size, f"{sent} requests are under way.")
     taken = await back.frames(sent)
     expect([one.data for one in taken] == [frame(60, number) for number in range(sent)], "Requests are overwritten.")
     back.answer(*taken[:10])
     await back.kernel.sleep(20_000_000)
     expect(back.tx.shared[REQ_PROD] <= sent + 10, "After ten answers more than ten requests come.")
+
+
+async def _stands_still(back: Back) -> int:
+    """Wait until no more requests come to the tx ring; return its req_prod."""
+    before = -1
+    while (now := back.tx.shared[REQ_PROD]) != before:
+        before = now
+        await back.kernel.sleep(20_000_000)
+    return now
 
 
 @check("NETIF-FRONTEND-064", Level.must, f"{HEADER}, feature-rx-notify; {PUSH}")

@@ -140,7 +140,9 @@ async def large_packets(scene: Scene) -> None:
         await back.put(packet[:4096], packet[4096:], flags=NETRXF_csum_blank | NETRXF_data_validated, extra=extra)
         back.show_frames()
         heard = await scene.hears(1)
-        expect(max(map(len, heard)) <= HEADERS + MSS, f"A frame of {max(map(len, heard))} bytes is none of a wire.")
+        if scene.remote is None:
+            # (A program of another kernel is told of whole packets.)
+            expect(max(map(len, heard)) <= HEADERS + MSS, f"A frame of {max(map(len, heard))} bytes is none of a wire.")
         data = b"".join(segment[54:] for segment in heard)
         expect(data == packet[54:], f"Of {len(packet) - 54} bytes of data {len(data)} reach the guest, or others.")
 
