@@ -108,7 +108,8 @@ class Recorder:
             self.at_first_call()
         self.calls += 1
         nr, command, rc = fields[0], fields[1], fields[6]
-        if -MAX_ERRNO <= rc < 0:
+        # (What iret leaves in rax is what was there before an interrupt, and no answer.)
+        if -MAX_ERRNO <= rc < 0 and nr != xen.HYPERVISOR_iret:
             self.refused[nr, rc] += 1
         if nr == xen.HYPERVISOR_event_channel_op and command == EVTCHNOP_send:
             self._take_send(vcpu_id, fields[2])

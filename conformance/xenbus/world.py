@@ -53,8 +53,8 @@ DISK_SIZE: Final = 1 << 20
 class _Host(Host):
     """A host whose kernels come without a driver of the judged kind, and whose dom0 has a desk."""
 
-    def __init__(self, scene: Scene, schedule: str) -> None:
-        super().__init__(hang_limit=HANG_LIMIT, schedule=schedule, **host_options())
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(hang_limit=HANG_LIMIT, **host_options())
         self._scene = scene
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
@@ -299,10 +299,10 @@ class Scene:
             await self.gives_back()
             self.end.let_go()
 
-    def drive(self, check: Coroutine[Any, Any, None], schedule: str = "") -> None:
+    def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check. Raises what it raises, and Failure for what the driver leaves behind."""
         self._check = check
-        self.host = host = _Host(self, schedule)
+        self.host = host = _Host(self)
         watch(host)
         with _present(self):
             try:
