@@ -140,27 +140,33 @@ def _repeats(ident: int, op: int, status: int) -> tuple[int, int, int]:
     return (_seen[-2] if len(_seen) % 50 == 0 else ident), op, status
 
 
-def _dozes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the work to a thread, and drop what wakes it while it is about to sleep."""
-    make, wake = BlockServer.__init__, BlockServer.wake
+def dozes(server: Any, name: str) -> Patch:
+    """Have a thread that is told when an event has been seen to; until it has heard of it, drop other events."""
 
-    def made(self: Any, kernel: Any, *arguments: Any, **named: Any) -> None:
-        make(self, kernel, *arguments, **named)
-        self.kernel, self.busy = kernel, False
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        make, handle = server.__init__, getattr(server, name)
+        kernels: dict[int, Any] = {}
+        busy: dict[int, bool] = {}
 
-    def woken(self: Any) -> None:
-        if not self.busy:
-            self.busy = True
-            self.kernel.spawn(work(self), "works")
+        def made(self: Any, kernel: Any, *arguments: Any, **named: Any) -> None:
+            kernels[id(self)], busy[id(self)] = kernel, False
+            make(self, kernel, *arguments, **named)
 
-    async def work(self: Any) -> None:
-        wake(self)
-        # So short that nobody else runs meanwhile, as a rule.
-        await self.kernel.yield_()
-        self.busy = False
+        def woken(self: Any) -> None:
+            if not busy[id(self)]:
+                busy[id(self)] = True
+                handle(self)
+                kernels[id(self)].spawn(rest(self), "rests")
 
-    monkeypatch.setattr(BlockServer, "__init__", made)
-    monkeypatch.setattr(BlockServer, "wake", woken)
+        async def rest(self: Any) -> None:
+            # So short that nobody else runs meanwhile, as a rule.
+            await kernels[id(self)].yield_()
+            busy[id(self)] = False
+
+        monkeypatch.setattr(server, "__init__", made)
+        monkeypatch.setattr(server, name, woken)
+
+    return patch
 
 
 MUTANTS: dict[str, tuple[str, str, Patch]] = {
@@ -262,6 +268,10 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "BLKIF-BACKEND-034",
         instead(GrantMapper, "__init__", _keeps_pages),
     ),
-    "dozes": ("it drops an event that comes when it is about to sleep", "BLKIF-BACKEND-060", _dozes),
+    "dozes": (
+        "it drops an event that comes when it is about to sleep",
+        "BLKIF-BACKEND-060",
+        dozes(BlockServer, "wake"),
+    ),
 }
 """Name → the fault, the check meant for it, what makes it."""

@@ -11,7 +11,7 @@ from frontends.block import driver, queue, slots
 from frontends.block.queue import FrontQueue
 from guest_kernel.block import BlockDevice
 from hypervisor.abi.io.ring import RSP_EVENT
-from tests.mutants.block_backends import after, instead
+from tests.mutants.block_backends import after, dozes, instead
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -114,6 +114,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "a second response brings the guest down",
         "BLKIF-FRONTEND-032",
         instead(FrontQueue, "_break", _falls),
+    ),
+    "dozes": (
+        "it drops an event that comes when it is about to sleep",
+        "BLKIF-FRONTEND-060",
+        dozes(FrontQueue, "_interrupt"),
     ),
 }
 """Name → the fault, the check meant for it, what makes it."""
