@@ -5,6 +5,7 @@ The pages are files below `conformance/explain`, made of a good subject and of a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,8 @@ from conformance.kit.runner import Result
 from conformance.kit.telling import DONE, telling
 
 DIRECTORY: Final = Path(__file__).parent.parent / "explain"
+_PLACE: Final = re.compile(r" \(at [\w.]+:\d+\)")
+"""A line of a program, which moves with every line before it."""
 _WIDTH: Final = 150
 _BEFORE, _FIRST, _LAST = 3, 7, 4
 """Lines that are shown before the two runs part, behind that, and before the end."""
@@ -34,7 +37,7 @@ class Run:
         """How it ends, in a line."""
         if self.result.outcome is Outcome.success:
             return "The check succeeds."
-        return f"The check fails: {self.result.message}"
+        return f"The check fails: {_PLACE.sub('', self.result.message)}"
 
 
 def record(judge: Callable[[], Result]) -> Run:
@@ -49,6 +52,7 @@ def _shorten(lines: Sequence[str]) -> list[str]:
     found = []
     for line, same in groupby(lines):
         count = sum(1 for _ in same)
+        line = _PLACE.sub("", line)
         cut = line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
         found.append(cut if count == 1 else f"{cut}   ({count} times)")
     return found

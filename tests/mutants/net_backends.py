@@ -173,6 +173,29 @@ def _reads_ahead(old: Any) -> Any:
     return make
 
 
+def _dozes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop an event that comes while the worker is about to sleep."""
+    serve, event = NetBack._serve, NetBack._event
+
+    def serves(self: Any, one: Any, *, tx: bool) -> None:
+        serve(self, one, tx=tx)
+        if tx:
+            one.dozes = True
+            self.kernel.spawn(wakes(self, one), "dozes")
+
+    async def wakes(self: Any, one: Any) -> None:
+        # So short that nobody else runs meanwhile, as a rule.
+        await self.kernel.yield_()
+        one.dozes = False
+
+    def hears(self: Any, one: Any) -> None:
+        if not getattr(one, "dozes", False):
+            event(self, one)
+
+    monkeypatch.setattr(NetBack, "_serve", serves)
+    monkeypatch.setattr(NetBack, "_event", hears)
+
+
 def _all_well(old: Any) -> Any:
     return lambda self: [0] * len(old(self))
 
@@ -651,6 +674,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "NETIF-BACKEND-088",
         instead(Queue, "poll_tx", _looks_early),
     ),
+    "dozes": ("it drops an event that comes when it is about to sleep", "NETIF-BACKEND-130", _dozes),
     "copies-the-flags": (
         "checksum flags are copied, bit by bit",
         "NETIF-BACKEND-090",

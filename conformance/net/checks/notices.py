@@ -159,3 +159,22 @@ async def only_what_is_shown(scene: Scene) -> None:
     expect_equal(front.queue.tx.shared[RSP_PROD], 0, "the number of responses to what has not been shown")
     front.queue.show_tx()
     await front.queue.taken(ident)
+
+
+@check("NETIF-BACKEND-130", Level.must, FINAL_CHECK, schedules=8)
+async def no_frame_is_lost(scene: Scene) -> None:
+    """However the domains take turns, every frame arrives, though the backend is told of it only when it asks for that.
+
+    Between its last look and its sleep a frame may come. Its event is the only one.
+    """
+    front, peer = await both(scene)
+    for turn in range(8):
+        frames = [frame(60, 3 * turn + number) for number in range(1 + turn % 3)]
+        idents = []
+        for data in frames:
+            idents.append(front.queue.put_frame(data))
+            front.queue.show_tx()
+            await front.kernel.yield_()
+        await front.queue.taken(*idents)
+        expect_frames(await peer.queue.receive_data(len(frames)), frames, f"What arrives in turn {turn}")
+        peer.queue.restock()
