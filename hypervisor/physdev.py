@@ -105,7 +105,8 @@ class PhysdevOps:
         except HypercallError as error:
             result = -error.errno
         kind = physdev.MAP_PIRQ_TYPE_MSI if op.type == physdev.MAP_PIRQ_TYPE_MSI_SEG else op.type
-        copy_to_guest(vcpu, arg, physdev.physdev_map_pirq.pack(op, type=kind, pirq=number))
+        raw = copy_from_guest(vcpu, arg, physdev.physdev_map_pirq.size)
+        copy_to_guest(vcpu, arg, physdev.physdev_map_pirq.pack_over(raw, op, type=kind, pirq=number))
         return result
 
     def _map_msi(self, vcpu: VCpu, domain: Domain, op: Any) -> int:

@@ -479,6 +479,22 @@ class Layout(_Compound):
         """
         return self.codec.pack(*self._items(value, members))
 
+    @cached_property
+    def padding(self) -> tuple[int, ...]:
+        """The offsets of bytes that belong to no member."""
+        ones = self.pack(self.unpack_from(b"\xff" * self.size))
+        return tuple(at for at, byte in enumerate(ones) if byte != 0xFF)
+
+    def pack_over(self, raw: Buffer, value: Value | Mapping[str, Any] | None = None, /, **members: Any) -> bytes:
+        """Return the bytes of the structure as it is copied back to who gave it as `raw`: padding keeps its bytes."""
+        packed = self.pack(value, **members)
+        if not self.padding:
+            return packed
+        patched = bytearray(packed)
+        for at in self.padding:
+            patched[at] = memoryview(raw)[at]
+        return bytes(patched)
+
     def pack_into(
         self,
         buffer: bytearray | memoryview,

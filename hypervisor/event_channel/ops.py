@@ -62,6 +62,12 @@ Raise = Callable[["Channel"], None]
 """What raises an event at a port: a domain's `set_pending`."""
 
 
+def _put(raw: bytearray, path: str, value: int) -> None:
+    """Write one member of an evtchn_status."""
+    member = abi.evtchn_status.member(path)
+    raw[member.offset : member.offset + member.size] = value.to_bytes(member.size, "little")
+
+
 class EventChannelOps:
     """Ports of all domains: their states, the operations that guests have on them, and the sending of events."""
 
@@ -196,7 +202,8 @@ class EventChannelOps:
         return 0
 
     def _bind_interdomain(self, vcpu: VCpu, arg: int) -> int:
-        op = abi.evtchn_bind_interdomain.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_bind_interdomain.size))
+        raw = copy_from_guest(vcpu, arg, abi.evtchn_bind_interdomain.size)
+        op = abi.evtchn_bind_interdomain.unpack_from(raw)
         local = vcpu.domain
         remote_domid = local.domid if op.remote_dom == xen.DOMID_SELF else op.remote_dom
         remote = self.hv.domains.get(remote_domid)
@@ -212,7 +219,7 @@ class EventChannelOps:
         # Whatever was sent before the binding would be lost: the new end starts out pending.
         channel.domain.set_pending(channel)
         op.local_port = channel.port
-        copy_to_guest(vcpu, arg, abi.evtchn_bind_interdomain.pack(op))
+        copy_to_guest(vcpu, arg, abi.evtchn_bind_interdomain.pack_over(raw, op))
         return 0
 
     def _bind_virq(self, vcpu: VCpu, arg: int) -> int:
@@ -295,24 +302,28 @@ class EventChannelOps:
         unallocate(channel)
 
     def _status(self, vcpu: VCpu, arg: int) -> int:
-        op = abi.evtchn_status.unpack_from(copy_from_guest(vcpu, arg, abi.evtchn_status.size))
+        raw = copy_from_guest(vcpu, arg, abi.evtchn_status.size)
+        op = abi.evtchn_status.unpack_from(raw)
         domain = self.hv.resolve(vcpu, op.dom)
         channel = lookup(domain, op.port)
         if channel.consumer:
             return -errno.EACCES
         self._check_control(vcpu, domain)
-        op.status = STATUS_OF[channel.state]
+        told = bytearray(raw)
+        _put(told, "status", STATUS_OF[channel.state])
+        _put(told, "vcpu", channel.vcpu.vcpu_id)
+        # (Of the union only the members of this kind of port are written; the rest is what the guest has put there.)
         if channel.state == UNBOUND:
-            op.u.unbound = {"dom": channel.remote_domid}
+            _put(told, "u.unbound.dom", channel.remote_domid)
         elif channel.state == INTERDOMAIN:
             assert channel.peer is not None
-            op.u.interdomain = {"dom": channel.peer.domain.domid, "port": channel.peer.port}
+            _put(told, "u.interdomain.dom", channel.peer.domain.domid)
+            _put(told, "u.interdomain.port", channel.peer.port)
         elif channel.state == PIRQ:
-            op.u.pirq = channel.number
+            _put(told, "u.pirq", channel.number)
         elif channel.state == VIRQ:
-            op.u.virq = channel.number
-        op.vcpu = channel.vcpu.vcpu_id
-        copy_to_guest(vcpu, arg, abi.evtchn_status.pack(op))
+            _put(told, "u.virq", channel.number)
+        copy_to_guest(vcpu, arg, told)
         return 0
 
     def _bind_vcpu(self, vcpu: VCpu, arg: int) -> int:

@@ -112,15 +112,18 @@ class CopyOps:
         length: int,
         flags: int,
     ) -> int:
-        reader = self._resolve(vcpu, source_domid, by_ref=bool(flags & SOURCE_GREF))
-        if isinstance(reader, int):
-            return reader
-        writer = self._resolve(vcpu, dest_domid, by_ref=bool(flags & DEST_GREF))
-        if isinstance(writer, int):
-            return writer
+        reader, writer = self._resolve(vcpu, source_domid), self._resolve(vcpu, dest_domid)
+        if reader is None or writer is None:
+            return abi.GNTST_bad_domain
+        # By frame number only the caller's own memory can be named, and as DOMID_SELF.
+        if source_domid != xen.DOMID_SELF and not flags & SOURCE_GREF:
+            return abi.GNTST_permission_denied
         origin = self._claim(vcpu, reader, source, by_ref=bool(flags & SOURCE_GREF), readonly=True)
         if isinstance(origin, int):
             return origin
+        if dest_domid != xen.DOMID_SELF and not flags & DEST_GREF:
+            self._let_go(origin, readonly=True)
+            return abi.GNTST_permission_denied
         target = self._claim(vcpu, writer, dest, by_ref=bool(flags & DEST_GREF), readonly=False)
         if isinstance(target, int):
             self._let_go(origin, readonly=True)
@@ -132,14 +135,9 @@ class CopyOps:
             vcpu.domain.grant_table.stats.copies += 1
         return status
 
-    def _resolve(self, vcpu: VCpu, domid: int, *, by_ref: bool) -> Domain | int:
-        """Return the domain of one end, or a status: by frame number only the caller's own memory can be named."""
-        if domid == xen.DOMID_SELF:
-            return vcpu.domain
-        domain = self._hv.domains.get(domid)
-        if domain is None:
-            return abi.GNTST_bad_domain
-        return domain if by_ref else abi.GNTST_permission_denied
+    def _resolve(self, vcpu: VCpu, domid: int) -> Domain | None:
+        """Return the domain of one end; None if there is none."""
+        return vcpu.domain if domid == xen.DOMID_SELF else self._hv.domains.get(domid)
 
     def _claim(self, vcpu: VCpu, domain: Domain, value: int, *, by_ref: bool, readonly: bool) -> Side | int:
         """Claim one end of a copy, or return a status with nothing claimed."""

@@ -31,13 +31,14 @@ class MemoryMaps:
 
     def memory_map(self, vcpu: VCpu, arg: int) -> int:
         """Tell a domain the map that was set for it; a domain without one is told that there is no such thing."""
-        request = _MAP.unpack_from(copy_from_guest(vcpu, arg, _MAP.size))
+        raw = copy_from_guest(vcpu, arg, _MAP.size)
+        request = _MAP.unpack_from(raw)
         regions = vcpu.domain.memory_map
         if not regions:
             return -errno.ENOSYS
         request.nr_entries = min(request.nr_entries, len(regions))
         copy_to_guest(vcpu, request.buffer, _pack(regions[: request.nr_entries]))
-        copy_to_guest(vcpu, arg, _MAP.pack(request))
+        copy_to_guest(vcpu, arg, _MAP.pack_over(raw, request))
         return 0
 
     def set_memory_map(self, vcpu: VCpu, arg: int) -> int:
@@ -56,7 +57,8 @@ class MemoryMaps:
         """Tell a privileged domain the map of the machine. With no buffer only the number of entries is told."""
         if not vcpu.domain.is_privileged:
             return -errno.EPERM
-        request = _MAP.unpack_from(copy_from_guest(vcpu, arg, _MAP.size))
+        raw = copy_from_guest(vcpu, arg, _MAP.size)
+        request = _MAP.unpack_from(raw)
         if request.buffer and request.nr_entries < len(self._machine) + 1:
             return -errno.EINVAL
         if request.buffer and not access_ok(request.buffer):
@@ -65,7 +67,7 @@ class MemoryMaps:
         if request.buffer:
             self._store(vcpu, request.buffer, regions, request.nr_entries)
         request.nr_entries = len(regions)
-        copy_to_guest(vcpu, arg, _MAP.pack(request))
+        copy_to_guest(vcpu, arg, _MAP.pack_over(raw, request))
         return 0
 
     @staticmethod

@@ -159,13 +159,14 @@ class MemoryOps:
 
     def _machphys_mfn_list(self, vcpu: VCpu, arg: int) -> int:
         """List the frames at which each 2 MiB of the M2P starts."""
-        request = _MFN_LIST.unpack_from(copy_from_guest(vcpu, arg, _MFN_LIST.size))
+        raw = copy_from_guest(vcpu, arg, _MFN_LIST.size)
+        request = _MFN_LIST.unpack_from(raw)
         frames = self._frames
         pieces = min(request.max_extents, frames.m2p_frames // SUPERPAGE)
         for index in range(pieces):
             write_u64(vcpu, request.extent_start + index * 8, frames.m2p_mfn + index * SUPERPAGE)
         request.nr_extents = pieces
-        copy_to_guest(vcpu, arg, _MFN_LIST.pack(request))
+        copy_to_guest(vcpu, arg, _MFN_LIST.pack_over(raw, request))
         return 0
 
     def _machphys_mapping(self, vcpu: VCpu, arg: int) -> int:
@@ -206,11 +207,12 @@ class MemoryOps:
 
     def _reserved_device_memory_map(self, vcpu: VCpu, arg: int) -> int:
         """No device needs a part of memory for itself: the list is empty."""
-        request = _RDM.unpack_from(copy_from_guest(vcpu, arg, _RDM.size))
+        raw = copy_from_guest(vcpu, arg, _RDM.size)
+        request = _RDM.unpack_from(raw)
         if not access_ok(request.buffer):
             return -errno.EFAULT
         if request.flags & ~memory.XENMEM_RDM_ALL:
             return -errno.EINVAL
         request.nr_entries = 0
-        copy_to_guest(vcpu, arg, _RDM.pack(request))
+        copy_to_guest(vcpu, arg, _RDM.pack_over(raw, request))
         return 0

@@ -651,10 +651,10 @@ class Scheduler:
 
     def override(self, vcpu: VCpu, pcpu: int) -> None:
         """Pin a vCPU to a pCPU for a while. Raises HypercallError: EINVAL for a missing pCPU, EBUSY if it is pinned."""
-        if vcpu in self.overridden:
-            raise HypercallError(errno.EBUSY)
         if pcpu >= len(self.pcpus):
             raise HypercallError(errno.EINVAL)
+        if vcpu in self.overridden:
+            raise HypercallError(errno.EBUSY)
         self.overridden[vcpu] = vcpu.unit.hard
         vcpu.unit.hard = 1 << pcpu
         vcpu.unit.algorithm.place(vcpu.unit)
