@@ -23,6 +23,9 @@ from toolstack.xl_config import parse_config
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/conformance/linux"
 VARIABLE = "PARAVIRT_LINUX_BUILD"
+HOW_MANY = "PARAVIRT_LINUX_CHECKS"
+"""How many checks of a suite Linux is booted for; `all` for all of them."""
+FEW = "6"
 
 
 def guest(tmp_path: Path) -> MachineGuest:
@@ -124,12 +127,15 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
 
 @pytest.mark.parametrize("suite", ["blkif-frontend", "netif-frontend"])
 def test_linuxs_frontends_conform(guests: dict[str, World], suite: str) -> None:
-    """Each check boots Linux: this takes 9 seconds of processor time for each of the 70 and more."""
-    found = {}
-    for check in SUITES[suite].checks:
+    """Each check boots Linux, which takes 9 seconds of processor time: by default some checks from all of the suite."""
+    found, checks = {}, SUITES[suite].checks
+    wanted = os.environ.get(HOW_MANY, FEW)
+    if wanted != "all":
+        checks = checks[:: max(1, len(checks) // int(wanted))]
+    for check in checks:
         result = run_check(check, guests[suite])
         if result.outcome not in (Outcome.success, Outcome.skip):
             found[check.id] = result.outcome, result.message
     assert {id: outcome for id, (outcome, _) in found.items()} == {
-        id: outcome for id, outcome in EXPLAINED.items() if id.lower().startswith(suite)
+        check.id: EXPLAINED[check.id] for check in checks if check.id in EXPLAINED
     }, found
