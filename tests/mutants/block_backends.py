@@ -132,12 +132,15 @@ class _AnyProtocol(dict[str, Any]):
         return super().get(key, protocol.NATIVE)
 
 
-_seen: list[int] = []
+def _repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count anew in each host: what came before must not show."""
+    seen: list[int] = []
 
+    def change(ident: int, op: int, status: int) -> tuple[int, int, int]:
+        seen.append(ident)
+        return (seen[-2] if len(seen) % 50 == 0 else ident), op, status
 
-def _repeats(ident: int, op: int, status: int) -> tuple[int, int, int]:
-    _seen.append(ident)
-    return (_seen[-2] if len(_seen) % 50 == 0 else ident), op, status
+    responses(change)(monkeypatch)
 
 
 def dozes(server: Any, name: str) -> Patch:
@@ -262,7 +265,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "BLKIF-BACKEND-031",
         after(BlockServer, "flush_responses", lambda self: self._notify(self.port)),
     ),
-    "repeats-an-id": ("every fiftieth response has the id of the one before", "BLKIF-BACKEND-033", responses(_repeats)),
+    "repeats-an-id": ("every fiftieth response has the id of the one before", "BLKIF-BACKEND-033", _repeats),
     "keeps-pages": (
         "pages stay mapped without feature-persistent",
         "BLKIF-BACKEND-034",
