@@ -61,6 +61,7 @@ MENU: Final = {
             "Events between the victim and others come late.",
             "Everything is done, only later.",
             FaultSpec(name="", by=_MS),
+            hurts=frozenset({"frames"}),
         ),
         Entry(
             "event-duplicate",
