@@ -34,7 +34,7 @@ class Entry:
 LOSSES: Final = {
     "requests": "requests are answered with an error",
     "progress": "it may wait for ever, or do without a device",
-    "frames": "frames do not arrive, or too late",
+    "frames": "frames do not arrive",
     "data": "what it wrote and read, for it is its own requests that change",
     "life": "it is over",
 }
@@ -61,7 +61,6 @@ MENU: Final = {
             "Events between the victim and others come late.",
             "Everything is done, only later.",
             FaultSpec(name="", by=_MS),
-            hurts=frozenset({"frames"}),
         ),
         Entry(
             "event-duplicate",
@@ -164,7 +163,6 @@ MENU: Final = {
             "The victim stands still.",
             "Whoever waits for it waits; nobody else does. It goes on where it stood.",
             FaultSpec(name="", lasting=20 * _MS),
-            hurts=frozenset({"frames"}),
         ),
         Entry(
             "kill-backend",

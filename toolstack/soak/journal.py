@@ -53,6 +53,9 @@ class Journal:
     """Pings without an answer, by the number of the other guest."""
     wrong: list[str] = attrs.field(factory=list)
     """Sentences about what was read and cannot be."""
+    is_up: bool = False
+    """Its network is configured. A question for the address of one that is not is lost, and asked again only after a
+    second (`ARP_RETRY_NS`): all pings until then would be lost with it."""
     finished: bool = False
     """It came to the end of its work."""
 

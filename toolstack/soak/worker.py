@@ -14,7 +14,8 @@ WORK_NS: Final = 60_000_000
 """How long a guest works (virtual time since power-on)."""
 END_NS: Final = 400_000_000
 """When it goes: the others may still want to ping it."""
-PING_NS: Final = 30_000_000
+PING_NS: Final = 60_000_000
+"""Longer than the longest pause that the dice give."""
 BURST_NS: Final = 200_000
 
 
@@ -28,6 +29,7 @@ class Worker(Guest):
         self.version = 0
         eth0 = await self.net.interface("eth0")
         eth0.configure(f"10.0.0.{1 + self.number}/24")
+        self.account.is_up = True
         pinger = self.kernel.spawn(self._ping_others(), "pings")
         await self._use_disk(await self.disk("xvda"))
         await pinger.join()
@@ -77,9 +79,12 @@ class Worker(Guest):
     # -- the network ----------------------------------------------------------------------------------------------
 
     async def _ping_others(self) -> None:
-        others = [number for number in range(self.count) if number != self.number]
         while self.kernel.monotonic_ns() < WORK_NS:
-            other = self.kernel.rng.choice(others)
+            up = [one.owner for one in journal.current.values() if one.is_up and one is not self.account]
+            if not up:
+                await self.kernel.sleep(1_000_000)
+                continue
+            other = self.kernel.rng.choice(up)
             try:
                 await self.net.ping(f"10.0.0.{1 + other}", PING_NS)
             except NetError:
