@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -72,6 +72,10 @@ def _explore(check: Check, world: World, wanted: int) -> Result | None:
     if not plain.choices:
         # It needs no host, or one whose domains never wait for each other.
         return None
+    if result.outcome is Outcome.failure:
+        if _run_once(check, world).outcome is not Outcome.success:
+            return _told(result, _KEEPS)
+        return _told(result, f"Under the schedule {plain} {_NOBODY_WAITS}", plain)
     found, tries = plain, 0
     while result.outcome is Outcome.success and tries < wanted:
         found = Adversary(tries, plain.choices)
@@ -81,9 +85,22 @@ def _explore(check: Check, world: World, wanted: int) -> Result | None:
         return None if result.outcome in (Outcome.success, Outcome.skip) else result
     shortest, runs = shrink(found.taken, lambda policy: run(policy).outcome is Outcome.failure)
     again = run(Decisions(shortest.taken))
-    told = f"{len(shortest.taken)} of {len(found.taken)} decisions, found in {tries + runs} runs"
-    message = f"{again.message} (Under the schedule {shortest}: {told}.)"
-    return attrs.evolve(again, message=message, schedule=str(shortest))
+    if again.outcome is not Outcome.failure or not shortest.taken:
+        return _told(result, _KEEPS)
+    count = f"{len(shortest.taken)} of {len(found.taken)} decisions, found in {tries + runs} runs"
+    return _told(again, f"Under the schedule {shortest}: {count}.", shortest)
+
+
+_NOBODY_WAITS: Final = "alone, which passes nobody over, but interrupts a domain wherever it may."
+_KEEPS: Final = (
+    "Under one and the same schedule it succeeds and then fails. Does it keep something from one host to the next?"
+)
+
+
+def _told(result: Result, how: str, schedule: Decisions | None = None) -> Result:
+    """Say of a failure how it came about, and how it can be seen again."""
+    message = f"{result.message} ({how})"
+    return attrs.evolve(result, message=message, schedule="" if schedule is None else str(schedule))
 
 
 def _run_once(check: Check, world: World, subjects: list[Any] | None = None) -> Result:

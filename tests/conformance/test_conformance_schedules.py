@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +16,11 @@ from hypothesis import strategies as st
 
 from backends.block import BlockBack
 from conformance.block.world import scene as block_scene
-from conformance.kit.check import CHECKS, Outcome
+from conformance.kit.check import CHECKS, Check, Level, Outcome, expect
 from conformance.kit.runner import run_check
-from conformance.kit.schedules import SHRINKS, Adversary, schedule, scheduled, shrink
+from conformance.kit.schedules import SHRINKS, Adversary, options, schedule, scheduled, shrink
 from conformance.xenbus.world import scene
-from hypervisor.sched.policy import Decisions, parse_policy
+from hypervisor.sched.policy import Decisions, Policy, parse_policy
 from tests.mutants.block_backends import MUTANTS
 from tests.mutants.toys import ToyBack
 from tests.mutants.xenbus_faults import distracted
@@ -103,3 +105,57 @@ def test_the_options(tmp_path: Path) -> None:
     code, text = paravirt("--schedule", "replay:/nowhere", *words, "frontends.block:BlockFront")
     assert code == 2
     assert "/nowhere" in text
+
+
+class Toy:
+    """A world without a host: its checks ask for the policy that one would have, and make two choices with it."""
+
+    def __init__(self) -> None:
+        self.subject = Toy
+        self.runs = 0
+
+    @contextmanager
+    def world(self) -> Iterator[Toy]:
+        self.runs += 1
+        yield self
+
+    def play(self) -> Policy | None:
+        policy = options().get("policy")
+        if policy is not None:
+            policy.choose(line(2))
+            policy.choose(line(3))
+        return policy
+
+
+def fragile(toy: Toy) -> None:
+    """Nobody may be interrupted."""
+    policy = toy.play()
+    expect(policy is None or not policy.preempts, "It was interrupted.")
+
+
+def tired(toy: Toy) -> None:
+    """It works three times."""
+    toy.play()
+    expect(toy.runs <= 3, "It is tired.")
+
+
+def test_a_failure_that_needs_no_decision_is_told_as_such() -> None:
+    toy = Toy()
+    result = run_check(Check("TOY-001", Level.must, "", fragile, 5), toy.world)
+    assert result.outcome is Outcome.failure
+    assert result.schedule == "decisions:"
+    assert result.message.startswith("It was interrupted. (Under the schedule decisions: alone")
+    assert " 0 " not in result.message
+    with scheduled(schedule(result.schedule)):
+        assert run_check(Check("TOY-001", Level.must, "", fragile), toy.world).outcome is Outcome.failure
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_subject_that_wears_out_is_told_as_such(before: int) -> None:
+    """No schedule is named that would not show it again."""
+    toy = Toy()
+    toy.runs = before
+    result = run_check(Check("TOY-002", Level.must, "", tired, 5), toy.world)
+    assert result.outcome is Outcome.failure
+    assert result.schedule == ""
+    assert result.message.startswith("It is tired. (Under one and the same schedule it succeeds and then fails.")
