@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
+from guest_kernel.kernel import Kernel
+from guest_kernel.symbols import SYMBOLS, VIRT_BASE
 from hypervisor.abi.cpu import Cpu, Run
 
 if TYPE_CHECKING:
-    from guest_kernel.kernel import Kernel
     from guest_kernel.xenbus.driver import XenbusDriver
-
-VIRT_BASE = 0xFFFF_FFFF_8000_0000
-ENTRY_OFFSET = 0x1000
-TEXT_OFFSET = 0x1100
-MAX_VCPUS = 32
-"""vCPUs whose vcpu_info has a place in shared_info (XEN_LEGACY_MAX_VCPUS)."""
 
 
 class Program(Protocol):
@@ -31,18 +26,6 @@ class Program(Protocol):
 DriverFactory = Callable[["Kernel"], "XenbusDriver"]
 Service = Callable[["Kernel"], Coroutine[Any, Any, None]]
 """What runs beside the program: called with the kernel, returns what a thread of its own is to run."""
-
-
-def _symbols() -> Mapping[str, int]:
-    """Return the addresses at which the processor enters the kernel."""
-    names = ["failsafe_callback", "secondary_startup"]
-    names += [f"event_callback.{vcpu_id}" for vcpu_id in range(MAX_VCPUS)]
-    symbols = {name: VIRT_BASE + TEXT_OFFSET + 16 * index for index, name in enumerate(names)}
-    return {"startup": VIRT_BASE + ENTRY_OFFSET, **symbols}
-
-
-SYMBOLS = _symbols()
-"""The kernel's symbol table: name → guest virtual address of the code."""
 
 
 @attrs.define(kw_only=True)
@@ -72,8 +55,6 @@ class PythonKernelImage:
 
     def boot(self, cpu: Cpu, start_info: int) -> Run:
         """Boot the kernel on the first vCPU."""
-        from guest_kernel.kernel import Kernel
-
         self.kernel = Kernel(self, cpu, start_info)
         return self.kernel.run()
 

@@ -13,11 +13,11 @@ from guest_kernel.errors import GuestError
 from guest_kernel.events import Events
 from guest_kernel.grants import Grants
 from guest_kernel.hypercalls import Hypercalls
-from guest_kernel.image import SYMBOLS, PythonKernelImage
 from guest_kernel.mm import PAGE_SIZE, MemoryManager
 from guest_kernel.power import Power
 from guest_kernel.run_loop import run_threads
 from guest_kernel.smp import CurrentCpu, Smp, count_vcpus
+from guest_kernel.symbols import SYMBOLS
 from guest_kernel.threads import Scheduler, Thread, WaitQueue, burn, reschedule
 from guest_kernel.time import Clock, Sleeper, Timers
 from hypervisor.abi.callback import CALLBACKOP_register, CALLBACKTYPE_event, callback_register
@@ -34,6 +34,7 @@ from hypervisor.abi.xen import (
 
 if TYPE_CHECKING:
     from guest_kernel.hw import Hardware
+    from guest_kernel.image import PythonKernelImage
     from guest_kernel.net import NetStack
     from guest_kernel.xenbus.bus import Bus
     from guest_kernel.xenbus.client import XenbusClient

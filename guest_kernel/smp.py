@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from guest_kernel.errors import XenError
-from guest_kernel.image import MAX_VCPUS, SYMBOLS
 from guest_kernel.run_loop import run_threads
+from guest_kernel.symbols import MAX_VCPUS, SYMBOLS
 from hypervisor.abi.cpu import Cpu, Probe, Run
 from hypervisor.abi.errno import ENOENT
 from hypervisor.abi.vcpu import VCPUOP_initialise, VCPUOP_is_up, VCPUOP_up

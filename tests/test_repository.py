@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import doctest
+import graphlib
 import io
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +85,16 @@ def test_the_architecture_page_leads_to_every_other_page() -> None:
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {index.name}
     assert pages
     assert pages <= set(links(index))
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Whoever reads a module has to know those below it only. (What names a type and no more does not count.)"""
+    packages = ("hypervisor", "guest_kernel", "backends", "frontends", "toolstack", "conformance", "labs")
+    graph = grimp.build_graph(*packages, exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 500
+    order = graphlib.TopologicalSorter(imports)
+    order.prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("module", named(".py"), ids=short)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -25,11 +25,10 @@ from hypervisor.mm.boot_memory import booted
 from hypervisor.options import XenOptions, parse_options
 from hypervisor.sched.costs import Costs
 from hypervisor.sched.schedulers import DEFAULT, XENS
-from hypervisor.state_trace import StateTrace
-from hypervisor.trace import Emit, TraceWriter
 from toolstack.errors import UsageError
 from toolstack.pace import Pace
 from toolstack.profiling.profile import Profile
+from toolstack.recording import Recording
 from toolstack.xl_config import DOM0_NAME
 
 if TYPE_CHECKING:
@@ -96,10 +95,9 @@ class BootHost:
         self._wake = trio.Event()
         self._end = ""
         self._stack = ExitStack()
-        self._trace: TraceWriter | None = None
-        self._state_trace: StateTrace | None = None
         self.profile = Profile(Costs()) if spec.profiles else None
         """Where virtual time goes; complete when `run` has returned."""
+        self._recording = Recording(spec.trace_file, spec.seed, spec.trace_state, self.profile)
         self.is_on = trio.Event()
         """Set as soon as there is something to be seen."""
 
@@ -129,13 +127,9 @@ class BootHost:
             self._stack.callback(self.hv.switch_off)
             self.is_on.set()
             await self._drain()
-            if self._state_trace is not None:
-                self._state_trace.finish()
-            if self.profile is not None:
-                self.profile.finish()
-        if self._trace is not None and self._trace.failure is not None:
-            why = self._trace.failure.strerror
-            raise UsageError(f"cannot write the trace {str(self.spec.trace_file)!r} to its end: {why}")
+            self._recording.finish()
+        if self._recording.failure:
+            raise UsageError(self._recording.failure)
         return BootResult(-1 if self._end else self.hv.shutdown_reason, self.hv.clock.now, self._end)
 
     def end(self, why: str) -> None:
@@ -173,13 +167,13 @@ class BootHost:
         options = parse_options(spec.xen_cmdline)
         machine = Machine(memory_mib=spec.host_memory_mib, pcpus=spec.pcpus, has_firmware=True)
         machine.clock.now = XEN_BOOT_NS
-        trace = self._open_trace(options)
+        self._recording.open(self._stack, self._about(options))
         sizes = (spec.kernel_size, *(len(module) for module in spec.modules))
         try:
             boot = booted(machine.memory.frames, sizes)
             hv = Hypervisor(
                 machine,
-                trace=self._observed(None if trace is None else trace.emit),
+                trace=self._recording.emit,
                 console=self._show,
                 options=options,
                 boot=boot,
@@ -187,10 +181,7 @@ class BootHost:
         except ValueError as error:
             raise UsageError(str(error)) from None
         self.hv = hv
-        if trace is not None:
-            trace.now = hv.now
-        if self._state_trace is not None:
-            self._state_trace.attach(hv)
+        self._recording.attach(hv)
         vcpus = options.dom0_vcpus(spec.pcpus)
         module = spec.modules[0] if spec.modules else None
         announce(hv, len(spec.modules))
@@ -207,36 +198,12 @@ class BootHost:
         describe_dom0(hv, spec.kernel, layout, vcpus)
         hv.domain_ops.unpause(domain)
 
-    def _observed(self, emit: Emit | None) -> Emit | None:
-        """Return an emitter that tells all who want to know of each record; None if nobody does."""
-        if emit is not None and self.spec.trace_state:
-            self._state_trace = StateTrace(emit)
-            emit = self._state_trace.emit
-        if self.profile is None:
-            return emit
-        add = self.profile.add
-
-        def both(domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
-            add(self.hv.now(), domid, vcpu_id, kind, *fields)
-            if emit is not None:
-                emit(domid, vcpu_id, kind, *fields)
-
-        return both
-
-    def _open_trace(self, options: XenOptions) -> TraceWriter | None:
-        spec = self.spec
-        if spec.trace_file is None:
-            return None
-        try:
-            file: BinaryIO = spec.trace_file.open("wb")
-        except OSError as error:
-            raise UsageError(f"cannot write the trace {str(spec.trace_file)!r}: {error.strerror}") from None
-        about = {
-            "pcpus": spec.pcpus,
+    def _about(self, options: XenOptions) -> dict[str, Any]:
+        """Return what a trace says of the run at its beginning."""
+        return {
+            "pcpus": self.spec.pcpus,
             "time": "virtual",
             "schedule": "",
             "scheduler": options.scheduler if options.scheduler in XENS else DEFAULT,
             "preempts": False,
         }
-        self._trace = self._stack.enter_context(TraceWriter(file, seed=spec.seed, about=about))
-        return self._trace

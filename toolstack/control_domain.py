@@ -22,9 +22,11 @@ from toolstack.control.server import ControlServer
 from toolstack.control.verbs import Toolstack
 from toolstack.cpupools import PoolSpec, make_pools
 from toolstack.devices import put
+from toolstack.domains import DomainPlan
 from toolstack.hotplug import Hotplug
-from toolstack.lifecycle import DomainPlan, Lifecycle, Platform
+from toolstack.lifecycle import Lifecycle
 from toolstack.nodes import dom0_nodes
+from toolstack.platform import Platform
 from toolstack.serial_orders import SerialOrders
 from toolstack.xc_scheduling import XcScheduling
 from toolstack.xl_config import DomainConfig

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import gc
-import os
 import time as wall
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import UUID, uuid5
 
 import attrs
@@ -22,57 +20,45 @@ from backends.xenstored.daemon import XenStored
 from guest_kernel.guest import Guest
 from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
-from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.xenbus.driver import XenbusDriver
-from hypervisor.abi.device import nic_irq, socket_irq
 from hypervisor.dom0_build import BuildError, construct_dom0
-from hypervisor.domain import Domain
 from hypervisor.errors import HypercallError, InvariantError
 from hypervisor.hypervisor import Hypervisor
-from hypervisor.machine.backing import Backing, NoMedium, RemoteBacking
-from hypervisor.machine.disk import DiskController
 from hypervisor.machine.machine import Machine
-from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.serial import SerialCard
-from hypervisor.machine.socket_card import SocketCard
 from hypervisor.sched.algorithm import NEVER
 from hypervisor.sched.costs import CostError, Costs, costs_for_trace, load_costs
 from hypervisor.sched.policy import Policy, parse_policy
 from hypervisor.sched.schedulers import DEFAULT
-from hypervisor.state_trace import StateTrace
-from hypervisor.trace import Emit, TraceError, TraceWriter
+from hypervisor.trace import Emit, TraceError
+from toolstack.accounts import Accounts, usage_of
 from toolstack.builder import python_kernel
 from toolstack.console_log import ConsoleLog
 from toolstack.control_domain import ControlDomain
 from toolstack.cpupools import PoolSpec
-from toolstack.disk_spec import DiskSpec
-from toolstack.errors import GuestHangError, ToolstackError, UsageError
+from toolstack.domains import REASONS, DomainPlan, LiveDomain
+from toolstack.errors import GuestHangError, UsageError
 from toolstack.faults.injector import Injector
 from toolstack.faults.spec import FaultSpec
+from toolstack.hardware import HostHardware
 from toolstack.leaks import find_leaks, ports_in_use
-from toolstack.lifecycle import CRASH, NOT_STARTED, REASONS, DomainPlan, Lifecycle, LiveDomain
-from toolstack.nbd_export import ExportDoor, ExportSpec
+from toolstack.lifecycle import Lifecycle
+from toolstack.nbd_export import ExportSpec
 from toolstack.outside import Outside
 from toolstack.pace import Pace
 from toolstack.preparation import (
-    MAX_DISKS,
-    SECTOR,
     UUID_SPACE,
-    ImageError,
-    ImageKey,
     NicSpec,
     Preparation,
     check_processors,
-    forget_image,
-    open_image,
     prepare,
 )
 from toolstack.profiling.profile import Profile
-from toolstack.quick_ear import QuickEar, follow
-from toolstack.report import ABORTED, DomainResult, HostResult, Usage
+from toolstack.quick_ear import QuickEar
+from toolstack.recording import Recording
+from toolstack.report import ABORTED, DomainResult, HostResult
 from toolstack.store_trace import StoreWatch
-from toolstack.tap import TapWire
-from toolstack.vif_spec import VifSpec, generate_mac
+from toolstack.waiting import gets_no_processor, why_idle
 from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
 from toolstack.xl_config import DOM0_NAME, DomainConfig, default_dom0_config
 
@@ -134,8 +120,6 @@ class Host:
         self.capture = capture
         self.exports = list(exports)
         """Disks that are served to clients outside."""
-        self.trace_file = trace_file
-        self.trace_state = trace_state
         self.trace_threads = trace_threads
         if profile and self.real_time:
             raise UsageError("a profile is of virtual time: --profile does not go with --time real")
@@ -163,11 +147,10 @@ class Host:
         self.lifecycle: Lifecycle | None = None
         self.xenstored: XenStored
         self._ports_before = 0
-        self.results: dict[str, DomainResult] = {DOM0_NAME: DomainResult(DOM0_NAME)}
+        self._accounts = Accounts(self.consoles)
+        self._accounts.open([DOM0_NAME])
         self.kernels: dict[int, Kernel] = {}
         """The kernels of the domains that run, by number."""
-        self._net_backs: list[NetBack] = []
-        """All network backends that there have been: they keep the accounts of traffic."""
         self.is_on = False
         """Whether everything has been checked, and there is a host to be shut down."""
         self.hears_interrupts = False
@@ -179,28 +162,21 @@ class Host:
         """How often a person has asked for the end."""
         self._obeyed = 0
         self._token: trio.lowlevel.TrioToken | None = None
-        self._accounted: set[int] = set()
-        self._disks: dict[int, DiskController] = {}
-        """The disk controllers that are plugged in, by unit, and whose they are."""
-        self._disk_owners: dict[int, tuple[str, DiskSpec]] = {}
-        self._spare_disks: dict[DiskSpec, int] = {}
-        """Controllers that driver domains have and nobody uses: by the domain, the image, whether it is written to."""
-        self._socket_cards: dict[int, SocketCard] = {}
+        self.hardware: HostHardware
         self._ear = QuickEar()
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
         self.observer: Emit | None = None
         """Is told of each record that a trace would hold, as it happens; to be set before `run`."""
-        self._trace: TraceWriter | None = None
-        self._state_trace: StateTrace | None = None
+        self._recording = Recording(trace_file, seed, trace_state, self.profile)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
     async def run(self, configs: Sequence[DomainConfig]) -> HostResult:
         """Switch the host on and run the domains until they have ended. Raises `UsageError`, InvariantError."""
         began = wall.monotonic_ns()
-        self.results |= {config.name: DomainResult(config.name) for config in configs}
+        self._accounts.open(config.name for config in configs)
         self.outside.check()
         self.injector = self._make_injector(configs)
         check_processors(configs, self.pcpus, self.scheduler, self.pools)
@@ -231,12 +207,9 @@ class Host:
             ):
                 await self._live()
             self._token = None
-            if self._state_trace is not None:
-                self._state_trace.finish()
-            if self.profile is not None:
-                self.profile.finish()
+            self._recording.finish()
             self._finish_dom0()
-        failures = [self._trace_failure(), self.outside.failure]
+        failures = [self._recording.failure, self.outside.failure]
         failures += [wire.failure for _, wire in prepared.wires]
         failures += [capture.failure for _, capture in prepared.captures]
         return HostResult(
@@ -268,6 +241,11 @@ class Host:
     def names(self) -> Mapping[int, str]:
         """Return the names of all domains that there have been, by their numbers."""
         return self._names
+
+    @property
+    def results(self) -> dict[str, DomainResult]:
+        """How each domain fares, dom0 first."""
+        return self._accounts.results
 
     def guests_that_run(self) -> tuple[int, int]:
         """Return how many of the configured guests run, and how many there are."""
@@ -321,7 +299,7 @@ class Host:
                     raise
                 # No person has caused this one: a guest has raised it.
                 name = self._name_of(hv.sched.running.domain.domid)
-                self.results[name].message = f"{name} crashed: its code has raised KeyboardInterrupt"
+                self._accounts.say(name, f"{name} crashed: its code has raised KeyboardInterrupt")
                 self._blame("KeyboardInterrupt")
                 continue
             if hv.stopped:
@@ -343,7 +321,7 @@ class Host:
         self._wake = trio.Event()
         self.hv.interrupt_idle = self._wake.set
         self.hv.sleeping = True
-        seconds = trio_seconds(until, self.hv.clock.read())
+        seconds = _seconds(until, self.hv.clock.read())
         with trio.move_on_after(seconds):
             await self._wake.wait()
         self.hv.sleeping = False
@@ -351,74 +329,42 @@ class Host:
     def _idle(self) -> None:
         """In virtual time: nothing can happen any more, for there is no outside. End the host in order."""
         if self._asked_idle or self.lifecycle is None:
-            if self._gets_no_processor(0):
+            if gets_no_processor(self.hv, 0):
                 raise UsageError(f"the scheduler {self.scheduler!r} gives {DOM0_NAME} no processor: nothing goes on")
             raise InvariantError("the host is idle for ever, and dom0 does not end it")
         self._asked_idle = True
         for live in self.lifecycle.live.values():
             if not live.over and not live.plan.config.driver_domain:
-                self.results[live.plan.config.name].message = f"{live.name}: {self._why_idle(live.domid)}"
+                why = why_idle(self.hv, live.domid, self.kernels.get(live.domid))
+                self._accounts.say(live.plan.config.name, f"{live.name}: {why}")
         self._type("shutdown\n")
-
-    def _why_idle(self, domid: int) -> str:
-        """Say what a guest waits for in vain: a processor, or a device that it does not have, if that is known."""
-        if self._gets_no_processor(domid):
-            return f"its scheduler, {self.hv.sched.algorithm_of(self.hv.domains[domid]).name}, gives it no processor"
-        kernel = self.kernels.get(domid)
-        if kernel is not None and kernel.block.wanted:
-            return _waits_for("disk", kernel.block.wanted, kernel.block.devices)
-        net = None if kernel is None else kernel.__dict__.get("net")
-        if net is not None and net.wanted:
-            return _waits_for("interface", net.wanted, net.interfaces)
-        if kernel is not None and kernel.console.readers:
-            return "it waits for a line of input on its console, and nobody types one"
-        return "everything in this guest waits for something that cannot happen any more"
-
-    def _gets_no_processor(self, domid: int) -> bool:
-        """Whether a domain wants to run and its scheduler will not let it."""
-        domain = self.hv.domains.get(domid)
-        return domain is not None and any(vcpu.parked for vcpu in domain.online_vcpus())
 
     # -- assembly -------------------------------------------------------------------------------------------------
 
     def _assemble(self, prepared: Preparation) -> None:
-        self._prepared = prepared
         machine = Machine(memory_mib=self._memory(prepared.plans), pcpus=self.pcpus, real_time=self.real_time)
-        trace = self._open_trace()
-        tape = None if trace is None or self._observes else trace.tape
-        emit = self._observed(None if trace is None else trace.emit)
+        recording = self._recording
+        recording.observer = self.observer
+        if self.injector is not None and self.injector.needs_records:
+            recording.around = self.injector.observed
+        recording.open(self._stack, self._about())
         self.hv = hv = Hypervisor(
             machine,
             scheduler=self.scheduler,
             policy=self.policy,
             costs=self.costs,
-            trace=emit,
-            tape=tape,
+            trace=recording.emit,
+            tape=recording.tape,
             console=self._show_host,
         )
-        if trace is not None:
-            trace.now = hv.now
+        recording.attach(hv)
         hv.traces_threads = self.trace_threads or self.profile is not None
-        if self._state_trace is not None:
-            self._state_trace.attach(hv)
         if self.injector is not None:
             self.injector.attach(hv)
             self._stack.callback(self.injector.finish)
-        for plan in prepared.plans:
-            for unit, spec in zip(plan.disk_units, plan.config.disks, strict=True):
-                backing = prepared.disks[unit] = self._faulty(plan.config.name, spec, prepared.disks[unit])
-                self._plug(unit, backing, plan.config.name, spec)
-        for unit, (_, wire) in enumerate(prepared.wires):
-            mac = mac_from_text(generate_mac(self.seed, DOM0_NAME, unit))
-            card = NetworkCard(machine, unit, wire, mac, hv.iommu.context)
-            card.now = hv.now
-            hv.iommu.on_release[nic_irq(unit)] = card.reset
-            if isinstance(wire, TapWire):
-                self.outside.tasks.append(wire.follow)
-        for _, capture in prepared.captures:
-            capture.now = lambda: machine.clock.wallclock_base + hv.now()
-        for unit, door in enumerate(prepared.exports):
-            self._plug_socket_card(unit, door)
+        self.hardware = HostHardware(self, prepared, self._ear)
+        self._stack.callback(self.hardware.close)
+        self.hardware.plug_all()
         self.card = SerialCard(machine, self.outside.panel)
         self.card.rouse = self.wake
         self._build_dom0(prepared)
@@ -440,60 +386,16 @@ class Host:
             )
         return self.memory_mib
 
-    def _open_trace(self) -> TraceWriter | None:
-        if self.trace_file is None:
-            return None
-        try:
-            file: BinaryIO = self.trace_file.open("wb")
-        except OSError as error:
-            raise UsageError(f"cannot write the trace {str(self.trace_file)!r}: {error.strerror}") from None
-        about: dict[str, Any] = {
+    def _about(self) -> dict[str, Any]:
+        """Return what a trace says of the run at its beginning."""
+        return {
             "pcpus": self.pcpus,
             "time": "real" if self.real_time else "virtual",
             "schedule": self.schedule,
+            "scheduler": self.scheduler,
+            "costs": costs_for_trace(self.costs),
+            "preempts": self.policy is not None and self.policy.preempts,
         }
-        about["scheduler"] = self.scheduler
-        about["costs"] = costs_for_trace(self.costs)
-        about["preempts"] = self.policy is not None and self.policy.preempts
-        self._trace = self._stack.enter_context(TraceWriter(file, seed=self.seed, about=about))
-        return self._trace
-
-    @property
-    def _observes(self) -> bool:
-        """Whether somebody looks at each record as it is made."""
-        watching = self.injector is not None and self.injector.needs_records
-        return self.trace_state or self.profile is not None or watching or self.observer is not None
-
-    def _observed(self, emit: Emit | None) -> Emit | None:
-        """Return an emitter that tells all who want to know of each record; None if nobody does."""
-        if emit is not None and self.trace_state:
-            self._state_trace = StateTrace(emit)
-            emit = self._state_trace.emit
-        if self.profile is not None:
-            emit = self._profiled(emit)
-        if self.observer is not None:
-            emit = _told(self.observer, emit)
-        if self.injector is not None and self.injector.needs_records:
-            emit = self.injector.observed(emit)
-        return emit
-
-    def _profiled(self, emit: Emit | None) -> Emit:
-        """Return an emitter of records that go to the profile, and to the trace if there is one."""
-        assert self.profile is not None
-        add = self.profile.add
-
-        def both(domid: int, vcpu_id: int, kind: int, *fields: Any) -> None:
-            add(self.hv.now(), domid, vcpu_id, kind, *fields)
-            if emit is not None:
-                emit(domid, vcpu_id, kind, *fields)
-
-        return both
-
-    def _trace_failure(self) -> str:
-        """Say why the trace could not be written to its end; the empty string if it was."""
-        if self._trace is None or self._trace.failure is None:
-            return ""
-        return f"cannot write the trace {str(self.trace_file)!r} to its end: {self._trace.failure.strerror}"
 
     def _build_dom0(self, prepared: Preparation) -> None:
         hv, config = self.hv, self.dom0
@@ -539,8 +441,9 @@ class Host:
         self._ports_before = ports_in_use(self.hv)
         if self.injector is not None:
             self.injector.dom0_is_up()
-        if self._state_trace is not None and self._trace is not None:
-            self._state_trace.add(StoreWatch(lambda: self.xenstored.server.store.tree, self._trace.emit))
+        state, writer = self._recording.state, self._recording.writer
+        if state is not None and writer is not None:
+            state.add(StoreWatch(lambda: self.xenstored.server.store.tree, writer.emit))
 
     def leaks(self) -> list[str]:
         """Return what the guests have left behind, after a run: nothing, or there is a bug."""
@@ -554,13 +457,13 @@ class Host:
             return image.main(kernel)  # type: ignore[return-value]
 
         self._name(domid, image.name)
-        self.results[image.name].message = ""  # what was wrong with a former life is over
+        self._accounts.began(image.name)
         self.hv.domains[domid].image = attrs.evolve(image, main=main)
 
     def load_machine_code(self, domid: int, name: str) -> None:
         """Take note of a new domain whose processors execute what is in its memory."""
         self._name(domid, name)
-        self.results[name].message = ""
+        self._accounts.began(name)
 
     def _name(self, domid: int, name: str) -> None:
         self._names[domid] = name
@@ -569,67 +472,16 @@ class Host:
 
     def _note_kernel(self, domid: int, kernel: Kernel) -> None:
         self.kernels[domid] = kernel
-        self._net_backs += [driver for driver in kernel.drivers if isinstance(driver, NetBack)]
+        self._accounts.follow(kernel)
 
     def account(self, live: LiveDomain, reason: str) -> None:
         """Add up what a life of a domain has used, once."""
-        if live.domid in self._accounted:
-            return
-        self._accounted.add(live.domid)
-        result = self.results[live.plan.config.name]
-        result.domid = live.domid
-        result.lives += 1
-        result.reason = reason
-        domain = self.hv.domains.get(live.domid)
-        if domain is not None:
-            result.usage.add(usage_of(domain))
-            if domain.crash_reason and live.is_machine_code and not result.message:
-                # The last line on its console need not say anything of that.
-                result.message = f"{live.name} crashed: {domain.crash_reason}"
-        result.usage.add(self._traffic(live.domid))
         kernel = self.kernels.pop(live.domid, None)
-        if reason == CRASH and kernel is not None and kernel.power.cause:
-            result.message = result.message or f"{live.name} crashed: {kernel.power.cause}"
-        self.consoles.finish(live.name)
+        self._accounts.close(live, self.hv.domains.get(live.domid), kernel, reason)
 
     def failed(self, plan: DomainPlan, message: str) -> None:
         """Note that a domain could not be started."""
-        result = self.results[plan.config.name]
-        result.reason = result.reason or NOT_STARTED
-        result.message = message
-
-    def plug_disk(self, owner: str, disk: DiskSpec) -> int:
-        """See `Platform.plug_disk`."""
-        unit = next((unit for unit in range(MAX_DISKS) if unit not in self._disks), None)
-        if unit is None:
-            raise ToolstackError(f"the machine has room for {MAX_DISKS} disks")
-        try:
-            backing = open_image(owner, disk, self._prepared.users)
-        except ImageError as error:
-            raise ToolstackError(str(error)) from None
-        spare = self._spare_disks.pop(_place(disk), None)
-        if spare is not None:
-            # The files may have changed since: what was known of them does not count any more.
-            self._exchange(spare, backing)
-            self._disk_owners[spare] = owner, disk
-            return spare
-        backing = self._faulty(owner, disk, backing)
-        self._prepared.disks.append(backing)
-        self._plug(unit, backing, owner, disk)
-        return unit
-
-    def _plug(self, unit: int, backing: Backing, owner: str, disk: DiskSpec) -> None:
-        controller = DiskController(self.hv.machine, unit, backing, iommu=self.hv.iommu.context)
-        controller.now = self.hv.now
-        self._disks[unit] = controller
-        self._disk_owners[unit] = owner, disk
-        self._listen_to(controller)
-
-    def _faulty(self, owner: str, disk: DiskSpec, backing: Backing) -> Backing:
-        """Return what stands before a disk whose faults have been ordered."""
-        if self.injector is None or isinstance(backing, RemoteBacking):
-            return backing
-        return self.injector.disk(owner, disk.vdev, backing)
+        self._accounts.failed(plan, message)
 
     def _make_injector(self, configs: Sequence[DomainConfig]) -> Injector | None:
         """Return what brings the faults. Raises `UsageError`."""
@@ -646,165 +498,16 @@ class Host:
         guests = [config.name for config in configs]
         return Injector(self.faults, self.seed, guests, name_of, lambda text: self._type(text + "\n"), bridge_of)
 
-    def _listen_to(self, controller: DiskController) -> None:
-        """Hear the answers of a disk's server, if it has one."""
-        remote = controller.remote
-        if remote is None:
-            return
-        remote.backing.give_up = lambda: self.interrupts > 1
-        if self.real_time:
-            self._ear.add(remote)
-            self.outside.follow(partial(follow, remote), self)
-
-    def _stop_listening(self, controller: DiskController) -> None:
-        remote = controller.remote
-        if remote is not None and self.real_time:
-            self._ear.remove(remote)
-            trio.lowlevel.notify_closing(remote.fileno())
-
-    def unplug_disk(self, unit: int, *, keep: bool) -> None:
-        """See `Platform.unplug_disk`."""
-        self._account_disk(unit)
-        owner, disk = self._disk_owners.pop(unit)
-        forget_image(owner, disk, self._prepared.users)
-        if keep:
-            # Whoever takes the image next finds everything in it.
-            self._disks[unit].backing.flush()
-            self._spare_disks[_place(disk)] = unit
-            return
-        controller = self._disks.pop(unit)
-        self._prepared.disks.remove(controller.backing)
-        self._stop_listening(controller)
-        controller.unplug()
-
-    def _plug_socket_card(self, unit: int, door: ExportDoor) -> None:
-        card = SocketCard(self.hv.machine, unit, door.listener, reach=self.hv.iommu.reach)
-        self.hv.iommu.on_release[socket_irq(unit)] = card.reset
-        self._socket_cards[unit] = card
-        self._ear.add(card)
-        self._stack.callback(card.unplug)
-        self.outside.tasks.append(partial(follow, card))
-        self.outside.listeners += 1
-
-    def unplug_socket_card(self, unit: int) -> None:
-        """See `Platform.unplug_socket_card`."""
-        card = self._socket_cards.pop(unit)
-        self._ear.remove(card)
-        trio.lowlevel.notify_closing(card.fileno())
-        card.unplug()
-        self._prepared.exports[unit].close()
-        self.outside.listeners -= 1
-
-    def resize_disk(self, unit: int, size: int) -> None:
-        """See `Platform.resize_disk`."""
-        controller = self._disks[unit]
-        _, disk = self._disk_owners[unit]
-        has = controller.sectors * controller.sector_size
-        unit_size = controller.backing.physical_sector_size
-        if not size or size % unit_size:
-            raise ToolstackError(f"a disk has whole sectors of {unit_size} bytes, so it cannot have {size} bytes")
-        if size < has:
-            raise ToolstackError(f"{disk.vdev} has {has} bytes already; to make it smaller would cut off what is there")
-        if not disk.writable:
-            raise ToolstackError(f"{disk.vdev} is read-only, so its image cannot become larger")
-        status = controller.resize(size // controller.sector_size)
-        if status == errno.EOPNOTSUPP:
-            kind = "at an NBD server" if disk.nbd is not None else f"of the format {disk.format!r}"
-            raise ToolstackError(f"{disk.vdev} is {kind}, so it keeps its size")
-        if status:
-            raise ToolstackError(f"{disk.target}: {os.strerror(status)}")
-
-    def check_medium(self, unit: int, target: str) -> None:
-        """See `Platform.check_medium`."""
-        owner, disk = self._disk_owners[unit]
-        users = {key: dict(others) for key, others in self._prepared.users.items()}
-        forget_image(owner, disk, users)
-        self._open(owner, attrs.evolve(disk, target=target), users).close()
-
-    def change_medium(self, unit: int, target: str) -> None:
-        """See `Platform.change_medium`."""
-        owner, disk = self._disk_owners[unit]
-        self._account_disk(unit)
-        forget_image(owner, disk, self._prepared.users)
-        self._disk_owners[unit] = owner, attrs.evolve(disk, target="")
-        try:
-            medium = self._open(owner, attrs.evolve(disk, target=target), self._prepared.users)
-        except ToolstackError:
-            self._exchange(unit, NoMedium())
-            raise
-        self._disk_owners[unit] = owner, attrs.evolve(disk, target=target)
-        self._exchange(unit, medium)
-
-    @staticmethod
-    def _open(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
-        try:
-            backing = open_image(owner, disk, users)
-        except ImageError as error:
-            raise ToolstackError(str(error)) from None
-        if backing.sector_size > disk.sector_size:
-            backing.close()
-            has = backing.sector_size
-            raise ToolstackError(f"{disk.target} has sectors of {has} bytes, and {disk.vdev} of {disk.sector_size}")
-        return backing
-
-    def _exchange(self, unit: int, backing: Backing) -> None:
-        """Put another medium into a controller."""
-        controller = self._disks[unit]
-        self._prepared.disks[self._prepared.disks.index(controller.backing)] = backing
-        self._stop_listening(controller)
-        controller.exchange(backing)
-        self._listen_to(controller)
-
-    def _account_disk(self, unit: int) -> None:
-        """Add what a disk has moved since it was asked last to the account of its domain."""
-        disk = self._disks[unit]
-        nbytes = disk.read_bytes + disk.written_bytes
-        disk.read_bytes = disk.written_bytes = 0
-        self.results[self._disk_owners[unit][0]].usage.add(Usage(blocks=nbytes // SECTOR, block_bytes=nbytes))
-
-    def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
-        """See `Platform.plug_vif`."""
-        if vif.bridge not in self._prepared.bridges:
-            has = ", ".join(self._prepared.bridges)
-            raise ToolstackError(f"this host has no bridge {vif.bridge!r}; there is {has}")
-        macs = self._prepared.macs
-        if vif.mac in macs:
-            raise ToolstackError(f"the MAC address {vif.mac} is already taken")
-        mac = vif.mac or generate_mac(self.seed, owner, devid, macs)
-        macs.add(mac)
-        return mac
-
-    def unplug_vif(self, mac: str) -> None:
-        """See `Platform.unplug_vif`."""
-        self._prepared.macs.discard(mac)
-
     def _finish_dom0(self) -> None:
         result = self.results[DOM0_NAME]
         result.reason = REASONS.get(self.hv.shutdown_reason, ABORTED)
         result.usage.add(usage_of(self.hv.domains[0]))
-        for unit in self._disk_owners:
-            self._account_disk(unit)
+        self.hardware.account_disks()
         # dom0 ended before these did: it crashed.
         for live in self.lifecycle.live.values() if self.lifecycle is not None else ():
             if not live.over:
                 self.account(live, ABORTED)
-        for other in self.results.values():
-            other.reason = other.reason or NOT_STARTED
-        self.consoles.finish_all()
-        for crashed in self.results.values():
-            if crashed.reason == CRASH and not crashed.message:
-                why = self.consoles.last.get(crashed.name)
-                crashed.message = f"{crashed.name} crashed{f': {why}' if why else ''}"
-
-    def _traffic(self, domid: int) -> Usage:
-        """Return what went over a domain's network interfaces, by the books of the backends that served them."""
-        usage = Usage()
-        for back in self._net_backs:
-            for counters in back.traffic_of(domid):
-                usage.packets += counters.tx_packets + counters.rx_packets
-                usage.packet_bytes += counters.tx_bytes + counters.rx_bytes
-                usage.dropped += counters.tx_dropped + counters.rx_dropped
-        return usage
+        self._accounts.finish()
 
     # -- guests that hang -----------------------------------------------------------------------------------------
 
@@ -821,7 +524,7 @@ class Host:
 
     def _on_hang(self, name: str, where: str) -> None:
         message = f"{name} has not yielded for {self.hang_limit:g} s of wall-clock time, at {where}"
-        self.results[name].message = message
+        self._accounts.say(name, message)
 
     def _blame(self, why: str) -> None:
         """Crash the domain whose vCPU was running when an exception of the watchdog got through all of its code."""
@@ -834,31 +537,12 @@ class Host:
         sched.forget(vcpu)
 
 
-def _told(observer: Emit, emit: Emit | None) -> Emit:
-    """Return an emitter of records that go to an observer, and to the trace if there is one."""
-    if emit is None:
-        return observer
-
-    def both(*record: Any) -> None:
-        observer(*record)
-        emit(*record)
-
-    return both
-
-
 def _kept_mib(config: DomainConfig) -> int:
     """Return how much memory the former lives of a domain may come to occupy."""
     actions = (config.on_poweroff, config.on_reboot, config.on_crash, config.on_watchdog)
     if "rename-restart" not in actions:
         return 0
     return min(KEPT_LIVES, max(1, KEPT_MIB // config.memory)) * (config.memory + 1)
-
-
-def _waits_for(what: str, wanted: Iterable[str], there: Iterable[str]) -> str:
-    """Return `it waits for the disk 'xvdb', which it does not have (it has xvda)`."""
-    names = ", ".join(repr(name) for name in sorted(wanted))
-    has = ", ".join(sorted(there)) or "none"
-    return f"it waits for the {what} {names}, which it does not have (it has {has})"
 
 
 def _policy(text: str) -> Policy:
@@ -872,24 +556,6 @@ def _policy(text: str) -> Policy:
         raise UsageError(f"schedule {text!r}: cannot read the trace: {error.strerror}") from None
 
 
-def _place(disk: DiskSpec) -> DiskSpec:
-    """Return what makes two disks the same piece of hardware: everything but how a guest sees it."""
-    return attrs.evolve(disk, vdev="", removable=False, discard=False)
-
-
-def trio_seconds(until: int, now: int) -> float:
+def _seconds(until: int, now: int) -> float:
     """Return how long to sleep, in seconds; for ever if nothing is due."""
     return float("inf") if until == NEVER else max(until - now, 0) / 1e9
-
-
-def usage_of(domain: Domain) -> Usage:
-    """Return what a domain has used so far, by Xen's books."""
-    vcpus = domain.online_vcpus()
-    grants = domain.grant_table.stats
-    return Usage(
-        cpu_ns=sum(vcpu.time_running for vcpu in vcpus),
-        hypercalls=sum(vcpu.hypercalls for vcpu in vcpus),
-        events=domain.events_sent,
-        grants_mapped=grants.maps,
-        grants_copied=grants.copies,
-    )

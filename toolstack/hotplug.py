@@ -17,7 +17,8 @@ from toolstack.nodes import DOM0, DeviceNodes, disk_nodes, vif_nodes
 from toolstack.vif_spec import VifSpec
 
 if TYPE_CHECKING:
-    from toolstack.lifecycle import Lifecycle, LiveDomain
+    from toolstack.domains import LiveDomain
+    from toolstack.lifecycle import Lifecycle
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Hotplug:
         self._refuse_double(live, "vbd", disk.devid, f"disk {disk.vdev!r}")
         backend = self._backend(disk.backend)
         platform = self._lifecycle.platform
-        unit = platform.plug_disk(live.plan.config.name, disk)
+        unit = platform.hardware.plug_disk(live.plan.config.name, disk)
         device = disk_nodes(live.domid, backend, disk, unit)
         try:
             self._lifecycle.assign_disk(backend, unit)
@@ -66,7 +67,7 @@ class Hotplug:
         """Make a disk larger, to `size` bytes, while the guest uses it."""
         device = self._find(live, "vbd", _disk_number(vdev), f"disk {vdev!r}")
         index = [disk.devid for disk in live.plan.config.disks].index(device.devid)
-        self._lifecycle.platform.resize_disk(live.plan.disk_units[index], size)
+        self._lifecycle.platform.hardware.resize_disk(live.plan.disk_units[index], size)
 
     async def change_medium(self, live: LiveDomain, vdev: str, target: str) -> None:
         """Put an image into a CD drive, as libxl does: first the drive is empty, for all to see, then it has another.
@@ -75,7 +76,7 @@ class Hotplug:
         """
         disk, unit, _ = self._drive(live, vdev)
         if target:
-            self._lifecycle.platform.check_medium(unit, target)
+            self._lifecycle.platform.hardware.check_medium(unit, target)
         if disk.target:
             await self._set_medium(live, vdev, "")
             if target:
@@ -86,7 +87,7 @@ class Hotplug:
     async def _set_medium(self, live: LiveDomain, vdev: str, target: str) -> None:
         """Change what is in the machine, in the domain's configuration, and in xenstore."""
         disk, unit, device = self._drive(live, vdev)
-        self._lifecycle.platform.change_medium(unit, target)
+        self._lifecycle.platform.hardware.change_medium(unit, target)
         new = attrs.evolve(disk, target=target)
         disks = tuple(new if other == disk else other for other in live.plan.config.disks)
         live.plan = attrs.evolve(live.plan, config=attrs.evolve(live.plan.config, disks=disks))
@@ -110,13 +111,13 @@ class Hotplug:
         numbers = [device.devid for device in live.devices if device.kind == "vif"]
         devid = max(numbers, default=-1) + 1 if vif.devid is None else vif.devid
         self._refuse_double(live, "vif", devid, f"network interface {devid}")
-        mac = self._lifecycle.platform.plug_vif(live.plan.config.name, devid, vif)
+        mac = self._lifecycle.platform.hardware.plug_vif(live.plan.config.name, devid, vif)
         try:
             device = vif_nodes(live.domid, self._backend(vif.backend), vif, devid, mac)
             vifs = _numbered(live)
             await self._add(live, device)
         except ToolstackError:
-            self._lifecycle.platform.unplug_vif(mac)
+            self._lifecycle.platform.hardware.unplug_vif(mac)
             raise
         config = attrs.evolve(live.plan.config, vifs=(*vifs, attrs.evolve(vif, devid=devid, mac=mac)))
         live.plan = attrs.evolve(live.plan, config=config, macs=(*live.plan.macs, mac))
@@ -132,7 +133,7 @@ class Hotplug:
         plan = live.plan
         config = attrs.evolve(plan.config, vifs=_without(vifs, index))
         live.plan = attrs.evolve(plan, config=config, macs=_without(plan.macs, index))
-        self._lifecycle.platform.unplug_vif(plan.macs[index])
+        self._lifecycle.platform.hardware.unplug_vif(plan.macs[index])
 
     @staticmethod
     def _vif_number(live: LiveDomain, which: str) -> int | None:

@@ -1,32 +1,29 @@
 """The life of domains, from the control domain's side (libxl's part): create, wait for the end, obey on_*, tear down.
 
 This is code of a program in dom0: it sees Xen through hypercalls (`Xc`) and everything else through xenstore. What the
-simulator does for it behind its back is in `Platform`, and that is little: Python code cannot lie in guest memory, so
-somebody outside has to tell the processor which program an image page stands for, and somebody keeps the accounts.
+simulator does for it behind its back is in `Platform`, and that is little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 import attrs
 
 from guest_kernel.errors import XenError
-from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
 from guest_kernel.threads import Lock, Thread, WaitQueue
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import gather
 from hypervisor.abi import device as machine_device
-from hypervisor.abi import domctl, errno, sched, tracepoints
+from hypervisor.abi import domctl, errno, tracepoints
 from hypervisor.abi.io import xs_wire as xs
 from toolstack import xc_cpuid
 from toolstack.builder import PvBuilder, python_kernel
 from toolstack.cpupools import find_pool
 from toolstack.devices import Devices, put
-from toolstack.disk_spec import DiskSpec
+from toolstack.domains import DESTROYED, REASONS, DomainPlan, LiveDomain
 from toolstack.errors import ToolstackError
 from toolstack.machine_code import MachineCode
 from toolstack.nodes import (
@@ -40,7 +37,7 @@ from toolstack.nodes import (
     other_nodes,
     vif_nodes,
 )
-from toolstack.vif_spec import VifSpec
+from toolstack.platform import Platform
 from toolstack.xc import DomainState, Xc
 from toolstack.xc_scheduling import Pool, XcScheduling
 from toolstack.xl_config import DomainConfig
@@ -54,124 +51,6 @@ MAX_QUICK_RESTARTS = 5
 """A domain that so many times in a row ended within `QUICK_LIFE_NS` is not restarted again: that might never end."""
 MAXMEM_SLACK_KIB = 1024
 ADDRESS_BITS = 64
-
-REASONS = {
-    sched.SHUTDOWN_poweroff: "poweroff",
-    sched.SHUTDOWN_reboot: "reboot",
-    sched.SHUTDOWN_suspend: "suspend",
-    sched.SHUTDOWN_crash: "crash",
-    sched.SHUTDOWN_watchdog: "watchdog",
-    sched.SHUTDOWN_soft_reset: "soft reset",
-}
-"""Names of the shutdown reasons (sched.h)."""
-CRASH = REASONS[sched.SHUTDOWN_crash]
-DESTROYED = "destroyed"
-NOT_STARTED = "not started"
-
-
-@attrs.frozen
-class DomainPlan:
-    """A domain that this host is to run: its configuration, and what the host has set aside for it."""
-
-    config: DomainConfig
-    uuid: UUID
-    kernel: MachineCode | Callable[[], PythonKernelImage]
-    """What runs in it: machine code, or what makes a fresh image of a kernel in Python."""
-    disk_units: tuple[int, ...] = ()
-    """Disk controllers of the machine, in the order of `config.disks`."""
-    macs: tuple[str, ...] = ()
-    """Addresses, in the order of `config.vifs`."""
-    socket_units: tuple[int, ...] = ()
-    """Socket cards of the machine that the domain drives."""
-    nic_units: tuple[int, ...] = ()
-    """Its network cards."""
-
-
-@attrs.define(eq=False)
-class LiveDomain:
-    """A domain that exists."""
-
-    domid: int
-    plan: DomainPlan
-    name: str
-    devices: tuple[DeviceNodes, ...]
-    started_ns: int
-    over: bool = False
-    """It has ended, and nobody is to ask anything of it any more."""
-    preserved: bool = False
-    """It is kept though it has ended, for somebody to look at."""
-    condemned: bool = False
-    """It is to be destroyed, whether it has ended or not."""
-    disk_units: set[int] = attrs.field(factory=set)
-    """Disk controllers of the machine that it drives."""
-
-    @property
-    def is_machine_code(self) -> bool:
-        """Whether its kernel is not written in Python."""
-        return isinstance(self.plan.kernel, MachineCode)
-
-    @property
-    def home(self) -> str:
-        """Its xenstore directory."""
-        return f"/local/domain/{self.domid}"
-
-
-class Platform(Protocol):
-    """What the simulator does for the toolstack outside of the simulated host."""
-
-    def load(self, domid: int, image: PythonKernelImage) -> None:
-        """Make a new domain's processors execute this image."""
-        ...
-
-    def load_machine_code(self, domid: int, name: str) -> None:
-        """Take note of a new domain whose processors execute what is in its memory."""
-        ...
-
-    def account(self, live: LiveDomain, reason: str) -> None:
-        """Note down what a domain has used; it ended for `reason` and is about to go."""
-        ...
-
-    def failed(self, plan: DomainPlan, message: str) -> None:
-        """A domain could not be started; the message is one sentence."""
-        ...
-
-    def plug_disk(self, owner: str, disk: DiskSpec) -> int:
-        """Put a disk controller with this image into the machine, for a domain of this name; return its unit.
-
-        Raises ToolstackError.
-        """
-        ...
-
-    def unplug_disk(self, unit: int, *, keep: bool) -> None:
-        """Take a disk controller out of the machine; nobody drives it any more.
-
-        `keep`: leave it to the driver domain that has it; it is used again for the same image there.
-        """
-        ...
-
-    def resize_disk(self, unit: int, size: int) -> None:
-        """Make a disk larger, to so many bytes. Raises ToolstackError."""
-        ...
-
-    def check_medium(self, unit: int, target: str) -> None:
-        """See whether an image can be put into a CD drive. Raises ToolstackError."""
-        ...
-
-    def change_medium(self, unit: int, target: str) -> None:
-        """Put an image into a CD drive, or nothing (""), in the place of what is there. Raises ToolstackError."""
-        ...
-
-    def plug_vif(self, owner: str, devid: int, vif: VifSpec) -> str:
-        """Return the address of a new interface of a domain. Raises ToolstackError if there is no such bridge."""
-        ...
-
-    def unplug_socket_card(self, unit: int) -> None:
-        """Take a socket card out of the machine; nobody drives it any more."""
-        ...
-
-    def unplug_vif(self, mac: str) -> None:
-        """An address is free again."""
-        ...
 
 
 class Lifecycle:
@@ -276,16 +155,16 @@ class Lifecycle:
         for device, unit in zip(disks, live.plan.disk_units, strict=False):
             self.unplug_disk(device, unit)
         for mac in live.plan.macs:
-            self.platform.unplug_vif(mac)
+            self.platform.hardware.unplug_vif(mac)
         for unit in live.plan.socket_units:
-            self.platform.unplug_socket_card(unit)
+            self.platform.hardware.unplug_socket_card(unit)
 
     def unplug_disk(self, device: DeviceNodes, unit: int) -> None:
         """Take a disk's controller out of the machine; a driver domain keeps what it was given, for the next time."""
         mine = device.backend_domid == DOM0
         if mine:
             self.kernel.hw.release_disk(unit)
-        self.platform.unplug_disk(unit, keep=not mine)
+        self.platform.hardware.unplug_disk(unit, keep=not mine)
 
     def _action(self, live: LiveDomain, reason: str) -> str:
         config = live.plan.config

@@ -32,9 +32,9 @@ from toolstack.builder import check_size, python_kernel
 from toolstack.capture import Capture
 from toolstack.cpupools import PoolSpec, check_pools, pool_of
 from toolstack.disk_spec import MEMORY_FORMAT, OVERLAY_FORMAT, DiskSpec, parse_size
+from toolstack.domains import DomainPlan
 from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
-from toolstack.lifecycle import DomainPlan
 from toolstack.machine_code import MachineCode, is_machine_code, read_file, read_kernel, require_emulator
 from toolstack.nbd_export import ExportDoor, ExportSpec, check_exports
 from toolstack.tap import MAX_NAME, TapWire

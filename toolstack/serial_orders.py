@@ -8,7 +8,8 @@ from typing import Any, Final, final
 from backends.xenstored.daemon import XenStored
 from guest_kernel.kernel import Kernel
 from guest_kernel.xenbus import XenstoreError
-from toolstack.lifecycle import Lifecycle, LiveDomain
+from toolstack.domains import LiveDomain
+from toolstack.lifecycle import Lifecycle
 
 _QUOTA_DIRECTORY: Final = "data/quota"
 """Below a guest's home: where nodes are that it is made to own."""

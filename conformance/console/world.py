@@ -27,8 +27,8 @@ from guest_kernel.console import Console, open_ring_console
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import Page
 from hypervisor.abi.xen import DOMID_SELF
+from toolstack.domains import CRASH
 from toolstack.host import Host
-from toolstack.lifecycle import CRASH
 from toolstack.xl_config import parse_config
 
 HANG_LIMIT: Final = 20.0

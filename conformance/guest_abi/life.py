@@ -16,8 +16,9 @@ from guest_kernel.kernel import Kernel
 from hypervisor.abi.io.console import xencons_interface
 from hypervisor.domain import Domain
 from hypervisor.event_channel.channel import FREE, RESERVED
+from toolstack.domains import LiveDomain
 from toolstack.host import Host
-from toolstack.lifecycle import Lifecycle, LiveDomain
+from toolstack.lifecycle import Lifecycle
 
 HANG_LIMIT: Final = 60.0
 LOOK_NS: Final = 100_000_000

@@ -16,8 +16,8 @@ from conformance.kit.check import Failure
 from conformance.kit.recording import host_options
 from conformance.kit.telling import watch
 from guest_kernel.image import DriverFactory, PythonKernelImage
+from toolstack.domains import CRASH
 from toolstack.host import Host
-from toolstack.lifecycle import CRASH
 from toolstack.xl_config import DomainConfig, parse_config
 
 HANG_LIMIT: Final = 20.0

@@ -37,8 +37,9 @@ from guest_kernel.xenbus.client import Permission, Transaction
 from guest_kernel.xenbus.driver import Side
 from hypervisor.abi.io.xenbus import XenbusStateInitWait
 from toolstack.devices import put
+from toolstack.domains import CRASH, LiveDomain
 from toolstack.host import Host
-from toolstack.lifecycle import CRASH, Lifecycle, LiveDomain
+from toolstack.lifecycle import Lifecycle
 from toolstack.nodes import DeviceNodes
 from toolstack.xl_config import parse_config
 

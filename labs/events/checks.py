@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from guest_kernel.image import SYMBOLS
+from guest_kernel.symbols import SYMBOLS
 from hypervisor.abi import event_channel as ev
 from hypervisor.abi import sched, vcpu, xen
 from hypervisor.abi.cpu import Cpu

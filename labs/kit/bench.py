@@ -14,8 +14,9 @@ from typing import Any
 
 import attrs
 
-from guest_kernel.image import SYMBOLS, VIRT_BASE, PythonKernelImage
+from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
+from guest_kernel.symbols import SYMBOLS, VIRT_BASE
 from hypervisor.abi import sched as sched_abi
 from hypervisor.abi.cpu import Cpu, Run
 from hypervisor.abi.xen import HYPERVISOR_sched_op, start_info

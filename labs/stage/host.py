@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guest_kernel.image import SYMBOLS
+from guest_kernel.symbols import SYMBOLS
 from hypervisor.abi import callback, vcpu, xen
 from hypervisor.abi.cpu import Cpu
 from hypervisor.abi.errno import name as errno_name

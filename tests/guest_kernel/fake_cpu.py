@@ -10,8 +10,9 @@ from typing import Any
 
 import attrs
 
-from guest_kernel.image import VIRT_BASE, PythonKernelImage
+from guest_kernel.image import PythonKernelImage
 from guest_kernel.kernel import Kernel
+from guest_kernel.symbols import VIRT_BASE
 from hypervisor.abi import callback, event_channel, grant_table, sched, vcpu, xen
 from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Run
 from hypervisor.abi.errno import EFAULT, EINVAL, ENOENT, ENOSYS

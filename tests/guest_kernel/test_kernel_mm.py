@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_kernel.errors import OutOfMemory, XenError
-from guest_kernel.image import VIRT_BASE
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import PAGE_SIZE, AddressSpace
+from guest_kernel.symbols import VIRT_BASE
 from hypervisor.abi import xen
 from hypervisor.abi.cpu import PageFault
 from hypervisor.abi.sched import SHUTDOWN_poweroff

@@ -16,8 +16,9 @@ from backends.xenstored.daemon import XenStored
 from hypervisor.grant_table.check import check_grants
 from hypervisor.mm.check import check as check_frames
 from toolstack.console_log import ConsoleLog
+from toolstack.domains import LiveDomain
 from toolstack.host import Host
-from toolstack.lifecycle import Lifecycle, LiveDomain
+from toolstack.lifecycle import Lifecycle
 from toolstack.xl_config import load_config
 
 MIB = 1 << 20

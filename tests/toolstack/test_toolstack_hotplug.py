@@ -308,8 +308,8 @@ async def test_a_backend_that_refuses_leaves_nothing(tmp_path: Path) -> None:
     """An image that may not be written, for a disk that is to be: the backend says so, and nothing stays plugged in."""
     async with steered(tmp_path, one) as host:
         await host.says("up")
-        host.host.plug_disk = lambda owner, disk: 77  # type: ignore[method-assign]
-        host.host.unplug_disk = lambda unit, keep: None  # type: ignore[method-assign]
+        host.host.hardware.plug_disk = lambda owner, disk: 77  # type: ignore[method-assign]
+        host.host.hardware.unplug_disk = lambda unit, keep: None  # type: ignore[method-assign]
         with pytest.raises(ControlError, match=r"the backend of vbd 51728 failed: .*there is no disk on controller 77"):
             await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
         assert host.names("/local/domain/1/device") == ["suspend"]

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from toolstack.commands.common import EXIT_INTERRUPTED, OneSentence
 from toolstack.errors import UsageError
-from toolstack.faults.spec import parse_fault
+from toolstack.faults.order import parse_fault
 from toolstack.soak.campaign import run_trials
 from toolstack.soak.trial import MOST_FAULTS, Trial
 from toolstack.sweep.grid import parse_seeds

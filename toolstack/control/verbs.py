@@ -16,9 +16,10 @@ from guest_kernel.kernel import Kernel
 from hypervisor.abi import domctl, sched
 from toolstack.control.top import sample
 from toolstack.disk_spec import parse_disk, parse_size
+from toolstack.domains import LiveDomain
 from toolstack.errors import ToolstackError, did_you_mean
 from toolstack.hotplug import Hotplug
-from toolstack.lifecycle import MAXMEM_SLACK_KIB, Lifecycle, LiveDomain
+from toolstack.lifecycle import MAXMEM_SLACK_KIB, Lifecycle
 from toolstack.nodes import DOM0
 from toolstack.vif_spec import parse_vif
 from toolstack.xl_config import DOM0_NAME

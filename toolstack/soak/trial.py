@@ -13,7 +13,8 @@ import trio
 
 from toolstack.errors import UsageError
 from toolstack.faults.menu import MENU
-from toolstack.faults.spec import FaultSpec, parse_fault
+from toolstack.faults.order import parse_fault
+from toolstack.faults.spec import FaultSpec
 from toolstack.host import Host
 from toolstack.report import HostResult
 from toolstack.soak import journal
