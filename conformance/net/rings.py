@@ -81,12 +81,12 @@ class Queue:
     def put(self, gref: int, size: int, *, offset: int = 0, flags: int = 0, ident: int | None = None) -> int:
         """Write a request into the next slot, without showing it; return its id."""
         ident = self._ident() if ident is None else ident
-        self._put_raw(netif.netif_tx_request.pack(gref=gref, offset=offset, flags=flags, id=ident, size=size))
+        self.put_raw(netif.netif_tx_request.pack(gref=gref, offset=offset, flags=flags, id=ident, size=size))
         return ident
 
     def put_extra(self, kind: int, data: bytes = b"", *, more: bool = False) -> None:
         """Write a slot of extra info."""
-        self._put_raw(bytes((kind, EXTRA_MORE if more else 0)) + data.ljust(6, b"\0"))
+        self.put_raw(bytes((kind, EXTRA_MORE if more else 0)) + data.ljust(6, b"\0"))
 
     def put_frame(self, frame: bytes, *, flags: int = 0) -> int:
         """Write a frame of one slot, in a page of its own; return its id."""
@@ -111,7 +111,8 @@ class Queue:
                 self.put_extra(*extra)
         return idents
 
-    def _put_raw(self, request: bytes) -> None:
+    def put_raw(self, request: bytes) -> None:
+        """Write bytes into the next slot."""
         at = self.tx.offset(self.tx.req_prod_pvt)
         self.tx.view[at : at + TX_ENTRY] = request.ljust(TX_ENTRY, b"\0")
         self.tx.req_prod_pvt = self.tx.req_prod_pvt + 1 & U32

@@ -7,7 +7,7 @@ from conformance.xenbus.books import NOTHING
 from conformance.xenbus.classes import PORT, RING
 from conformance.xenbus.ends import GONE, FrontEnd
 from conformance.xenbus.eye import Sight
-from conformance.xenbus.frontend_checks import GARBAGE, PAGE, STATES
+from conformance.xenbus.frontend_checks import GARBAGE, PAGE, RECONFIGURATION, STATES
 from conformance.xenbus.world import Scene
 from hypervisor.abi.io.xenbus import (
     XenbusStateClosed,
@@ -251,6 +251,84 @@ async def it_says_why(scene: Scene) -> None:
     await end.settle()
     expect(await scene.complaint(), "It has given the device up, and its error node is empty.")
     await end.say(XenbusStateClosed)
+
+
+@check("XENBUS-BACKEND-015", Level.must, f"{STATES}: XenbusStateReconfiguring, XenbusStateReconfigured")
+async def the_frontend_reconfigures(scene: Scene) -> None:
+    """A frontend that says Reconfiguring or Reconfigured keeps its connection as it is, or loses it in order.
+
+    PCI's frontends say so when a function comes or goes. A backend of another class may go on, or take it for an error
+    and close (as Linux's do); it does not map the rings twice, nor drop them and wait for the next life.
+    """
+    await scene.plug()
+    for state in RECONFIGURATION:
+        end = scene.end
+        await end.connect()
+        held = scene.books
+        await end.say(state)
+        await end.settle()
+        if await end.state() in (XenbusStateClosing, XenbusStateClosed):
+            await end.say(XenbusStateClosed)
+            await end.wait_for(XenbusStateClosed)
+        else:
+            await end.stays(XenbusStateConnected, *RECONFIGURATION)
+            expect_equal(str(scene.books), str(held), f"what the backend holds when its frontend says {state}")
+            await end.say(XenbusStateConnected)
+            await end.wait_for(XenbusStateConnected)
+            expect_equal(str(scene.books), str(held), "what the backend holds when its frontend is Connected again")
+            await end.close()
+        await scene.gives_back()
+        end.let_go()
+        await scene.make()
+
+
+@check("XENBUS-BACKEND-016", Level.must, f"{STATES}: XenbusStateReconfiguring, XenbusStateClosing")
+async def closes_while_it_reconfigures(scene: Scene) -> None:
+    """A frontend that closes out of Reconfiguring or Reconfigured gets its pages back, and is served anew afterwards.
+
+    A guest that shuts down does not wait until a change of its devices is through.
+    """
+    await scene.plug()
+    for state in RECONFIGURATION:
+        end = scene.end
+        await end.connect()
+        await end.say(state)
+        await end.settle()
+        await end.say(XenbusStateClosing)
+        await end.settle()
+        await end.say(XenbusStateClosed)
+        await end.wait_for(XenbusStateClosed)
+        expect(not end.held, f"It is Closed and still maps {end.held} pages.")
+        await scene.gives_back()
+        end.let_go()
+        await end.say(XenbusStateInitialising)
+    await end.connect()
+
+
+@check("XENBUS-BACKEND-017", Level.must, f"{STATES}: XenbusStateReconfiguring, XenbusStateInitialised")
+async def reconfigures_before_it_has_published(scene: Scene) -> None:
+    """A waiting backend maps and binds nothing for Reconfiguring or Reconfigured, and connects at Initialised.
+
+    Neither says that there are rings. (Linux's backends take them for an error here, too, and close.)
+    """
+    await scene.plug()
+    for state in RECONFIGURATION:
+        end = scene.end
+        await end.wait_for(XenbusStateInitWait)
+        await end.write(end.make())
+        await end.say(state)
+        await end.settle()
+        expect_equal(str(scene.books), str(NOTHING), f"what the backend holds of a frontend in state {state}")
+        if await end.state() == XenbusStateInitWait:
+            await end.say(XenbusStateInitialised)
+            await end.wait_for(XenbusStateConnected)
+            await end.close()
+        else:
+            await end.stays(XenbusStateClosing, XenbusStateClosed)
+            await end.say(XenbusStateClosed)
+        await scene.gives_back()
+        end.let_go()
+        await scene.make()
 
 
 # ---- going

@@ -13,11 +13,14 @@ from hypervisor.abi.io.xenbus import (
     XenbusStateInitialised,
     XenbusStateInitialising,
     XenbusStateInitWait,
+    XenbusStateReconfigured,
+    XenbusStateReconfiguring,
 )
 
 STATES = "io/xenbus.h, enum xenbus_state"
 PAGE = "docs/xenbus.md"
 PUBLISHED = (XenbusStateInitialised, XenbusStateConnected)
+RECONFIGURATION = (XenbusStateReconfiguring, XenbusStateReconfigured)
 GARBAGE = ("", "7", "8", "9", "-1", "4 ", "0x4", "99999999999999999999", "four", "٤", "4" * 2000)
 """What no other end should say, and somebody will: a number without a meaning here, or no number."""
 
@@ -135,8 +138,7 @@ async def garbage_while_it_waits(scene: Scene) -> None:
 async def garbage_while_it_is_connected(scene: Scene) -> None:
     """Whatever else than a state the backend's `state` holds, a connected frontend lives, and can be made anew.
 
-    Whether it closes meanwhile is its own affair. Reconfiguring and Reconfigured are PCI's; a number that nobody has
-    defined yet is a backend's of tomorrow.
+    Whether it closes meanwhile is its own affair. A number that nobody has defined yet is a backend's of tomorrow.
     """
     end = await connected(scene)
     # A frontend that takes it for the end of its backend is to find that nothing is mapped any more.
@@ -198,6 +200,65 @@ async def nodes_that_lead_nowhere(scene: Scene) -> None:
         await scene.end.kernel.sleep(2_000_000)
     await scene.is_alive()
     await scene.make()
+    await scene.end.connect()
+
+
+@check("XENBUS-FRONTEND-012", Level.must, f"{STATES}: XenbusStateReconfiguring, XenbusStateReconfigured")
+async def the_backend_reconfigures(scene: Scene) -> None:
+    """A frontend whose backend is Reconfiguring and then Reconfigured keeps its rings, and is Connected with it again.
+
+    These two speak of what is behind the device, not of the connection (PCI's backends say them when a function comes
+    or goes). A frontend may follow with the same words; one that closes or makes new rings loses what is under way.
+    """
+    end = await connected(scene)
+    held, before = scene.books, await _named(end)
+    for state in (*RECONFIGURATION, XenbusStateConnected, *RECONFIGURATION):
+        await end.say(state)
+        await end.stays(XenbusStateConnected, *RECONFIGURATION)
+        expect_equal(str(scene.books), str(held), f"what the frontend holds when its backend says {state}")
+        expect_equal(await _named(end), before, f"what the frontend names when its backend says {state}")
+    await end.say(XenbusStateConnected)
+    await end.wait_for(XenbusStateConnected)
+    expect_equal(await _named(end), before, "what the frontend names when its backend is Connected again")
+
+
+async def _named(end: BackEnd) -> dict[str, str | None]:
+    """Return the rings and event channels that the frontend names."""
+    keys = [key for key in await end.keys() if key.endswith("ring-ref") or key.startswith("event-channel")]
+    return {key: await end.told(key) for key in keys}
+
+
+@check("XENBUS-FRONTEND-013", Level.must, f"{STATES}: XenbusStateReconfiguring, XenbusStateClosing")
+async def closes_while_it_reconfigures(scene: Scene) -> None:
+    """A backend that closes out of Reconfiguring or Reconfigured is followed, and everything given back.
+
+    An unplug does not wait until a change of the device is through.
+    """
+    await scene.plug()
+    for state in RECONFIGURATION:
+        end = scene.end
+        await end.connect()
+        await end.say(state)
+        await end.settle()
+        await end.say(XenbusStateClosing)
+        await end.wait_for(XenbusStateClosed)
+        end.let_go()
+        await end.say(XenbusStateClosed)
+        await scene.gives_back()
+        await scene.make()
+
+
+@check("XENBUS-FRONTEND-014", Level.must, f"{STATES}: XenbusStateReconfiguring, XenbusStateInitWait")
+async def reconfigures_before_it_offers(scene: Scene) -> None:
+    """A waiting frontend publishes nothing for Reconfiguring or Reconfigured, and connects at InitWait.
+
+    A backend that is left in one of them by its last life has yet to say what it offers.
+    """
+    await scene.plug()
+    for state in RECONFIGURATION:
+        await scene.end.say(state)
+        await scene.end.stays(XenbusStateInitialising)
+        expect_equal(str(scene.books), str(NOTHING), f"what the frontend holds before InitWait, after state {state}")
     await scene.end.connect()
 
 

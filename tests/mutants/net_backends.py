@@ -231,6 +231,54 @@ def _copies_late(old: Any) -> Any:
     return carry
 
 
+def _reads_again(old: Any) -> Any:
+    """Check a frame's slots in the ring, and read them there once more when the frame's turn comes."""
+
+    def carry(self: Any, found: Any, at: int) -> int:
+        packet = found.packet(at)
+        if packet is None or packet.extras or not packet.is_possible(14, 4096):
+            return int(old(self, found, at))
+        first, count = self.tx.req_cons, len(packet.slots)
+        self.tx.req_cons += count
+
+        async def later() -> None:
+            await self.kernel.sleep(2_000)
+            self.tx.req_cons, kept = first, self.tx.req_cons
+            again = TxSlots(self.tx, self.tx_words, count)
+            self.tx.req_cons = kept
+            packet.slots = [again.request(number) for number in range(count)]
+            self._start(packet)
+            self._finish([packet])
+            self._push(self.tx, "tx")
+
+        self.kernel.spawn(later(), "reads again")
+        return at + count
+
+    return carry
+
+
+def _reads_ids_again(old: Any) -> Any:
+    """Answer a little later, with the ids that stand in the ring then."""
+
+    def answer(self: Any, sent: Any) -> None:
+        self._copies.run()
+
+        async def later() -> None:
+            await self.kernel.sleep(2_000)
+            ring, index = self._rx, self._rx.rsp_prod_pvt
+            again = []
+            for waiting, idents, _ in sent:
+                slots = [ring.offset(index + number) for number in range(len(idents))]
+                told = [queue.RX_REQUEST.unpack_from(ring.view, slot)[0] for slot in slots]
+                again.append((waiting, told, [-1] * len(told)))
+                index += len(idents)
+            old(self, again)
+
+        self.kernel.spawn(later(), "reads ids again")
+
+    return answer
+
+
 def _looks_at_nothing(old: Any) -> Any:
     def copy(self: Any, gref: int, offset: int, length: int, *more: Any) -> int:
         if not length:
@@ -648,6 +696,16 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "any number of multicast addresses is remembered",
         "NETIF-BACKEND-073",
         constant(multicast, "CAPACITY", 1 << 30),
+    ),
+    "reads-again": (
+        "what is checked in a slot is read there again",
+        "NETIF-BACKEND-049",
+        instead(Queue, "_carry", _reads_again),
+    ),
+    "reads-ids-again": (
+        "the id of a buffer is read again for the response",
+        "NETIF-BACKEND-074",
+        instead(Queue, "_answer", _reads_ids_again),
     ),
     "no-threshold": (
         "the backend does not ask to be told of frames",

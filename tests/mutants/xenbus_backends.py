@@ -18,6 +18,9 @@ from guest_kernel.xenbus.states import (
     IGNORE,
     INITIALISING,
     INITWAIT,
+    RECONFIGURED,
+    RECONFIGURING,
+    RECONNECT,
     UNKNOWN,
     Machine,
 )
@@ -143,6 +146,11 @@ def _remembers_device(monkeypatch: Any) -> None:
     monkeypatch.setattr(Bus, "forget", lambda self, device: None)
 
 
+def _not_now(monkeypatch: Any) -> None:
+    pair("backend", CONNECTED, (RECONFIGURING,), (IGNORE, RECONFIGURING))(monkeypatch)
+    pair("backend", RECONFIGURING, (CLOSING, CLOSED), (IGNORE, RECONFIGURING))(monkeypatch)
+
+
 MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
     "after-you": (
         "it waits for its frontend before it offers anything",
@@ -178,6 +186,19 @@ MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
     "half-way": ("a ring without a port stays mapped", "XENBUS-BACKEND-012", HalfWay, no_fault),
     "careless": ("it falls over a node that is missing", "XENBUS-BACKEND-013", Careless, no_fault),
     "silent": ("it does not say why it gives a device up", "XENBUS-BACKEND-014", ToyBack, silent),
+    "waits-for-the-next": (
+        "it lets go when its frontend is Reconfigured, and waits for another",
+        "XENBUS-BACKEND-015",
+        ToyBack,
+        pair("backend", CONNECTED, (RECONFIGURED,), (RECONNECT, INITWAIT)),
+    ),
+    "not-now": ("it does not follow Closing out of Reconfiguring", "XENBUS-BACKEND-016", ToyBack, _not_now),
+    "connects-for-anything": (
+        "it connects to a frontend that is Reconfiguring",
+        "XENBUS-BACKEND-017",
+        ToyBack,
+        pair("backend", INITWAIT, (RECONFIGURING,), (CONNECT, CONNECTED)),
+    ),
     "keeps": ("a ring stays mapped", "XENBUS-BACKEND-020", Keeps, no_fault),
     "wants-closing": (
         "it does not follow Closed without Closing",

@@ -9,6 +9,7 @@ from guest_kernel.xenbus.bus import Bus
 from guest_kernel.xenbus.device import Device
 from guest_kernel.xenbus.driver import XenbusDevice
 from guest_kernel.xenbus.states import (
+    CLOSE,
     CLOSED,
     CLOSING,
     CONNECTED,
@@ -17,6 +18,8 @@ from guest_kernel.xenbus.states import (
     INITIALISING,
     INITWAIT,
     PUBLISH,
+    RECONFIGURED,
+    RECONFIGURING,
     UNKNOWN,
     Machine,
 )
@@ -125,6 +128,16 @@ def _own(monkeypatch: Any) -> None:
     monkeypatch.setattr(Machine, "see_own", _blind(Machine.see_own))
 
 
+def _follows_to_reconfigured(monkeypatch: Any) -> None:
+    pair("frontend", CONNECTED, (RECONFIGURED,), (IGNORE, RECONFIGURED))(monkeypatch)
+    pair("frontend", RECONFIGURED, (CONNECTED,), (IGNORE, RECONFIGURED))(monkeypatch)
+
+
+def _not_now(monkeypatch: Any) -> None:
+    pair("frontend", CONNECTED, (RECONFIGURING,), (IGNORE, RECONFIGURING))(monkeypatch)
+    pair("frontend", RECONFIGURING, (CLOSING,), (IGNORE, RECONFIGURING))(monkeypatch)
+
+
 MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
     "too-early": (
         "it publishes before its backend has offered anything",
@@ -156,6 +169,30 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         attribute(device_module, "TRANSACT_ATTEMPTS", 1),
     ),
     "no-doubt": ("it falls over a backend that is no path", "XENBUS-FRONTEND-011", ToyFront, _link),
+    "takes-it-for-the-end": (
+        "it closes when its backend is Reconfiguring",
+        "XENBUS-FRONTEND-012",
+        ToyFront,
+        pair("frontend", CONNECTED, (RECONFIGURING,), (CLOSE, CLOSED)),
+    ),
+    "reconfigured-for-good": (
+        "it follows to Reconfigured, and stays there",
+        "XENBUS-FRONTEND-012",
+        ToyFront,
+        _follows_to_reconfigured,
+    ),
+    "not-now": (
+        "it does not follow Closing out of Reconfiguring",
+        "XENBUS-FRONTEND-013",
+        ToyFront,
+        _not_now,
+    ),
+    "publishes-for-anything": (
+        "it publishes when its backend is Reconfigured",
+        "XENBUS-FRONTEND-014",
+        ToyFront,
+        pair("frontend", INITIALISING, (RECONFIGURED,), (PUBLISH, INITIALISED)),
+    ),
     "stays": (
         "it does not follow Closing",
         "XENBUS-FRONTEND-020",

@@ -1,5 +1,5 @@
 """The checks of suite `netif-backend`: importing this registers them."""
 
-from conformance.net.checks import bus, control, notices, offload, receive, transmit
+from conformance.net.checks import bus, control, fetches, notices, offload, receive, transmit
 
-__all__ = ["bus", "control", "notices", "offload", "receive", "transmit"]
+__all__ = ["bus", "control", "fetches", "notices", "offload", "receive", "transmit"]
