@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from backends.block.indirect import MAX_PAGES, MAX_SEGMENTS, SEGMENTS_PER_PAGE, DescriptorCopier
+from backends.block.indirect import MAX_PAGES, MAX_SEGMENTS, SEGMENTS_PER_PAGE, DescriptorCopier, KnownTables
 from backends.block.mapping import GrantMapper
 from backends.block.protocol import PROTOCOLS, Protocol
 from backends.block.rings import MAX_QUEUES, MAX_RING_PAGE_ORDER, RingPlace, find_rings
@@ -51,13 +51,19 @@ class _Queue:
     """One ring of a virtual disk, and what it takes to serve it."""
 
     def __init__(
-        self, server: BlockServer, grants: list[MappedGrant], mapper: GrantMapper, copier: DescriptorCopier | None
+        self,
+        server: BlockServer,
+        grants: list[MappedGrant],
+        mapper: GrantMapper,
+        copier: DescriptorCopier | None,
+        tables: KnownTables | None,
     ) -> None:
         self.server = server
         self.grants = grants
         """The ring's pages."""
         self.mapper = mapper
         self.copier = copier
+        self.tables = tables
         self.port = -1
 
 
@@ -187,9 +193,12 @@ class BlockBack(XenbusDriver):
             trace(RING_CONNECT, name, "req", protocol.layout, domid, place.refs)
         mapper = GrantMapper(self.kernel.grants, domid, limit, vbd.disk.sector_size)
         copier = DescriptorCopier(self.kernel, domid, self.max_segments) if self.max_segments else None
-        server = BlockServer(self.kernel, name, vbd.disk, ring, protocol, mapper, discards=vbd.discards, copier=copier)
+        tables = KnownTables(self.kernel, domid, self.max_segments, mapper) if limit and self.max_segments else None
+        server = BlockServer(
+            self.kernel, name, vbd.disk, ring, protocol, mapper, discards=vbd.discards, copier=copier, tables=tables
+        )
         server.on_broken = lambda why: self._broken(device, why)
-        queue = _Queue(server, grants, mapper, copier)
+        queue = _Queue(server, grants, mapper, copier, tables)
         vbd.queues.append(queue)
         # The event that binding raises makes the server look into the ring: it may hold requests already.
         server.port = queue.port = self.kernel.events.bind_interdomain(domid, place.port, server.wake)
@@ -213,6 +222,8 @@ class BlockBack(XenbusDriver):
             queue.mapper.release()
             if queue.copier is not None:
                 queue.copier.release()
+            if queue.tables is not None:
+                queue.tables.release()
             self.kernel.grants.unmap(queue.grants)
 
     def _resized(self, device: XenbusDevice) -> None:

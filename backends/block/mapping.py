@@ -47,7 +47,7 @@ class Persistent:
 class Plan:
     """Where the bytes of a request are: extents, packed for the disk driver, and the persistent grants they lie in."""
 
-    __slots__ = ("extents", "last_use", "more", "refs", "sectors")
+    __slots__ = ("extents", "last_use", "more", "refs", "sectors", "valid")
 
     def __init__(self, extents: list[Extent], refs: Sequence[int], sector_size: int) -> None:
         self.extents = pack_segments(extents[:MAX_EXTENTS])
@@ -61,6 +61,8 @@ class Plan:
         self.refs = refs
         self.sectors = sum(size for _, size in extents) // sector_size
         self.last_use = 0
+        self.valid = True
+        """Whether it may be used by who has not looked it up just now: its grants are mapped."""
 
 
 @final
@@ -125,8 +127,14 @@ class GrantMapper:
     def _remember(self, descriptors: bytes, plan: Plan) -> None:
         if len(self.plans) >= MAX_PLANS:
             self._settle()
-            self.plans.clear()
+            self._forget(self.plans.values())
+            self.plans = {}
         self.plans[descriptors] = plan
+
+    @staticmethod
+    def _forget(plans: Iterable[Plan]) -> None:
+        for plan in plans:
+            plan.valid = False
 
     def _keep(self, batch: Sequence[tuple[bytes, list[Segment], bool]], in_use: Iterable[int]) -> None:
         """Map the batch's new grants for good, with write access as the protocol has it, as far as there is room."""
@@ -161,7 +169,8 @@ class GrantMapper:
         idle = [ref for ref in self.persistent if ref not in busy]
         idle.sort(key=lambda ref: self.persistent[ref].last_use)
         victims = set(idle[:count])
-        self.plans = {key: plan for key, plan in self.plans.items() if victims.isdisjoint(plan.refs)}
+        self._forget(plan for plan in self.plans.values() if not victims.isdisjoint(plan.refs))
+        self.plans = {key: plan for key, plan in self.plans.items() if plan.valid}
         self.unmap([self.persistent.pop(ref).mapping for ref in idle[:count]])
         return len(victims)
 
@@ -174,5 +183,6 @@ class GrantMapper:
         """Unmap whatever is still mapped for good (XSA-371). No request may be in flight."""
         mappings = [grant.mapping for grant in self.persistent.values()]
         self.persistent.clear()
-        self.plans.clear()
+        self._forget(self.plans.values())
+        self.plans = {}
         self.unmap(mappings)

@@ -14,7 +14,7 @@ import errno
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, final
 
-from backends.block.indirect import REST, DescriptorCopier
+from backends.block.indirect import REST, DescriptorCopier, KnownTables
 from backends.block.mapping import GrantMapper, Mapping, Plan
 from backends.block.protocol import Protocol as RingProtocol
 from backends.block.protocol import Segment, parse_segments
@@ -199,6 +199,7 @@ class BlockServer:
         "_reading",
         "_sector_size",
         "_submit",
+        "_tables",
         "_taking",
         "_trace",
         "_trace_push",
@@ -231,6 +232,7 @@ class BlockServer:
         *,
         discards: bool = False,
         copier: DescriptorCopier | None = None,
+        tables: KnownTables | None = None,
     ) -> None:
         # (What an attribute holds is called in two steps in hot code: otherwise a method of that name is looked for.)
         self._notify = kernel.events.notify
@@ -245,6 +247,8 @@ class BlockServer:
         """Whether the frontend was told that it may discard."""
         self._copier = copier
         """What fetches the descriptors of indirect requests; None where they are not offered."""
+        self._tables = tables
+        """Where descriptors that come again are known; None without persistent grants."""
         self.ring = ring
         self._protocol = protocol
         self._mapper = mapper
@@ -319,9 +323,16 @@ class BlockServer:
         view, offsets, mask, unpack = self._reading
         request = unpack(view, offsets[cons & mask])
         self.ring.req_cons = (cons + 1) & MASK32
-        op, count, _, ident, sector, segments = request
-        small = op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST
-        if small and self._start_known(op, ident, sector, segments[: 8 * count]):
+        op, count, number, ident, sector, segments = request
+        if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
+            if self._start_known(op, ident, sector, self._mapper.plans.get(segments[: 8 * count])):
+                return 1
+        elif (
+            op == BLKIF_OP_INDIRECT
+            and count <= BLKIF_OP_WRITE
+            and self._tables is not None
+            and self._start_known(count, ident, sector, self._tables.recall(number, segments))
+        ):
             return 1
         return self._start_slow([request])
 
@@ -331,29 +342,35 @@ class BlockServer:
         Transfers whose segments are known start at once; the others are mapped together, after that.
         """
         slots, layout, submit_all, free = self._taking
-        mapper = self._mapper
+        mapper, tables = self._mapper, self._tables
         plans, clock = mapper.plans, mapper.clock
         size, readonly = self.sectors, self.readonly
         known: list[tuple[int, int, bytes, _Job]] = []
         slow: list[Request] = []
         writes = sectors = sectors_written = 0
         for request in slots(layout, cons, prod):
-            op, count, _, ident, sector, segments = request
+            op, count, number, ident, sector, segments = request
             if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
                 plan = plans.get(segments[: 8 * count])
-                if plan is not None and sector + plan.sectors <= size and not (op and readonly):
-                    plan.last_use = clock
-                    job = free.pop()
-                    job.id = ident
-                    job.op = op
-                    job.sector = sector
-                    job.plan = plan
-                    sectors += plan.sectors
-                    if op:
-                        writes += 1
-                        sectors_written += plan.sectors
-                    known.append((op, sector, plan.extents, job))
-                    continue
+            elif op == BLKIF_OP_INDIRECT and count <= BLKIF_OP_WRITE and tables is not None:
+                # The operation proper is where others have the number of their segments.
+                op = count
+                plan = tables.recall(number, segments)
+            else:
+                plan = None
+            if plan is not None and sector + plan.sectors <= size and not (op and readonly):
+                plan.last_use = clock
+                job = free.pop()
+                job.id = ident
+                job.op = op
+                job.sector = sector
+                job.plan = plan
+                sectors += plan.sectors
+                if op:
+                    writes += 1
+                    sectors_written += plan.sectors
+                known.append((op, sector, plan.extents, job))
+                continue
             slow.append(request)
             if op == BLKIF_OP_WRITE_BARRIER:
                 prod = (cons + len(known) + len(slow)) & MASK32
@@ -387,7 +404,7 @@ class BlockServer:
                 started += self._start_discard(count, ident, sector, segments)
                 continue
             descriptors = segments[: 8 * count]
-            if op <= BLKIF_OP_WRITE and self._start_known(op, ident, sector, descriptors):
+            if op <= BLKIF_OP_WRITE and self._start_known(op, ident, sector, self._mapper.plans.get(descriptors)):
                 started += 1
                 continue
             status, checked = self._check(op, count, sector, descriptors)
@@ -426,9 +443,8 @@ class BlockServer:
             started += 1
         return started
 
-    def _start_known(self, op: int, ident: int, sector: int, descriptors: bytes) -> bool:
-        """Start a transfer whose segments are known, if there is nothing wrong with it; whether it was started."""
-        plan = self._mapper.plans.get(descriptors)
+    def _start_known(self, op: int, ident: int, sector: int, plan: Plan | None) -> bool:
+        """Start a transfer whose plan is known, if there is nothing wrong with it; whether it was started."""
         if plan is None or sector + plan.sectors > self.sectors or (op and self.readonly):
             return False
         plan.last_use = self._mapper.clock

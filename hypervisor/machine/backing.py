@@ -44,6 +44,8 @@ class Backing(ABC):
     """What the storage reads and writes at one go, a power of two: smaller writes cost it a read as well."""
     discards = False
     """Whether it can give storage back that is not needed (`discard`)."""
+    joins = False
+    """Whether transfers that are neighbours cost less as one: where each costs a system call."""
     delay_ns = 0
     """How much longer commands take than on other disks, also in real time."""
 
@@ -161,6 +163,8 @@ def scatter(pending: Pending, views: Sequence[memoryview]) -> None:
 
 class RawFile(Backing):
     """An image file, sector for sector. Data goes straight between the file and the views."""
+
+    joins = True
 
     def __init__(self, path: Path, *, readonly: bool) -> None:
         self.path = path

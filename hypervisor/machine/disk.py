@@ -40,6 +40,8 @@ assert not QUEUE_LENGTH & SLOT_MASK
 Gathered = tuple[list[memoryview], list[int], list[tuple[Any, Any]], int]
 """Views of the segments, those that are neighbours in memory as one; their frames; what marks these in
 `Memory.written`, as (index, 1) or (range of indices, ones); bytes altogether."""
+MOST_VIEWS = 1024
+"""Of one transfer of a backing: what Linux takes (IOV_MAX)."""
 KNOWN_TABLES = 4096
 """Segment tables whose meaning is remembered."""
 
@@ -77,6 +79,7 @@ class DiskController:
         "_consumed",
         "_handlers",
         "_i",
+        "_joins",
         "_known",
         "_line",
         "_medium_latency_ns",
@@ -158,6 +161,7 @@ class DiskController:
         self.sectors = backing.size // self.sector_size
         self.latency_ns = self._medium_latency_ns + backing.delay_ns
         self._prompt = not backing.delay_ns
+        self._joins = backing.joins
         self._size = self.sectors * self.sector_size
         last = sheet.DISK_READ if backing.readonly else sheet.DISK_WRITE
         # What each doorbell looks up; unpacking a tuple costs as much as one attribute. `last`: operations up to this
@@ -250,7 +254,7 @@ class DiskController:
         if pending == 1:
             commands: Iterable[tuple[int, ...]] = (_UNPACK(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE),)
         else:
-            commands = self._commands(consumed, pending)
+            commands, moved = self._several(consumed, pending, done)
         for op, _, nr_segments, ident, sector, segments, sectors in commands:
             if op <= last and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
                 # The usual case of `_execute`, written out: a transfer by a table that is well known, of a unit that
@@ -288,6 +292,90 @@ class DiskController:
             now, rearm = self.now, self._rearm
             deadline = now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
             rearm(completion.timer, deadline, completion.come)
+
+    def _several(self, first: int, count: int, done: list[int]) -> tuple[Iterable[tuple[int, ...]], int]:
+        """Return several commands to be executed one by one, and how many bytes of others were moved at once."""
+        commands = self._commands(first, count)
+        return ((), self._execute_joined(commands, done)) if self._joins else (commands, 0)
+
+    def _execute_joined(self, commands: Iterable[tuple[int, ...]], done: list[int]) -> int:
+        """The loop of `_doorbell` for a backing where transfers that are neighbours are better moved at once; returns
+        bytes moved. The ends come in the order of the commands.
+        """
+        known, b, written, last, sector_size, limit, _, _, _, _ = self._moving
+        if self._allowed is not None:
+            last = -1
+        memory_end = len(b)
+        moved = kind = start = 0
+        end = -1
+        views: list[memoryview] = []
+        parts: list[tuple[int, list[memoryview], int]] = []
+        for op, _, nr_segments, ident, sector, segments, sectors in commands:
+            if (
+                op <= last
+                and segments < memory_end
+                and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE
+            ):
+                gathered = known.get(TABLES[nr_segments].unpack_from(b, segments)[0])
+                if gathered is not None:
+                    part, _, marks, size = gathered
+                    offset = sector * sector_size
+                    if not size % sector_size and offset + size <= limit:
+                        if offset == end and op == kind and len(views) + len(part) <= MOST_VIEWS:
+                            views = views + part
+                        else:
+                            if parts:
+                                moved += self._move(kind, start, views, parts, done)
+                                parts.clear()
+                            views, start, kind = part, offset, op
+                        parts.append((ident, part, size))
+                        end = offset + size
+                        if not op:
+                            for frames, ones in marks:
+                                written[frames] = ones
+                        continue
+            if parts:
+                moved += self._move(kind, start, views, parts, done)
+                parts.clear()
+                end = -1
+            status, size = self._execute(op, nr_segments, sector, segments, sectors)
+            done.append((-status & U32) << 32 | ident if status else ident)
+            moved += size
+        if parts:
+            moved += self._move(kind, start, views, parts, done)
+        return moved
+
+    def _move(
+        self,
+        op: int,
+        offset: int,
+        views: list[memoryview],
+        parts: Sequence[tuple[int, list[memoryview], int]],
+        done: list[int],
+    ) -> int:
+        """Move the data of commands that are neighbours, from a byte of the medium on; returns how many bytes.
+
+        `parts`: id, views and bytes of each command. Should the whole fail, only those fail that are at fault.
+        """
+        backing = self.backing
+        size = sum([size for _, _, size in parts])
+        if op:
+            self.written_bytes += size
+            move = backing.writev
+        else:
+            self.read_bytes += size
+            move = backing.readv
+        status = move(views, offset, size)
+        if not status:
+            done += [ident for ident, _, _ in parts]
+        elif len(parts) == 1:
+            done.append((-status & U32) << 32 | parts[0][0])
+        else:
+            for ident, part, count in parts:
+                status = move(part, offset, count)
+                done.append((-status & U32) << 32 | ident)
+                offset += count
+        return size
 
     def _commands(self, first: int, count: int) -> Iterable[tuple[int, ...]]:
         """Read commands from the queue, each when it is wanted: the fields of a `disk_command`."""

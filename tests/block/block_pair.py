@@ -73,6 +73,10 @@ class Pair:
         return self.back.data.queues[0].server
 
     @property
+    def tables(self) -> Any:
+        return self.back.data.queues[0].tables
+
+    @property
     def queue(self) -> Any:
         return self.front.data.rings.queues[0]
 

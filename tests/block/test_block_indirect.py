@@ -9,7 +9,7 @@ from block_pair import Pair
 from block_raw import RawFront
 
 import backends.block.server
-from backends.block.indirect import MAX_SEGMENTS
+from backends.block.indirect import MAX_SEGMENTS, MAX_TABLES
 from guest_kernel.block import READ, WRITE, BlockError
 from hypervisor.abi.io import blkif
 
@@ -158,6 +158,85 @@ def test_a_full_ring_of_them_takes_one_copy(make_pair: Maker) -> None:
     assert sorted(front.push()) == [(ident, WRITE, OKAY) for ident in range(32)]
     assert pair.back_kernel.grants.hypercalls == before + 1
     assert pair.disk.kicks == 2
+    front.down()
+
+
+def test_a_page_of_descriptors_that_comes_again_is_read_anew_each_time(make_pair: Maker) -> None:
+    """It stays mapped; what counts is what it holds when the request comes, and how many descriptors that names."""
+    pair = make_pair()
+    front = IndirectFront(pair)
+    refs = [front.grant(fill=bytes([n]) * 4096) for n in range(14)]
+    table = front.table([(ref, 0, 7) for ref in refs])
+    view = front.pages[-1].view
+    for _ in range(3):
+        front.put_indirect(WRITE, 1, 0, table, 12)
+        assert front.push() == [(1, WRITE, OKAY)]
+    assert len(pair.tables) == 1
+    assert bytes(pair.disk.image[: 12 * 4096]) == b"".join(bytes([n]) * 4096 for n in range(12))
+    before = pair.back_kernel.grants.hypercalls
+    view[:16], view[16:32] = bytes(view[16:32]), bytes(view[:16])
+    for count in (13, 12, 13, 12, 13):
+        pair.disk.image[:] = bytes(len(pair.disk.image))
+        front.put_indirect(WRITE, 1, 0, table, count)
+        assert front.push() == [(1, WRITE, OKAY)]
+        order = [2, 3, 0, 1, *range(4, count)]
+        assert bytes(pair.disk.image[: 14 * 4096]) == b"".join(bytes([n]) * 4096 for n in order) + bytes(
+            (14 - count) * 4096
+        )
+    assert pair.back_kernel.grants.hypercalls <= before + 6  # two new plans: a copy of each, and a grant to be mapped
+    for segment in ((refs[0], 7, 6), (refs[0], 0, 8), (99999, 0, 7)):
+        view[:8] = SEGMENT.codec.pack(*segment)
+        front.put_indirect(WRITE, 1, 0, table, 12)
+        assert front.push() == [(1, WRITE, ERROR)]
+    for count in (0, 257, 513, 65535):
+        front.put_indirect(READ, 1, 0, table, count)
+        assert front.push() == [(1, READ, ERROR)]
+    front.down()
+
+
+def test_a_known_page_leads_to_no_grant_that_was_given_up(make_pair: Maker) -> None:
+    """What the backend has unmapped to make room is mapped anew when the same descriptors come again."""
+    pair = make_pair(back={"max_persistent_grants": 30})
+    front = IndirectFront(pair)
+    refs = [front.grant(fill=b"a" * 4096) for _ in range(36)]
+    tables = [front.table([(ref, 0, 7) for ref in refs[n : n + 12]]) for n in (0, 12, 24)]
+    for n in range(4):
+        front.put_indirect(WRITE, n, 96 * n, tables[0], 12)
+        assert front.push() == [(n, WRITE, OKAY)]
+    assert len(pair.mapper.persistent) == 12
+    for table in (*tables[1:], *tables):
+        for _ in range(2):
+            front.put_indirect(READ, 7, 0, table, 12)
+            assert front.push() == [(7, READ, OKAY)]
+            assert pair.mapper.persistent.keys() >= set(refs[12 * tables.index(table) :][:12])
+    front.down()
+
+
+def test_ever_new_pages_of_descriptors_stay_within_the_bound(make_pair: Maker) -> None:
+    pair = make_pair()
+    front = IndirectFront(pair)
+    refs = [front.grant() for _ in range(12)]
+    tables = [front.table([(ref, 0, 7) for ref in refs]) for _ in range(3 * MAX_TABLES)]
+    for table in [*tables, *tables[::-1]]:
+        for _ in range(2):
+            front.put_indirect(READ, 7, 0, table, 12)
+            assert front.push() == [(7, READ, OKAY)]
+            assert len(pair.tables) <= MAX_TABLES
+    front.put_indirect(READ, 7, 0, tables[0], 12)
+    assert front.push() == [(7, READ, OKAY)]
+    front.down()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_pages_of_descriptors_stay_mapped_only_with_persistent_grants(make_pair: Maker, persistent: bool) -> None:
+    pair = make_pair()
+    front = IndirectFront(pair, persistent=persistent)
+    refs = [front.grant() for _ in range(12)]
+    table = front.table([(ref, 0, 7) for ref in refs])
+    for _ in range(3):
+        front.put_indirect(READ, 7, 0, table, 12)
+        assert front.push() == [(7, READ, OKAY)]
+    assert bool(front.kernel.grants.entries[table][3]) == persistent
     front.down()
 
 

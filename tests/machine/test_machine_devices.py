@@ -2,11 +2,14 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 
 import dpkt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
@@ -31,6 +34,8 @@ class Driver:
         self.base = sheet.disk_port(disk.unit)
         self.interrupts = 0
         self.produced = 0
+        self.table = TABLE
+        """The frame of the next command's segment table."""
         machine.interrupts.connect(sheet.disk_irq(disk.unit), self.interrupt)
         self.out(sheet.DISK_COMMANDS, COMMANDS)
         self.out(sheet.DISK_COMPLETIONS, COMPLETIONS)
@@ -44,7 +49,7 @@ class Driver:
     def queue(self, op: int, sector: int, segments: list[tuple[int, int]], ident: int = 0, sectors: int = 0) -> None:
         memory = self.machine.memory
         for number, segment in enumerate(segments):
-            WORDS.pack_into(memory.b, TABLE * PAGE_SIZE + 16 * number, *segment)
+            WORDS.pack_into(memory.b, self.table * PAGE_SIZE + 16 * number, *segment)
         slot = self.produced % sheet.DISK_QUEUE_LENGTH
         sheet.disk_command.pack_into(
             memory.b,
@@ -53,7 +58,7 @@ class Driver:
             nr_segments=len(segments),
             id=ident,
             sector=sector,
-            segments=TABLE * PAGE_SIZE,
+            segments=self.table * PAGE_SIZE,
             sectors=sectors,
         )
         self.produced += 1
@@ -236,6 +241,109 @@ def test_segments_that_are_neighbours_in_memory(machine: Machine, tmp_path: Path
     assert [mfn for mfn in range(4, 256) if machine.memory.written[mfn]] == [8, 9, 10, 11, 12]
     assert driver.run(sheet.DISK_WRITE, 20, segments[2:4]) == 0
     assert image.read_bytes()[20 * 512 : 29 * 512] == bytes(machine.memory.b[10 * PAGE_SIZE : 11 * PAGE_SIZE + 512])
+    disk.unplug()
+
+
+Transfer = tuple[int, int, int, int]
+"""Operation, first sector, sectors, first page of the data."""
+
+
+class Files(Backing):
+    """A disk in memory that counts what it is asked for, and fails transfers that touch some bytes."""
+
+    joins = True
+
+    def __init__(self, size: int, bad: range) -> None:
+        self.size = size
+        self.readonly = False
+        self.data = bytearray(range(256)) * (size // 256)
+        self.bad = bad
+        self.calls = 0
+
+    def _fails(self, offset: int, size: int) -> int:
+        self.calls += 1
+        return errno.EIO if offset < self.bad.stop and self.bad.start < offset + size else 0
+
+    def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        assert sum(map(len, views)) == size
+        if self._fails(offset, size):
+            return errno.EIO
+        for view in views:
+            view[:] = self.data[offset : offset + len(view)]
+            offset += len(view)
+        return 0
+
+    def writev(self, views: Sequence[memoryview], offset: int, size: int) -> int:
+        assert sum(map(len, views)) == size
+        if self._fails(offset, size):
+            return errno.EIO
+        self.data[offset : offset + size] = b"".join(views)
+        return 0
+
+    def flush(self) -> int:
+        return 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([sheet.DISK_READ, sheet.DISK_READ, sheet.DISK_WRITE, sheet.DISK_FLUSH]),
+            st.one_of(st.none(), st.none(), st.none(), st.integers(0, 130)),
+            st.sampled_from([1, 2, 8, 16]),
+            st.integers(0, 7),
+        ),
+        max_size=20,
+    ),
+    st.integers(0, 1 << 16),
+)
+def test_neighbours_that_are_moved_at_once_are_as_if_one_by_one(
+    wanted: list[tuple[int, int | None, int, int]], bad: int
+) -> None:
+    """Each command has its own end, data and memory, whoever else fails; nothing is moved in another order."""
+    at = 0
+    transfers: list[Transfer] = []
+    for op, sector, count, page in wanted:
+        at = at if sector is None else sector
+        transfers.append((op, at, count, page))
+        at += count
+    found = []
+    for together in (True, False):
+        machine = Machine(memory_mib=1)
+        files = Files(64 << 10, range(bad, bad + 100))
+        disk = DiskController(machine, 0, files)
+        driver = Driver(machine, disk)
+        for page in range(8):
+            machine.memory.b[(page * 2 + 16) * PAGE_SIZE : (page * 2 + 18) * PAGE_SIZE] = bytes([page]) * 2 * PAGE_SIZE
+        for known in range(2):  # the first time no table is known
+            files.calls = 0
+            before = driver.produced
+            for ident, (op, sector, count, page) in enumerate(transfers):
+                segments = [] if op == sheet.DISK_FLUSH else [((page * 2 + 16) * PAGE_SIZE, count * 512)]
+                driver.table = 40 + ident
+                driver.queue(op, sector, segments, 100 * known + ident)
+                if not together:
+                    driver.out(sheet.DISK_DOORBELL, driver.produced)
+                    driver.settle()
+            driver.out(sheet.DISK_DOORBELL, driver.produced)
+            driver.settle()
+            statuses = [driver.completion(before + n, 100 * known + n) for n in range(len(transfers))]
+            found.append((statuses, bytes(files.data), bytes(machine.memory.b[16 * PAGE_SIZE : 32 * PAGE_SIZE])))
+            found.append((list(machine.memory.written[16:32]), disk.read_bytes, disk.written_bytes, disk.commands))
+        disk.unplug()
+    assert found[:4] == found[4:]
+
+
+def test_neighbours_cost_one_call(machine: Machine) -> None:
+    files = Files(64 << 10, range(0))
+    disk = DiskController(machine, 0, files)
+    driver = Driver(machine, disk)
+    driver.run(sheet.DISK_READ, 0, [(DATA * PAGE_SIZE, 4096)])
+    for op, calls in ((sheet.DISK_READ, 1), (sheet.DISK_WRITE, 1)):
+        files.calls = 0
+        for n in range(8):
+            driver.queue(op, 8 * n, [(DATA * PAGE_SIZE, 4096)], n)
+        driver.out(sheet.DISK_DOORBELL, driver.produced)
+        assert files.calls == calls
     disk.unplug()
 
 
