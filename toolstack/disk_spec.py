@@ -32,7 +32,13 @@ _DOS_PREFIXES = ("tap", "tap2", "nbd", "iscsi")
 SECTOR = 512
 _SIZES = {"sector-size": 4096, "physical-sector-size": 1 << 16}
 """Parameters that are powers of two, which xl does not have, and the most that each can be."""
-_KEYS = ("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script", *_SIZES)
+_KEYS = (
+    *("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script"),
+    *_SIZES,
+    "reconnect-delay",
+)
+LONGEST_DELAY = 86_400
+"""Seconds. A guest that waits longer than a day for its disk waits for ever."""
 _XVD_MAJOR = 202
 _EXTENDED = 1 << 28
 _XVD = re.compile(r"xvd([a-z]{1,2})([1-9][0-9]*)?")
@@ -69,6 +75,9 @@ class DiskSpec:
     """Bytes of the machine's disk's sectors (`sector-size=`): all its transfers are whole ones."""
     physical_sector_size: int = SECTOR
     """Bytes that it says it transfers at one go (`physical-sector-size=`)."""
+    reconnect_delay: int = 0
+    """Seconds for which requests wait for an NBD server that was lost (`reconnect-delay=`, QEMU's word); 0: nobody
+    looks for it."""
 
     def resolved(self, directory: Path) -> DiskSpec:
         """Return the same with paths that start at `directory` if they are relative."""
@@ -152,6 +161,7 @@ class _Draft:
     faults: Faults | None = None
     sector_size: int | None = None
     physical_sector_size: int | None = None
+    reconnect_delay: int | None = None
 
 
 def parse_disk(text: str) -> DiskSpec:
@@ -225,6 +235,8 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         _set(draft, "format", _format(value))
     elif key in _SIZES:
         _set(draft, key.replace("-", "_"), _power_of_two(key, value))
+    elif key == "reconnect-delay":
+        _set(draft, "reconnect_delay", _seconds(key, value))
     elif key in ("vdev", "access", "base"):
         _set(draft, key, value)
     elif key == "faults":
@@ -239,6 +251,13 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         raise SpecError(f"the disk parameter {key!r} is not supported")
 
 
+def _seconds(key: str, value: str) -> int:
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else -1
+    if not 0 <= number <= LONGEST_DELAY:
+        raise SpecError(f"{key} is a number of seconds, up to {LONGEST_DELAY}, not {value!r}")
+    return number
+
+
 def _power_of_two(key: str, value: str) -> int:
     number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
     if not SECTOR <= number <= _SIZES[key] or number & number - 1:
@@ -248,7 +267,7 @@ def _power_of_two(key: str, value: str) -> int:
 
 def _set(draft: _Draft, field: str, value: str | int | Faults) -> None:
     if getattr(draft, field) is not None and not (field == "target" and draft.target == ""):
-        raise SpecError(f"the disk parameter {field!r} is given twice")
+        raise SpecError(f"the disk parameter {field.replace('_', '-')!r} is given twice")
     setattr(draft, field, value)
 
 
@@ -283,6 +302,8 @@ def _finish(draft: _Draft) -> DiskSpec:
             parse_nbd(target)
         except ValueError as error:
             raise SpecError(str(error)) from None
+    elif draft.reconnect_delay is not None:
+        raise SpecError("only a disk at an NBD server has a 'reconnect-delay'")
     if not draft.backend:
         raise SpecError("the disk parameter 'backend' is empty")
     sector_size = draft.sector_size or SECTOR
@@ -304,4 +325,5 @@ def _finish(draft: _Draft) -> DiskSpec:
         faults=draft.faults,
         sector_size=sector_size,
         physical_sector_size=physical,
+        reconnect_delay=draft.reconnect_delay or 0,
     )

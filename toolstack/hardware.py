@@ -18,6 +18,7 @@ from guest_kernel.net.addresses import mac_from_text
 from hypervisor.abi.device import nic_irq, socket_irq
 from hypervisor.machine.backing import Backing, NoMedium, RemoteBacking
 from hypervisor.machine.disk import DiskController
+from hypervisor.machine.nbd_connector import Connector, NbdConnection
 from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.socket_card import SocketCard
 from toolstack.disk_spec import DiskSpec
@@ -33,6 +34,7 @@ from toolstack.preparation import (
     open_image,
 )
 from toolstack.quick_ear import QuickEar, follow
+from toolstack.remote_disks import search, stand_still
 from toolstack.report import Usage
 from toolstack.tap import TapWire
 from toolstack.vif_spec import VifSpec, generate_mac
@@ -82,14 +84,29 @@ class HostHardware:
 
     # -- disks ----------------------------------------------------------------------------------------------------
 
-    def plug_disk(self, owner: str, disk: DiskSpec) -> int:
+    def search(self, disk: DiskSpec) -> Connector | None:
+        """See `Hardware.search`."""
+        connector = search(disk)
+        if connector is not None and not self._host.real_time:
+            # As for every answer of a server: no guest may see how long it takes.
+            stand_still(connector, self._nobody_waits)
+            if not connector.done:
+                connector.abandon()
+                raise ToolstackError(f"{disk.target}: nobody wanted to wait for it")
+        return connector
+
+    def _nobody_waits(self) -> bool:
+        """Whether a person has asked for the end more than once."""
+        return self._host.interrupts > 1
+
+    def plug_disk(self, owner: str, disk: DiskSpec, connection: NbdConnection | None) -> int:
         """See `Hardware.plug_disk`."""
         used = {*self._slots, *(unit for unit, _ in self._spare.values())}
         unit = next((unit for unit in range(MAX_DISKS) if unit not in used), None)
         if unit is None and _place(disk) not in self._spare:
             raise ToolstackError(f"the machine has room for {MAX_DISKS} disks")
         try:
-            backing = open_image(owner, disk, self._prepared.users)
+            backing = open_image(owner, disk, self._prepared.users, connection)
         except ImageError as error:
             raise ToolstackError(str(error)) from None
         spare = self._spare.pop(_place(disk), None)
@@ -113,7 +130,11 @@ class HostHardware:
         controller = slot.controller
         if keep:
             # Whoever takes the image next finds everything in it.
-            controller.backing.flush()
+            backing = controller.backing
+            if isinstance(backing, RemoteBacking) and self._host.real_time:
+                backing.start(backing.FLUSH, 0, 0)  # nobody waits for a server
+            else:
+                backing.flush()
             self._spare[_place(slot.disk)] = unit, controller
             return
         self._prepared.disks.remove(controller.backing)
@@ -138,21 +159,22 @@ class HostHardware:
         if status:
             raise ToolstackError(f"{disk.target}: {os.strerror(status)}")
 
-    def check_medium(self, unit: int, target: str) -> None:
+    def check_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """See `Hardware.check_medium`."""
         slot = self._slots[unit]
         users = {key: dict(others) for key, others in self._prepared.users.items()}
         forget_image(slot.owner, slot.disk, users)
-        _open_medium(slot.owner, attrs.evolve(slot.disk, target=target), users).close()
+        _open_medium(slot.owner, attrs.evolve(slot.disk, target=target), users, connection).close()
 
-    def change_medium(self, unit: int, target: str) -> None:
+    def change_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """See `Hardware.change_medium`."""
         slot = self._slots[unit]
         self._account(slot)
         forget_image(slot.owner, slot.disk, self._prepared.users)
         slot.disk = attrs.evolve(slot.disk, target="")
         try:
-            medium = _open_medium(slot.owner, attrs.evolve(slot.disk, target=target), self._prepared.users)
+            wanted = attrs.evolve(slot.disk, target=target)
+            medium = _open_medium(slot.owner, wanted, self._prepared.users, connection)
         except ToolstackError:
             self._exchange(slot.controller, NoMedium())
             raise
@@ -190,10 +212,17 @@ class HostHardware:
         remote, host = controller.remote, self._host
         if remote is None:
             return
-        remote.backing.give_up = lambda: host.interrupts > 1
+        remote.backing.give_up = self._nobody_waits
+        remote.backing.report = partial(self._report_server, controller.unit)
         if host.real_time:
             self._ear.add(remote)
             host.outside.follow(partial(follow, remote), host)
+
+    def _report_server(self, unit: int, sentence: str) -> None:
+        """Tell people what has become of a disk's server."""
+        slot = self._slots.get(unit)
+        whose = "a disk that nobody uses" if slot is None else f"{slot.owner}'s disk {slot.disk.vdev}"
+        self._host.on_notice(f"{whose}: {sentence}")
 
     def _stop_listening(self, controller: DiskController) -> None:
         remote = controller.remote
@@ -265,9 +294,11 @@ def _place(disk: DiskSpec) -> DiskSpec:
     return attrs.evolve(disk, vdev="", removable=False, discard=False)
 
 
-def _open_medium(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
+def _open_medium(
+    owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]], connection: NbdConnection | None
+) -> Backing:
     try:
-        backing = open_image(owner, disk, users)
+        backing = open_image(owner, disk, users, connection)
     except ImageError as error:
         raise ToolstackError(str(error)) from None
     if backing.sector_size > disk.sector_size:

@@ -56,6 +56,7 @@ from toolstack.preparation import (
 from toolstack.profiling.profile import Profile
 from toolstack.quick_ear import QuickEar
 from toolstack.recording import Recording
+from toolstack.remote_disks import unrepeatable
 from toolstack.report import ABORTED, DomainResult, HostResult
 from toolstack.store_trace import StoreWatch
 from toolstack.waiting import gets_no_processor, why_idle
@@ -164,6 +165,10 @@ class Host:
         self._token: trio.lowlevel.TrioToken | None = None
         self.hardware: HostHardware
         self._ear = QuickEar()
+        self._unrepeatable: list[str] = []
+        """Disks of which no seed repeats what they contain and when they fail."""
+        self.on_notice: Callable[[str], None] = lambda sentence: None
+        """Is told, in one sentence, what people may want to know of the world outside: a server that is lost."""
         self._asked_idle = False
         self._wake = trio.Event()
         self._stack = ExitStack()
@@ -179,6 +184,7 @@ class Host:
         self._accounts.open(config.name for config in configs)
         self.outside.check()
         self.injector = self._make_injector(configs)
+        self._unrepeatable = [] if self.real_time else unrepeatable(configs)
         check_processors(configs, self.pcpus, self.scheduler, self.pools)
         prepared = prepare(
             configs,
@@ -189,6 +195,8 @@ class Host:
             hang_limit=self.hang_limit,
             heartbeat=self.heartbeat,
         )
+        for name in self._unrepeatable:
+            self.on_notice(f"{name} is at an NBD server: what it contains and when it fails, no seed repeats")
         self.is_on = True
         with self._stack:
             self._stack.callback(prepared.close)
@@ -388,7 +396,7 @@ class Host:
 
     def _about(self) -> dict[str, Any]:
         """Return what a trace says of the run at its beginning."""
-        return {
+        about = {
             "pcpus": self.pcpus,
             "time": "real" if self.real_time else "virtual",
             "schedule": self.schedule,
@@ -396,6 +404,7 @@ class Host:
             "costs": costs_for_trace(self.costs),
             "preempts": self.policy is not None and self.policy.preempts,
         }
+        return about | ({"unrepeatable": self._unrepeatable} if self._unrepeatable else {})
 
     def _build_dom0(self, prepared: Preparation) -> None:
         hv, config = self.hv, self.dom0

@@ -14,9 +14,11 @@ from toolstack.devices import Force
 from toolstack.disk_spec import DiskSpec, vdev_number
 from toolstack.errors import SpecError, ToolstackError
 from toolstack.nodes import DOM0, DeviceNodes, disk_nodes, vif_nodes
+from toolstack.remote_disks import closed_on_failure, reach
 from toolstack.vif_spec import VifSpec
 
 if TYPE_CHECKING:
+    from hypervisor.machine.nbd_connector import NbdConnection
     from toolstack.domains import LiveDomain
     from toolstack.lifecycle import Lifecycle
 
@@ -38,8 +40,13 @@ class Hotplug:
         """Give a running domain another disk; returns when its backend has it."""
         self._refuse_double(live, "vbd", disk.devid, f"disk {disk.vdev!r}")
         backend = self._backend(disk.backend)
-        platform = self._lifecycle.platform
-        unit = platform.hardware.plug_disk(live.plan.config.name, disk)
+        connection = await self._reach(disk)
+        with closed_on_failure(connection):
+            # Things happen while one looks for a server.
+            if live.over:
+                raise ToolstackError(f"{live.name} has ended before it had vbd {disk.devid}")
+            self._refuse_double(live, "vbd", disk.devid, f"disk {disk.vdev!r}")
+            unit = self._lifecycle.platform.hardware.plug_disk(live.plan.config.name, disk, connection)
         device = disk_nodes(live.domid, backend, disk, unit)
         try:
             self._lifecycle.assign_disk(backend, unit)
@@ -76,7 +83,10 @@ class Hotplug:
         """
         disk, unit, _ = self._drive(live, vdev)
         if target:
-            self._lifecycle.platform.hardware.check_medium(unit, target)
+            connection = await self._reach(attrs.evolve(disk, target=target))
+            with closed_on_failure(connection):
+                disk, unit, _ = self._drive(live, vdev)
+                self._lifecycle.platform.hardware.check_medium(unit, target, connection)
         if disk.target:
             await self._set_medium(live, vdev, "")
             if target:
@@ -86,14 +96,20 @@ class Hotplug:
 
     async def _set_medium(self, live: LiveDomain, vdev: str, target: str) -> None:
         """Change what is in the machine, in the domain's configuration, and in xenstore."""
-        disk, unit, device = self._drive(live, vdev)
-        self._lifecycle.platform.hardware.change_medium(unit, target)
+        connection = await self._reach(attrs.evolve(self._drive(live, vdev)[0], target=target))
+        with closed_on_failure(connection):
+            disk, unit, device = self._drive(live, vdev)
+            self._lifecycle.platform.hardware.change_medium(unit, target, connection)
         new = attrs.evolve(disk, target=target)
         disks = tuple(new if other == disk else other for other in live.plan.config.disks)
         live.plan = attrs.evolve(live.plan, config=attrs.evolve(live.plan.config, disks=disks))
         changed = disk_nodes(device.domid, device.backend_domid, new, unit)
         live.devices = tuple(changed if other == device else other for other in live.devices)
         await self._lifecycle.devices.say(changed, live.name, "type", "params")
+
+    async def _reach(self, disk: DiskSpec) -> NbdConnection | None:
+        """Connect to a disk's server, if it has one; everybody else goes on meanwhile."""
+        return await reach(self._lifecycle.platform.hardware.search(disk), self._lifecycle.kernel)
 
     def _drive(self, live: LiveDomain, vdev: str) -> tuple[DiskSpec, int, DeviceNodes]:
         """Return a CD drive of a domain, its controller and its nodes."""

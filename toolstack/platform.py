@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from guest_kernel.image import PythonKernelImage
+from hypervisor.machine.nbd_connector import Connector, NbdConnection
 from toolstack.disk_spec import DiskSpec
 from toolstack.domains import DomainPlan, LiveDomain
 from toolstack.vif_spec import VifSpec
@@ -17,10 +18,18 @@ from toolstack.vif_spec import VifSpec
 class Hardware(Protocol):
     """The hands that plug hardware into the machine, and take it out."""
 
-    def plug_disk(self, owner: str, disk: DiskSpec) -> int:
+    def search(self, disk: DiskSpec) -> Connector | None:
+        """Begin to connect to a disk's server; None if it has none. In virtual time the search is over on return.
+
+        Raises ToolstackError if a person wants no more of it.
+        """
+        ...
+
+    def plug_disk(self, owner: str, disk: DiskSpec, connection: NbdConnection | None) -> int:
         """Put a disk controller with this image into the machine, for a domain of this name; return its unit.
 
-        Raises ToolstackError.
+        A disk that has a server comes with the connection to it, which is the machine's from now on. Raises
+        ToolstackError.
         """
         ...
 
@@ -35,11 +44,11 @@ class Hardware(Protocol):
         """Make a disk larger, to so many bytes. Raises ToolstackError."""
         ...
 
-    def check_medium(self, unit: int, target: str) -> None:
+    def check_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """See whether an image can be put into a CD drive. Raises ToolstackError."""
         ...
 
-    def change_medium(self, unit: int, target: str) -> None:
+    def change_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """Put an image into a CD drive, or nothing (""), in the place of what is there. Raises ToolstackError."""
         ...
 

@@ -26,6 +26,7 @@ from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, MemoryDisk, NoMedium, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nbd import NbdDisk
+from hypervisor.machine.nbd_connector import NbdConnection
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
 from hypervisor.machine.overlay import Overlay
 from toolstack.builder import check_size, python_kernel
@@ -381,14 +382,21 @@ class ImageError(Exception):
     """A disk's image cannot be used; the text is one sentence."""
 
 
-def open_image(owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]]) -> Backing:
-    """Open the image of a domain's disk and note its user. Raises ImageError."""
+def open_image(
+    owner: str, disk: DiskSpec, users: dict[ImageKey, dict[str, DiskSpec]], connection: NbdConnection | None = None
+) -> Backing:
+    """Open the image of a domain's disk and note its user; a disk at a server may be connected already.
+
+    Raises ImageError.
+    """
     if not disk.target:
         return _as_wanted(NoMedium(), disk)
     if disk.nbd is not None:
         # Who else writes there is the server's business.
         try:
-            backing: Backing = NbdDisk(disk.nbd, readonly=not disk.writable)
+            backing: Backing = NbdDisk(
+                disk.nbd, readonly=not disk.writable, reconnect_delay=disk.reconnect_delay, connection=connection
+            )
         except DeviceError as error:
             raise ImageError(str(error)) from None
         if backing.size % max(disk.physical_sector_size, backing.sector_size):

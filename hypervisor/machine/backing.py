@@ -100,6 +100,8 @@ class RemoteBacking(Backing):
 
     give_up: Callable[[], bool] = staticmethod(lambda: False)
     """Asked from time to time during `wait`: whether nobody wants to wait any more."""
+    report: Callable[[str], None] = staticmethod(lambda sentence: None)
+    """Told in one sentence when the storage cannot be reached, and when it can again."""
 
     @property
     @abstractmethod

@@ -5,46 +5,43 @@ Requests go out as they come, many on one connection, and simple replies come ba
 request that touches what an earlier one changes (or changes what an earlier one reads) is kept back until that has been
 answered, and all after it as well.
 
-A server that is gone, wrong, or says nothing for `TIMEOUT` seconds while something is asked of it makes a dead disk:
-all that is under way fails with EIO, and so does all that comes later. It is not connected to again: what it had not
-flushed may be lost, and no later flush could tell.
+A server is lost when it hangs up, talks nonsense, or says nothing for `TIMEOUT` seconds while something is asked of
+it. Without a `reconnect_delay` that makes a dead disk: all that is under way fails with EIO, and all that comes later.
+
+With one, the server is looked for, at once and then at intervals that grow. For so many seconds (QEMU's option of the
+same name) requests wait; when the server is back it is first told again what it had acknowledged and not flushed
+(`nbd_journal`), since its cache may have died with it, then what was under way, then the rest. Reads, writes and
+discards may be done twice without harm: whatever could tell, waits. After that time requests fail with EIO at once, but
+the search goes on, and what was acknowledged is still owed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import time
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
-from struct import Struct
 from typing import final
 
 from hypervisor.errors import DeviceError
-from hypervisor.machine.backing import LARGEST_SECTOR, Pending, RemoteBacking
+from hypervisor.machine.backing import Pending, RemoteBacking
 from hypervisor.machine.nbd_address import PATIENCE, NbdAddress
-from hypervisor.machine.nbd_handshake import (
-    FLAG_READ_ONLY,
-    FLAG_SEND_FLUSH,
-    FLAG_SEND_WRITE_ZEROES,
-    BrokenServer,
-    negotiate,
-)
+from hypervisor.machine.nbd_connector import Connector, NbdConnection, connect
+from hypervisor.machine.nbd_handshake import FLAG_SEND_FLUSH, FLAG_SEND_WRITE_ZEROES, BrokenServer, Export
+from hypervisor.machine.nbd_journal import Journal
+from hypervisor.machine.nbd_stream import FLUSH, READ, WRITE, WRITE_ZEROES, Part, Stream
 
 TIMEOUT = 30.0
-"""Seconds without any reply after which nothing more is expected."""
+"""Seconds without any reply after which nothing more is expected on a connection."""
 LOOK_UP = 0.1
 """Seconds between two questions, during `wait`, whether anybody still wants to."""
-GOODBYE = 1.0
-"""Seconds that a server may take to hear that the connection ends."""
-BUFFER = 256 << 10
-"""Bytes that are received at one go, unless they are all of one read."""
-MAX_PIECES = 128
-"""Pieces that are sent at one go."""
+FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0
+"""Seconds between attempts to connect again: each pause is twice the one before."""
+JOURNAL_LIMIT = 32 << 20
+"""Bytes of acknowledged changes after which the server is asked to flush, whether the guest wants that or not."""
 
-REQUEST_MAGIC, REPLY_MAGIC = 0x25609513, 0x67446698
-READ, WRITE, DISCONNECT, FLUSH, WRITE_ZEROES = 0, 1, 2, 3, 6
 COMMANDS = {
     RemoteBacking.READ: READ,
     RemoteBacking.WRITE: WRITE,
@@ -53,98 +50,72 @@ COMMANDS = {
 }
 """A discard has the server write zeroes, which it may do by making a hole."""
 
-_REQUEST = Struct(">IHHQQI")
-_REPLY = Struct(">IIQ")
 _KNOWN_ERRORS = {errno.EPERM, errno.EIO, errno.ENOMEM, errno.EINVAL, errno.ENOSPC, errno.EOPNOTSUPP}
-
-
-@final
-class _Part:
-    """One request on the wire."""
-
-    __slots__ = ("command", "data", "end", "into", "offset", "pending")
-
-    def __init__(self, pending: Pending, command: int, offset: int, size: int) -> None:
-        self.pending = pending
-        self.command = command
-        self.offset = offset
-        self.end = offset + size
-        self.data: memoryview | None = None
-        self.into: memoryview | None = None
-
-    def conflicts(self, other: _Part) -> bool:
-        """Whether it matters which of the two is first."""
-        return self.offset < other.end and other.offset < self.end and not self.command == other.command == READ
 
 
 @final
 class NbdDisk(RemoteBacking):
     """An export of an NBD server."""
 
-    def __init__(self, address: NbdAddress, *, readonly: bool) -> None:
-        """Connect. Raises DeviceError."""
+    def __init__(
+        self,
+        address: NbdAddress,
+        *,
+        readonly: bool,
+        reconnect_delay: float = 0,
+        connection: NbdConnection | None = None,
+    ) -> None:
+        """Connect, unless there is a connection already. Raises DeviceError."""
         self.address = address
-        deadline = time.monotonic() + PATIENCE
-        try:
-            self._socket = address.connect(PATIENCE)
-        except OSError as error:
-            raise DeviceError(f"{address}: {error.strerror or error}") from None
-        try:
-            export = negotiate(self._socket, address.export, deadline)
-            if not readonly and export.flags & FLAG_READ_ONLY:
-                raise BrokenServer("the export is read-only, and the disk is to be written")
-            if export.block > LARGEST_SECTOR:
-                raise BrokenServer(
-                    f"the server wants whole blocks of {export.block} bytes, more than a sector can have"
-                )
-        except (OSError, BrokenServer) as error:
-            self._socket.close()
-            raise DeviceError(f"{address}: {error}") from None
+        self.reconnect_delay = reconnect_delay
+        """For how many seconds requests wait for a server that was lost; with 0, nobody looks for it."""
+        connection = connection or connect(address, readonly=readonly)
+        export = connection.export
+        self._export = export
         self.size = export.size
         self.sector_size = self.physical_sector_size = max(export.block, self.sector_size)
         self.readonly = readonly
         self.discards = not readonly and bool(export.flags & FLAG_SEND_WRITE_ZEROES)
         self._flushes = bool(export.flags & FLAG_SEND_FLUSH)
         self._most = export.most
-        self._socket.setblocking(False)
         self._epoll = select.epoll()
-        self._epoll.register(self._socket, select.EPOLLIN)
-        self._full = False
-        """Whether the connection takes no more for the moment."""
+        self._stream: Stream | None = Stream(connection.socket, self._epoll)
+        self._connector: Connector | None = None
         self._dead = False
-        self._cookie = 0
-        self._under_way: dict[int, _Part] = {}
         self._changes = 0
-        """How many of these are no reads."""
-        self._kept_back: deque[_Part] = deque()
-        self._outbox: deque[memoryview] = deque()
-        self._inbox = memoryview(bytearray(BUFFER))
-        self._have = 0
-        self._reading: _Part | None = None
-        """Whose data comes next, and where it goes (`_rest`)."""
-        self._rest = memoryview(b"")
+        """How many of what is under way are no reads."""
+        self._kept_back: deque[Part] = deque()
         self._heard = 0.0
         """When the server has last shown that it works, or been asked after it had nothing to do."""
+        self._journal = Journal() if reconnect_delay and self._flushes and not readonly else None
+        self._repeats = 0
+        """How many changes are under way, or kept back, that were acknowledged in an earlier connection."""
+        self._own_flush: Pending | None = None
+        self._flush_error = 0
+        """What became of an own flush, for the guest's next one to tell."""
+        self._lost_at = self._next_try = 0.0
+        self._pause = FIRST_PAUSE
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way."""
-        return bool(self._under_way) or self._reading is not None
+        """Whether something is under way: a server that is lost is not expected to answer."""
+        return self._stream is not None and self._stream.busy
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a server at the moment."""
+        return self._stream is not None
 
     def fileno(self) -> int:
         """Return what is readable when `poll` has something to do; -1 after `close`."""
         return -1 if self._epoll.closed else self._epoll.fileno()
 
     def close(self) -> None:
-        """Say goodbye, unless a request is only half sent: the server would take that for the rest of it."""
-        if not self._dead:
-            try:
-                if not self._outbox:
-                    self._socket.settimeout(GOODBYE)
-                    self._socket.sendall(_REQUEST.pack(REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-            except OSError:
-                pass  # it is gone anyway, which does not matter any more
-            self._die()
+        """Say goodbye and hang up; what has not been answered fails."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # it may be gone, which does not matter any more
+                self._stream.say_goodbye()
+        self._die()
         self._epoll.close()
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -152,14 +123,14 @@ class NbdDisk(RemoteBacking):
     def start(self, op: int, offset: int, size: int, data: bytes = b"") -> Pending:
         """Send a request, in as many parts as the server's largest request makes it."""
         pending = Pending(bytearray(size) if op == self.READ else None)
-        if self._dead:
+        if not self._may_wait():
             pending.status = errno.EIO
             return pending
         if op == self.FLUSH and not self._flushes:
             return pending  # it keeps nothing back
         step = min(self._most, size) or 1
         for at in range(0, size or 1, step):
-            part = _Part(pending, COMMANDS[op], offset + at, min(step, size - at))
+            part = Part(pending, COMMANDS[op], offset + at, min(step, size - at))
             if op == self.READ:
                 part.into = memoryview(pending.data)[at : at + step]  # type: ignore[arg-type]
             elif op == self.WRITE:
@@ -172,50 +143,46 @@ class NbdDisk(RemoteBacking):
         self._transmit()
         return pending
 
-    def _must_wait(self, part: _Part) -> bool:
+    def _must_wait(self, part: Part) -> bool:
+        stream = self._stream
+        if stream is None:
+            return True
         if part.command == READ and not self._changes:
             return False
-        return any(map(part.conflicts, self._under_way.values()))
+        if part.command == FLUSH:
+            # It would be answered for changes that the server has not heard of yet.
+            return self._repeats > 0
+        return stream.conflicts(part)
 
-    def _send(self, part: _Part) -> None:
-        if not self.busy:
+    def _send(self, part: Part) -> None:
+        stream = self._stream
+        assert stream is not None
+        if not stream.busy:
             self._heard = time.monotonic()
-        self._cookie += 1
-        self._under_way[self._cookie] = part
         self._changes += part.command != READ
-        size = part.end - part.offset
-        header = _REQUEST.pack(REQUEST_MAGIC, 0, part.command, self._cookie, part.offset, size)
-        self._outbox.append(memoryview(header))
-        if part.data is not None:
-            self._outbox.append(part.data)
+        if part.command == FLUSH and self._journal is not None:
+            part.mark = self._journal.mark
+        stream.send(part)
 
     def _transmit(self) -> None:
-        """Send what waits, as far as the connection takes it."""
-        outbox = self._outbox
-        try:
-            while outbox:
-                _skip(outbox, self._socket.sendmsg(list(islice(outbox, MAX_PIECES))))
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._die()
-            return
-        if bool(outbox) != self._full:
-            self._full = bool(outbox)
-            self._epoll.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if self._full else 0))
+        if self._stream is not None:
+            try:
+                self._stream.transmit()
+            except OSError as error:
+                self._lose(error.strerror or str(error))
 
     # -- replies --------------------------------------------------------------------------------------------------
 
     def poll(self) -> bool:
-        """Take what has been answered, and send what waits."""
-        if self._dead:
-            return False
-        if self._full:
+        """Take what has been answered, and send what waits; take a new connection, if there is one."""
+        if self._stream is None:
+            return self._take_connection()
+        if self._stream.full:
             self._transmit()
         return self._receive()
 
     def wait(self, requests: Sequence[Pending]) -> None:
-        """Wait until these have been answered; with EIO if there is nothing for `TIMEOUT` seconds, or `give_up`."""
+        """Wait until these have been answered; with EIO if that takes too long, or if somebody says `give_up`."""
         while any(request.left for request in requests):
             if self.poll():
                 continue
@@ -225,78 +192,74 @@ class NbdDisk(RemoteBacking):
                 self._epoll.poll(min(self.check_patience(), LOOK_UP))
 
     def check_patience(self) -> float:
-        """Give the server up if it has said nothing for too long; return the seconds that it has left."""
-        if not self.busy:
+        """Do what is due by the clock; return in how many seconds something else may be."""
+        if self._dead:
+            return TIMEOUT
+        if self._stream is None:
+            return self._look_for_server()
+        if not self._stream.busy:
             return TIMEOUT
         left = self._heard + TIMEOUT - time.monotonic()
         if left <= 0:
-            self._die()
+            self._lose(f"it has said nothing for {TIMEOUT:g} seconds")
             return 0.0
         return left
 
     def _receive(self) -> bool:
         """Take what has come; return whether something has."""
-        received = 0
+        stream = self._stream
+        if stream is None:
+            return False
         try:
-            while not self._dead:
-                count = self._socket.recv_into(self._rest or self._inbox[self._have :])
-                if not count:
-                    raise BrokenServer("the server has closed the connection")
-                received += count
-                if self._rest:
-                    self._rest = self._rest[count:]
-                    if not self._rest:
-                        self._finish_read()
-                else:
-                    self._have += count
-                    self._parse()
-        except BlockingIOError:
-            pass
-        except (OSError, BrokenServer):
-            # What comes next on the connection could be anything.
-            self._die()
+            received = stream.receive(self._finish)
+        except (OSError, BrokenServer) as error:
+            self._lose(str(error))
             return True
         if received:
             self._heard = time.monotonic()
+            self._pause = FIRST_PAUSE
+            if self._journal is not None and self._journal.bytes > JOURNAL_LIMIT:
+                self._flush_journal()
         if self._kept_back:
             self._send_kept_back()
-        return received > 0
+        return received
 
-    def _parse(self) -> None:
-        """Go through the replies in the inbox. Raises BrokenServer."""
-        inbox, have, at = self._inbox, self._have, 0
-        while have - at >= _REPLY.size:
-            magic, error, cookie = _REPLY.unpack_from(inbox, at)
-            at += _REPLY.size
-            part = self._under_way.get(cookie)
-            if magic != REPLY_MAGIC or part is None:
-                raise BrokenServer("the reply belongs to no request")
-            del self._under_way[cookie]
-            into = part.into
-            if error or into is None:
-                self._finish(part, error)
-                continue
-            here = min(have - at, len(into))
-            into[:here] = inbox[at : at + here]
-            at += here
-            self._reading, self._rest = part, into[here:]
-            if self._rest:
-                break
-            self._finish_read()
-        inbox[: have - at] = bytes(inbox[at:have])
-        self._have = have - at
-
-    def _finish_read(self) -> None:
-        part, self._reading = self._reading, None
-        assert part is not None
-        self._finish(part, 0)
-
-    def _finish(self, part: _Part, error: int) -> None:
+    def _finish(self, part: Part, error: int) -> None:
+        """Note that a request was answered."""
         pending = part.pending
         if error and not pending.status:
             pending.status = error if error in _KNOWN_ERRORS else errno.EIO
-        pending.left -= 1
         self._changes -= part.command != READ
+        pending.left -= 1
+        if self._journal is not None and part.command != READ:
+            self._note_change(self._journal, part, error)
+
+    def _note_change(self, journal: Journal, part: Part, error: int) -> None:
+        """Keep account of what the server may still forget."""
+        if part.again:
+            self._repeats -= 1
+            if error:
+                # It was acknowledged once, so this is not for who wrote it any more but for whoever flushes next.
+                self._flush_error = self._flush_error or part.pending.status
+        elif part.command != FLUSH:
+            if not error:
+                journal.note(part)
+        elif not error:
+            journal.forget(part.mark)
+            if part.pending is not self._own_flush:
+                part.pending.status, self._flush_error = part.pending.status or self._flush_error, 0
+        elif part.pending is self._own_flush:
+            self._flush_error = self._flush_error or part.pending.status
+            journal.forget(part.mark)
+
+    def _flush_journal(self) -> None:
+        """Have the server flush, so that the journal becomes shorter."""
+        if (self._own_flush is not None and self._own_flush.left) or self._repeats or self._stream is None:
+            return
+        self._own_flush = Pending()
+        self._own_flush.left = 1
+        self._send(Part(self._own_flush, FLUSH, 0, 0))
+        self._transmit()
 
     def _send_kept_back(self) -> None:
         waiting = self._kept_back
@@ -304,27 +267,118 @@ class NbdDisk(RemoteBacking):
             self._send(waiting.popleft())
         self._transmit()
 
-    def _die(self) -> None:
-        """Hang up. Everything that has not been answered fails."""
-        if self._dead:
-            return
-        self._dead = True
-        self._epoll.unregister(self._socket)
-        self._socket.close()
-        lost = [*self._under_way.values(), *self._kept_back]
-        if self._reading is not None:
-            lost.append(self._reading)
-        self._under_way.clear()
+    # -- a server that is lost ------------------------------------------------------------------------------------
+
+    def _lose(self, why: str) -> None:
+        """Hang up, and keep what has not been answered for the next connection, if there is to be one."""
+        stream, self._stream = self._stream, None
+        assert stream is not None
+        stream.close()
+        self._changes = 0
+        owed = [part for part in (*stream.parts(), *self._kept_back) if not part.again]
+        self._repeats = 0
         self._kept_back.clear()
-        self._outbox.clear()
-        self._reading, self._rest = None, memoryview(b"")
-        for part in lost:
-            self._finish(part, errno.EIO)
+        if not self.reconnect_delay:
+            self._dead = True
+            self._fail(owed)
+            self.report(f"{self.address}: {why}; its disk is dead")
+            return
+        now = time.monotonic()
+        self.report(f"{self.address}: {why}; looking for it, for {self.reconnect_delay:g} s until requests fail")
+        self._lost_at, self._next_try = now, now
+        if self._pause > FIRST_PAUSE:
+            # The last connection has brought nothing.
+            self._next_try += self._pause
+        for part in owed:
+            part.lost_at = part.lost_at or now
+            if part.lost_at + self.reconnect_delay <= now:
+                self._fail((part,))
+            elif part.pending is self._own_flush:
+                self._own_flush = None
+            else:
+                self._kept_back.append(part)
+        self._look_for_server()
+
+    def _may_wait(self) -> bool:
+        """Whether there is a server, or one may be expected soon enough."""
+        if self._stream is not None:
+            return True
+        if self._dead:
+            return False
+        self._take_connection()
+        return self._stream is not None or time.monotonic() < self._lost_at + self.reconnect_delay
+
+    def _look_for_server(self) -> float:
+        """Begin an attempt to connect if it is time for one; return in how many seconds there is something to do."""
+        now = time.monotonic()
+        limit = self._lost_at + self.reconnect_delay
+        if self._kept_back and now >= limit:
+            waiting = list(self._kept_back)
+            self._kept_back.clear()
+            self._fail(waiting)
+        if self._connector is None and now >= self._next_try:
+            self._connector = Connector(self.address, readonly=self.readonly)
+            self._epoll.register(self._connector, select.EPOLLIN)
+        until = PATIENCE if self._connector is not None else self._next_try - now
+        return min(until, limit - now) if self._kept_back else until
+
+    def _take_connection(self) -> bool:
+        """Go on with the server if it is back; return whether it is, or whether requests have failed instead."""
+        connector = self._connector
+        if self._dead:
+            return False
+        if connector is None or not connector.done:
+            waited = bool(self._kept_back)
+            self._look_for_server()
+            return waited and not self._kept_back
+        self._epoll.unregister(connector)
+        self._connector = None
+        self._next_try = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LAST_PAUSE)
+        try:
+            connection = connector.take()
+        except DeviceError:
+            return False
+        changed = _change_of(self._export, connection.export)
+        if changed:
+            connection.socket.close()
+            self.report(f"{self.address}: {changed}, so it is not the same disk")
+            return False
+        self._stream = Stream(connection.socket, self._epoll)
+        repeats = [] if self._journal is None else [change.repeated() for change in self._journal]
+        self._repeats = len(repeats)
+        self._kept_back.extendleft(reversed(repeats))
+        self.report(f"{self.address}: it is back; {len(self._kept_back)} requests go to it (again)")
+        self._send_kept_back()
+        return True
+
+    def _fail(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            part.pending.status = part.pending.status or errno.EIO
+            part.pending.left -= 1
+
+    def _die(self) -> None:
+        """Hang up for good. Everything that has not been answered fails."""
+        self._dead = True
+        if self._connector is not None:
+            self._epoll.unregister(self._connector)
+            self._connector.abandon()
+            self._connector = None
+        lost = list(self._kept_back)
+        self._kept_back.clear()
+        if self._stream is not None:
+            lost = [*self._stream.parts(), *lost]
+            self._stream.close()
+            self._stream = None
+        self._fail(lost)
 
 
-def _skip(pieces: deque[memoryview], count: int) -> None:
-    """Take `count` bytes off the front of the pieces."""
-    while pieces and count >= len(pieces[0]):
-        count -= len(pieces.popleft())
-    if count:
-        pieces[0] = pieces[0][count:]
+def _change_of(before: Export, now: Export) -> str:
+    """Return what is different about an export so that it cannot take the place of the other; nothing if nothing is."""
+    if before.size != now.size:
+        return f"it has {now.size} bytes now, and had {before.size}"
+    if before.flags & ~now.flags & (FLAG_SEND_FLUSH | FLAG_SEND_WRITE_ZEROES):
+        return "it can do less than before"
+    if now.block > max(before.block, 512) or now.most < before.most:
+        return "it takes other requests than before"
+    return ""

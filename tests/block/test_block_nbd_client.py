@@ -15,6 +15,7 @@ import trio
 from block_scene import RANDOM_TRAFFIC, Scene
 
 import hypervisor.machine.nbd as nbd
+from hypervisor.trace import read_trace
 from toolstack.console_log import ConsoleLog
 from toolstack.host import Host
 from toolstack.report import HostResult
@@ -40,8 +41,8 @@ def serve(scene: Scene) -> Iterator[Serve]:
     """Start nbdkit with a memory disk of 1 MiB at s.sock, or with other arguments."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-        path = scene.directory / "s.sock"
+    def start(*arguments: str | Path, name: str = "s.sock") -> subprocess.Popen[bytes]:
+        path = scene.directory / name
         path.unlink(missing_ok=True)
         command = ["nbdkit", "-f", "-U", path, *(arguments or ("memory", "1M"))]
         started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
@@ -77,6 +78,10 @@ for n in range(200):
     await self.sleep(2e-6)
     self.print(n)
 """
+
+
+PATIENT = "format=raw,reconnect-delay=60"
+"""A disk whose guest never hears of its server's troubles."""
 
 
 def run_two(scene: Scene, trace: str) -> HostResult:
@@ -230,3 +235,132 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# -- servers that come back -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+@pytest.mark.parametrize("kind", ["nbdkit", "qemu-nbd"])
+def test_a_server_that_is_killed_again_and_again_under_load(scene: Scene, serve: Serve, clock: str, kind: str) -> None:
+    """The guest checks all that it reads, and notices nothing; what it has flushed is in the image at the end."""
+    if shutil.which(kind) is None:
+        pytest.skip(f"needs {kind}")
+    image = scene.image("image")
+    ends = threading.Event()
+    servers = [start_server(scene, kind, image)]
+
+    def trouble() -> None:
+        while not ends.wait(0.25):
+            servers[-1].kill()  # -9
+            servers[-1].wait()
+            time.sleep(0.05)
+            servers.append(start_server(scene, kind, image))
+
+    thread = threading.Thread(target=trouble)
+    thread.start()
+    try:
+        guest = scene.guest("guest", WRITES_AND_CHECKS, SERVED, kind=PATIENT)
+        result = scene.run(guest, time=clock)
+    finally:
+        ends.set()
+        thread.join()
+        servers[-1].terminate()
+        servers[-1].wait()
+    assert result.exit_code == 0, scene.text
+    assert "all is well" in scene.text
+    assert len(servers) > 3
+    assert image.read_bytes() == b"".join(bytes([n % 251]) * 4096 for n in range(256))
+
+
+WRITES_AND_CHECKS = """
+import random
+import time
+
+disk = await self.disk("xvda")
+rng = random.Random(7)
+began = time.monotonic()
+rounds = 0
+
+async def one(n, value):
+    await disk.write(8 * n, bytes([value]) * 4096)
+    assert await disk.read(8 * n, 8) == bytes([value]) * 4096
+
+while time.monotonic() - began < 2.0:  # the servers live by that clock
+    rounds += 1
+    places = rng.sample(range(256), 24)
+    threads = [self.kernel.spawn(one(n, rng.randrange(256))) for n in places]
+    for thread in threads:
+        await thread.join()
+    if rounds % 3 == 0:
+        await disk.flush()
+    await self.sleep(0.001)
+for n in range(256):
+    await disk.write(8 * n, bytes([n % 251]) * 4096)
+await disk.flush()
+self.print("all is well")
+"""
+
+
+def start_server(scene: Scene, kind: str, image: Path) -> subprocess.Popen[bytes]:
+    """Start a real server of an image at s.sock."""
+    path = scene.directory / "s.sock"
+    path.unlink(missing_ok=True)
+    commands = {
+        "nbdkit": ["nbdkit", "-f", "-U", path, "file", image],
+        "qemu-nbd": ["qemu-nbd", "-t", "-f", "raw", "-e", "8", "-k", path, image],
+    }
+    process = subprocess.Popen(commands[kind], stderr=subprocess.DEVNULL)
+    wait_for(lambda: listens(path))
+    return process
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_a_server_that_does_not_come_back_in_time(scene: Scene, serve: Serve, clock: str) -> None:
+    server = serve("--filter=delay", "memory", "1M", "wdelay=10")
+    asks = """
+    disk = await self.disk("xvda")
+    for _ in range(2):
+        try:
+            await disk.write(0, bytes(4096))
+        except OSError as error:
+            self.print("failed:", error.errno)
+    """
+    threading.Timer(0.5, server.send_signal, (signal.SIGKILL,)).start()
+    result = scene.run(scene.guest("a", asks, SERVED, kind="format=raw,reconnect-delay=1"), time=clock)
+    assert result.exit_code == 0, scene.text
+    assert scene.text.count("failed: 5") == 2
+    assert 1_000_000_000 < result.wall_ns < 8_000_000_000
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_people_are_told_of_a_lost_server_and_that_no_seed_repeats_it(scene: Scene, serve: Serve, clock: str) -> None:
+    server = serve()
+    reads = """
+    disk = await self.disk("xvda")
+    self.print("reads")
+    import time
+    while True:
+        try:
+            await disk.read(0, 8)
+        except OSError as error:
+            return
+        time.sleep(0.01)
+    """
+    guest = scene.guest("a", reads, SERVED, kind="format=raw,reconnect-delay=1")
+    host = Host(consoles=ConsoleLog(scene.lines.append), trace_file=scene.directory / "trace", time=clock)
+    notices: list[str] = []
+    host.on_notice = notices.append
+    thread = threading.Thread(target=lambda: (wait_for(lambda: "reads" in scene.text), server.kill()))
+    thread.start()
+    result = trio.run(host.run, [guest])
+    thread.join()
+    assert result.exit_code == 0, scene.text
+    header, records = read_trace(scene.directory / "trace")
+    records.close()
+    if clock == "virtual":
+        assert notices.pop(0) == "a/xvda is at an NBD server: what it contains and when it fails, no seed repeats"
+    assert header["about"].get("unrepeatable") == (["a/xvda"] if clock == "virtual" else None)
+    where = f"a's disk xvda: nbd:unix:{scene.directory}/s.sock: "
+    assert notices[0].startswith(where)
+    assert notices[0].endswith("; looking for it, for 1 s until requests fail")

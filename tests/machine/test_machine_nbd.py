@@ -14,7 +14,7 @@ from struct import pack
 
 import pytest
 
-import hypervisor.machine.nbd as nbd
+import hypervisor.machine.nbd_connector as nbd_connector
 from hypervisor.errors import DeviceError
 from hypervisor.machine.nbd import NbdDisk
 from hypervisor.machine.nbd_address import NbdAddress
@@ -188,7 +188,7 @@ def test_handshakes_that_fail(tmp_path: Path, parts: list[bytes], message: str) 
 )
 def test_a_server_that_comes_to_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[bytes]) -> None:
     """It says a word now and then, each before the client's patience is over, and nothing that leads anywhere."""
-    monkeypatch.setattr(nbd, "PATIENCE", 0.4)
+    monkeypatch.setattr(nbd_connector, "PATIENCE", 0.4)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "slow"))
     listener.listen(1)

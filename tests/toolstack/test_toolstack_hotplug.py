@@ -1,6 +1,12 @@
 """Disks and interfaces that come and go: guests that answer, hold on, say nothing; driver domains; restarts."""
 
+import shutil
+import socket
+import subprocess
 import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -308,7 +314,7 @@ async def test_a_backend_that_refuses_leaves_nothing(tmp_path: Path) -> None:
     """An image that may not be written, for a disk that is to be: the backend says so, and nothing stays plugged in."""
     async with steered(tmp_path, one) as host:
         await host.says("up")
-        host.host.hardware.plug_disk = lambda owner, disk: 77  # type: ignore[method-assign]
+        host.host.hardware.plug_disk = lambda owner, disk, connection: 77  # type: ignore[method-assign]
         host.host.hardware.unplug_disk = lambda unit, keep: None  # type: ignore[method-assign]
         with pytest.raises(ControlError, match=r"the backend of vbd 51728 failed: .*there is no disk on controller 77"):
             await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
@@ -412,3 +418,76 @@ async def test_a_domains_disks_may_be_used_by_others_when_it_has_gone(tmp_path: 
         await host.says("other | reads b'written!' 2048")
     assert host.result is not None
     assert [domain.usage.blocks for domain in host.result.domains[1:]] == [1, 2]
+
+
+TICKS = """
+    self.print("up")
+    longest = 0
+    while longest < 10**9:
+        before = self.kernel.monotonic_ns()
+        await self.sleep(0.005)
+        longest = max(longest, self.kernel.monotonic_ns() - before)
+"""
+DRIVE = "disk = ['vdev=xvdc,devtype=cdrom']"
+
+
+@pytest.mark.parametrize("verb", ["block-attach", "cd-insert"])
+async def test_a_server_that_says_nothing_stops_nobody(tmp_path: Path, verb: str) -> None:
+    """While the toolstack waits for it in real time, guests run and other people are served."""
+
+    def guests(host: Steered) -> list[DomainConfig]:
+        return [host.guest("one", TICKS, DRIVE)]
+
+    silent = socket.socket(socket.AF_UNIX)
+    silent.bind(str(tmp_path / "silent"))
+    silent.listen(4)
+    with silent:
+        async with steered(tmp_path, guests, time="real") as host:
+            await host.says("up")
+            what = {"spec": "format=raw,vdev=xvdb,target=nbd:unix:silent"}
+            if verb == "cd-insert":
+                what = {"device": "xvdc", "target": "nbd:unix:silent"}
+            failures: list[str] = []
+
+            async def attach() -> None:
+                with pytest.raises(ControlError) as caught:
+                    await host.ask(verb, domain="one", **what, cwd=str(tmp_path))
+                failures.append(str(caught.value))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(attach)
+                connection = await trio.to_thread.run_sync(lambda: silent.accept()[0])
+                began = time.monotonic()
+                await trio.sleep(0.3)
+                assert len(await host.ask("list")) == 2
+                assert time.monotonic() - began < 5
+                assert failures == []
+                connection.close()
+            assert failures == [f"nbd:unix:{tmp_path}/silent: the server has closed the connection"]
+            assert host.names("/local/domain/1/device/vbd") == ["51744"]
+
+
+@contextmanager
+def nbdkit(path: Path) -> Iterator[None]:
+    """Serve a disk of 1 MiB in memory."""
+    with subprocess.Popen(["nbdkit", "-f", "-U", path, "memory", "1M"]) as server:
+        deadline = time.monotonic() + 20
+        with socket.socket(socket.AF_UNIX) as probe:
+            while probe.connect_ex(str(path)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        yield
+        server.terminate()
+
+
+@pytest.mark.skipif(shutil.which("nbdkit") is None, reason="needs nbdkit, a real server")
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+async def test_a_disk_at_a_server_is_attached(tmp_path: Path, clock: str) -> None:
+    with nbdkit(tmp_path / "s"):
+        async with steered(tmp_path, lambda host: [host.guest("one", FOLLOW)], time=clock) as host:
+            await host.says("one | up")
+            spec = "format=raw,vdev=xvdb,reconnect-delay=5,target=nbd:unix:s"
+            await host.ask("block-attach", domain="one", spec=spec, cwd=str(tmp_path))
+            await host.says("one | reads b'written!' 2048")
+            await host.ask("block-detach", domain="one", device="xvdb")
+            await host.says("one | disk xvdb went")

@@ -68,6 +68,8 @@ def test_nbd_targets(target: str, address: NbdAddress, resolved: str) -> None:
     assert disk.nbd == address
     assert disk.resolved(Path("/d")).target == resolved
     assert parse_disk("vdev=xvda,target=/x").nbd is None
+    assert disk.reconnect_delay == 0
+    assert parse_disk(f"vdev=xvda,reconnect-delay=60,target={target}") == attrs.evolve(disk, reconnect_delay=60)
 
 
 def test_sizes() -> None:
@@ -125,6 +127,10 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
         ("vdev=xvda,target=nbd:unix:", "is not of the form"),
         ("vdev=xvda,target=nbd:host:0", "is not of the form"),
         ("vdev=xvda,target=nbd:host:65536", "is not of the form"),
+        ("/x,raw,xvda,reconnect-delay=5", "only a disk at an NBD server has a 'reconnect-delay'"),
+        ("vdev=xvda,reconnect-delay=-1,target=nbd:host", "a number of seconds, up to 86400, not '-1'"),
+        ("vdev=xvda,reconnect-delay=86401,target=nbd:host", "a number of seconds, up to 86400"),
+        ("vdev=xvda,reconnect-delay=1,reconnect-delay=2,target=nbd:host", "'reconnect-delay' is given twice"),
         ("format=overlay,base=b,vdev=xvda,target=nbd:host", "a disk of format 'raw', not 'overlay'"),
         ("/x,memory,xvda", "'/x' is no size of a disk"),
         ("1000,memory,xvda", "a disk has whole sectors of 512 bytes, so it cannot have 1000"),

@@ -262,6 +262,7 @@ def run(
             outside=outside,
         )
         output.on_loss = host.interrupt
+        host.on_notice = lambda sentence: click.echo(f"paravirt: {sentence}", err=True)
         with (
             _interrupting(host),
             serving_store(outside, store_path),
