@@ -20,6 +20,7 @@ from hypervisor.guest_access import translate_load
 from hypervisor.preempt import Continuation, finish
 from hypervisor.probe import VCpuProbe
 from hypervisor.tape import FULL, register
+from hypervisor.time import unknown_op
 from hypervisor.vcpu import VCpu
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ def _store_port(domain: Domain, writers: dict[int, Callable[[int, int], None]]) 
     def outl(port: int, value: int) -> None:
         for ports in domain.ioports:
             if port in ports:
-                if port in writers:
-                    writers[port](port, value & U32)
+                write = writers.get(port)
+                if write is not None:
+                    write(port, value & U32)
                 return
         raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
 
@@ -118,14 +120,12 @@ def _door(vcpu: PythonVCpu) -> Door:
 
     Once locked it does nothing: what is left of a dead guest's suspended code may still run when Python throws it away.
     """
-    table: list[Handler] = list(vcpu.hv.table)
+    # (A list knows negative numbers, too: as those counted from its end. There nothing is.)
+    table: list[Handler] = [*vcpu.hv.table, *[unknown_op] * len(vcpu.hv.table)]
 
     def hypercall(nr: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0, /) -> int:
         vcpu.hypercalls += 1
         try:
-            # (A list knows negative numbers too, and means something else by them.)
-            if nr < 0:
-                return -errno.ENOSYS
             handler = table[nr]
         except (IndexError, TypeError):
             return -errno.ENOSYS
@@ -234,7 +234,7 @@ class PythonVCpu(VCpu):
                 handler = self._quick_upcall
                 if handler is not None:
                     # `deliver_upcall`, written out: events between domains are what speed is measured by.
-                    words[at] = state | 0x100
+                    words[at] = state + 0x100
                     handler()
                     at = self.flags_at
                     state = words[at]

@@ -191,7 +191,6 @@ class BlockServer:
         "_copier",
         "_dead",
         "_jobs",
-        "_kick",
         "_mapper",
         "_notify",
         "_protocol",
@@ -236,7 +235,7 @@ class BlockServer:
     ) -> None:
         # (What an attribute holds is called in two steps in hot code: otherwise a method of that name is looked for.)
         self._notify = kernel.events.notify
-        self._submit, self._kick = disk.submit_one, disk.kick
+        self._submit = disk.submit_one
         self.name = name
         self.disk = disk
         self.sectors = disk.sectors
@@ -274,12 +273,13 @@ class BlockServer:
         self.unusual = False
         """Whether finishing a request takes more than putting its response: a barrier, a stop."""
         # What the two ends of the hot path look up each time; unpacking a tuple costs as much as one attribute.
-        self._reading = (ring.view, ring.offsets, ring.mask, protocol.request.unpack_from)
+        places = (ring, ring.shared, ring.view, ring.offsets, ring.mask)
+        self._reading = (*places, ring.size, protocol.request.unpack_from, mapper, disk.kick)
         self._taking = (ring.slots, protocol.request, disk.submit_all, self.free)
         trace = kernel.cpu.trace
         self._trace = None if trace is None else trace.bind(BLOCK_REQUEST, name, WORD, WORD, WORD, SIGNED)
         self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "rsp", WORD, FLAG, WORD)
-        self.answering = (ring, ring.view, ring.offsets, ring.mask, protocol.response.pack_into, self._trace)
+        self.answering = (ring, *places[2:], protocol.response.pack_into, self.free, self._trace)
 
     # Requests
 
@@ -289,45 +289,51 @@ class BlockServer:
 
     def wake(self) -> None:
         """Take all requests out of the ring, as far as they may be taken, and start them: the event's handler."""
-        if self.stopped or self._barrier is not None:
+        if self.unusual and (self.stopped or self._barrier is not None):
             return
-        ring = self.ring
-        shared = ring.shared
-        self._mapper.clock += 1
+        ring, shared, view, offsets, mask, size, unpack, mapper, kick = self._reading
+        mapper.clock += 1
         started = 0
         cons = ring.req_cons
+        prod = shared[REQ_PROD]
         while True:
+            if (prod - ring.rsp_prod_pvt) & MASK32 > size:
+                self._break(f"req_prod {prod} is more than {size} ahead of the responses at {ring.rsp_prod_pvt}")
+                break
+            if ring.pages:
+                ring.fetch(cons, prod)
+            if prod - cons == 1:
+                request = unpack(view, offsets[cons & mask])
+                ring.req_cons = prod
+                op, count, _, ident, sector, segments = request
+                if (
+                    op <= BLKIF_OP_WRITE
+                    and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST
+                    and self._start_known(op, ident, sector, mapper.plans.get(segments[: 8 * count]))
+                ):
+                    started += 1
+                else:
+                    started += self._start_unusual(request)
+            else:
+                started += self._take(cons, prod)
+            if self._barrier is not None:
+                break
+            # The next request is to be told of. One that came before the frontend could know is taken at once.
+            # (So is what comes after a barrier that has failed already.)
+            cons = ring.req_cons
+            shared[REQ_EVENT] = (cons + 1) & MASK32
             prod = shared[REQ_PROD]
             if prod == cons:
-                shared[REQ_EVENT] = (cons + 1) & MASK32
-                if shared[REQ_PROD] == cons:
-                    break
-            elif (prod - ring.rsp_prod_pvt) & MASK32 > ring.size:
-                self._break(f"req_prod {prod} is more than {ring.size} ahead of the responses at {ring.rsp_prod_pvt}")
                 break
-            else:
-                if ring.pages:
-                    ring.fetch(cons, prod)
-                started += self._take_one(cons) if (cons + 1) & MASK32 == prod else self._take(cons, prod)
-                if self._barrier is not None:
-                    break
-                cons = ring.req_cons
         if started:
-            kick = self._kick
             kick()
         if self._pushed != ring.rsp_prod_pvt:
             self.flush_responses()
 
-    def _take_one(self, cons: int) -> int:
-        """Take the request at a ring index, which is the only one; returns how many the disk must be kicked for."""
-        view, offsets, mask, unpack = self._reading
-        request = unpack(view, offsets[cons & mask])
-        self.ring.req_cons = (cons + 1) & MASK32
+    def _start_unusual(self, request: Request) -> int:
+        """Start one request that is no direct transfer of known segments; returns how often the disk must be kicked."""
         op, count, number, ident, sector, segments = request
-        if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
-            if self._start_known(op, ident, sector, self._mapper.plans.get(segments[: 8 * count])):
-                return 1
-        elif (
+        if (
             op == BLKIF_OP_INDIRECT
             and count <= BLKIF_OP_WRITE
             and self._tables is not None
@@ -577,14 +583,14 @@ class BlockServer:
         if self.unusual:
             self.finish(job, 0)
             return
-        ring, view, offsets, mask, pack_into, trace = self.answering
+        ring, view, offsets, mask, pack_into, free, trace = self.answering
         prod = ring.rsp_prod_pvt
         pack_into(view, offsets[prod & mask], job.id, job.op, BLKIF_RSP_OKAY)
         ring.rsp_prod_pvt = (prod + 1) & MASK32
         if trace is not None:
             assert job.plan is not None
             trace(job.op, job.sector, job.plan.sectors, BLKIF_RSP_OKAY)
-        self.free.append(job)
+        free.append(job)
         self.in_flight = left = self.in_flight - 1
         if not left:
             self.flush_responses()
@@ -598,7 +604,7 @@ class BlockServer:
             for job in jobs:
                 self.finish(job, 0)
             return
-        ring, view, offsets, mask, pack_into, trace = self.answering
+        ring, view, offsets, mask, pack_into, free, trace = self.answering
         prod = ring.rsp_prod_pvt
         for job in jobs:
             pack_into(view, offsets[prod & mask], job.id, job.op, BLKIF_RSP_OKAY)
@@ -607,7 +613,7 @@ class BlockServer:
                 assert job.plan is not None
                 trace(job.op, job.sector, job.plan.sectors, BLKIF_RSP_OKAY)
         ring.rsp_prod_pvt = prod
-        self.free += jobs
+        free += jobs
         self.in_flight = left = self.in_flight - len(jobs)
         if not left:
             self.flush_responses()
@@ -670,7 +676,8 @@ class BlockServer:
             ring.show(old, new)
         shared = ring.shared
         shared[RSP_PROD] = new
-        notify = (new - shared[RSP_EVENT]) & MASK32 < (new - old) & MASK32
+        event = shared[RSP_EVENT]
+        notify = event == new or (new - event) & MASK32 < (new - old) & MASK32
         if self._trace_push is not None:
             self._trace_push(new, notify, ring.req_cons)
         if notify and self.port >= 0:
@@ -691,5 +698,5 @@ class BlockServer:
     def release(self) -> None:
         """Let go of the ring's views, so that it can be unmapped. Nothing may be in flight; the server is unusable."""
         self.port = -1
-        self._taking = self.answering = None  # type: ignore[assignment]
+        self._reading = self._taking = self.answering = None  # type: ignore[assignment]
         self.ring.release()

@@ -49,6 +49,8 @@ _DISCARD = blkif_request_discard.codec
 
 assert (READ, WRITE) == (BLKIF_OP_READ, BLKIF_OP_WRITE)
 """The block layer's numbers are those of the wire: `BlockRequest.op` goes into the ring as it is."""
+assert BLKIF_OP_READ == BLKIF_RSP_OKAY == 0
+"""So that hot code need not compare: `not op`, `not status`."""
 
 
 def _scatter(data: bytes | memoryview, parts: tuple[memoryview, ...]) -> None:
@@ -65,6 +67,36 @@ class FrontQueue:
     """A ring of one connection to a backend. Made unconnected; `connect` begins service, `shut` ends it, then
     `release` must follow.
     """
+
+    __slots__ = (
+        "_device",
+        "_events",
+        "_free",
+        "_grants",
+        "_handle",
+        "_merger",
+        "_mm",
+        "_notify",
+        "_pages",
+        "_putting",
+        "_shift",
+        "_slots",
+        "_taking",
+        "_trace",
+        "_trace_push",
+        "broken",
+        "discards",
+        "drained",
+        "flush_op",
+        "name",
+        "on_broken",
+        "others",
+        "owner",
+        "pool",
+        "port",
+        "ring",
+        "ring_refs",
+    )
 
     def __init__(
         self,
@@ -110,11 +142,7 @@ class FrontQueue:
         trace = kernel.cpu.trace
         self._trace = None if trace is None else trace.bind(BLOCK_REQUEST, device.name, WORD, WORD, WORD, SIGNED)
         self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "req", WORD, FLAG, WORD)
-        # What the hot paths look up each time; unpacking a tuple costs as much as one attribute.
-        ring = self.ring
-        places = (ring, ring.view, ring.offsets, ring.mask, self._free)
-        self._putting = (*places, ring.shared, self._merger, handle, self._trace_push)
-        self._taking = (*places, self._slots, pool, self._trace)
+        self._remember()
         self.ring_refs: list[int] = []
         self.port = -1
         try:
@@ -124,6 +152,13 @@ class FrontQueue:
         except BaseException:
             self.release()
             raise
+
+    def _remember(self) -> None:
+        """Put together what the hot paths look up each time: unpacking a tuple costs as much as one attribute."""
+        ring, persistent = self.ring, self.pool.persistent
+        places = (ring, ring.shared, ring.view, ring.offsets, ring.mask)
+        self._putting = (*places, self._free, self._merger, self._handle, self._shift, persistent, self._trace_push)
+        self._taking = (*places, self._free, self._slots, self._device, persistent, self._trace)
 
     @property
     def in_flight(self) -> int:
@@ -140,11 +175,11 @@ class FrontQueue:
         self._shift = shift
         self.flush_op = flush_op
         self.discards = discards
+        self._remember()
 
     def run(self, pending: deque[BlockRequest]) -> None:
         """Move requests from `pending` into the ring while there are free slots; notify as ring.h says."""
-        ring, view, offsets, mask, free, shared, merger, handle, trace = self._putting
-        shift, persistent = self._shift, self.pool.persistent
+        ring, shared, view, offsets, mask, free, merger, handle, shift, persistent, trace = self._putting
         prod = old = ring.req_prod_pvt
         while pending and free:
             request = pending.popleft()
@@ -188,7 +223,8 @@ class FrontQueue:
         # push_requests_and_check_notify, written out. `old` is our own copy of what the ring held: the backend cannot
         # suppress a notification by changing req_prod.
         shared[REQ_PROD] = prod
-        notify = (prod - shared[REQ_EVENT]) & MASK32 < (prod - old) & MASK32
+        event = shared[REQ_EVENT]
+        notify = event == prod or (prod - event) & MASK32 < (prod - old) & MASK32
         if trace is not None:
             trace(prod, notify, ring.rsp_cons)
         if notify:
@@ -270,59 +306,57 @@ class FrontQueue:
         shape.pack_into(self.ring.view, offset, op, shape.segments, self._handle, slot.index, sector, shape.descriptors)
         return 0
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> None:  # noqa: C901 - every transfer passes here, so it is in one piece
         """The upcall: take all responses, finish their requests, and fill the slots that became free."""
-        ring = self.ring
-        shared = ring.shared
-        device = self._device
-        while not self.broken:
-            cons = ring.rsp_cons
-            prod = shared[RSP_PROD]
-            if prod == cons:
-                shared[RSP_EVENT] = (cons + 1) & MASK32
-                if shared[RSP_PROD] == cons:
-                    return
-                continue
-            if (prod - cons) & MASK32 > (ring.req_prod_pvt - cons) & MASK32:
-                self._break(f"the backend claims responses up to {prod} for requests up to {ring.req_prod_pvt}")
+        ring, shared, view, offsets, mask, free, slots, device, persistent, trace = self._taking
+        if self.broken:
+            return
+        cons = ring.rsp_cons
+        prod = shared[RSP_PROD]
+        while True:
+            put = ring.req_prod_pvt
+            if prod != put and (prod - cons) & MASK32 > (put - cons) & MASK32:
+                self._break(f"the backend claims responses up to {prod} for requests up to {put}")
                 return
-            self._take(cons, prod)
+            if ring.pages:
+                ring.fetch(cons, prod)
+            ring.rsp_cons = prod
+            responses = (
+                (_UNPACK(view, offsets[cons & mask]),) if prod - cons == 1 else ring.slots(_RESPONSE, cons, prod)
+            )
+            for index, op, status in responses:
+                slot = slots[index & mask]
+                request = slot.request
+                if request is None or index > mask or op != slot.op:
+                    ring.rsp_cons = cons  # whatever was not answered comes after it
+                    self._break(f"the backend answers request {index}, operation {op}, which is not in flight")
+                    return
+                slot.request = None
+                shape = slot.shape
+                if shape is not None:
+                    if not op and not status and shape.buffered is None:
+                        whole = shape.view
+                        request.data = whole.tobytes() if whole is not None else b"".join(shape.parts)
+                    if not persistent:
+                        self._revoke(slot, shape, request)
+                free.append(slot)
+                if trace is not None:
+                    trace(op, request.sector, request.count, status)
+                if not status:
+                    request.finish()
+                else:
+                    request.finish(errno.EOPNOTSUPP if status == BLKIF_RSP_EOPNOTSUPP else errno.EIO)
             if device.queue is self.owner:
                 if device.pending:
                     self.run(device.pending)
             elif ring.req_prod_pvt == ring.rsp_cons:
                 self.drained.wake_all()
-
-    def _take(self, cons: int, prod: int) -> None:
-        """Take the responses between two ring indices."""
-        ring, view, offsets, mask, free, slots, pool, trace = self._taking
-        persistent = pool.persistent
-        if ring.pages:
-            ring.fetch(cons, prod)
-        ring.rsp_cons = prod
-        one = (cons + 1) & MASK32 == prod
-        for index, op, status in (_UNPACK(view, offsets[cons & mask]),) if one else ring.slots(_RESPONSE, cons, prod):
-            slot = slots[index & mask]
-            request = slot.request
-            if request is None or index > mask or op != slot.op:
-                ring.rsp_cons = cons  # whatever was not answered comes after it
-                self._break(f"the backend answers request {index}, operation {op}, which is not in flight")
+            # The next response is to be told of. One that came before the backend could know is taken at once.
+            cons = prod
+            shared[RSP_EVENT] = (cons + 1) & MASK32
+            prod = shared[RSP_PROD]
+            if prod == cons:
                 return
-            slot.request = None
-            shape = slot.shape
-            if shape is not None:
-                if op == BLKIF_OP_READ and status == BLKIF_RSP_OKAY and shape.buffered is None:
-                    whole = shape.view
-                    request.data = whole.tobytes() if whole is not None else b"".join(shape.parts)
-                if not persistent:
-                    self._revoke(slot, shape, request)
-            free.append(slot)
-            if trace is not None:
-                trace(op, request.sector, request.count, status)
-            if status == BLKIF_RSP_OKAY:
-                request.finish()
-            else:
-                request.finish(errno.EOPNOTSUPP if status == BLKIF_RSP_EOPNOTSUPP else errno.EIO)
 
     def _revoke(self, slot: Slot, shape: Shape, request: BlockRequest) -> None:
         """Without persistent grants: take the pages of a request back."""

@@ -164,16 +164,16 @@ class PhysicalDisk:
 
         `owner` is told instead, perhaps of several at once, if all commands under way are its and all went well.
         """
-        free = self._free
+        free, packed = self._free, self._packed
         if self._sole is not owner:
-            self._sole = owner if len(free) == len(self._packed) and not self._waiting else None
+            self._sole = owner if len(free) == len(packed) and not self._waiting else None
         if not free and not self._grow():
             self._waiting.append((op, sector, segments, pending, sectors))
             return
         slot = free.pop()
-        if segments is not self._packed[slot]:
+        if segments is not packed[slot]:
             self._tables[slot].view[: len(segments)] = segments
-            self._packed[slot] = segments
+            packed[slot] = segments
         produced = self._produced
         offset = (produced & _SLOT_MASK) * _COMMAND_SIZE
         _PACK(self._view, offset, op, 0, len(segments) >> 4, slot, sector, self._addresses[slot], sectors)
@@ -237,14 +237,13 @@ class PhysicalDisk:
             self._consumed = produced
             # The 64 bits of a `disk_completion`: id, and a status that is 0 or negative.
             at = _FIRST_COMPLETION + (consumed & _COMPLETION_MASK)
-            end = at + (produced - consumed & U32)
             owner = self._sole
-            if end - at == 1 and owner is not None and words[at] <= U32:
+            if produced - consumed == 1 and owner is not None and (ident := words[at]) <= U32:
                 # It is one, and the same as below.
-                ident = words[at]
                 self._free.append(ident)
                 owner.finished_one(self._under_way[ident])
             else:
+                end = at + (produced - consumed & U32)
                 idents = words[at : min(end, _END_OF_COMPLETIONS)].tolist()
                 if end > _END_OF_COMPLETIONS:
                     idents += words[_FIRST_COMPLETION : end - _COMPLETION_SLOTS].tolist()

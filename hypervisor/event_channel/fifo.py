@@ -65,7 +65,7 @@ NO_WORD = -1
 class Queue:
     """One priority of one vCPU, as Xen sees it."""
 
-    __slots__ = ("bit", "head_at", "page", "ready_at", "tail")
+    __slots__ = ("bit", "head_at", "page", "ready_at", "tail_at")
 
     def __init__(self, control_block: int, priority: int) -> None:
         self.bit = 1 << priority
@@ -74,8 +74,8 @@ class Queue:
         self.ready_at = control_block
         """Index of the control block's `ready` in the 32-bit words of memory."""
         self.head_at = control_block + _HEAD + priority
-        self.tail = 0
-        """The port that was appended last; 0 when the queue is known to be empty."""
+        self.tail_at = NO_WORD
+        """Where the event word of the port is that was appended last; NO_WORD when the queue is known to be empty."""
 
 
 def make_queues(control_block: int) -> tuple[Queue, ...]:
@@ -83,15 +83,15 @@ def make_queues(control_block: int) -> tuple[Queue, ...]:
     return tuple(Queue(control_block, priority) for priority in range(EVTCHN_FIFO_MAX_QUEUES))
 
 
-Lane = tuple[Queue, "VCpu", "list[Channel]", int, int, int, int, int, int, int]
-"""What raising an event looks up: the queue, its vCPU, the ports of the domain; the port, where its event word is, and
-the frame of that; of the queue: where its head and its ready bits are, its bit, and the frame of these."""
+Lane = tuple[Queue, "VCpu", int, int, int, int, int, int, int]
+"""What raising an event looks up: the queue and its vCPU; the port, where its event word is, and the frame of that; of
+the queue: where its head and its ready bits are, its bit, and the frame of these."""
 
 
 def make_lane(channel: Channel, queue: Queue) -> Lane:
     """Return how events of a port come to a queue, which holds as long as neither its vCPU nor its priority changes."""
     where = channel.port, channel.word_at, channel.word_page
-    return queue, channel.vcpu, channel.domain.ports, *where, queue.head_at, queue.ready_at, queue.bit, queue.page
+    return queue, channel.vcpu, *where, queue.head_at, queue.ready_at, queue.bit, queue.page
 
 
 class Fifo:
@@ -223,23 +223,24 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
     tape = None if hv.tape is None else hv.tape.words
     clock, run_queue = hv.clock, hv.sched.run_queue.append
     fresh = PENDING | LINKED
+    asleep = VPF_BLOCKED if plain else -1
 
     def set_pending(channel: Channel) -> None:
         lane = channel.lane
         if lane is None:
             raise_event(channel)
             return
-        queue, vcpu, ports, port, at, page, head_at, ready_at, bit, block = lane
+        queue, vcpu, port, at, page, head_at, ready_at, bit, block = lane
         if words[at]:
             raise_event(channel)
             return
-        tail = queue.tail
-        if tail != port:
+        tail_at = queue.tail_at
+        if tail_at != at:
             # Ports of one vCPU take turns: a disk's interrupt and its frontend, say.
-            if tail and words[ports[tail].word_at] & LINKED:
+            if tail_at < 0 or words[tail_at]:
                 raise_event(channel)
                 return
-            queue.tail = port
+            queue.tail_at = at
         if trace is not None:
             if tape is not None:
                 tape.append(vcpu.codes.pending)
@@ -258,7 +259,7 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
             info = vcpu.info
             if not b[info]:
                 b[info] = 1
-                if plain and vcpu.pause_flags == VPF_BLOCKED and not vcpu.queued and not vcpu.info_registered:
+                if vcpu.pause_flags == asleep and not vcpu.queued and not vcpu.info_registered:
                     # `Scheduler.wake`, as in the two-level ABI.
                     vcpu.pause_flags = 0
                     vcpu.queued = True
@@ -310,9 +311,9 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
             last, channel.queue = channel.queue, queue
             if last is not queue or channel.lane is None:
                 channel.lane = make_lane(channel, queue)
-            if last is not None and last.tail == channel.port:
+            if last is not None and last.tail_at == at:
                 # It was the last of a queue that the guest has emptied. Nothing may be appended to it there any more.
-                last.tail = 0
+                last.tail_at = NO_WORD
             if not append(channel, queue):
                 make_ready(vcpu, queue)
         if channel.domain.pollers and not word & PENDING:
@@ -320,10 +321,9 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
 
     def append(channel: Channel, queue: Queue) -> bool:
         """Put a port at the end of a queue; False if that was empty, and it begins anew."""
-        tail = queue.tail
-        queue.tail = channel.port
-        if tail:
-            tail_at = channel.domain.ports[tail].word_at
+        tail_at = queue.tail_at
+        queue.tail_at = channel.word_at
+        if tail_at >= 0:
             word = words[tail_at]
             if word & LINKED:
                 words[tail_at] = word & NOT_THE_LINK | channel.port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import chain
 from struct import Struct
 from struct import error as struct_error
@@ -50,15 +49,24 @@ KNOWN_TABLES = 4096
 class _Completion:
     """Commands that are reported as done together. A controller has as many as were ever under way at once."""
 
-    __slots__ = ("come", "generation", "timer", "words")
+    __slots__ = ("come", "controller", "generation", "timer", "words")
 
     def __init__(self, controller: DiskController) -> None:
+        self.controller = controller
         self.words: list[int] = []
         """A `disk_completion` each, as one word."""
         self.generation = 0
         """That of the controller when they were taken."""
-        self.come = partial(controller.complete, self)
+        self.come = self._come
         self.timer = Timer(0, self.come)
+
+    def _come(self) -> None:
+        """Report the commands as done, unless there was a reset or an unplug in between. For `come`, which is kept."""
+        controller, words = self.controller, self.words
+        if self.generation == controller.generation:
+            controller.put(words)
+        words.clear()
+        controller.spare.append(self)
 
 
 class DiskController:
@@ -77,7 +85,6 @@ class DiskController:
         "_command_base",
         "_completion_base",
         "_consumed",
-        "_handlers",
         "_i",
         "_joins",
         "_known",
@@ -87,11 +94,11 @@ class DiskController:
         "_ports",
         "_produced",
         "_prompt",
+        "_putting",
         "_q",
         "_raise_line",
         "_rearm",
         "_size",
-        "_spare",
         "_written",
         "backing",
         "commands",
@@ -105,6 +112,7 @@ class DiskController:
         "remote",
         "sector_size",
         "sectors",
+        "spare",
         "unit",
         "written_bytes",
     )
@@ -129,21 +137,22 @@ class DiskController:
         self.iommu = iommu
         self.now: Callable[[], int] = machine.clock.read
         self.read_bytes = self.written_bytes = self.commands = 0
-        self._command_base = self._completion_base = 0
         self._consumed = self._produced = self._changes = 0
         self.generation = 0
-        """Counts resets: what was begun in an earlier one is not reported any more."""
+        """Counts how often there was no queue of completions any more, as after a reset: what was begun before that is
+        not reported.
+        """
         self._known: dict[bytes, Gathered] = {}
         self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
         memory = machine.memory
         self._b, self._i, self._q, self._written = memory.b, memory.i, memory.q, memory.written
         self._rearm, self._raise_line = machine.timers.rearm, machine.interrupts.raise_line
-        self._handlers = machine.interrupts.handlers
-        self._spare: list[_Completion] = []
+        self.spare: list[_Completion] = []
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
+        self._forget_queues()
         self._use(backing)
 
     def _use(self, backing: Backing) -> None:
@@ -160,7 +169,7 @@ class DiskController:
         self.sector_size = backing.sector_size
         self.sectors = backing.size // self.sector_size
         self.latency_ns = self._medium_latency_ns + backing.delay_ns
-        self._prompt = not backing.delay_ns
+        self._prompt = self.machine.clock.real and not backing.delay_ns
         self._joins = backing.joins
         self._size = self.sectors * self.sector_size
         last = sheet.DISK_READ if backing.readonly else sheet.DISK_WRITE
@@ -222,11 +231,24 @@ class DiskController:
         if register == sheet.DISK_COMMANDS:
             self._command_base = self._frame_base(value)
         elif register == sheet.DISK_COMPLETIONS:
-            self._completion_base = self._frame_base(value)
+            self._place_completions(self._frame_base(value))
         elif register == sheet.DISK_RESET:
+            self._forget_queues()
+
+    def _forget_queues(self) -> None:
+        """Have no queues, as after a reset."""
+        self._consumed = self._produced = self._changes = 0
+        self._command_base = 0
+        self._place_completions(0)
+
+    def _place_completions(self, base: int) -> None:
+        """Let completions be put at a machine address; 0 for nowhere."""
+        self._completion_base = base
+        if not base:
             self.generation += 1
-            self._consumed = self._produced = self._changes = 0
-            self._command_base = self._completion_base = 0
+        # What is looked up for each of them.
+        places = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION, base >> 2, base >> PAGE_SHIFT
+        self._putting = (self._q, self._i, self._written, *places, self.machine.interrupts.handlers, self._line)
 
     def _frame_base(self, mfn: int) -> int:
         """Return the machine address of a queue's frame; 0 (no queue) if there is no such frame or no access to it."""
@@ -237,18 +259,19 @@ class DiskController:
 
     # -- commands -------------------------------------------------------------------------------------------------
 
-    def _doorbell(self, _port: int, producer: int) -> None:
+    def _doorbell(self, _port: int, producer: int) -> None:  # noqa: C901 - every command passes here, in one piece
         """Execute the commands up to the driver's producer index; their completions come together, after a while."""
         consumed = self._consumed
         pending = producer - consumed & U32
         base = self._command_base
-        if not pending or not base or not self._completion_base or pending > QUEUE_LENGTH:
+        if not base or not self._completion_base or not 0 < pending <= QUEUE_LENGTH:
             return
         known, b, written, last, sector_size, limit, readv, writev, iommu, line = self._moving
         self._allowed = allowed = iommu(line)
         if allowed is not None:
             last = -1
-        completion = self._spare.pop() if self._spare else _Completion(self)
+        spare = self.spare
+        completion = spare.pop() if spare else _Completion(self)
         done = completion.words
         moved = read = wrote = 0
         if pending == 1:
@@ -282,12 +305,14 @@ class DiskController:
             moved += size
         self._consumed = producer & U32
         self.commands += pending
-        self.read_bytes += read
-        self.written_bytes += wrote
+        if read:
+            self.read_bytes += read
+        if wrote:
+            self.written_bytes += wrote
         moved += read + wrote
         completion.generation = self.generation
-        if self.machine.clock.real and self._prompt:
-            self.complete(completion)
+        if self._prompt:
+            completion.come()
         else:
             now, rearm = self.now, self._rearm
             deadline = now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
@@ -387,33 +412,21 @@ class DiskController:
         around = COMMAND.iter_unpack(b[base : base + (end - QUEUE_LENGTH) * COMMAND_SIZE])
         return chain(COMMAND.iter_unpack(b[low : base + QUEUE_LENGTH * COMMAND_SIZE]), around)
 
-    def complete(self, completion: _Completion) -> None:
-        """Report commands as done, unless there was a reset or an unplug in between."""
-        if completion.generation == self.generation:
-            self._put(completion.words)
-        completion.words.clear()
-        self._spare.append(completion)
-
-    def _put(self, words: list[int]) -> None:
+    def put(self, words: list[int]) -> None:
         """Put completions where the driver finds them, and tell it."""
-        base, produced, q = self._completion_base, self._produced, self._q
-        first = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION
+        q, i, written, first, header, page, handlers, line = self._putting
+        produced, count = self._produced, len(words)
         begin = first + (produced & COMPLETION_MASK)
-        end = begin + len(words)
-        if end == begin + 1:
+        if count == 1:
             q[begin] = words[0]
-            produced += 1
-        elif end <= first + sheet.DISK_COMPLETION_SLOTS:
-            q[begin:end] = array("Q", words)
-            produced += len(words)
+        elif begin + count <= first + sheet.DISK_COMPLETION_SLOTS:
+            q[begin : begin + count] = array("Q", words)
         else:
-            for word in words:
-                q[first + (produced & COMPLETION_MASK)] = word
-                produced += 1
-        self._produced = produced = produced & U32
-        self._i[base >> 2] = produced
-        self._written[base >> PAGE_SHIFT] = 1
-        handler = self._handlers.get(self._line)
+            for at, word in enumerate(words, produced):
+                q[first + (at & COMPLETION_MASK)] = word
+        self._produced = i[header] = produced + count & U32
+        written[page] = 1
+        handler = handlers.get(line)
         if handler is not None:
             handler()
         else:
@@ -466,7 +479,7 @@ class DiskController:
 
     def report(self, statuses: Sequence[tuple[int, int]]) -> None:
         """Report commands as done, each by its id and 0 or an errno."""
-        self._put([(-status & U32) << 32 | ident if status else ident for ident, status in statuses])
+        self.put([(-status & U32) << 32 | ident if status else ident for ident, status in statuses])
 
     def place(self, sector: int, sectors: int) -> tuple[int, int]:
         """Return where sectors are in the medium: offset and size in bytes."""

@@ -52,6 +52,7 @@ class Scheduler:
         self.hv = hv
         self.policy = policy
         self.costs = costs
+        self._clock, self._cost_hypercall = hv.clock, costs.hypercall
         self.pcpus = [PCpu(cpu_id) for cpu_id in range(nr_pcpus)]
         self.run_queue: deque[VCpu] = deque()
         self.runstate_areas: dict[VCpu, Callable[[VCpu, int], None]] = {}
@@ -87,13 +88,13 @@ class Scheduler:
 
     def now(self) -> int:
         """Return the current time in ns: inside a stretch of guest code it moves with every hypercall."""
-        clock = self.hv.clock
+        clock = self._clock
         if clock.real:
             return clock.read()
         vcpu = self.running
         if vcpu is None:
             return clock.now
-        return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self.costs.hypercall + vcpu.spent
+        return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self._cost_hypercall + vcpu.spent
 
     def _now_with_charges(self) -> int:
         """Return the current time where some things cost extra: what `now` is then."""
@@ -461,84 +462,82 @@ class Scheduler:
                 ready = vcpu.ready_at
                 if ready > now:
                     now = ready
-                is_due = timers.next_deadline <= now
-                if queue and not takes_head and not is_due:
-                    # Somebody else waits, too.
-                    queue.appendleft(vcpu)
-                    vcpu = algorithm.pick(pcpu, queue, now)
-                    if vcpu.compute_left:
+                if timers.next_deadline > now:
+                    if queue and not takes_head:
+                        # Somebody else waits, too.
+                        queue.appendleft(vcpu)
+                        vcpu = algorithm.pick(pcpu, queue, now)
+                        if vcpu.compute_left:
+                            return steps + 1
+                        queue.remove(vcpu)
+                        ready = vcpu.ready_at
+                    elif vcpu.compute_left:
+                        queue.appendleft(vcpu)
                         return steps + 1
-                    queue.remove(vcpu)
-                    ready = vcpu.ready_at
-                elif is_due or vcpu.compute_left:
-                    # It has to wait, where it was.
-                    queue.appendleft(vcpu)
-                    if not is_due:
-                        return steps + 1
-            else:
-                is_due = True
-            if is_due:
-                # The next timer, as `_fire_timer` does it; one that was cancelled is left to that.
-                if not heap:
-                    return steps + 1
-                timer = heap[0][2]
-                function = timer.function
-                if function is None:
-                    return steps + 1
-                heappop(heap)
-                timers.next_deadline = heap[0][0] if heap else NEVER
-                timer.function = None
-                if timer.deadline > clock.now:
-                    clock.now = timer.deadline
-                self.running = None
-                if words is not None:
-                    words.append(TIME)
-                    words.append(clock.now)
-                    if len(words) > FULL:
-                        assert hv.tape is not None
-                        hv.tape.keep()
-                function()
-                continue
+                    if now > clock.now:
+                        clock.now = now
+                    if vcpu.time_running >= vcpu.credit_end and algorithm.exhausted(vcpu, now):
+                        vcpu.parked = True
+                        continue
+                    vcpu.queued = False
+                    vcpu.time_runnable += now - ready
+                    vcpu.since = now
+                    if words is not None:
+                        words.append(TIME)
+                        words.append(clock.now)
+                        words.append(vcpu.codes.schedule)
+                    if now >= vcpu.next_service:
+                        hv.time.schedule_in(vcpu, now)
+                    if pcpu.last is vcpu:
+                        cost = cost_run
+                    else:
+                        pcpu.last = vcpu
+                        cost = cost_switched
+                    self.running = vcpu
+                    self.hypercalls_before = before = vcpu.hypercalls
+                    compute = vcpu.run()
+                    cost += (vcpu.hypercalls - before) * cost_hypercall
+                    now += cost
+                    if compute or not vcpu.pause_flags or vcpu.queued or areas:
+                        self._stretch_over(pcpu, vcpu, now, compute)
+                        if vcpu.spent:
+                            steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
+                        if pcpu.current is not None:
+                            return steps
+                        continue
+                    # It blocks.
+                    if words is not None:
+                        if vcpu.pause_flags == VPF_BLOCKED:
+                            words.append(vcpu.codes.block)
+                            words.append(cost)
+                        else:
+                            words.extend((vcpu.codes.deschedule, cost, vcpu.pause_flags))
+                    pcpu.now = vcpu.since = now
+                    vcpu.time_running += cost
+                    continue
+                # It has to wait, where it was.
+                queue.appendleft(vcpu)
+            # The next timer, as `_fire_timer` does it; one that was cancelled is left to that.
+            if not heap:
+                return steps + 1
+            timer = heap[0][2]
+            function = timer.function
+            if function is None:
+                return steps + 1
+            heappop(heap)
+            timers.next_deadline = heap[0][0] if heap else NEVER
+            timer.function = None
+            now = timer.deadline
             if now > clock.now:
                 clock.now = now
-            if vcpu.time_running >= vcpu.credit_end and algorithm.exhausted(vcpu, now):
-                vcpu.parked = True
-                continue
-            vcpu.queued = False
-            vcpu.time_runnable += now - ready
-            vcpu.since = now
+            self.running = None
             if words is not None:
                 words.append(TIME)
                 words.append(clock.now)
-                words.append(vcpu.codes.schedule)
-            if now >= vcpu.next_service:
-                hv.time.schedule_in(vcpu, now)
-            if pcpu.last is vcpu:
-                cost = cost_run
-            else:
-                pcpu.last = vcpu
-                cost = cost_switched
-            self.running = vcpu
-            self.hypercalls_before = before = vcpu.hypercalls
-            compute = vcpu.run()
-            cost += (vcpu.hypercalls - before) * cost_hypercall
-            now += cost
-            if compute or not vcpu.pause_flags or vcpu.queued or areas:
-                self._stretch_over(pcpu, vcpu, now, compute)
-                if vcpu.spent:
-                    steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
-                if pcpu.current is not None:
-                    return steps
-            else:
-                # It blocks.
-                if words is not None:
-                    if vcpu.pause_flags == VPF_BLOCKED:
-                        words.append(vcpu.codes.block)
-                        words.append(cost)
-                    else:
-                        words.extend((vcpu.codes.deschedule, cost, vcpu.pause_flags))
-                pcpu.now = vcpu.since = now
-                vcpu.time_running += cost
+                if len(words) > FULL:
+                    assert hv.tape is not None
+                    hv.tape.keep()
+            function()
         return steps
 
     def _stretch_over(self, pcpu: PCpu, vcpu: VCpu, now: int, compute: int) -> None:

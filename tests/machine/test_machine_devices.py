@@ -109,6 +109,21 @@ def test_data_goes_straight_to_the_frames_and_marks_them(machine: Machine, tmp_p
     disk.unplug()
 
 
+def test_what_is_done_after_the_completion_queue_was_taken_away_is_told_nobody(machine: Machine) -> None:
+    """Not even frame 0, which is what a queue that is not there looks like."""
+    disk = DiskController(machine, 3, MemoryDisk(1 << 20))
+    driver = Driver(machine, disk)
+    driver.queue(sheet.DISK_FLUSH, 0, [], 5, 0)
+    driver.out(sheet.DISK_DOORBELL, driver.produced)
+    driver.out(sheet.DISK_COMPLETIONS, machine.memory.frames)
+    before = bytes(machine.memory.frame(0))
+    driver.settle()
+    assert bytes(machine.memory.frame(0)) == before
+    assert not machine.memory.written[0]
+    assert driver.interrupts == 0
+    disk.unplug()
+
+
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_discarded_sectors_read_as_zero_and_a_file_has_less_to_store(
     machine: Machine, tmp_path: Path, kind: str
