@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from conformance.guest_abi.life import Life
+from conformance.guest_abi.file_lines import notes_in_words
+from conformance.guest_abi.life import Life, ports_are
 from conformance.guest_abi.world import Guest
 from conformance.kit.check import Level, Skip, check, expect, expect_equal
-from hypervisor.abi import xen
+from conformance.kit.telling import is_telling, note
+from hypervisor.abi import errno, xen
 from hypervisor.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend
 from hypervisor.kernel_image import PvKernel
 
@@ -41,6 +43,15 @@ def machine_code(guest: Guest) -> PvKernel:
     return kernel
 
 
+def the_file(guest: Guest) -> PvKernel:
+    """Return the kernel's file, of which a check asks; what its notes say is told."""
+    kernel = machine_code(guest)
+    if is_telling():
+        for line in notes_in_words(kernel):
+            note(line)
+    return kernel
+
+
 def answers(life: Life, reason: int, name: str) -> None:
     """Raise Failure unless a guest that was asked for something has ended with this reason."""
     expect(life.survived, "It has ended before it is asked to.")
@@ -58,8 +69,7 @@ def notes(guest: Guest) -> None:
 
     Without an entry a loader takes that of the ELF header, which is often a physical address; without a base, zero.
     """
-    kernel = machine_code(guest)
-    info = kernel.info
+    info = the_file(guest).info
     expect_equal(info.xen_version, "xen-3.0", "XEN_VERSION")
     expect(info.entry is not None, "There is no note ENTRY.")
     expect(info.virt_base is not None, "There is no note VIRT_BASE.")
@@ -71,7 +81,7 @@ def addresses(guest: Guest) -> None:
 
     What is loaded below the base is mapped nowhere.
     """
-    kernel = machine_code(guest)
+    kernel = the_file(guest)
     inside = any(part.address <= kernel.virt_entry < part.end for part in kernel.segments)
     expect(inside, f"The entry, {kernel.virt_entry:#x}, is in none of the segments that are loaded.")
     expect(
@@ -86,7 +96,7 @@ def hypercall_page(guest: Guest) -> None:
     Xen fills the page that the address lies in: whatever else is there is gone. Linux names none since XSA-466: it
     makes its hypercalls itself, since the stubs were indirect jumps that a processor could be made to mispredict.
     """
-    kernel = machine_code(guest)
+    kernel = the_file(guest)
     page = kernel.hypercall_page
     if page is None:
         raise Skip("it makes its hypercalls without Xen's stubs")
@@ -101,7 +111,7 @@ def what_it_is(guest: Guest) -> None:
 
     Toolstacks show the first and choose by the second.
     """
-    info = machine_code(guest).info
+    info = the_file(guest).info
     expect(info.guest_os, "There is no note GUEST_OS.")
     expect_equal(info.loader, "generic", "LOADER")
 
@@ -187,7 +197,10 @@ def no_refused_mapping(guest: Guest) -> None:
 
 def _told(refused: Iterable[tuple[tuple[int, int], int]]) -> str:
     """Return what was refused how often, in words."""
-    parts = [f"{NAMES.get(nr, str(nr))} {count} times with {rc}" for (nr, rc), count in sorted(refused)]
+    parts = [
+        f"{NAMES.get(nr, str(nr))} {'once' if count == 1 else f'{count} times'} with -{errno.name(-rc)}"
+        for (nr, rc), count in sorted(refused)
+    ]
     return ", ".join(parts)
 
 
@@ -214,7 +227,7 @@ def no_event_is_lost(guest: Guest) -> None:
     life = guest.at_rest()
     assert life.rest is not None
     lost = life.rest.lost
-    expect(not lost, f"Port {', '.join(map(str, lost))} is pending and not masked, and the kernel sleeps.")
+    expect(not lost, f"{ports_are(lost).capitalize()} pending and not masked, and the kernel sleeps.")
 
 
 @check("GUEST-ABI-021", Level.must, "event_channel.h; xen.h, evtchn_pending, evtchn_pending_sel")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 import trio
 
 from backends.xenstored.daemon import XenStored
+from conformance.guest_abi.lines import GuestLines
 from conformance.guest_abi.recorder import Recorder
 from conformance.guest_abi.subject import Subject
 from guest_kernel.kernel import Kernel
@@ -43,12 +44,18 @@ class Rest:
     """The domains that it lets at its pages."""
 
 
+def ports_are(ports: Sequence[int]) -> str:
+    """Return the beginning of a sentence about ports."""
+    return f"port{'s' * (len(ports) > 1)} {', '.join(map(str, ports))} {'is' if len(ports) == 1 else 'are'}"
+
+
 @final
 class Life:
-    """What is known of one life when it is over."""
+    """What is known of one life when it is over. If it is to be told, what has happened is there in lines, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_told: bool = False) -> None:
         self.recorder = Recorder()
+        self.teller = GuestLines(self.recorder) if is_told else None
         self.rested = False
         """It came to rest before it ended."""
         self.rest: Rest | None = None
@@ -65,6 +72,27 @@ class Life:
         self.watches = 0
         """How many it had in xenstore before it was asked to end."""
         self.can_suspend = False
+
+    def hear(self, *record: Any) -> None:
+        """Take a record of the host's."""
+        self.recorder.observe(*record)
+        if self.teller is not None:
+            self.teller.hear(*record)
+
+    def tell(self, who: str, text: str) -> None:
+        """Have something told that nobody could hear."""
+        if self.teller is not None:
+            self.teller.say(who, text)
+
+    def remark(self, text: str) -> None:
+        """Have something told that the check has seen."""
+        if self.teller is not None:
+            self.teller.remark(text)
+
+    def tell_no_more(self) -> None:
+        """Have what follows not told."""
+        if self.teller is not None:
+            self.teller.stop()
 
 
 Act = Callable[["Stage"], Awaitable[None]]
@@ -136,12 +164,17 @@ class Stage:
             return
         life.survived = True
         life.asked = request
-        node = f"{self.live.home}/control/shutdown"
-        await self.kernel.xenbus.write(node, request)
+        await self.ask(request)
         for _ in range(END_NS // LOOK_NS):
             if self.domain is None:
                 return
             await self.kernel.sleep(LOOK_NS)
+        life.remark("Half a minute has passed, and it has not ended.")
+
+    async def ask(self, request: str) -> None:
+        """Have the toolstack ask the guest for something."""
+        self.life.tell("dom0", f"writes control/shutdown: {request!r}" if len(request) < 100 else "writes a long word")
+        await self.kernel.xenbus.write(f"{self.live.home}/control/shutdown", request)
 
     def raise_all(self) -> None:
         """Raise an event at each of the guest's ports, without a cause."""
@@ -161,7 +194,7 @@ class _Host(Host):
         self._life = life
         self._act = act
         self._request = request
-        self.observer = life.recorder.observe
+        self.observer = life.hear
 
     def started(self, lifecycle: Lifecycle, xenstored: XenStored) -> None:
         """Begin the scenario, too."""
@@ -182,17 +215,23 @@ class _Host(Host):
     def _note(self, domid: int) -> None:
         recorder = self._life.recorder
         recorder.hv, recorder.domid = self.hv, domid
-        recorder.at_first_call = partial(self._note_console, f"/local/domain/{domid}/console".encode())
+        recorder.at_first_call = partial(self._note_homes, f"/local/domain/{domid}".encode())
         recorder.at_end = partial(self._note_answer, f"/local/domain/{domid}/control/shutdown".encode())
         recorder.unmapped_count = self.hv.frames.count[self.hv.domains[domid].shared_info_mfn]
 
-    def _note_console(self, home: bytes) -> None:
-        """Find the page and the port of the guest's console, as the toolstack has named them."""
+    def _note_homes(self, home: bytes) -> None:
+        """Find the pages and the ports of the guest's console and store, as the toolstack has named them."""
+        recorder = self._life.recorder
+        console = self._page(home + b"/console")
+        recorder.console_mfn, recorder.console_port = console
+        if self._life.teller is not None:
+            self._life.teller.at_home(console, self._page(home + b"/store"))
+
+    def _page(self, home: bytes) -> tuple[int, int]:
+        """Return frame and port of a ring; 0 for what is not there."""
         tree = self.xenstored.server.store.tree
         frame, port = tree.get(home + b"/ring-ref"), tree.get(home + b"/port")
-        recorder = self._life.recorder
-        recorder.console_mfn = 0 if frame is None else int(frame.value)
-        recorder.console_port = 0 if port is None else int(port.value)
+        return (0 if frame is None else int(frame.value), 0 if port is None else int(port.value))
 
     def _note_answer(self, path: bytes) -> None:
         """See, in the moment of its end, whether the guest has acknowledged what it was asked."""
@@ -207,13 +246,25 @@ class _Host(Host):
         stage = Stage(kernel, self, live, life)
         life.rested = await stage.rest()
         life.rest = await stage.look()
+        self._remark(life)
         if life.rested:
             life.can_suspend = await kernel.xenbus.read_or_none(f"{live.home}/control/feature-suspend") == "1"
             await self._act(stage)
         self._note_store(live.domid)
         await stage.end(self._request)
         if stage.domain is not None:
+            life.tell_no_more()
             await lifecycle.condemn(live)
+
+    @staticmethod
+    def _remark(life: Life) -> None:
+        """Say what the guest looks like."""
+        if not life.rested:
+            life.remark("It has never come to rest." if life.recorder.shutdown is None else "It has ended by itself.")
+        elif life.rest is not None:
+            events = f"{ports_are(life.rest.lost)} pending and not masked" if life.rest.lost else "no event waits"
+            granted = " and ".join(f"domain {domid}" for domid in life.rest.granted_to) or "nobody else"
+            life.remark(f"It rests: {events}, {granted} may use its pages.")
 
     def _note_store(self, domid: int) -> None:
         for connection in self.xenstored.server.connections:
@@ -228,6 +279,7 @@ async def _nothing(_stage: Stage) -> None:
 
 async def _events(stage: Stage) -> None:
     """Raise two hundred events without a cause, close together and apart."""
+    stage.life.tell("dom0", "raises events at each of its ports without a cause, two hundred times")
     for number in range(200):
         stage.raise_all()
         await stage.kernel.sleep(50_000 if number % 2 else 1_000_000)
@@ -241,6 +293,7 @@ async def _liar(stage: Stage) -> None:
     at = [(life.recorder.console_mfn << 10) + (xencons_interface.offset(name) >> 2) for name in names]
     before = [memory[index] for index in at]
     for ahead in (1, 5000, 0x8000_0000, 0xFFFF_FFFF):
+        stage.life.tell("dom0", f"adds {ahead} to {' and '.join(names)} of its console, and raises events")
         for index, value in zip(at, before, strict=True):
             memory[index] = (value + ahead) & 0xFFFF_FFFF
         stage.raise_all()
@@ -255,6 +308,7 @@ async def _paused(stage: Stage) -> None:
     """Give it no processor for a while, as when a host is suspended with its guests."""
     lifecycle = stage.host.lifecycle
     assert lifecycle is not None
+    stage.life.tell("dom0", "pauses it for five seconds")
     lifecycle.xc.pause(stage.live.domid)
     await stage.kernel.sleep(5_000_000_000)
     lifecycle.xc.unpause(stage.live.domid)
@@ -264,7 +318,7 @@ async def _paused(stage: Stage) -> None:
 async def _nonsense(stage: Stage) -> None:
     """Ask for what nobody knows."""
     for word in ("dance", "poweroffx", "POWEROFF", "x" * 1000):
-        await stage.kernel.xenbus.write(f"{stage.live.home}/control/shutdown", word)
+        await stage.ask(word)
         await stage.kernel.sleep(200_000_000)
 
 
@@ -279,10 +333,21 @@ SCENARIOS: Final[dict[str, tuple[Act, str]]] = {
 }
 """What is done to a guest at rest, and what it is asked for then."""
 
+ABOUT: Final[dict[str, str]] = {
+    "peace": "left alone, then asked to power off",
+    "reboot": "left alone, then asked to reboot",
+    "suspend": "left alone, then asked to suspend",
+    "events": "at rest it gets events without a cause",
+    "liar": "at rest the daemon of its console lies",
+    "paused": "at rest it gets no processor for a while",
+    "nonsense": "at rest it is asked for what nobody knows",
+}
+"""The scenarios in words."""
 
-def live(subject: Subject, scenario: str) -> Life:
+
+def live(subject: Subject, scenario: str, is_told: bool = False) -> Life:
     """Have a guest live once."""
-    life = Life()
+    life = Life(is_told)
     host = _Host(life, *SCENARIOS[scenario])
     trio.run(host.run, [subject.config])
     result = host.results[subject.config.name]

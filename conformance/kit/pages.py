@@ -20,6 +20,10 @@ from conformance.kit.telling import DONE, telling
 DIRECTORY: Final = Path(__file__).parent.parent / "explain"
 _PLACE: Final = re.compile(r" \(at [\w.]+:\d+\)")
 """A line of a program, which moves with every line before it."""
+_ADDRESS: Final = re.compile(r"\b0xffff[0-9a-f]{12}\b")
+"""Where something is in a kernel, which is another place for each compiler."""
+LIFE: Final = "(A life "
+"""What the line begins with that says that a subject begins to live once more in the same run."""
 _WIDTH: Final = 150
 _BEFORE, _FIRST, _LAST = 3, 7, 4
 """Lines that are shown before the two runs part, behind that, and before the end."""
@@ -37,7 +41,7 @@ class Run:
         """How it ends, in a line."""
         if self.result.outcome is Outcome.success:
             return "The check succeeds."
-        return f"The check fails: {_PLACE.sub('', self.result.message)}"
+        return f"The check fails: {_ADDRESS.sub('0xffff...', _PLACE.sub('', self.result.message))}"
 
 
 def record(judge: Callable[[], Result]) -> Run:
@@ -78,15 +82,33 @@ def _begin(lines: Sequence[str]) -> int:
 
 
 def _section(head: str, run: Run, start: int) -> str:
-    shown = [f"... {start} lines before" + (", the same in both" if "bad" in head else "")] if start > 1 else []
-    rest = run.lines[start:] if start > 1 else run.lines
+    before: list[str] = []
+    rest = run.lines
+    if start > 1:
+        before, rest = _before(rest[:start], ", the same in both" if "bad" in head else ""), rest[start:]
     if run.result.outcome is Outcome.success and DONE in rest and rest.index(DONE) > _BEFORE:
         rest = rest[: rest.index(DONE)]
     most = _BEFORE + _FIRST + _LAST
     if len(rest) > most:
-        left = len(rest) - most + 1
-        rest = [*rest[: _BEFORE + _FIRST], f"... {left} lines more", *rest[1 - _LAST :]]
-    return "\n".join([head, *(f"    {line}" for line in [*shown, *rest]), f"    {run.end}"]) + "\n"
+        middle = _left_out(rest[_BEFORE + _FIRST : 1 - _LAST], " more")
+        rest = [*rest[: _BEFORE + _FIRST], *middle, *rest[1 - _LAST :]]
+    return "\n".join([head, *(f"    {line}" for line in [*before, *rest]), f"    {run.end}"]) + "\n"
+
+
+def _before(lines: Sequence[str], same: str) -> list[str]:
+    """Return what stands for lines that come before all that is shown: of several lives the last one is told of."""
+    begins = max((at for at, line in enumerate(lines) if line.startswith(LIFE)), default=len(lines))
+    skipped = [f"... {begins} lines before{same}"] if begins else []
+    return skipped + _left_out(lines[begins:], " more" if begins else f" more{same}")
+
+
+def _left_out(lines: Sequence[str], more: str) -> list[str]:
+    """Return what stands for lines: how many they are, and remarks of who looks on, which are lines in brackets."""
+    found: list[str] = []
+    for is_remark, group in groupby(lines, lambda line: line.startswith("(") and line != DONE):
+        some = list(group)
+        found += some if is_remark else [f"... {len(some)} lines{more}"]
+    return found
 
 
 def explanation(check: Check) -> str:

@@ -65,6 +65,11 @@ async def _to_the_end(running: Coroutine[Any, Any, None]) -> None:
     note(DONE)
 
 
+def is_telling() -> bool:
+    """Whether somebody records."""
+    return _recorder is not None
+
+
 def note(line: str) -> None:
     """Tell a line, if somebody records."""
     if _recorder is not None:

@@ -17,6 +17,7 @@ SECTIONS {
     .note.Xen : { *(.note.Xen) } :text :note
     .data : { *(.data*) } :text
     .bss : { *(.bss*) *(COMMON) } :text
+    PROVIDE(kernel_end = .);
     /DISCARD/ : { *(.comment) *(.eh_frame) *(.note.GNU-stack) *(.note.gnu*) }
 }
 """

@@ -1,6 +1,7 @@
 /* A small PV kernel that does everything right: events, traps, console, xenstore, time, an end with a reason.
  *
- * FAULT is the number of the check of suite guest-abi that it is to fail; 0 for none.
+ * FAULT is the number of the check of suite guest-abi that it is to fail; 0 for none. With SUSPENDS it offers to be
+ * suspended and ends accordingly. (It does not publish its p2m list, without which no toolstack could save it.)
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -60,7 +61,9 @@ asm(".section .text.start, \"ax\"\n"
     "    note 8 .asciz \"generic\"\n"
     "    note 5 .asciz \"xen-3.0\"\n"
     "    note 3 .quad 0xffffffff80000000\n"
-#if FAULT != 1
+#if FAULT == 2
+    "    note 1 .quad kernel_end\n"
+#elif FAULT != 1
     "    note 1 .quad _start\n"
 #endif
 #if FAULT == 3
@@ -185,7 +188,7 @@ static uint64_t now(void)
 
 static void set_timer(void)
 {
-    hypercall(__HYPERVISOR_set_timer_op, now() + 500000000ull, 0, 0, 0);
+    hypercall(__HYPERVISOR_set_timer_op, now() + 530000000ull, 0, 0, 0);
 }
 
 static void on_time(void)
@@ -201,6 +204,9 @@ static void on_time(void)
 void handle_events(void)
 {
     volatile struct vcpu_info *me = &shared->vcpu_info[0];
+#if FAULT == 21
+    static unsigned int surprises;
+#endif
 
 #if FAULT == 14
     shut_down(SHUTDOWN_poweroff); /* It cannot say that it has heard. */
@@ -231,7 +237,7 @@ void handle_events(void)
                 else if ( port == timer_port )
                     on_time();
 #if FAULT == 21
-                else if ( store->rsp_prod == store->rsp_cons )
+                else if ( store->rsp_prod == store->rsp_cons && ++surprises > 20 )
                     fail();
 #endif
             }
@@ -296,6 +302,9 @@ static void come_up(void)
     hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_bind_virq, (uint64_t)&bind, 0, 0);
     timer_port = bind.port;
     shared->evtchn_mask[0] = ~(1ul << info->console.domU.evtchn | 1ul << info->store_evtchn | 1ul << timer_port);
+#if FAULT == 16
+    hypercall(__HYPERVISOR_vcpu_op, VCPUOP_stop_periodic_timer, 1, 0, 0);
+#endif
     hypercall(__HYPERVISOR_vcpu_op, VCPUOP_stop_periodic_timer, 0, 0, 0);
     set_timer();
 }
@@ -377,16 +386,19 @@ static int is(const char *text, const char *word)
 
 static void obey(const char *request)
 {
-    int poweroff = is(request, "poweroff"), reboot = is(request, "reboot");
+    int poweroff = is(request, "poweroff"), reboot = is(request, "reboot"), suspend = 0;
 
+#ifdef SUSPENDS
+    suspend = is(request, "suspend");
+#endif
 #if FAULT == 40
     return;
 #endif
 #if FAULT == 43
-    if ( *request && !poweroff && !reboot )
+    if ( *request && !poweroff && !reboot && !suspend )
         fail();
 #endif
-    if ( !poweroff && !reboot )
+    if ( !poweroff && !reboot && !suspend )
         return;
 #if FAULT != 41
     {
@@ -403,7 +415,7 @@ static void obey(const char *request)
 #if FAULT == 42
     reboot = 0;
 #endif
-    shut_down(reboot ? SHUTDOWN_reboot : SHUTDOWN_poweroff);
+    shut_down(suspend ? SHUTDOWN_suspend : reboot ? SHUTDOWN_reboot : SHUTDOWN_poweroff);
 }
 
 static void grant(void)
@@ -452,7 +464,7 @@ void main(start_info_t *start_info)
             wait();
     }
 #endif
-#if FAULT == 44
+#if FAULT == 44 || defined(SUSPENDS)
     ask(XS_WRITE, "control/feature-suspend\0" "1", 25);
     answer(text, sizeof(text));
 #endif

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "conformance" / "abi_kernel.c"
 
 MUTANTS: dict[str, tuple[str, str]] = {
     "no-entry": ("its notes name no entry", "GUEST-ABI-001"),
+    "elsewhere": ("its entry is behind all that is loaded", "GUEST-ABI-002"),
     "half-a-page": ("its hypercall page begins in the middle of a page", "GUEST-ABI-003"),
     "nameless": ("it does not say what system it is", "GUEST-ABI-004"),
     "crashes": ("it writes where nothing is mapped", "GUEST-ABI-010"),
@@ -23,8 +24,9 @@ MUTANTS: dict[str, tuple[str, str]] = {
     "no-failsafe": ("it has no failsafe callback", "GUEST-ABI-013"),
     "wrong-page": ("it takes a page of its own for shared_info", "GUEST-ABI-014"),
     "writable-table": ("it wants a page table mapped writable", "GUEST-ABI-015"),
+    "one-too-many": ("it stops the timer of a vCPU that it has not", "GUEST-ABI-016"),
     "loses-events": ("it clears the selector and looks at no port", "GUEST-ABI-020"),
-    "trusts-events": ("it falls over an event without a cause", "GUEST-ABI-021"),
+    "trusts-events": ("it falls over the twentieth event without a cause", "GUEST-ABI-021"),
     "spins": ("it does not give its processor up", "GUEST-ABI-022"),
     "hurries": ("it falls over a clock that has jumped", "GUEST-ABI-023"),
     "grants": ("it lets another domain at a page", "GUEST-ABI-024"),
@@ -55,11 +57,12 @@ def number(id: str) -> int:
     return int(id.rpartition("-")[2])
 
 
-def build(directory: Path, fault: int = 0) -> Path:
-    """Compile the kernel into a directory, with a fault."""
+def build(directory: Path, fault: int = 0, *more: str) -> Path:
+    """Compile the kernel into a directory, with a fault, and with more options for the compiler."""
     script, kernel = directory / "abi.lds", directory / f"abi-{fault}.elf"
     script.write_text(mini_kernel.LINK)
     command = ["gcc", *mini_kernel.FLAGS, f"-DFAULT={fault}", "-Wno-unused", "-Wl,--build-id=none", "-T", str(script)]
-    done = subprocess.run([*command, str(SOURCE), "-o", str(kernel)], capture_output=True, text=True, check=False)
+    words = [*command, *more, str(SOURCE), "-o", str(kernel)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return kernel
