@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from contextlib import AbstractContextManager
+from typing import Any, Final
 
 import attrs
 
@@ -23,6 +24,7 @@ from conformance.net_front import checks as _net_front  # noqa: F401
 from conformance.net_front import world as net_front_world
 from conformance.ring import checks as _ring  # noqa: F401 - registers them
 from conformance.ring import world as ring_world
+from conformance.wire.agent import Seat
 from conformance.wire.subject import WireSubject
 from conformance.xenbus import backend_checks as _xenbus_back  # noqa: F401
 from conformance.xenbus import frontend_checks as _xenbus_front  # noqa: F401
@@ -43,6 +45,8 @@ class Suite:
     """Makes the world of each check of a subject. Raises SubjectError."""
     wire: Callable[[WireSubject], World] | None = None
     """Makes the world of each check of a process, if the suite judges those."""
+    why_not: str = ""
+    """Why it does not, if it does not."""
 
     @property
     def checks(self) -> list[Check]:
@@ -50,55 +54,85 @@ class Suite:
         return sorted((check for check in CHECKS.values() if check.suite == self.name), key=lambda check: check.id)
 
 
+def _served(
+    role: str, suite: str, scene: Callable[[Seat], AbstractContextManager[Any]]
+) -> Callable[[WireSubject], World]:
+    """Return what makes the world of each check of a process that has this role."""
+    return lambda subject: subject.world(role, suite, scene)
+
+
 SUITES: Final[dict[str, Suite]] = {
     suite.name: suite
     for suite in (
-        Suite("ring", "an implementation of ring.h's arithmetic", "module:Class", ring_world.open_subject),
+        Suite(
+            "ring",
+            "an implementation of ring.h's arithmetic",
+            "module:Class",
+            ring_world.open_subject,
+            why_not="it calls a ring's functions one by one, and a process has its own around them",
+        ),
         Suite(
             "blkif-backend",
             "a block backend",
             "module:Class, a XenbusDriver",
             block_world.open_subject,
-            block_world.wire_world,
+            _served("backend", "blkif-backend", block_world.scene),
         ),
         Suite(
             "blkif-frontend",
             "a block frontend",
             "module:Class, a XenbusDriver, or cfg:FILE or elf:FILE, a guest",
             block_front_world.open_subject,
-            block_front_world.wire_world,
+            _served("frontend", "blkif-frontend", block_front_world.scene),
         ),
-        Suite("netif-backend", "a network backend", "module:Class, a XenbusDriver", net_world.open_subject),
+        Suite(
+            "netif-backend",
+            "a network backend",
+            "module:Class, a XenbusDriver",
+            net_world.open_subject,
+            _served("backend", "netif-backend", net_world.scene),
+        ),
         Suite(
             "netif-frontend",
             "a network frontend",
             "module:Class, a XenbusDriver, or cfg:FILE or elf:FILE",
             net_front_world.open_subject,
+            _served("frontend", "netif-frontend", net_front_world.scene),
         ),
         Suite(
             "xenbus-frontend",
             "how a frontend of any class behaves on the bus",
             "module:Class, a XenbusDriver",
             xenbus_world.open_frontend,
+            why_not="it hands the driver to its kernel when a check says so, and a process is there from the beginning",
         ),
         Suite(
             "xenbus-backend",
             "how a backend of any class behaves on the bus",
             "module:Class, a XenbusDriver",
             xenbus_world.open_backend,
+            why_not="it hands the driver to its kernel when a check says so, and a process is there from the beginning",
         ),
         Suite(
             "console",
             "a guest's end of the console page",
             "module:Class, called with (kernel, page, port)",
             console_world.open_subject,
+            why_not="the console's page is the kernel's from its first moment, and a process has no kernel under it",
         ),
         Suite(
             "guest-abi",
             "the kernel of a PV guest, from the hypervisor's side",
             "elf:FILE, cfg:FILE, or module:Class, a Guest on the guest kernel",
             guest_abi_world.open_subject,
+            why_not="a kernel is no process: it is judged as elf:FILE or cfg:FILE",
         ),
-        Suite("xenstore", "a xenstore server, as dom0 sees it on its socket", "unix:PATH", xenstore_world.open_subject),
+        Suite(
+            "xenstore",
+            "a xenstore server, as dom0 sees it on its socket",
+            "unix:PATH",
+            xenstore_world.open_subject,
+            why_not="a store has a socket of its own, and is judged as unix:PATH",
+        ),
     )
 }

@@ -14,7 +14,6 @@ from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Stage
 from conformance.subjects import load_class
-from conformance.wire.subject import WireSubject
 from frontends.block import BlockFront
 from guest_kernel.kernel import Kernel
 
@@ -95,14 +94,3 @@ def scene(subject: Any) -> Iterator[Scene]:
     """Make a place for a disk."""
     with tempfile.TemporaryDirectory() as name:
         yield Scene(subject, Path(name))
-
-
-def wire_world(subject: WireSubject) -> World:
-    """Return what makes the world of each check of a process."""
-
-    @contextmanager
-    def make() -> Iterator[Scene]:
-        with subject.seated("backend", "blkif-backend") as seat, scene(seat) as made:
-            yield made
-
-    return make

@@ -12,15 +12,14 @@ from typing import Any
 from backends.block import BlockBack
 from conformance.block.world import disk
 from conformance.block_front.back import LOOK_NS, Back
-from conformance.block_front.remote import ConsoleHands, Hands, RemoteDisk, WireHands
+from conformance.block_front.remote import RemoteDisk
 from conformance.kit.check import Failure, Skip
 from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Occupant, Stage
 from conformance.subjects import load_class
-from conformance.wire.agent import Seat
-from conformance.wire.subject import WireSubject
+from conformance.wire.hands import hands_of
 from frontends.block import BlockFront
 from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
@@ -67,7 +66,7 @@ class Scene(Stage):
         self.user: Kernel | None = None
         """The guest's kernel, once it runs."""
         self.jobs: deque[Job] = deque()
-        self.hands = _hands_of(subject)
+        self.hands = hands_of(subject)
         self.remote: RemoteDisk | None = None
         """The disk, if the guest is no Python program."""
 
@@ -118,17 +117,8 @@ class Scene(Stage):
         hands = self.hands
         if hands is None:
             return
-
-        async def pause() -> None:
-            await kernel.sleep(LOOK_NS)
-
-        async def look() -> None:
-            while not self.over:
-                hands.look()
-                await pause()
-
-        self.remote = RemoteDisk(hands, pause)
-        kernel.spawn(look(), "looks")
+        hands.serve(kernel, LOOK_NS, lambda: self.over)
+        self.remote = RemoteDisk(hands)
         if isinstance(self.subject, MachineGuest):
             self.back.patience_ns = self.subject.patience_ns
             self.back.is_calm = lambda: hands.ready
@@ -137,13 +127,6 @@ class Scene(Stage):
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
         host = JudgedHost(self.subject, replaced=BlockFront, left_out=BlockBack)
         self.run(host, check, Path(__file__).parent, disk(self.directory, bytes(1 << 20)), "frontend", _present(self))
-
-
-def _hands_of(subject: Any) -> Hands | None:
-    """Return who does jobs in a guest that is no Python program."""
-    if isinstance(subject, MachineGuest):
-        return ConsoleHands(subject)
-    return WireHands(subject) if isinstance(subject, Seat) else None
 
 
 current: Scene | None = None
@@ -175,14 +158,3 @@ def scene(subject: Any) -> Iterator[Scene]:
     """Make a place for a disk."""
     with tempfile.TemporaryDirectory() as name:
         yield Scene(subject, Path(name))
-
-
-def wire_world(subject: WireSubject) -> World:
-    """Return what makes the world of each check of a process."""
-
-    @contextmanager
-    def make() -> Iterator[Scene]:
-        with subject.seated("frontend", "blkif-frontend") as seat, scene(seat) as made:
-            yield made
-
-    return make

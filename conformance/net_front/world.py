@@ -15,9 +15,10 @@ from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Occupant, Stage
 from conformance.net.frames import MACS
-from conformance.net_front.back import BOOT_LOOK_NS, LOOK_NS, Back
+from conformance.net_front.back import LOOK_NS, Back
 from conformance.net_front.remote import RemoteInterface
 from conformance.subjects import load_class
+from conformance.wire.hands import hands_of
 from frontends.net import NetFront
 from guest_kernel.guest import Guest
 from guest_kernel.kernel import Kernel
@@ -69,6 +70,7 @@ class Scene(Stage):
         """The driver domain ends as it is, and the guest is to live on."""
         self.heard: list[bytes] = []
         """What the guest's program has received."""
+        self.hands = hands_of(subject)
         self.remote: RemoteInterface | None = None
         """The interface, if the guest is no Python program."""
 
@@ -194,22 +196,14 @@ class Scene(Stage):
 
     def _prepare(self, kernel: Kernel) -> None:
         """Get ready for a guest that is no Python program."""
-        guest = self.subject
-        if not isinstance(guest, MachineGuest):
+        hands = self.hands
+        if hands is None:
             return
-
-        async def pause() -> None:
-            await kernel.sleep(LOOK_NS)
-
-        async def look() -> None:
-            while not self.over:
-                guest.look()
-                await kernel.sleep(LOOK_NS if guest.is_ready else BOOT_LOOK_NS)
-
-        self.remote = RemoteInterface(guest, pause, self.heard)
-        self.back.patience_ns = guest.patience_ns
-        self.back.is_ready = lambda: guest.is_ready
-        kernel.spawn(look(), "looks")
+        hands.serve(kernel, LOOK_NS, lambda: self.over)
+        self.remote = RemoteInterface(hands, self.heard)
+        self.back.is_ready = lambda: hands.ready
+        if isinstance(self.subject, MachineGuest):
+            self.back.patience_ns = self.subject.patience_ns
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""

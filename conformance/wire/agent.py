@@ -73,6 +73,9 @@ STORE_REQUESTS: Final = frozenset(
 """What is passed on as it is. (XS_WATCH and XS_UNWATCH are seen to here: the domain has watches of its own, too.)"""
 
 Answer = tuple[int, bytes]
+OnDone = Callable[[int, int, bytes], None]
+"""Takes the number of a job, its status, and what it has brought."""
+OnFrame = Callable[[bytes], None]
 
 
 @attrs.define
@@ -103,7 +106,8 @@ class Agent:
         self._fired: dict[tuple[str, str], None] = {}
         self.jobs: deque[bytes] = deque()
         """Jobs of a frontend's guest that the process has not heard of."""
-        self.on_done: Callable[[int, int, bytes], None] = lambda number, status, data: None
+        self.on_done: OnDone = lambda number, status, data: None
+        self.on_frame: OnFrame = lambda frame: None
         self.kept = 0, 0
         """How many mappings and ports there were when the domain ended."""
         self.hears_jobs = hears_jobs
@@ -125,6 +129,7 @@ class Agent:
             Type.time: self._time,
             Type.log: self._log,
             Type.done: self._done,
+            Type.frame: self._frame,
         }
 
     async def serve(self) -> None:
@@ -407,6 +412,12 @@ class Agent:
         self.on_done(number, status, data)
         return 0, b""
 
+    async def _frame(self, payload: bytes) -> Answer:
+        if not self.hears_jobs or len(payload) > wire.MAX_FRAME:
+            raise Malformed
+        self.on_frame(payload)
+        return 0, b""
+
 
 def _check_domid(domid: int) -> None:
     """Raise Malformed if this cannot be a domain's number."""
@@ -436,6 +447,8 @@ class Seat(Occupant):
         self.window = window
         self.failure: Failure | None = None
         self.agent: Agent | None = None
+        self.on_done: OnDone = lambda number, status, data: None
+        self.on_frame: OnFrame = lambda frame: None
         self.thinks = connection.silence
         self._hears_jobs = hears_jobs
         self._host: Host | None = None
@@ -482,9 +495,11 @@ class Seat(Occupant):
 
     async def live(self, kernel: Kernel) -> None:
         """Be the domain's program."""
-        self.agent = Agent(kernel, self.connection, self.window, hears_jobs=self._hears_jobs)
+        agent = Agent(kernel, self.connection, self.window, hears_jobs=self._hears_jobs)
+        agent.on_done, agent.on_frame = self.on_done, self.on_frame
+        self.agent = agent
         try:
-            await self.agent.serve()
+            await agent.serve()
         except Failure as failure:
             self.failure = failure
 

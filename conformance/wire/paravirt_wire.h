@@ -39,12 +39,12 @@
 
 enum pw_type {
 	PW_HELLO, PW_WAIT, PW_STORE, PW_MAP, PW_UNMAP, PW_COPY, PW_ALLOC, PW_FREE, PW_GRANT, PW_END_ACCESS,
-	PW_ALLOC_UNBOUND, PW_BIND_INTERDOMAIN, PW_CLOSE, PW_SEND, PW_TIME, PW_LOG, PW_DONE,
+	PW_ALLOC_UNBOUND, PW_BIND_INTERDOMAIN, PW_CLOSE, PW_SEND, PW_TIME, PW_LOG, PW_DONE, PW_FRAME,
 };
 
 enum pw_news_kind { PW_EVENT = 1, PW_WATCH = 2, PW_JOB = 3 };
 enum pw_job_kind { PW_JOB_READ = 1, PW_JOB_WRITE = 2, PW_JOB_FLUSH = 3, PW_JOB_SIZE = 4,
-		   PW_JOB_NOTHING = 5 };
+		   PW_JOB_NOTHING = 5, PW_JOB_SEND = 6, PW_JOB_LISTEN = 7 };
 enum { PW_BACKEND = 1, PW_FRONTEND = 2 };
 enum { PW_READONLY = 1 };                                 /* of PW_MAP and PW_GRANT */
 enum { PW_SOURCE_GREF = 1, PW_DEST_GREF = 2 };            /* of PW_COPY */
@@ -65,12 +65,16 @@ struct pw_copy {
 	uint32_t zero;
 };
 
+/* Of a frame that is to be sent, as in struct virtio_net_hdr: a checksum that is blank, a packet that is to be cut. */
+struct pw_send { uint16_t csum_start, csum_offset, gso_size, gso_type; };
+
 struct pw_news {
 	enum pw_news_kind kind;
 	uint32_t port;                                    /* PW_EVENT */
 	const char *path, *token;                         /* PW_WATCH */
 	uint32_t job, job_kind, sectors;                  /* PW_JOB */
 	uint64_t sector;
+	struct pw_send send;                              /* PW_JOB_SEND; the frame is the data */
 	const uint8_t *data;
 	uint32_t length;
 };
@@ -224,6 +228,11 @@ static inline int pw_next(struct pw *pw, struct pw_news *news)
 		memcpy(&news->sectors, data + 16, 4);
 		news->data = data + 24;
 		news->length = head[1] - 24;
+		if (news->job_kind == PW_JOB_SEND) {
+			memcpy(&news->send, news->data, sizeof news->send);
+			news->data += sizeof news->send;
+			news->length -= (uint32_t)sizeof news->send;
+		}
 	}
 	return 1;
 }
@@ -416,6 +425,12 @@ static inline int pw_done(struct pw *pw, uint32_t job, int32_t status, const voi
 {
 	struct { uint32_t job; int32_t status; } head = { job, status };
 	return pw_ask2(pw, PW_DONE, &head, sizeof head, data, size);
+}
+
+/* Say that the guest has received a frame (network frontends). */
+static inline int pw_frame(struct pw *pw, const void *data, size_t size)
+{
+	return pw_ask(pw, PW_FRAME, data, size);
 }
 
 #endif

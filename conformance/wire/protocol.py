@@ -47,6 +47,8 @@ class Type(enum.IntEnum):
     log = 15
     done = 16
     """A job of a frontend is done."""
+    frame = 17
+    """A network frontend's guest has received a frame."""
 
 
 class News(enum.IntEnum):
@@ -57,7 +59,7 @@ class News(enum.IntEnum):
     watch = 2
     """A watch fires: path NUL token NUL."""
     job = 3
-    """A frontend's guest wants something of its disk."""
+    """A frontend's guest wants something of its device."""
 
 
 class Job(enum.IntEnum):
@@ -69,6 +71,10 @@ class Job(enum.IntEnum):
     size = 4
     """How many sectors there are: the answer's data is a u64."""
     nothing = 5
+    send = 6
+    """Send a frame, which follows SEND."""
+    listen = 7
+    """Tell of frames (`Type.frame`) from now on."""
 
 
 WAIT: Final = Struct("<Q")
@@ -96,6 +102,10 @@ NEWS: Final = Struct("<II")
 """Kind, length of what follows."""
 JOB: Final = Struct("<IIQII")
 """Number of the job, what it is, first sector, number of sectors, 0; the data of a write follows."""
+SEND: Final = Struct("<HHHH")
+"""Of a frame to be sent: csum_start, csum_offset, gso_size, gso_type, as in `struct virtio_net_hdr`."""
+MAX_FRAME: Final = 0xFFFF
+"""Bytes of a frame that has been received."""
 DONE: Final = Struct("<Ii")
 """Number of the job, 0 or an errno, negative; the data of a read, or a size, follows."""
 

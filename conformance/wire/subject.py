@@ -6,14 +6,15 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 
 from conformance.kit.check import Failure
+from conformance.kit.runner import World
 from conformance.subjects import SubjectError
 from conformance.wire import protocol as wire
 from conformance.wire.agent import Seat
@@ -59,6 +60,16 @@ class WireSubject:
     def __exit__(self, *_: object) -> None:
         self._listener.close()
         self.path.unlink(missing_ok=True)
+
+    def world(self, role: str, suite: str, scene: Callable[[Seat], AbstractContextManager[Any]]) -> World:
+        """Return what makes the world of each check, with `scene` around the process in its seat."""
+
+        @contextmanager
+        def make() -> Iterator[Any]:
+            with self.seated(role, suite) as seat, scene(seat) as made:
+                yield made
+
+        return make
 
     @contextmanager
     def seated(self, role: str, suite: str) -> Iterator[Seat]:

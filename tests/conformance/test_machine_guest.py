@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from conformance.block_front.remote import ConsoleHands
+from conformance.block_front.remote import DiskErrand
 from conformance.kit.check import Outcome, Skip
+from conformance.kit.hands import ConsoleHands
 from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.runner import World, run_check
 from conformance.subjects import SubjectError
@@ -48,12 +49,12 @@ def test_what_a_guest_says_on_its_console(tmp_path: Path) -> None:
 def test_what_is_typed(tmp_path: Path) -> None:
     one = guest(tmp_path)
     hands = ConsoleHands(one)
-    hands.ask(1, "read", 40, 8, b"")
-    hands.ask(2, "write", 0, 1, b"\xab\xcd" * 256)
-    hands.ask(3, "flush", 0, 0, b"")
+    hands.ask(1, DiskErrand("read", 40, 8))
+    hands.ask(2, DiskErrand("write", 0, 1, b"\xab\xcd" * 256))
+    hands.ask(3, DiskErrand("flush"))
     assert one._waiting == b"paravirt: 1 read 40 8\nparavirt: 2 write 0 1 abcd\nparavirt: 3 flush\n"
     with pytest.raises(Skip):
-        hands.ask(4, "write", 0, 1, os.urandom(512))
+        hands.ask(4, DiskErrand("write", 0, 1, os.urandom(512)))
 
 
 def test_the_guest_keeps_its_settings_but_for_name_devices_and_ends(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 from conformance.kit.check import CHECKS, Outcome
 from conformance.kit.runner import Result, run_check
+from conformance.net.frames import udp
+from conformance.net_front.remote import NetErrand
 from conformance.suites import SUITES
 from conformance.wire import protocol as wire
 from conformance.wire.agent import STORE_REQUESTS
 from conformance.wire.protocol import News, Type
 from conformance.wire.subject import Patience, WireSubject
+from guest_kernel.net.offload import gso
 from hypervisor.abi.grant_table import GNTST_bad_gntref, GNTST_bad_handle, GNTST_bad_page
 from hypervisor.abi.io import xs_wire as xs
 from tests.conformance.wire_client import Client, HungUp
@@ -34,7 +37,7 @@ PATIENCE = Patience(silence=10, check=60)
 def play(act: Callable[[Path], None], check: str = "BLKIF-BACKEND-001") -> Result:
     """Be the process of a check, in a thread; return what the kit makes of it. Raises what `act` raises."""
     failures: list[BaseException] = []
-    world = SUITES["blkif-backend"].wire
+    world = SUITES[CHECKS[check].suite].wire
     assert world is not None
 
     def work(path: Path) -> None:
@@ -291,3 +294,42 @@ def test_a_process_that_dies_with_pages_mapped(check: str) -> None:
             one.page(page)[64:] = b"\xff" * 4032
 
     assert play(act, check).outcome is Outcome.failure
+
+
+def test_a_network_frontend_hears_jobs_and_tells_of_frames() -> None:
+    """NETIF-FRONTEND-003 wants nothing but a sign of life of it."""
+    heard: list[int] = []
+
+    def act(path: Path) -> None:
+        with client(path) as one:
+            assert one.hello[3] == wire.ROLES["frontend"]
+            assert one.hello[4].rstrip(b"\0") == b"netif-frontend"
+            assert one.ask(Type.frame, bytes(wire.MAX_FRAME)) == (0, b"")
+            assert one.ask(Type.frame, bytes(wire.MAX_FRAME + 1)) == (-errno.EINVAL, b"")
+            while True:
+                for kind, news in one.wait():
+                    assert kind == News.job
+                    (number, what, *_), data = news
+                    heard.append(what)
+                    assert data == b""
+                    one.ok(Type.done, wire.DONE.pack(number, 0))
+
+    assert play(act, "NETIF-FRONTEND-003").outcome is Outcome.success
+    assert heard == [wire.Job.nothing]
+
+
+def test_a_backend_has_no_frames_to_tell_of() -> None:
+    def act(path: Path) -> None:
+        with client(path) as one:
+            assert one.ask(Type.frame, b"frame") == (-errno.EINVAL, b"")
+
+    play(act)
+
+
+def test_how_a_frame_is_asked_for() -> None:
+    errand = NetErrand("send", udp(20, blank=True), gso(1000))
+    packed = errand.packed(7)
+    assert wire.JOB.unpack_from(packed) == (7, wire.Job.send, 0, 0, 0)
+    assert wire.SEND.unpack_from(packed, wire.JOB.size) == (34, 6, 1000, 1)
+    assert packed[wire.JOB.size + wire.SEND.size :] == udp(20, blank=True)
+    assert NetErrand("listen").packed(8) == wire.JOB.pack(8, wire.Job.listen, 0, 0, 0)

@@ -153,7 +153,7 @@ def serve(
     suite, checks, files = _what(name, only, reports)
     if suite.wire is None:
         judged = ", ".join(suite.name for suite in SUITES.values() if suite.wire is not None)
-        raise OneSentence(f"suite {name!r} judges no processes; these do: {judged}")
+        raise OneSentence(f"suite {name!r} judges no processes, for {suite.why_not}; these do: {judged}")
     if command and shutil.which(command[0]) is None:
         raise OneSentence(f"there is no command {command[0]!r}")
     try:
