@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 from hypervisor.kernel_image.elf import ELF_MAGIC, ImageError
-from hypervisor.kernel_image.unpack import unpack
+from hypervisor.kernel_image.unpack import Bytes, unpack
 
 MAGIC = b"HdrS"
 _MAGIC_AT, _VERSION_AT, _SECTORS_AT, _PAYLOAD_AT = 0x202, 0x206, 0x1F1, 0x248
@@ -19,7 +19,7 @@ _SECTOR = 512
 _DEFAULT_SECTORS = 4
 
 
-def extract(data: bytes) -> bytes:
+def extract(data: bytes) -> Bytes:
     """Return the ELF file that a kernel file is, or holds: as it is, compressed, or in a bzImage. Raises ImageError."""
     if data.startswith(ELF_MAGIC):
         return data
@@ -35,7 +35,7 @@ def extract(data: bytes) -> bytes:
         raise
 
 
-def _payload(data: bytes) -> bytes:
+def _payload(data: bytes) -> memoryview:
     if len(data) < _HEADER_SIZE:
         raise ImageError("is a bzImage that is cut short")
     (version,) = struct.unpack_from("<H", data, _VERSION_AT)
@@ -48,4 +48,4 @@ def _payload(data: bytes) -> bytes:
         raise ImageError(
             f"is a bzImage that is cut short: its kernel ends at byte {start + length:#x}, the file at {len(data):#x}"
         )
-    return data[start : start + length]
+    return memoryview(data)[start : start + length]

@@ -62,7 +62,7 @@ class Section:
 class Elf:
     """A checked 64-bit x86 ELF file: every segment's and section's bytes lie in `data`."""
 
-    data: bytes = attrs.field(repr=False)
+    data: bytes | memoryview = attrs.field(repr=False)
     entry: int
     segments: tuple[Segment, ...]
     sections: tuple[Section, ...]
@@ -70,8 +70,8 @@ class Elf:
     def contents(self, part: Segment | Section) -> bytes:
         """Return the bytes that the file holds of a segment or a section."""
         if isinstance(part, Section):
-            return b"" if part.kind == SHT_NOBITS else self.data[part.offset : part.offset + part.size]
-        return self.data[part.offset : part.offset + part.file_size]
+            return b"" if part.kind == SHT_NOBITS else bytes(self.data[part.offset : part.offset + part.size])
+        return bytes(self.view(part))
 
     def view(self, segment: Segment) -> memoryview:
         """Return the bytes that the file holds of a segment, without copying them."""
@@ -82,9 +82,9 @@ class Elf:
         return next((section for section in self.sections if section.name == name), None)
 
 
-def parse_elf(data: bytes) -> Elf:
+def parse_elf(data: bytes | memoryview) -> Elf:
     """Read the headers of an ELF file. Raises ImageError: not ELF, of another machine, cut short, contradictory."""
-    if not data.startswith(ELF_MAGIC):
+    if data[: len(ELF_MAGIC)] != ELF_MAGIC:
         raise ImageError("is not an ELF file")
     if len(data) < _HEADER.size:
         raise ImageError(f"is cut short: {len(data)} bytes, and the ELF header alone has {_HEADER.size}")
@@ -110,7 +110,7 @@ def _check_machine(ident: bytes, kind: int, machine: int) -> None:
         raise ImageError(f"is not a program but an ELF file of type {kind}")
 
 
-def _segments(data: bytes, offset: int, size: int, count: int) -> list[Segment]:
+def _segments(data: bytes | memoryview, offset: int, size: int, count: int) -> list[Segment]:
     _check_table(data, "program", offset, size, count, _PROGRAM_HEADER.size)
     segments = []
     for index in range(count):
@@ -128,7 +128,7 @@ def _segments(data: bytes, offset: int, size: int, count: int) -> list[Segment]:
     return segments
 
 
-def _sections(data: bytes, offset: int, size: int, count: int, names_index: int) -> list[Section]:
+def _sections(data: bytes | memoryview, offset: int, size: int, count: int, names_index: int) -> list[Section]:
     """Read the section headers. Those that do not lie in the file are left out: what is loaded does not need them."""
     if not count:
         return []
@@ -137,7 +137,7 @@ def _sections(data: bytes, offset: int, size: int, count: int, names_index: int)
     names = b""
     if names_index < count:
         _, _, _, _, start, length, *_ = headers[names_index]
-        names = data[start : start + length] if start + length <= len(data) else b""
+        names = bytes(data[start : start + length]) if start + length <= len(data) else b""
     sections = []
     for name, kind, _, _, start, length, link, *_ in headers:
         if kind == SHT_NOBITS or start + length <= len(data):
@@ -149,7 +149,7 @@ def _sections(data: bytes, offset: int, size: int, count: int, names_index: int)
     return sections
 
 
-def _check_table(data: bytes, what: str, offset: int, size: int, count: int, needed: int) -> None:
+def _check_table(data: bytes | memoryview, what: str, offset: int, size: int, count: int, needed: int) -> None:
     if count and size < needed:
         raise ImageError(f"has {what} headers of {size} bytes; they have {needed}")
     if offset + size * count > len(data):

@@ -15,29 +15,34 @@ from collections.abc import Callable
 from typing import Any
 
 from hypervisor.kernel_image.elf import ELF_MAGIC, ImageError
+from hypervisor.kernel_image.output import CHUNK, Output
 
 MAX_SIZE = 1 << 30
 """Bytes that an unpacked kernel may have: real ones have 20 to 100 MiB."""
 _LZ4_BLOCK = 8 << 20
 _LZO_MAGIC = b"\x89LZO\x00\x0d\x0a\x1a\x0a"
+_PIECE = 256 << 10
+"""How many packed bytes `bz2` and `lzma` are given at a time: they copy what they do not use at once."""
 
-Unpack = Callable[[bytes], bytes]
+Bytes = bytes | memoryview
+Unpack = Callable[[Bytes], Bytes]
 
 
-def unpack(data: bytes) -> bytes:
+def unpack(data: Bytes) -> Bytes:
     """Return what was compressed. Raises ImageError: unknown, damaged, too large, or a library is missing."""
+    head = bytes(data[:16])
     for name, magics, function in _FORMATS:
-        if data.startswith(magics):
+        if head.startswith(magics):
             try:
                 return function(data)
             except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, struct.error, RuntimeError) as error:
                 if isinstance(error, ImageError):
                     raise
                 raise ImageError(f"holds a damaged kernel: its {name} data cannot be unpacked ({error})") from None
-    raise ImageError(f"holds a kernel that is compressed in an unknown way (it begins with {data[:6].hex(' ')})")
+    raise ImageError(f"holds a kernel that is compressed in an unknown way (it begins with {head[:6].hex(' ')})")
 
 
-def _bounded(out: bytes, finished: bool) -> bytes:
+def _bounded(out: Bytes, finished: bool) -> Bytes:
     if not finished:
         if len(out) >= MAX_SIZE:
             raise _too_large()
@@ -45,34 +50,47 @@ def _bounded(out: bytes, finished: bool) -> bytes:
     return out
 
 
+def _stream(stream: bz2.BZ2Decompressor | lzma.LZMADecompressor, data: Bytes) -> Bytes:
+    """Unpack a chunk at a time, up to the end, the end of the data, or `MAX_SIZE` bytes: see what `stream.eof` says."""
+    output = Output(MAX_SIZE)
+    for start in range(0, len(data), _PIECE):
+        chunk = stream.decompress(data[start : start + _PIECE], min(CHUNK, output.room))
+        output.append(chunk)
+        while output.room and not (stream.eof or stream.needs_input):
+            output.append(stream.decompress(b"", min(CHUNK, output.room)))
+        if stream.eof or not output.room:
+            break
+    return output.contents()
+
+
 def _too_large() -> ImageError:
     return ImageError(f"holds a kernel that unpacks to more than {MAX_SIZE >> 20} MiB")
 
 
-def _gzip(data: bytes) -> bytes:
+def _gzip(data: Bytes) -> Bytes:
     stream = zlib.decompressobj(31)
     return _bounded(stream.decompress(data, MAX_SIZE), stream.eof)
 
 
-def _bzip2(data: bytes) -> bytes:
+def _bzip2(data: Bytes) -> Bytes:
     stream = bz2.BZ2Decompressor()
-    return _bounded(stream.decompress(data, MAX_SIZE), stream.eof)
+    return _bounded(_stream(stream, data), stream.eof)
 
 
-def _xz(data: bytes) -> bytes:
+def _xz(data: Bytes) -> Bytes:
     stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
-    return _bounded(stream.decompress(data, MAX_SIZE), stream.eof)
+    return _bounded(_stream(stream, data), stream.eof)
 
 
-def _lzma(data: bytes) -> bytes:
+def _lzma(data: Bytes) -> Bytes:
     # The size in the header says where it ends if there is no end mark; the kernel's build puts it behind the data too.
     stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE)
-    out = stream.decompress(data, MAX_SIZE)
+    out = _stream(stream, data)
     size = int.from_bytes(data[5:13], "little")
     return _bounded(out, stream.eof or len(out) == size)
 
 
-def _zstd(data: bytes) -> bytes:
+def _zstd(data: Bytes) -> Bytes:
     library = _library("zstandard", "Zstandard")
     stream = library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
     try:
@@ -82,7 +100,7 @@ def _zstd(data: bytes) -> bytes:
     return _bounded(out, stream.eof and len(out) <= MAX_SIZE)
 
 
-def _lz4(data: bytes) -> bytes:
+def _lz4(data: Bytes) -> Bytes:
     """Unpack the legacy frame format, which the kernel's build uses: blocks of 8 MiB, each with its packed size."""
     library = _library("lz4.block", "LZ4")
     blocks, total, at = [], 0, 4
@@ -100,7 +118,7 @@ def _lz4(data: bytes) -> bytes:
     return _bounded(b"".join(blocks), 0 < total < MAX_SIZE)
 
 
-def _lzo(data: bytes) -> bytes:
+def _lzo(data: Bytes) -> Bytes:
     """Unpack a file of lzop: a header, then blocks with their sizes and check sums."""
     library = _library("lzallright", "LZO")
     flags, at = _lzop_header(data)
@@ -126,7 +144,7 @@ def _lzo(data: bytes) -> bytes:
             raise ValueError(str(error)) from None
 
 
-def _lzop_header(data: bytes) -> tuple[int, int]:
+def _lzop_header(data: Bytes) -> tuple[int, int]:
     """Return the flags of a file of lzop, and where its blocks begin."""
     at = len(_LZO_MAGIC)
     (version,) = struct.unpack_from(">H", data, at)

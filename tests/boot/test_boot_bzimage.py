@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import random
 import struct
 import sys
 import zlib
@@ -13,6 +14,7 @@ import pytest
 from elf_maker import BASE, bzimage, kernel
 
 from hypervisor.kernel_image import ImageError, is_kernel_image, load_kernel, unpack
+from hypervisor.kernel_image.output import CHUNK
 
 KERNEL = kernel()
 SIZE = struct.pack("<I", len(KERNEL))
@@ -80,6 +82,24 @@ def test_every_compression(how: str, has_size: bool) -> None:
 def test_large_kernels_have_many_blocks(how: str) -> None:
     data = bytes(range(256)) * (80 << 10)
     assert unpack.unpack(PACKERS[how](data)) == data
+
+
+@pytest.mark.parametrize("how", ["bzip2", "xz", "lzma"])
+def test_what_is_unpacked_in_chunks(how: str) -> None:
+    """Zeros of whole chunks, which are left out, and pieces that are none; the last chunk is a part of one."""
+    noise = random.Random(1).randbytes(3 * CHUNK + 5)
+    data = noise + bytes(CHUNK * 4) + noise[: CHUNK - 5] + bytes(CHUNK) + b"end" + bytes(CHUNK * 2 + 7)
+    assert unpack.unpack(PACKERS[how](data)) == data
+    assert unpack.unpack(PACKERS[how](data) + SIZE) == data
+
+
+@pytest.mark.parametrize("how", ["bzip2", "xz", "lzma"])
+def test_the_largest_kernel_that_may_be(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "MAX_SIZE", 4 * CHUNK + 10)
+    data = bytes(range(250)) * 1000
+    assert unpack.unpack(PACKERS[how](data[: 4 * CHUNK + 9])) == data[: 4 * CHUNK + 9]
+    with pytest.raises(ImageError, match="unpacks to more than"):
+        unpack.unpack(PACKERS[how](data[: 4 * CHUNK + 11]))
 
 
 def test_a_bare_compressed_kernel() -> None:
