@@ -33,8 +33,8 @@ SECTOR_SIZE = 512
 READ = 0
 WRITE = 1
 FLUSH = 2
-DISCARD = 3
-OPERATIONS = ("read", "write", "flush", "discard")
+DISCARD, SECURE_DISCARD = 3, 4
+OPERATIONS = ("read", "write", "flush", "discard", "secure discard")
 
 
 class BlockError(OSError):
@@ -192,6 +192,7 @@ class BlockDevice:
         "_spare",
         "block_size",
         "can_discard",
+        "can_discard_securely",
         "can_flush",
         "dead",
         "discards",
@@ -235,6 +236,7 @@ class BlockDevice:
         self.readonly = False
         self.can_flush = False
         self.can_discard = False
+        self.can_discard_securely = False
         self.info = 0
         """What else the driver knows of the disk (VDISK_ flags of blkif.h)."""
         self.queue: BlockQueue | None = None
@@ -335,11 +337,11 @@ class BlockDevice:
         self.flushes += 1
         await self._perform(BlockRequest(FLUSH, 0, 0))
 
-    async def discard(self, sector: int, count: int) -> None:
+    async def discard(self, sector: int, count: int, *, secure: bool = False) -> None:
         """Say that what is in `count` sectors from `sector` on is not needed any more: the other end may free it.
 
-        What they hold afterwards is not defined. Raises BlockError: EINVAL outside the disk, EROFS, EOPNOTSUPP if the
-        disk cannot do that, EIO, ENXIO.
+        What they hold afterwards is not defined. `secure`: nobody must be able to find it again, in any copy. Raises
+        BlockError: EINVAL outside the disk, EROFS, EOPNOTSUPP if the disk cannot do that, EIO, ENXIO.
         """
         if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
             raise BlockError(self._outside(), f"{self.name}: discard of {count} sectors at {sector} of {self.sectors}")
@@ -348,7 +350,7 @@ class BlockDevice:
         if count:
             self.discards += 1
             self.sectors_discarded += count
-            await self._perform(BlockRequest(DISCARD, sector, count))
+            await self._perform(BlockRequest(SECURE_DISCARD if secure else DISCARD, sector, count))
 
     def submit(
         self, transfer: Transfer, op: int, sector: int, count: int, buffer: BlockBuffer | None = None, first: int = 0
@@ -486,7 +488,7 @@ class BlockDevice:
         fitting: deque[BlockRequest] = deque()
         for request in self.pending:
             limit = most if request.buffer is None else self.max_buffer_sectors
-            if request.op != DISCARD and request.count > limit:
+            if request.op < DISCARD and request.count > limit:
                 fitting.extend(_Parts(request, limit).parts)
             else:
                 fitting.append(request)

@@ -8,6 +8,7 @@ ones. `target=` given by name takes the whole rest of the text, commas included.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -34,8 +35,7 @@ _SIZES = {"sector-size": 4096, "physical-sector-size": 1 << 16}
 """Parameters that are powers of two, which xl does not have, and the most that each can be."""
 _KEYS = (
     *("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script"),
-    *_SIZES,
-    "reconnect-delay",
+    *(*_SIZES, "reconnect-delay", "discard-secure"),
 )
 LONGEST_DELAY = 86_400
 """Seconds. A guest that waits longer than a day for its disk waits for ever."""
@@ -69,6 +69,10 @@ class DiskSpec:
     """Whether it is a CD drive: what is in it may be changed."""
     discard: bool = attrs.field(default=attrs.Factory(lambda self: self.writable, takes_self=True))
     """Whether the guest may say what it does not need any more, so that the image shrinks."""
+    discard_secure: bool = attrs.field(
+        default=attrs.Factory(lambda self: self.discard and self.format == MEMORY_FORMAT, takes_self=True)
+    )
+    """Whether what the guest discards is gone for good (`discard-secure=`, which xl does not have)."""
     faults: Faults | None = None
     """What is wrong with the machine's disk (`faults=`, which xl does not have)."""
     sector_size: int = SECTOR
@@ -158,6 +162,7 @@ class _Draft:
     backend: str = "0"
     removable: bool = False
     discard: bool | None = None
+    discard_secure: bool | None = None
     faults: Faults | None = None
     sector_size: int | None = None
     physical_sector_size: int | None = None
@@ -233,10 +238,8 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
         draft.removable = value.lower() == "cdrom"
     elif key == "format":
         _set(draft, "format", _format(value))
-    elif key in _SIZES:
-        _set(draft, key.replace("-", "_"), _power_of_two(key, value))
-    elif key == "reconnect-delay":
-        _set(draft, "reconnect_delay", _seconds(key, value))
+    elif key in _READERS:
+        _set(draft, key.replace("-", "_"), _READERS[key](key, value))
     elif key in ("vdev", "access", "base"):
         _set(draft, key, value)
     elif key == "faults":
@@ -265,6 +268,20 @@ def _power_of_two(key: str, value: str) -> int:
     return number
 
 
+def _flag(key: str, value: str) -> bool:
+    if value not in ("0", "1"):
+        raise SpecError(f"{key} is 0 or 1, not {value!r}")
+    return value == "1"
+
+
+_READERS: dict[str, Callable[[str, str], int | bool]] = {
+    **dict.fromkeys(_SIZES, _power_of_two),
+    "reconnect-delay": _seconds,
+    "discard-secure": _flag,
+}
+"""Parameters of which xl has none, by what makes a value of their text."""
+
+
 def _set(draft: _Draft, field: str, value: str | int | Faults) -> None:
     if getattr(draft, field) is not None and not (field == "target" and draft.target == ""):
         raise SpecError(f"the disk parameter {field.replace('_', '-')!r} is given twice")
@@ -280,6 +297,20 @@ def _finish_target(draft: _Draft) -> str:
     if not draft.target and not draft.removable:
         raise SpecError("the disk has no target (the image file)")
     return draft.target or ""
+
+
+def _discards_securely(draft: _Draft, discard: bool, image_format: str, target: str) -> bool:
+    """Return whether discards are to be secure: on a disk in memory they are, a file's owner has to vouch for it."""
+    if draft.discard_secure is None:
+        return discard and image_format == MEMORY_FORMAT
+    if not draft.discard_secure:
+        return False
+    if image_format == OVERLAY_FORMAT or target.startswith(NBD_PREFIX):
+        where = "the base of an overlay" if image_format == OVERLAY_FORMAT else "an NBD server"
+        raise SpecError(f"nobody can promise that {where} forgets what is discarded (discard-secure=1)")
+    if not discard:
+        raise SpecError("what cannot be discarded cannot be discarded securely (discard-secure=1)")
+    return True
 
 
 def _finish(draft: _Draft) -> DiskSpec:
@@ -313,13 +344,15 @@ def _finish(draft: _Draft) -> DiskSpec:
     if physical < sector_size:
         raise SpecError(f"a physical sector of {physical} bytes cannot hold a sector of {sector_size}")
     writable = _ACCESS[access] and not draft.removable
+    discard = writable and draft.discard is not False
     return DiskSpec(
         target=target,
         vdev=draft.vdev,
         writable=writable,
         format=image_format,
         base=draft.base or "",
-        discard=writable and draft.discard is not False,
+        discard=discard,
+        discard_secure=_discards_securely(draft, discard, image_format, target),
         backend=draft.backend,
         removable=draft.removable,
         faults=draft.faults,

@@ -405,7 +405,9 @@ def open_image(
         return _as_wanted(backing, disk)
     if disk.format == MEMORY_FORMAT:
         try:
-            return _as_wanted(MemoryDisk(parse_size(disk.target), readonly=not disk.writable), disk)
+            memory = MemoryDisk(parse_size(disk.target), readonly=not disk.writable)
+            memory.discards_securely = disk.discard_secure
+            return _as_wanted(memory, disk)
         except OSError as error:
             raise ImageError(f"a disk of {disk.target} in memory: {error.strerror}") from None
     path = Path(disk.target)
@@ -419,7 +421,7 @@ def open_image(
         if disk.base:
             backing = Overlay(path, Path(disk.base), readonly=not disk.writable)
         else:
-            backing = RawFile(path, readonly=not disk.writable)
+            backing = RawFile(path, readonly=not disk.writable, overwrites=disk.discard_secure)
     except DeviceError as error:
         raise ImageError(str(error)) from None
     for file, writes in uses.items():

@@ -28,7 +28,7 @@ class _ReadOnly:
     """A disk of this machine that the toolstack gives away for reading only."""
 
     readonly = True
-    discards = False
+    discards = discards_securely = False
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -129,7 +129,10 @@ class BlockBack(XenbusDriver):
         vbd.discards = vbd.disk.discards and nodes["discard-enable"] != "0"
         if vbd.discards:
             # Any sectors may be named; their storage comes back where whole blocks of the image's file system do.
-            await device.write({"discard-granularity": disk.sector_size, "discard-alignment": 0, "discard-secure": 0})
+            secure = vbd.disk.discards_securely
+            await device.write(
+                {"discard-granularity": disk.sector_size, "discard-alignment": 0, "discard-secure": secure}
+            )
         if self.max_segments:
             await device.write({"feature-max-indirect-segments": self.max_segments})
         await device.write(

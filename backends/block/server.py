@@ -18,7 +18,7 @@ from backends.block.indirect import REST, DescriptorCopier, KnownTables
 from backends.block.mapping import GrantMapper, Mapping, Plan
 from backends.block.protocol import Protocol as RingProtocol
 from backends.block.protocol import Segment, parse_segments
-from guest_kernel.block import DISCARD, FLUSH, READ, WRITE
+from guest_kernel.block import DISCARD, FLUSH, READ, SECURE_DISCARD, WRITE
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
@@ -95,8 +95,13 @@ class Disk(Protocol):
         """Whether it takes DISCARD."""
         ...
 
+    @property
+    def discards_securely(self) -> bool:
+        """Whether it takes SECURE_DISCARD."""
+        ...
+
     def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], sectors: int = 0, /) -> None:
-        """Queue a READ, WRITE, FLUSH, or a DISCARD of `sectors`.
+        """Queue a READ, WRITE, FLUSH, or a discard of `sectors`.
 
         `done(0 or -errno)` is called in an upcall, after the DMA.
         """
@@ -204,6 +209,7 @@ class BlockServer:
         "_trace_push",
         "answering",
         "discards",
+        "discards_securely",
         "disk",
         "drained",
         "free",
@@ -244,6 +250,7 @@ class BlockServer:
         self.readonly = disk.readonly
         self.discards = discards and disk.discards
         """Whether the frontend was told that it may discard."""
+        self.discards_securely = self.discards and disk.discards_securely
         self._copier = copier
         """What fetches the descriptors of indirect requests; None where they are not offered."""
         self._tables = tables
@@ -522,7 +529,8 @@ class BlockServer:
         """
         sectors = int.from_bytes(rest[:8], "little")
         status = BLKIF_RSP_OKAY
-        if not self.discards or flag & BLKIF_DISCARD_SECURE:
+        secure = flag & BLKIF_DISCARD_SECURE
+        if not (self.discards_securely if secure else self.discards):
             status = BLKIF_RSP_EOPNOTSUPP
         elif not sectors or sector + sectors > self.sectors:
             status = BLKIF_RSP_ERROR
@@ -538,7 +546,7 @@ class BlockServer:
         self.in_flight += 1
         self.statistics.discards += 1
         self.statistics.sectors_discarded += sectors
-        self.disk.submit(DISCARD, sector, b"", job.done, sectors)
+        self.disk.submit(SECURE_DISCARD if secure else DISCARD, sector, b"", job.done, sectors)
         return 1
 
     def _check(self, op: int, count: int, sector: int, descriptors: bytes) -> tuple[int, list[Segment]]:

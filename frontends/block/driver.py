@@ -16,7 +16,7 @@ from frontends.block.slots import (
     MOST_SEGMENTS,
     SECTORS_PER_PAGE,
 )
-from guest_kernel.block import SECTOR_SIZE, BlockDevice
+from guest_kernel.block import DISCARD, SECTOR_SIZE, SECURE_DISCARD, BlockDevice
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from hypervisor.abi.io.blkif import VDISK_READONLY
 from hypervisor.abi.io.protocols import XEN_IO_PROTO_ABI_X86_64
@@ -174,6 +174,7 @@ class BlockFront(XenbusDriver):
             "info",
             "feature-persistent",
             "feature-discard",
+            "discard-secure",
             "feature-max-indirect-segments",
             *FLUSH_OPERATIONS,
         )
@@ -184,6 +185,9 @@ class BlockFront(XenbusDriver):
         info = _number(nodes, "info", 0, 0xFFFFFFFF)
         flush_op = next((op for key, op in FLUSH_OPERATIONS.items() if nodes[key] == "1"), -1)
         # Granularity and alignment of discards are advice: what is smaller may have no effect.
+        discards: frozenset[int] = frozenset()
+        if nodes["feature-discard"] == "1":
+            discards = frozenset((DISCARD, SECURE_DISCARD) if nodes["discard-secure"] == "1" else (DISCARD,))
         offered = _number(nodes, "feature-max-indirect-segments", 0, 1 << 16)
         indirect = min(offered, self._indirect_segments())
         max_sectors = max(MAX_SECTORS, indirect * SECTORS_PER_PAGE)
@@ -192,7 +196,7 @@ class BlockFront(XenbusDriver):
         rings.connect(
             self.persistent and nodes["feature-persistent"] == "1",
             flush_op,
-            nodes["feature-discard"] == "1",
+            discards,
             max_sectors,
             block_size,
         )
@@ -207,7 +211,8 @@ class BlockFront(XenbusDriver):
         block.info = info
         block.readonly = bool(info & VDISK_READONLY)
         block.can_flush = flush_op >= 0
-        block.can_discard = nodes["feature-discard"] == "1"
+        block.can_discard = DISCARD in discards
+        block.can_discard_securely = SECURE_DISCARD in discards
         block.connect(rings.queue, max_sectors, lent)
         self.kernel.block.attach(block)
 

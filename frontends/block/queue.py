@@ -18,10 +18,11 @@ from frontends.block.merging import MAX_SECTORS as MAX_MERGED_SECTORS
 from frontends.block.merging import Merger, take_apart
 from frontends.block.pool import PagePool
 from frontends.block.slots import REQUESTS, SECTOR_SHIFT, Shape, Slot
-from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, BlockBuffer, BlockDevice, BlockRequest
+from guest_kernel.block import DISCARD, FLUSH, READ, SECURE_DISCARD, WRITE, BlockBuffer, BlockDevice, BlockRequest
 from guest_kernel.errors import GrantError, OutOfMemory
 from guest_kernel.threads import WaitQueue
 from hypervisor.abi.io.blkif import (
+    BLKIF_DISCARD_SECURE,
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
@@ -70,6 +71,7 @@ class FrontQueue:
 
     __slots__ = (
         "_device",
+        "_discards",
         "_events",
         "_free",
         "_grants",
@@ -85,7 +87,6 @@ class FrontQueue:
         "_trace",
         "_trace_push",
         "broken",
-        "discards",
         "drained",
         "flush_op",
         "name",
@@ -132,8 +133,8 @@ class FrontQueue:
         """Woken when nothing is in flight any more."""
         self.flush_op = -1
         """How this backend flushes: FLUSH_DISKCACHE, an empty WRITE_BARRIER, or -1 for not at all."""
-        self.discards = False
-        """Whether this backend takes DISCARD."""
+        self._discards: frozenset[int] = frozenset()
+        """Which of DISCARD and SECURE_DISCARD this backend takes."""
         self._pages: list[Page] = kernel.mm.alloc_pages(1 << page_order)
         self.ring = FrontRing.initialise_pages([page.view for page in self._pages], blkif_request.size)
         self._slots = [Slot(index) for index in range(self.ring.size)]
@@ -165,7 +166,7 @@ class FrontQueue:
         """How many requests the backend has not answered."""
         return self.ring.outstanding()
 
-    def connect(self, flush_op: int, discards: bool, max_sectors: int, shift: int) -> None:
+    def connect(self, flush_op: int, discards: frozenset[int], max_sectors: int, shift: int) -> None:
         """Begin service: the backend has mapped the ring. On the ring sectors are 2**`shift` of ours."""
         # A ring full of data comes and goes all the time. glibc would give the memory back to the kernel each time, and
         # fault it in again page by page (eight times the cost of the copy), until it has once seen a block of that size
@@ -174,7 +175,7 @@ class FrontQueue:
         self._merger.most = min(max_sectors, MAX_MERGED_SECTORS)
         self._shift = shift
         self.flush_op = flush_op
-        self.discards = discards
+        self._discards = discards
         self._remember()
 
     def run(self, pending: deque[BlockRequest]) -> None:
@@ -249,12 +250,13 @@ class FrontQueue:
             slot.shape = None
             REQUESTS[0].pack_into(view, offset, op, 0, self._handle, slot.index, 0, b"")
             return 0
-        if op == DISCARD:
-            if not self.discards:
+        if op >= DISCARD:
+            if op not in self._discards:
                 return errno.EOPNOTSUPP
+            flag = BLKIF_DISCARD_SECURE if op == SECURE_DISCARD else 0
             slot.op = op = BLKIF_OP_DISCARD
             slot.shape = None
-            _DISCARD.pack_into(view, offset, op, 0, self._handle, slot.index, sector, request.count >> self._shift)
+            _DISCARD.pack_into(view, offset, op, flag, self._handle, slot.index, sector, request.count >> self._shift)
             return 0
         if request.buffer is not None:
             return self._put_lent(request, request.buffer, slot, offset)

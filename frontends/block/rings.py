@@ -96,7 +96,9 @@ class Rings:
                 found |= {f"{at}ring-ref{n}": ref for n, ref in enumerate(queue.ring_refs)}
         return found
 
-    def connect(self, persistent: bool, flush_op: int, discards: bool, max_sectors: int, block_size: int) -> None:
+    def connect(
+        self, persistent: bool, flush_op: int, discards: frozenset[int], max_sectors: int, block_size: int
+    ) -> None:
         """Begin service: the backend has mapped all rings. On them sectors have `block_size` bytes."""
         shift = block_size.bit_length() - 1 - SECTOR_SHIFT
         self.pool.connect(persistent, max_sectors // SECTORS_PER_PAGE, shift)

@@ -109,6 +109,8 @@ class PhysicalDisk:
         self.readonly = False
         self.discards = False
         """Whether the disk takes DISCARD."""
+        self.discards_securely = False
+        """Whether the disk takes SECURE_DISCARD."""
         self._identify()
         self._changes = 0
         self._on_change: Callable[[], None] | None = None
@@ -144,13 +146,14 @@ class PhysicalDisk:
         self.physical_sector_size = inl(base + sheet.DISK_PHYSICAL_SECTOR_SIZE)
         self.readonly = bool(flags & sheet.DISK_FLAG_READONLY)
         self.discards = bool(flags & sheet.DISK_FLAG_DISCARD)
+        self.discards_securely = bool(flags & sheet.DISK_FLAG_SECURE_DISCARD)
 
     def watch(self, callback: Callable[[], None] | None) -> None:
         """Have `callback` called, in upcall context, whenever the capacity (`sectors`) has changed; None: no more."""
         self._on_change = callback
 
     def submit(self, op: int, sector: int, segments: Sequence[Segment] | bytes, done: Done, sectors: int = 0) -> None:
-        """Queue a command (READ, WRITE, FLUSH, DISCARD of `sectors`). `done` is called once, after a later `kick`.
+        """Queue a command (READ, WRITE, FLUSH, a discard of `sectors`). `done` is called once, after a later `kick`.
 
         Who uses the same segments often gives them as what `pack_segments` makes of them.
         """

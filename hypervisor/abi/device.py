@@ -44,10 +44,10 @@ DISK_ID, DISK_FLAGS, DISK_SECTORS_LOW, DISK_SECTORS_HIGH, DISK_SECTOR_SIZE, DISK
 DISK_COMMANDS, DISK_COMPLETIONS, DISK_DOORBELL, DISK_RESET = 32, 36, 40, 44
 """Registers to write: frame of the command queue, frame of the completion queue, producer index, any value."""
 
-DISK_FLAG_READONLY, DISK_FLAG_DISCARD = 1, 2
-"""The medium cannot be written; commands may say what of it is not needed any more."""
+DISK_FLAG_READONLY, DISK_FLAG_DISCARD, DISK_FLAG_SECURE_DISCARD = 1, 2, 4
+"""The medium cannot be written; commands may say what of it is not needed any more, and that it must not be found."""
 
-DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD = 0, 1, 2, 3
+DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_SECURE_DISCARD = 0, 1, 2, 3, 4
 """Commands."""
 
 DISK_QUEUE_LENGTH = 128

@@ -8,13 +8,15 @@ import mmap
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import final
 
 from hypervisor.errors import DeviceError
 from hypervisor.machine.memory import MAP_NORESERVE, PAGE_SIZE
 
+ZEROED_AT_ONCE = 1 << 20
+"""Bytes that are overwritten with one call."""
 COPIED_AT_ONCE = 1 << 20
 """Bytes of a disk in memory that is to have another size."""
 LARGEST_SECTOR = 4096
@@ -33,6 +35,24 @@ def punch_hole(fd: int, offset: int, size: int) -> int:
     return 0
 
 
+def _stored(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Go through the parts of a file that take storage, from `start` to `end`. Raises OSError."""
+    while start < end:
+        try:
+            first = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # there is a hole up to the end of the file
+            if error.errno != errno.EINVAL:
+                raise
+            yield start, end  # a block device, which has no holes
+            return
+        last = min(os.lseek(fd, first, os.SEEK_HOLE), end)
+        if first < last:
+            yield first, last
+        start = max(last, first)
+
+
 class Backing(ABC):
     """`size` bytes of storage, read and written at byte offsets. Errors come back as positive errno numbers."""
 
@@ -44,6 +64,8 @@ class Backing(ABC):
     """What the storage reads and writes at one go, a power of two: smaller writes cost it a read as well."""
     discards = False
     """Whether it can give storage back that is not needed (`discard`)."""
+    discards_securely = False
+    """Whether it can promise that nobody finds again what was there (`discard_securely`)."""
     joins = False
     """Whether transfers that are neighbours cost less as one: where each costs a system call."""
     delay_ns = 0
@@ -63,6 +85,10 @@ class Backing(ABC):
 
     def discard(self, offset: int, size: int) -> int:
         """Give storage back, without changing the size: what is there reads as zero afterwards; 0 or an errno."""
+        return errno.EOPNOTSUPP
+
+    def discard_securely(self, offset: int, size: int) -> int:
+        """The same, and what was there cannot be found any more, in no copy of it, on return; 0 or an errno."""
         return errno.EOPNOTSUPP
 
     def resize(self, size: int) -> int:
@@ -164,11 +190,17 @@ def scatter(pending: Pending, views: Sequence[memoryview]) -> None:
 
 
 class RawFile(Backing):
-    """An image file, sector for sector. Data goes straight between the file and the views."""
+    """An image file, sector for sector. Data goes straight between the file and the views.
+
+    With `overwrites` the person who owns the storage vouches for it: what is written to a place of the file replaces
+    what was there, down to the medium (no snapshots, no reflinks, no file system that writes elsewhere). Then nothing
+    is given back, by whichever discard, before there are zeros in its place: that is a secure one.
+    """
 
     joins = True
 
-    def __init__(self, path: Path, *, readonly: bool) -> None:
+    def __init__(self, path: Path, *, readonly: bool, overwrites: bool = False) -> None:
+        """Raises DeviceError."""
         self.path = path
         self.readonly = readonly
         try:
@@ -181,6 +213,7 @@ class RawFile(Backing):
             raise DeviceError(f"disk image {path}: is neither a file nor a block device")
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         self.discards = not readonly
+        self.discards_securely = overwrites and not readonly
 
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views from the file. A file that has become shorter is an I/O error, as on a real disk."""
@@ -209,7 +242,24 @@ class RawFile(Backing):
 
     def discard(self, offset: int, size: int) -> int:
         """Punch a hole into the file (fallocate(2)); EOPNOTSUPP where the file system has none."""
-        return punch_hole(self._fd, offset, size)
+        return self.discard_securely(offset, size) if self.discards_securely else punch_hole(self._fd, offset, size)
+
+    def discard_securely(self, offset: int, size: int) -> int:
+        """Overwrite what is there, wait until that is on the medium, and punch a hole then."""
+        if not self.discards_securely:
+            return errno.EOPNOTSUPP
+        try:
+            for start, end in _stored(self._fd, offset, offset + size):
+                for at in range(start, end, ZEROED_AT_ONCE):
+                    count = min(ZEROED_AT_ONCE, end - at)
+                    if os.pwrite(self._fd, bytes(count), at) != count:
+                        return errno.EIO
+            os.fdatasync(self._fd)
+        except OSError as error:
+            return error.errno or errno.EIO
+        status = punch_hole(self._fd, offset, size)
+        # There are zeros in any case; that their storage comes back is not what was asked for.
+        return 0 if status == errno.EOPNOTSUPP else status
 
     def resize(self, size: int) -> int:
         """Make the file longer or shorter; a block device stays as it is (EINVAL)."""
@@ -251,7 +301,7 @@ class MemoryDisk(Backing):
         """Raises OSError if there is no room for it among the addresses of the process."""
         self.size = size
         self.readonly = readonly
-        self.discards = not readonly
+        self.discards = self.discards_securely = not readonly
         self._use(size)
 
     def _use(self, size: int) -> None:
@@ -292,6 +342,14 @@ class MemoryDisk(Backing):
         self._bytes[offset:first] = bytes(first - offset)
         self._bytes[last:end] = bytes(end - last)
         self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        return 0
+
+    def discard_securely(self, offset: int, size: int) -> int:
+        """Overwrite what is there before the memory is given back."""
+        for at in range(offset, offset + size, ZEROED_AT_ONCE):
+            count = min(ZEROED_AT_ONCE, offset + size - at)
+            self._bytes[at : at + count] = bytes(count)
+            self.discard(at, count)
         return 0
 
     def resize(self, size: int) -> int:

@@ -218,7 +218,8 @@ class DiskController:
         registers = {
             sheet.DISK_ID: sheet.DISK_MAGIC,
             sheet.DISK_FLAGS: sheet.DISK_FLAG_READONLY * self.backing.readonly
-            | sheet.DISK_FLAG_DISCARD * self.backing.discards,
+            | sheet.DISK_FLAG_DISCARD * self.backing.discards
+            | sheet.DISK_FLAG_SECURE_DISCARD * self.backing.discards_securely,
             sheet.DISK_SECTORS_LOW: self.sectors & U32,
             sheet.DISK_SECTORS_HIGH: self.sectors >> 32,
             sheet.DISK_SECTOR_SIZE: self.sector_size,
@@ -462,7 +463,10 @@ class DiskController:
         status = self.check_without_data(op, sector, sectors)
         if status:
             return status
-        return self.backing.flush() if op == sheet.DISK_FLUSH else self.backing.discard(*self.place(sector, sectors))
+        if op == sheet.DISK_FLUSH:
+            return self.backing.flush()
+        discard = self.backing.discard if op == sheet.DISK_DISCARD else self.backing.discard_securely
+        return discard(*self.place(sector, sectors))
 
     # -- what commands have in common, wherever they are executed ---------------------------------------------------
 
@@ -494,7 +498,9 @@ class DiskController:
         """Return what is wrong with a command that moves nothing: 0 or an errno."""
         if op == sheet.DISK_FLUSH:
             return 0
-        if op != sheet.DISK_DISCARD or not self.backing.discards:
+        backing = self.backing
+        can = {sheet.DISK_DISCARD: backing.discards, sheet.DISK_SECURE_DISCARD: backing.discards_securely}
+        if not can.get(op):
             return errno.EOPNOTSUPP
         return errno.EINVAL if not sectors or sector + sectors > self.sectors else 0
 

@@ -38,6 +38,7 @@ class FailingDisk(Backing):
         self.size = inner.size
         self.readonly = inner.readonly
         self.discards = inner.discards
+        self.discards_securely = inner.discards_securely
         self.sector_size = inner.sector_size
         self.physical_sector_size = inner.physical_sector_size
         self.delay_ns = faults.delay_ns
@@ -70,9 +71,16 @@ class FailingDisk(Backing):
 
     def discard(self, offset: int, size: int) -> int:
         """Discard, and have the room back."""
+        return self._discard(self.inner.discard, offset, size)
+
+    def discard_securely(self, offset: int, size: int) -> int:
+        """Discard securely, and have the room back."""
+        return self._discard(self.inner.discard_securely, offset, size)
+
+    def _discard(self, discard: Callable[[int, int], int], offset: int, size: int) -> int:
         if self._is_bad(offset, size):
             return errno.EIO
-        status = self.inner.discard(offset, size)
+        status = discard(offset, size)
         if not status:
             self._taken.difference_update(_sectors(offset, size))
         return status

@@ -23,6 +23,7 @@ class Pair:
             readonly=options.pop("readonly", False),
             shuffled=options.pop("shuffled", False),
             sector_size=options.pop("sector_size", 512),
+            secure=options.pop("secure", False),
         )
         self.store: dict[str, str] = {"backend/physical-device": "8:0", "backend/mode": mode}
         self.back_driver = BlockBack(self.back_kernel, **options.pop("back", {}))  # type: ignore[arg-type]

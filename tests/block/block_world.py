@@ -12,7 +12,7 @@ from struct import Struct
 from types import SimpleNamespace
 from typing import Any
 
-from guest_kernel.block import DISCARD, FLUSH, READ, BlockRegistry
+from guest_kernel.block import DISCARD, FLUSH, READ, SECURE_DISCARD, BlockRegistry
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.run_loop import run_threads
 from guest_kernel.threads import Scheduler, Thread
@@ -384,6 +384,7 @@ class FakeDisk:
         readonly: bool = False,
         shuffled: bool = False,
         sector_size: int = SECTOR,
+        secure: bool = False,
     ) -> None:
         self.kernel = kernel
         self.world = kernel.world
@@ -392,6 +393,7 @@ class FakeDisk:
         self.sectors = sectors
         self.readonly = readonly
         self.discards = not readonly
+        self.discards_securely = secure
         self.shuffled = shuffled
         self.stuck = False
         self.bad_sectors: set[int] = set()
@@ -405,7 +407,8 @@ class FakeDisk:
         self.world.disks.append(self)
 
     def submit(self, op: int, sector: int, segments: bytes, done: Callable[[int], None], sectors: int = 0) -> None:
-        assert (op == DISCARD) == bool(sectors)
+        assert (op in (DISCARD, SECURE_DISCARD)) == bool(sectors)
+        assert op != SECURE_DISCARD or self.discards_securely
         parts = [(0, sectors * self.sector_size)] if sectors else list(Struct("<QQ").iter_unpack(segments))
         self.queued.append((op, sector, parts, done))
 
@@ -466,7 +469,7 @@ class FakeDisk:
         if op == FLUSH:
             return 0
         at = sector * self.sector_size
-        if op == DISCARD:
+        if op in (DISCARD, SECURE_DISCARD):
             ((_, size),) = segments
             if not self.bad_sectors.isdisjoint(range(sector, sector + size // self.sector_size)):
                 return -errno.EIO

@@ -7,7 +7,7 @@ import pytest
 from block_pair import Pair
 from block_raw import RawFront
 
-from guest_kernel.block import DISCARD, READ, WRITE, BlockError
+from guest_kernel.block import DISCARD, READ, SECURE_DISCARD, WRITE, BlockError
 from hypervisor.abi.io import blkif
 
 OKAY, ERROR, EOPNOTSUPP = blkif.BLKIF_RSP_OKAY, blkif.BLKIF_RSP_ERROR, blkif.BLKIF_RSP_EOPNOTSUPP
@@ -133,4 +133,42 @@ def test_a_guest_hears_that_its_disk_cannot(make_pair: Maker) -> None:
     pair.down()
     pair = make_pair(mode="r").up()
     assert fail(pair, 0, 8) == errno.EROFS
+    pair.down()
+
+
+@pytest.mark.parametrize("protocol", ["x86_64-abi", "x86_32-abi"])
+def test_secure_discards(make_pair: Maker, protocol: str) -> None:
+    pair = make_pair(secure=True)
+    pair.disk.image[:] = b"x" * len(pair.disk.image)
+    front = RawFront(pair, protocol=protocol)
+    assert pair.store["backend/discard-secure"] == "1"
+    assert discard(front, 8, 8, flag=blkif.BLKIF_DISCARD_SECURE) == OKAY
+    assert discard(front, 32, 8) == OKAY
+    assert discard(front, 4090, 8, flag=blkif.BLKIF_DISCARD_SECURE) == ERROR
+    assert discard(front, 0, 0, flag=blkif.BLKIF_DISCARD_SECURE) == ERROR
+    assert pair.disk.log == [(SECURE_DISCARD, 8, 8), (DISCARD, 32, 8)]
+    assert bytes(pair.disk.image[4096:8192]) == bytes(4096)
+    front.down()
+
+
+def test_a_guest_discards_securely(make_pair: Maker) -> None:
+    pair = make_pair(secure=True).up()
+    assert pair.device.can_discard_securely
+    pair.disk.image[:] = b"x" * len(pair.disk.image)
+    pair.guest(pair.device.discard(8, 8, secure=True))
+    assert pair.disk.log == [(SECURE_DISCARD, 8, 8)]
+    assert bytes(pair.disk.image[4096:8192]) == bytes(4096)
+    pair.down()
+
+
+def test_a_guest_hears_that_nobody_promises_it(make_pair: Maker) -> None:
+    """The frontend does not even ask."""
+    pair = make_pair().up()
+    assert pair.store["backend/discard-secure"] == "0"
+    assert not pair.device.can_discard_securely
+    with pytest.raises(BlockError) as caught:
+        pair.guest(pair.device.discard(0, 8, secure=True))
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert pair.disk.log == []
+    pair.guest(pair.device.discard(0, 8))
     pair.down()

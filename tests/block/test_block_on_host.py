@@ -439,3 +439,35 @@ def test_indirect_requests_through_a_whole_host(tmp_path: Path) -> None:
     assert scene.of(result, "copier").reason == "poweroff", scene.text
     assert "256 sectors in a request" in scene.text
     assert target.read_bytes() == data
+
+
+def test_secure_discards_where_they_can_be_promised(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    image = scene.image("image", data=b"s" * 65536)
+    body = """
+    for name in ("xvda", "xvdb", "xvdc", "xvdd"):
+        disk = await self.disk(name)
+        await disk.write(8, b"secret! " * 512)
+        await disk.flush()
+        try:
+            await disk.discard(8, 8, secure=True)
+        except OSError as error:
+            self.print(name, "cannot:", error.errno)
+        else:
+            assert await disk.read(8, 8) == bytes(4096)
+            self.print(name, "forgets")
+    """
+    scene.guest("a", body, image, scene.image("plain"), scene.image("base"))
+    source = tmp_path / "a.cfg"
+    disks = [
+        "format=raw,vdev=xvda,discard-secure=1,target=image",
+        "format=raw,vdev=xvdb,target=plain",
+        "format=overlay,vdev=xvdc,base=base,target=changes",
+        "format=memory,vdev=xvdd,target=1M",
+    ]
+    source.write_text(source.read_text().split("disk =")[0] + f"disk = {disks!r}\n")
+    result = scene.run(load_config(source))
+    assert result.exit_code == 0, scene.text
+    for words in ("xvda forgets", "xvdb cannot: 95", "xvdc cannot: 95", "xvdd forgets"):
+        assert words in scene.text
+    assert image.read_bytes()[:65536] == b"s" * 4096 + bytes(4096) + b"s" * 57344

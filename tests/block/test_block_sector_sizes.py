@@ -230,7 +230,7 @@ def test_an_image_has_whole_sectors(scene: Scene) -> None:
         ("sector-size=", "sector-size is a power of two"),
         ("physical-sector-size=131072", "physical-sector-size is a power of two from 512 to 65536"),
         ("sector-size=4096,physical-sector-size=512", "a physical sector of 512 bytes cannot hold a sector of 4096"),
-        ("sector-size=512,sector-size=512", "'sector_size' is given twice"),
+        ("sector-size=512,sector-size=512", "'sector-size' is given twice"),
     ],
 )
 def test_sizes_that_cannot_be(text: str, message: str) -> None:

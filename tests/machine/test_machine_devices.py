@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hypervisor.abi import device as sheet
 from hypervisor.errors import DeviceError
+from hypervisor.machine import backing
 from hypervisor.machine.backing import Backing, MemoryDisk, RawFile
 from hypervisor.machine.disk import DiskController
 from hypervisor.machine.failing_disk import FailingDisk, Faults
@@ -136,7 +137,8 @@ def test_discarded_sectors_read_as_zero_and_a_file_has_less_to_store(
     backing = RawFile(image, readonly=False) if kind == "file" else MemoryDisk(1 << 20)
     disk = DiskController(machine, 0, backing)
     driver = Driver(machine, disk)
-    assert machine.ports.inl(driver.base + sheet.DISK_FLAGS) == sheet.DISK_FLAG_DISCARD
+    secure = sheet.DISK_FLAG_SECURE_DISCARD if kind == "memory" else 0
+    assert machine.ports.inl(driver.base + sheet.DISK_FLAGS) == sheet.DISK_FLAG_DISCARD | secure
     page = (DATA * PAGE_SIZE, PAGE_SIZE)
     machine.memory.write(DATA * PAGE_SIZE, b"y" * PAGE_SIZE)
     assert driver.run(sheet.DISK_WRITE, 8, [page]) == 0
@@ -149,6 +151,98 @@ def test_discarded_sectors_read_as_zero_and_a_file_has_less_to_store(
     for sector, sectors in ((0, 0), (2048, 1), (2047, 2), (1 << 60, 1), (1, (1 << 64) - 1)):
         assert driver.run(sheet.DISK_DISCARD, sector, [], sectors=sectors) == -errno.EINVAL
     disk.unplug()
+
+
+class Spy:
+    """Notes in which order a file is changed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[tuple[str, int, int]] = []
+        pwrite, fdatasync, punch = os.pwrite, os.fdatasync, backing.punch_hole
+
+        def write(fd: int, data: bytes, at: int) -> int:
+            assert not any(data)
+            self.log.append(("zeros", at, len(data)))
+            return pwrite(fd, data, at)
+
+        def sync(fd: int) -> None:
+            self.log.append(("sync", 0, 0))
+            fdatasync(fd)
+
+        def hole(fd: int, at: int, size: int) -> int:
+            self.log.append(("hole", at, size))
+            return punch(fd, at, size)
+
+        monkeypatch.setattr(os, "pwrite", write)
+        monkeypatch.setattr(os, "fdatasync", sync)
+        monkeypatch.setattr(backing, "punch_hole", hole)
+
+
+@pytest.mark.parametrize("op", [sheet.DISK_SECURE_DISCARD, sheet.DISK_DISCARD])
+def test_what_is_discarded_securely_is_overwritten_before_it_is_given_back(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: int
+) -> None:
+    """On a disk that promises it every discard is secure: no old data is left among the free blocks."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.write(b"x" * (1 << 20))
+        file.seek(3 << 20)
+        file.write(b"y" * (2 << 20))
+        file.truncate(8 << 20)
+    disk = DiskController(machine, 0, RawFile(image, readonly=False, overwrites=True))
+    driver = Driver(machine, disk)
+    flags = sheet.DISK_FLAG_DISCARD | sheet.DISK_FLAG_SECURE_DISCARD
+    assert machine.ports.inl(driver.base + sheet.DISK_FLAGS) == flags
+    spy = Spy(monkeypatch)
+    assert driver.run(op, 8, [], sectors=10240) == 0
+    # What takes no storage is not written to.
+    mib = 1 << 20
+    assert spy.log == [
+        ("zeros", 4096, mib - 4096),
+        ("zeros", 3 * mib, mib),
+        ("zeros", 4 * mib, mib),
+        ("sync", 0, 0),
+        ("hole", 4096, 5 * mib),
+    ]
+    assert image.read_bytes() == b"x" * 4096 + bytes(8 * mib - 4096)
+    spy.log.clear()
+    assert driver.run(op, 8, [], sectors=8) == 0
+    assert spy.log == [("sync", 0, 0), ("hole", 4096, 4096)]
+    assert driver.run(op, 16384, [], sectors=1) == -errno.EINVAL
+    disk.unplug()
+
+
+def test_a_file_whose_owner_does_not_vouch_for_it_promises_nothing(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"x" * 8192)
+    disk = DiskController(machine, 0, RawFile(image, readonly=False))
+    assert Driver(machine, disk).run(sheet.DISK_SECURE_DISCARD, 0, [], sectors=8) == -errno.EOPNOTSUPP
+    assert RawFile(image, readonly=True, overwrites=True).discards_securely is False
+    assert image.read_bytes() == b"x" * 8192
+    disk.unplug()
+
+
+def test_a_disk_in_memory_discards_securely(machine: Machine) -> None:
+    """Each page holds zeros before it is given back."""
+    disk = MemoryDisk(4 << 20)
+    disk.writev([memoryview(b"x" * (3 << 20))], 0, 3 << 20)
+    given_back: list[tuple[int, int]] = []
+    discard = disk.discard
+
+    def look(offset: int, size: int) -> int:
+        found = bytearray(size)
+        disk.readv([memoryview(found)], offset, size)
+        assert not any(found)
+        given_back.append((offset, size))
+        return discard(offset, size)
+
+    disk.discard = look  # type: ignore[method-assign]
+    assert disk.discard_securely(512, 2 << 20) == 0
+    assert given_back == [(512, 1 << 20), ((1 << 20) + 512, 1 << 20)]
+    found = bytearray(3 << 20)
+    disk.readv([memoryview(found)], 0, 3 << 20)
+    assert found == b"x" * 512 + bytes(2 << 20) + b"x" * ((1 << 20) - 512)
+    disk.close()
 
 
 def test_a_disk_in_memory_keeps_what_is_there_and_forgets_what_is_discarded() -> None:

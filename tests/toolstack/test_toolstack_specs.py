@@ -103,6 +103,22 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "secure"),
+    [
+        ("/x,raw,xvda", False),
+        ("/x,raw,xvda,discard-secure=1", True),
+        ("/x,overlay,xvda,base=/y,discard-secure=0", False),
+        ("format=memory,vdev=xvda,target=1M", True),
+        ("format=memory,vdev=xvda,discard-secure=0,target=1M", False),
+        ("1M,memory,xvda,ro", False),
+        ("1M,memory,xvda,rw,no-discard", False),
+    ],
+)
+def test_whether_what_is_discarded_is_gone_for_good(text: str, secure: bool) -> None:
+    assert parse_disk(text).discard_secure is secure
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no target"),
@@ -127,6 +143,11 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
         ("vdev=xvda,target=nbd:unix:", "is not of the form"),
         ("vdev=xvda,target=nbd:host:0", "is not of the form"),
         ("vdev=xvda,target=nbd:host:65536", "is not of the form"),
+        ("/x,raw,xvda,discard-secure=yes", "discard-secure is 0 or 1, not 'yes'"),
+        ("/x,raw,xvda,ro,discard-secure=1", "what cannot be discarded cannot be discarded securely"),
+        ("/x,raw,xvda,no-discard,discard-secure=1", "what cannot be discarded cannot be discarded securely"),
+        ("/x,overlay,xvda,base=/y,discard-secure=1", "nobody can promise that the base of an overlay forgets"),
+        ("vdev=xvda,discard-secure=1,target=nbd:host", "nobody can promise that an NBD server forgets"),
         ("/x,raw,xvda,reconnect-delay=5", "only a disk at an NBD server has a 'reconnect-delay'"),
         ("vdev=xvda,reconnect-delay=-1,target=nbd:host", "a number of seconds, up to 86400, not '-1'"),
         ("vdev=xvda,reconnect-delay=86401,target=nbd:host", "a number of seconds, up to 86400"),
