@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from guest_kernel.block import BlockBuffer
 from guest_kernel.errors import OutOfMemory
-from guest_kernel.hw.socket_card import pack_pages
+from guest_kernel.hw.socket_card import SEGMENT, pack_pages
 from guest_kernel.mm import PAGE_SHIFT
 from guest_kernel.nbd.small import SmallJob
 
@@ -167,7 +167,7 @@ class BufferPool:
 class Area:
     """Consecutive bytes, for what is parsed or put together: a `view` over pages that are neighbours."""
 
-    __slots__ = ("_mm", "_packed", "pages", "size", "view")
+    __slots__ = ("_first", "_mm", "pages", "size", "view")
 
     def __init__(self, mm: MemoryManager, pages: int) -> None:
         """Take that many pages, or fewer if no more are neighbours. Raises OutOfMemory."""
@@ -180,16 +180,11 @@ class Area:
         end = before + (self.size >> PAGE_SHIFT)
         self.pages = taken[before:end]
         mm.free_pages_of(taken[:before] + taken[end:])
-        self._packed: dict[tuple[int, int], bytes] = {}
+        self._first = self.pages[0].mfn << PAGE_SHIFT
 
     def segments(self, start: int, end: int) -> bytes:
-        """Return a part as segments of the socket card."""
-        packed = self._packed.get((start, end))
-        if packed is None:
-            if len(self._packed) > 256:
-                self._packed.clear()
-            packed = self._packed[start, end] = pack_pages(self.pages, start, end)
-        return packed
+        """Return a part as segments of the socket card: one, for machine memory is in one piece as well."""
+        return SEGMENT.pack(self._first + start, end - start)
 
     def close(self) -> None:
         """Free the pages."""

@@ -167,6 +167,8 @@ class Connection:
         self._sent_buffers: list[Buffer] = []
         self._start = self._end = 0
         """What of the area has been received and not parsed."""
+        self._into: Piece | None = None
+        """The write whose data the card is receiving; None if it goes to the area."""
         self._piece: Piece | None = None
         """The write whose data comes next."""
         self._skip = 0
@@ -175,6 +177,8 @@ class Connection:
         """A read that is too long for its buffer, and has the connection for itself."""
         self._rest: tuple[Job, int, int] | None = None
         """A long write, where it goes on and how much is missing: it gets its next buffer then."""
+        self._ahead = self._in.size
+        """How many bytes of small requests are received at once: a batch of such as came last."""
         self._large = False
         """Whether the last write was a large one: then the next header is received alone."""
         self._failure = 0
@@ -251,9 +255,12 @@ class Connection:
         while True:
             self.news = False
             if self.finished and not self._sending:
-                # Before anything else: what has been sent leaves its buffers to what comes next.
+                # Before anything else: what has been sent leaves its buffers to what comes next. And the card has a
+                # look at what the client has said meanwhile.
                 self._answer()
+                self._expects = True
                 self._kick()
+                self._expects = False
             if not self.leaving:
                 self._parse()
                 self._listen()
@@ -316,8 +323,10 @@ class Connection:
 
     # -- in -------------------------------------------------------------------------------------------------------
 
-    def _receive(self, segments: bytes, minimum: int) -> None:
+    def _receive(self, segments: bytes, minimum: int, into: Piece | None = None) -> None:
+        """Have the card receive: the data of a piece and what comes after it, or whatever comes."""
         self._receiving = True
+        self._into = into
         self._card.submit(RECEIVE, self.number, segments, self._received, minimum)
 
     def _received(self, status: int) -> None:
@@ -329,7 +338,7 @@ class Connection:
             self._ended = True
             self.leaving = True
         else:
-            piece = self._piece
+            piece = self._into
             if piece is not None:
                 part = min(status, piece.size - piece.filled)
                 piece.filled += part
@@ -347,15 +356,15 @@ class Connection:
             return
         if piece is not None:
             self._start = self._end = 0
-            self._receive(self._data_segments(piece), piece.size - piece.filled)
+            self._receive(self._data_segments(piece), piece.size - piece.filled, piece)
             return
         have = self._end - self._start
-        if have >= REQUEST_SIZE:
+        if have >= REQUEST_SIZE and (self._large or have > area.size >> 1):
             return  # the request that is next waits for its turn, or for a buffer
         if have and self._start:
             area.view[:have] = bytes(area.view[self._start : self._end])
         self._start, self._end = 0, have
-        end = REQUEST_SIZE if self._large and not self._skip else area.size
+        end = REQUEST_SIZE if self._large and not self._skip else min(have + self._ahead, area.size)
         self._receive(area.segments(have, end), max(1, REQUEST_SIZE - have))
 
     def _parse(self) -> None:
@@ -389,7 +398,7 @@ class Connection:
         if self._receiving or self.leaving:
             return False
         self._start = self._end = 0
-        self._receive(self._data_segments(piece), 0)
+        self._receive(self._data_segments(piece), 0, piece)
         self._expects = True
         self._kick()
         self._expects = False
@@ -428,6 +437,8 @@ class Connection:
         elif kind == wire.WRITE_HEAD and not disk.readonly:
             jobs = self._take_writes(most, sizes)
             self._large = False
+            if jobs:
+                self._ahead = BATCH * (REQUEST_SIZE + jobs[0].length)
         else:
             return False
         if not jobs:
@@ -509,6 +520,7 @@ class Connection:
                 job.left = 1
                 job.flush = bool(flags & wire.CMD_FLAG_FUA)
                 self._large = length > COPY_LIMIT
+                self._ahead = self._in.size
                 self._rest = job, offset, length
         elif kind == wire.CMD_DISC:
             self.leaving = True

@@ -208,6 +208,7 @@ class SocketCard:
         base = self._command_base
         if not pending or pending > QUEUE_LENGTH or not self._may_run():
             return
+        late, self._late = self._late, {}
         unpack, b = COMMAND.unpack_from, self.machine.memory.b
         while pending:
             pending -= 1
@@ -220,6 +221,8 @@ class SocketCard:
                 self._complete(ident, -errno.EBUSY)
             else:
                 self._begin(op, ident, number, minimum, nr_segments, segments)
+        for connection in late:
+            self._receive(connection)
         self._report()
 
     def _may_run(self) -> bool:
@@ -307,7 +310,8 @@ class SocketCard:
         """Receive what has come before it was wanted; return whether there was something.
 
         To be called when the processors have nothing to do, or now and then. Commands to receive wait for that: by then
-        much has come, and one call brings all of it, instead of each word by itself while it is being said.
+        much has come, and one call brings all of it, instead of each word by itself while it is being said. A driver
+        that rings its doorbell again is busy, so that is another such moment.
         """
         if not self._late:
             return False
@@ -354,6 +358,9 @@ class SocketCard:
         if self._completion_base:
             for transfer in (*connection.receives, *connection.sends):
                 self._complete(transfer.ident, -errno.ECANCELED)
+        # The doorbell may be about to look at it.
+        connection.receives.clear()
+        connection.sends.clear()
         if self._accepts:
             self._accept()
 
@@ -364,7 +371,7 @@ class SocketCard:
             status = self._receive_some(sock, transfer) if self._reaches(transfer.runs) else -errno.EFAULT
             if status is None:
                 return
-            if status > 0 and transfer.views:
+            if status > 0 and transfer.views and transfer.wants_much:
                 status = self._linger(connection, transfer)
             receives.popleft()
             self._complete(transfer.ident, status)

@@ -230,6 +230,25 @@ def test_a_receive_of_what_is_there_goes_on_with_what_follows(rig: Rig) -> None:
         assert rig.ring() == [(3, 4)]
 
 
+def test_the_next_doorbell_has_a_look_at_a_receive(rig: Rig) -> None:
+    """What waits until the processors have nothing to do is looked at when the driver comes again; not at once."""
+    client, number = rig.connect()
+    with client:
+        client.sendall(b"12345678")
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)], minimum=4)
+        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
+        assert rig.completions() == []
+        rig.put(sheet.SOCKET_SEND, 2, number, [(DATA * PAGE + 8, 8)])
+        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
+        assert rig.completions() == [(2, 8), (1, 8)]
+        assert client.recv(100) == bytes(8)
+        rig.put(sheet.SOCKET_RECEIVE, 3, number, [(DATA * PAGE, 8)], minimum=4)
+        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
+        rig.put(sheet.SOCKET_CLOSE, 4, number)
+        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
+        assert rig.completions() == [(3, -errno.ECANCELED), (4, 0)]
+
+
 def test_a_send_waits_for_the_client_to_read(rig: Rig) -> None:
     client, number = rig.connect()
     with client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 
@@ -181,6 +182,57 @@ def test_many_requests_in_one_breath_are_all_answered(scene: Scene) -> None:
 
     talk(scene, conversation)
     assert scene.image.read_bytes()[: 4096 * count] == b"".join(blocks)
+
+
+SIZES = [512, 4096, 4096, 4096, 1536, 8192, 16384, 20480, 65536, 300 << 10, 1280 << 10]
+"""Bytes of reads and writes: small ones, copied ones, those that are received into buffers, and one that is longer."""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_requests_of_all_kinds_in_any_pieces(scene: Scene, seed: int) -> None:
+    """Whatever is there when the server looks, and wherever it ends: each request gets its answer and its data."""
+    rng = random.Random(seed)
+    old = rng.randbytes(16 << 20)
+    scene.image.write_bytes(old)
+    new = bytearray(old)
+    words, at = bytearray(), 8 << 20
+    expected: dict[int, bytes] = {}
+    sizes = [rng.choice(SIZES[: rng.choice([4, 5, 9, 11])]) for _ in range(120)]
+    for cookie, size in enumerate(sizes):
+        kind = rng.choice([wire.CMD_READ, wire.CMD_WRITE]) if at + size <= len(new) else wire.CMD_READ
+        offset = rng.randrange(0, (8 << 20) - size, 512)  # what is read is not written
+        data = b""
+        if kind == wire.CMD_WRITE:
+            offset, data = at, rng.randbytes(size)
+            new[at : at + size] = data
+            at += size
+        words += wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, kind, cookie, offset, size) + data
+        expected[cookie] = old[offset : offset + size] if kind == wire.CMD_READ else b""
+
+    def speak(client: RawClient) -> None:
+        start = 0
+        while start < len(words):
+            size = rng.choice([1, 28, 100, 4124, 30000, 66000, 1 << 20])
+            client.send(bytes(words[start : start + size]))
+            start += size
+            if rng.random() < 0.3:
+                time.sleep(rng.choice([0, 0.0001, 0.002]))
+
+    def client() -> None:
+        with RawClient(scene.path) as client:
+            client.hello()
+            speaker = threading.Thread(target=speak, args=(client,))
+            speaker.start()
+            while expected:
+                magic, error, cookie = wire.SIMPLE_REPLY.unpack(client.read(wire.SIMPLE_REPLY.size))
+                assert (magic, error) == (wire.SIMPLE_REPLY_MAGIC, 0)
+                data = expected.pop(cookie)
+                assert client.read(len(data)) == data
+            speaker.join()
+
+    scene.serve(client)
+    assert not expected
+    assert scene.image.read_bytes() == new
 
 
 def test_zeros_trim_and_flags(scene: Scene) -> None:
