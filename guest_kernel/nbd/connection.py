@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, final
 
 from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, Transfer
@@ -421,80 +422,51 @@ class Connection:
             piece.filled += part
 
     def _begin_small(self, most: int) -> bool:
-        """Begin requests for as long as they are small, all there, of one kind, and nothing is wrong with them.
+        """Begin requests for as long as they are small, all there, alike, and nothing is wrong with them.
 
         Whatever else comes is for `_begin`. Returns whether there was one.
         """
-        start, end, disk = self._start, self._end, self._disk
-        sizes = SECTORS.get(disk.block_size)
-        if sizes is None:
+        view, start, disk, single = self._in.view, self._start, self._disk, self.export.pool.single
+        head, _, _, length = _HEAD(view, start)
+        sectors = SECTORS.get(disk.block_size, {}).get(length)
+        if sectors is None:
             return False
-        kind = _HEAD(self._in.view, start)[0]
-        if kind == wire.READ_HEAD:
-            count = min(most, (end - start) // REQUEST_SIZE)
-            jobs = self._take_reads(self._in.view[start : start + count * REQUEST_SIZE], sizes)
-            self._start = start + len(jobs) * REQUEST_SIZE
-        elif kind == wire.WRITE_HEAD and not disk.readonly:
-            jobs = self._take_writes(most, sizes)
-            self._large = False
-            if jobs:
-                self._ahead = BATCH * (REQUEST_SIZE + jobs[0].length)
+        if head == wire.READ_HEAD:
+            op, layout, stride = READ, wire.REQUEST_HEAD, REQUEST_SIZE
+        elif head == wire.WRITE_HEAD and not disk.readonly:
+            op, layout, stride = WRITE, wire.WRITE_REQUESTS[length], REQUEST_SIZE + length
         else:
             return False
+        count = min(most, (self._end - start) // stride)
+        last, odd = (disk.sectors << SECTOR_SHIFT) - length, disk.block_size - 1
+        jobs: list[SmallJob] = []
+        requests = layout.iter_unpack(view[start : start + count * stride])
+        for (kind, cookie, offset, size), buffer in zip(requests, reversed(single), strict=False):
+            if kind != head or size != length or offset & odd or offset > last:
+                break
+            job = buffer.small
+            job.op = op
+            job.sector = offset >> SECTOR_SHIFT
+            job.count = sectors
+            job.connection = self
+            job.cookie = cookie
+            job.length = length
+            jobs.append(job)
         if not jobs:
             return False
-        del self.export.pool.single[-len(jobs) :]
-        self.jobs += len(jobs)
-        disk.begin(jobs, jobs[0].op, sum([job.count for job in jobs]))
+        count = len(jobs)
+        if op:
+            at = start + REQUEST_SIZE
+            for job in jobs:
+                job.view[:length] = view[at : at + length]
+                at += stride
+            self._large = False
+            self._ahead = BATCH * stride
+        self._start = start + count * stride
+        del single[-count:]
+        self.jobs += count
+        disk.begin(jobs, op, count * sectors)
         return True
-
-    def _take_reads(self, headers: memoryview, sizes: dict[int, int]) -> list[SmallJob]:
-        """Make jobs of reads, up to the first that is no small one; they have the last buffers of one page."""
-        disk = self._disk
-        limit, odd, head = disk.sectors << SECTOR_SHIFT, disk.block_size - 1, wire.READ_HEAD
-        jobs: list[SmallJob] = []
-        requests = wire.REQUEST_HEAD.iter_unpack(headers)
-        for (kind, cookie, offset, length), buffer in zip(requests, reversed(self.export.pool.single), strict=False):
-            sectors = sizes.get(length)
-            if kind != head or sectors is None or offset & odd or offset + length > limit:
-                break
-            job = buffer.small
-            job.op = READ
-            job.sector = offset >> SECTOR_SHIFT
-            job.count = sectors
-            job.connection = self
-            job.cookie = cookie
-            job.length = length
-            jobs.append(job)
-        return jobs
-
-    def _take_writes(self, most: int, sizes: dict[int, int]) -> list[SmallJob]:
-        """The same of writes, each of which is followed by its data."""
-        view, start, end, disk = self._in.view, self._start, self._end, self._disk
-        limit, odd, head = disk.sectors << SECTOR_SHIFT, disk.block_size - 1, wire.WRITE_HEAD
-        jobs: list[SmallJob] = []
-        last = end - REQUEST_SIZE
-        for buffer in self.export.pool.single[: -most - 1 : -1]:
-            if start > last:
-                break
-            kind, cookie, offset, length = _HEAD(view, start)
-            sectors = sizes.get(length)
-            data = start + REQUEST_SIZE
-            stop = data + length
-            if kind != head or sectors is None or offset & odd or offset + length > limit or stop > end:
-                break
-            start = stop
-            job = buffer.small
-            job.view[:length] = view[data:stop]
-            job.op = WRITE
-            job.sector = offset >> SECTOR_SHIFT
-            job.count = sectors
-            job.connection = self
-            job.cookie = cookie
-            job.length = length
-            jobs.append(job)
-        self._start = start
-        return jobs
 
     def _begin(self) -> bool:
         """Begin the next request; returns False, and leaves it where it is, if there is no buffer for it."""
@@ -781,6 +753,9 @@ class Connection:
         out, structured, pool, finished = self._out.view, self._structured, self.export.pool, self.finished
         single, put, put_chunk, simple = pool.single, _PUT_REPLY, _PUT_CHUNK, wire.SIMPLE_REPLY_MAGIC
         chunk, done, kind = wire.STRUCTURED_REPLY_MAGIC, wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA
+        first = finished[0]
+        if type(first) is SmallJob and first.op and not first.error:
+            at = self._answer_writes(at, limit)
         next_job = finished.popleft
         count = 0
         while finished:
@@ -817,6 +792,31 @@ class Connection:
                 single.append(held)
         self.jobs -= count
         return at
+
+    def _answer_writes(self, at: int, limit: int) -> int:
+        """The same of small writes that went well, up to the first that is something else."""
+        pool, finished = self.export.pool, self.finished
+        single, keep = pool.single, not pool.wanted
+        words: list[int] = []
+        most = min((limit - at) // _REPLY_SIZE, len(wire.WORDS) >> 1)
+        for job in islice(finished, most) if len(finished) > most else finished:
+            if type(job) is not SmallJob or job.error or not job.op:
+                break
+            words += (wire.WELL_DONE, job.cookie)
+            held = job.held
+            if keep and not held.block.lost:
+                single.append(held)
+            else:
+                pool.give(held)
+        wire.WORDS[len(words)].pack_into(self._out.view, at, *words)
+        count = len(words) >> 1
+        if count == len(finished):
+            finished.clear()
+        else:
+            for _ in range(count):
+                finished.popleft()
+        self.jobs -= count
+        return at + count * _REPLY_SIZE
 
     def _header(self, job: Job | SmallJob) -> bytes:
         """Return what precedes the data of an answer."""

@@ -60,8 +60,14 @@ REQUEST_HEAD = Struct(">QQQI")
 """The same with magic, flags and type as one number: one of the next two, where there are no flags."""
 READ_HEAD, WRITE_HEAD = (REQUEST_MAGIC << 32 | kind for kind in (CMD_READ, CMD_WRITE))
 assert REQUEST_HEAD.size == REQUEST.size
+WRITE_REQUESTS = {size: Struct(f"{REQUEST_HEAD.format}{size}x") for size in range(512, 4097, 512)}
+"""By the bytes of its data: such a head of a write, and its data passed over."""
 SIMPLE_REPLY = Struct(">IIQ")
 """magic, error, cookie; the data of a read follows."""
+WELL_DONE = SIMPLE_REPLY_MAGIC << 32
+"""Magic and error as one number, where there is no error."""
+WORDS = tuple(Struct(f">{count}Q") for count in range(2 * 32 + 1))
+"""By their number: words in a row. Two are a simple reply."""
 CHUNK = Struct(">IHHQI")
 """magic, flags, type, cookie, length of what follows."""
 DATA_CHUNK = Struct(">IHHQIQ")

@@ -68,6 +68,9 @@ class Backing(ABC):
     """Whether it can promise that nobody finds again what was there (`discard_securely`)."""
     joins = False
     """Whether transfers that are neighbours cost less as one: where each costs a system call."""
+    flat: memoryview | None = None
+    """All bytes, where they are memory as good as any other: then nobody needs to be asked to move some. It is another
+    view after each `resize`."""
     delay_ns = 0
     """How much longer commands take than on other disks, also in real time."""
 
@@ -306,7 +309,7 @@ class MemoryDisk(Backing):
 
     def _use(self, size: int) -> None:
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-        self._bytes = memoryview(self._map)
+        self.flat = self._bytes = memoryview(self._map)
 
     def readv(self, views: Sequence[memoryview], offset: int, size: int) -> int:
         """Fill the views."""

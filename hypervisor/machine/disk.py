@@ -85,12 +85,14 @@ class DiskController:
         "_command_base",
         "_completion_base",
         "_consumed",
+        "_flat",
         "_i",
         "_joins",
         "_known",
         "_line",
         "_medium_latency_ns",
         "_moving",
+        "_pieces",
         "_ports",
         "_produced",
         "_prompt",
@@ -143,6 +145,8 @@ class DiskController:
         not reported.
         """
         self._known: dict[bytes, Gathered] = {}
+        self._pieces: dict[bytes, tuple[memoryview, int, Any, Any]] = {}
+        """Of tables that mean whole sectors in one piece of memory: that, its bytes, and what marks its frames."""
         self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
         memory = machine.memory
@@ -171,6 +175,7 @@ class DiskController:
         self.latency_ns = self._medium_latency_ns + backing.delay_ns
         self._prompt = self.machine.clock.real and not backing.delay_ns
         self._joins = backing.joins
+        self._flat = backing.flat
         self._size = self.sectors * self.sector_size
         last = sheet.DISK_READ if backing.readonly else sheet.DISK_WRITE
         # What each doorbell looks up; unpacking a tuple costs as much as one attribute. `last`: operations up to this
@@ -322,7 +327,54 @@ class DiskController:
     def _several(self, first: int, count: int, done: list[int]) -> tuple[Iterable[tuple[int, ...]], int]:
         """Return several commands to be executed one by one, and how many bytes of others were moved at once."""
         commands = self._commands(first, count)
+        if self._flat is not None:
+            return (), self._execute_flat(commands, done, self._flat)
         return ((), self._execute_joined(commands, done)) if self._joins else (commands, 0)
+
+    def _execute_flat(self, commands: Iterable[tuple[int, ...]], done: list[int], flat: memoryview) -> int:
+        """The loop of `_doorbell` for a medium that is memory; returns bytes moved."""
+        _, b, written, last, sector_size, limit, _, _, _, _ = self._moving
+        pieces = self._pieces
+        if self._allowed is not None:
+            last = -1
+        memory_end = len(b)
+        read = wrote = moved = 0
+        for op, _, nr_segments, ident, sector, segments, sectors in commands:
+            room = PAGE_SIZE - (segments & PAGE_MASK)
+            if op <= last and segments < memory_end and nr_segments * SEGMENT_SIZE <= room:
+                piece = pieces.get(TABLES[nr_segments].unpack_from(b, segments)[0])
+                if piece is not None:
+                    view, size, frames, ones = piece
+                    offset = sector * sector_size
+                    end = offset + size
+                    if end <= limit:
+                        if op:
+                            flat[offset:end] = view
+                            wrote += size
+                        else:
+                            view[:] = flat[offset:end]
+                            written[frames] = ones
+                            read += size
+                        done.append(ident)
+                        continue
+                else:
+                    self._learn_piece(nr_segments, segments)
+            status, size = self._execute(op, nr_segments, sector, segments, sectors)
+            done.append((-status & U32) << 32 | ident if status else ident)
+            moved += size
+        self.read_bytes += read
+        self.written_bytes += wrote
+        return moved + read + wrote
+
+    def _learn_piece(self, nr_segments: int, segments: int) -> None:
+        """Remember what a segment table in memory means, if that is whole sectors in one piece."""
+        gathered = self.gather(nr_segments, segments)
+        if gathered is not None:
+            (view, *others), _, (mark, *_), size = gathered
+            if not others and not size % self.sector_size:
+                if len(self._pieces) >= KNOWN_TABLES:
+                    self._pieces.clear()
+                self._pieces[TABLES[nr_segments].unpack_from(self._b, segments)[0]] = (view, size, *mark)
 
     def _execute_joined(self, commands: Iterable[tuple[int, ...]], done: list[int]) -> int:
         """The loop of `_doorbell` for a backing where transfers that are neighbours are better moved at once; returns
