@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast, final
 
 from guest_kernel.errors import OutOfMemory, XenError
@@ -92,12 +92,36 @@ def _pfn(page: Page) -> int:
 
 
 class ForeignMapping(list[memoryview]):
-    """Views of pages of another domain, in the order asked for; contiguous from virtual address `va`."""
+    """Views of pages of another domain, in the order asked for; contiguous from virtual address `va`.
 
-    def __init__(self, va: int, views: Iterable[memoryview]) -> None:
-        super().__init__(views)
+    `pieces` has the same in fewer views, in the same order: one for pages that are neighbours in machine memory, too.
+    """
+
+    def __init__(self, va: int, pieces: Iterable[memoryview]) -> None:
+        self.pieces = list(pieces)
+        super().__init__(
+            piece if len(piece) == PAGE_SIZE else piece[at : at + PAGE_SIZE]
+            for piece in self.pieces
+            for at in range(0, len(piece), PAGE_SIZE)
+        )
         self.va = va
         self.pages = len(self)
+
+    def clear(self) -> None:
+        """Drop all views."""
+        super().clear()
+        self.pieces.clear()
+
+
+def neighbours(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield where numbers begin that follow upon each other, and how many they are."""
+    start = 0
+    for index in range(1, len(numbers)):
+        if numbers[index] != numbers[index - 1] + 1:
+            yield start, index - start
+            start = index
+    if numbers:
+        yield start, len(numbers) - start
 
 
 class AddressSpace:
@@ -462,7 +486,13 @@ class MemoryManager:
         except XenError:
             self._unmap(va, n)
             raise
-        return ForeignMapping(va, [self._view(va + (index << PAGE_SHIFT), PAGE_SIZE, writable) for index in range(n)])
+        return ForeignMapping(
+            va,
+            [
+                self._view(va + (first << PAGE_SHIFT), count << PAGE_SHIFT, writable)
+                for first, count in neighbours(mfns)
+            ],
+        )
 
     def replace(self, page: Page, maddr: int) -> memoryview:
         """Map a machine frame of Xen's (shared_info) at the address of `page`; the page is no longer reachable."""

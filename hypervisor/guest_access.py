@@ -144,6 +144,29 @@ def translate_load(vcpu: VCpu, va: int, write: bool) -> int:
     return base + (va & 0xFFF)
 
 
+def pages_in_a_row(vcpu: VCpu, va: int, most: int, write: bool) -> int:
+    """Return how many pages from `va` on are known to be translated alike, to neighbours in memory: at least 1.
+
+    `va` itself has been translated. Counted are those of its L1 table, if their entries differ by nothing but the
+    frame, and the processor has no bits to set there; and only if that holds for all of these, up to `most`.
+    """
+    va &= _U64
+    q, frames, table = vcpu.hv.memory.q, vcpu.hv.memory.frames, vcpu.kernel_cr3 << 12
+    for shift in (39, 30, 21):
+        entry = q[(table >> 3) + (va >> shift & 511)]
+        table = entry & _FRAME
+        if not entry & _P or table >> 12 >= frames or (shift == 21 and entry & _PSE):
+            return 1
+    index = va >> 12 & 511
+    count = min(most, 512 - index)
+    at = (table >> 3) + index
+    entry = q[at]
+    needed = _A | _D if write else _A
+    if entry & needed != needed or ((entry & _FRAME) >> 12) + count > frames:
+        return 1
+    return count if q[at : at + count].tolist() == list(range(entry, entry + (count << 12), 4096)) else 1
+
+
 def access_ok(va: int) -> bool:
     """Whether a guest may name this address at all in a pointer: canonical, and not in Xen's range (__addr_ok)."""
     va &= _U64

@@ -16,7 +16,7 @@ from hypervisor.abi import errno, xen
 from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Probe, Run
 from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
 from hypervisor.errors import HypercallError
-from hypervisor.guest_access import translate_load
+from hypervisor.guest_access import pages_in_a_row, translate_load
 from hypervisor.preempt import Continuation, finish
 from hypervisor.probe import VCpuProbe
 from hypervisor.tape import FULL, register
@@ -71,9 +71,12 @@ class PythonCpu:
             maddr = translate_load(vcpu, address, write)
             room = 4096 - (address & 0xFFF)
             if not 0 <= size <= room:
-                for offset in range(room, size, 4096):
+                offset = room
+                while offset < size:
                     if translate_load(vcpu, address + offset, write) != maddr + offset:
                         raise ValueError(f"{size} bytes at {address:#x} are not in one piece of machine memory")
+                    left = size - offset + 4095 >> 12
+                    offset += pages_in_a_row(vcpu, address + offset, left, write) << 12
                 if size < 0:
                     raise ValueError(f"a view of {size} bytes")
         except PageFault:

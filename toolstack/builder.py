@@ -16,7 +16,7 @@ from functools import lru_cache
 import attrs
 
 from guest_kernel.image import PythonKernelImage
-from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE
+from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE, neighbours
 from hypervisor.abi import pv_layout, xen
 from hypervisor.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hypervisor.kernel_image import LoadSegment, PvKernel
@@ -136,13 +136,17 @@ class PvBuilder:
 
         All windows are gone before Xen looks at the page tables: a frame that somebody can write to is no page table.
         """
-        pfns = sorted(pages.contents)
+        pfns = pages.pfns()
         for first in range(0, len(pfns), WINDOW_PAGES):
             window = pfns[first : first + WINDOW_PAGES]
             mapping = self._xc.map_foreign(domid, [p2m[pfn] for pfn in window])
             try:
-                for view, pfn in zip(mapping, window, strict=True):
-                    view[:] = pages.contents[pfn]
+                at = 0
+                for piece in mapping.pieces:
+                    size = len(piece) >> PAGE_SHIFT
+                    for index, count in neighbours(window[at : at + size]):
+                        pages.fill(window[at + index], piece[index << PAGE_SHIFT : index + count << PAGE_SHIFT])
+                    at += size
             finally:
                 self._xc.unmap(mapping)
 

@@ -147,7 +147,7 @@ class FakeMachine:
         return entry
 
     def view(self, address: int, size: int = PAGE, /, write: bool = True) -> memoryview:
-        assert address % PAGE + size <= PAGE
+        assert address % PAGE + size <= PAGE or not address % PAGE
         m2p_page = (address - xen.MACH2PHYS_VIRT_START) >> 12
         if 0 <= m2p_page < self.first_mfn - self.m2p_mfn:
             entry = (self.m2p_mfn + m2p_page) << 12 | PRESENT
@@ -156,6 +156,9 @@ class FakeMachine:
         if not entry & PRESENT or (write and not entry & WRITABLE):
             raise PageFault(address, write)
         at = (entry >> 12 & 0xFFFFFFFFFF) * PAGE + address % PAGE
+        for offset in range(PAGE, size, PAGE):
+            if self.walk(address + offset) != entry + offset:
+                raise ValueError(f"{size} bytes at {address:#x} are not in one piece")
         part = self.memory[at : at + size]
         return part if write else part.toreadonly()
 

@@ -7,6 +7,7 @@ from real_host import Guest, RealHost, run_guests
 
 from guest_kernel.errors import OutOfMemory, XenError
 from guest_kernel.kernel import Kernel
+from guest_kernel.mm import neighbours
 from guest_kernel.threads import Event, WaitQueue
 from hypervisor.abi import grant_table as gnt
 from hypervisor.abi.cpu import PageFault
@@ -55,6 +56,42 @@ def test_neighbouring_pages_are_seen_in_one_piece() -> None:
             view(scattered.va + 2 * 4096, 4097)
         assert fault.value.address == scattered.va + 3 * 4096
         mm.unmap_foreign(scattered)
+
+    run_guests(Guest(main, mib=12))
+
+
+def test_a_view_of_many_pages_ends_where_one_is_not_as_the_others() -> None:
+    async def main(kernel: Kernel) -> None:
+        mm, view = kernel.mm, kernel.cpu.view
+        mfns = [page.mfn for page in mm.alloc_pages(1100)]
+        start = max(neighbours(mfns), key=lambda run: run[1])[0]
+        count = 900
+        assert mfns[start : start + count] == list(range(mfns[start], mfns[start] + count))
+        mapping = mm.map_machine(mfns[start : start + count])
+        assert [len(piece) for piece in mapping.pieces] == [count * 4096]
+        assert len(mapping) == count
+        mapping[517][3] = 17
+        assert mapping.pieces[0][517 * 4096 + 3] == 17
+
+        def entry_of(page: int, mfn: int, flags: int) -> None:
+            mm.update_va_mapping(mapping.va + page * 4096, mfn << 12 | flags)
+
+        size, page = count * 4096, 700
+        own = mfns[start + page]
+        whole = view(mapping.va, size)
+        for other, flags, error in ((own, 0x21, PageFault), (own, 0, PageFault), (own + 1, 0x63, ValueError)):
+            entry_of(page, other, flags)
+            with pytest.raises(error) as raised:
+                view(mapping.va, size)
+            if isinstance(raised.value, PageFault):
+                assert raised.value.address == mapping.va + page * 4096
+            assert len(view(mapping.va, page * 4096)) == page * 4096
+        # Without the bits that the processor sets, it sets them.
+        entry_of(page, own, 0x03)
+        assert view(mapping.va, size) == whole
+        whole.release()
+        mm.unmap_foreign(mapping)
+        assert mapping.pieces == []
 
     run_guests(Guest(main, mib=12))
 
