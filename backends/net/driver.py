@@ -17,7 +17,7 @@ from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
 from backends.net.vlan import parse_bridge
 from guest_kernel.net.device import Counters, parse_mtu
-from guest_kernel.net.gso import GSO_FEATURES
+from guest_kernel.net.gso import GSO_FEATURES, GSO_PREFIX_FEATURES
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
@@ -50,6 +50,7 @@ FRONTEND_NODES = (
     "feature-no-csum-offload",
     "feature-ipv6-csum-offload",
     *GSO_FEATURES,
+    *GSO_PREFIX_FEATURES,
 )
 
 
@@ -183,6 +184,7 @@ class NetBack(XenbusDriver):
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         vif.takes_blank_ipv6 = nodes["feature-ipv6-csum-offload"] == "1"
         vif.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if nodes[key] == "1")
+        vif.gso_prefixed = frozenset(kind for key, kind in GSO_PREFIX_FEATURES.items() if nodes[key] == "1")
         vif.membership, vif.is_mirror = membership, is_mirror
         # Nobody may send to a vif that cannot tell its guest.
         for number, (queue, directory) in enumerate(zip(vif.queues, directories, strict=True)):

@@ -43,21 +43,26 @@ RX_QUEUE_PAGES = 256
 """Pages of frames that wait for a guest's buffers; more are dropped: one that posts none costs a bound (XSA-392)."""
 
 EXTRA_INFO = Struct("<Q")
+PREFIX_FLAGS = netif.NETRXF_gso_prefix | netif.NETRXF_more_data
 
 Sent = tuple["Waiting", list[int], list[int]]
-"""A frame on its way into a guest: the ids of its buffers; for each its copy's number in the batch, or -1."""
+"""A frame on its way into a guest: the ids of its buffers, first that of its prefix; for each that has data its copy's
+number in the batch, or -1."""
 
 
 class Waiting(NamedTuple):
-    """A frame for a guest, and the slots of extra info that go with it, as 64-bit words."""
+    """A frame for a guest, and what goes with it."""
 
     frame: Frame
     extras: tuple[int, ...]
+    """Slots of extra info behind the first one, as 64-bit words."""
+    prefix: int
+    """The length of a segment, for a slot before the first one; 0: there is none."""
 
     @property
     def slots(self) -> int:
         """How many slots of an rx ring it needs."""
-        return len(self.frame.pages) + len(self.extras)
+        return len(self.frame.pages) + len(self.extras) + (self.prefix > 0)
 
 
 class Queue:
@@ -278,14 +283,14 @@ class Queue:
                     self.trace_packets("rx", sizes, slots)
             self._push(self._rx, "rx")
 
-    def put(self, frame: Frame, extras: tuple[int, ...]) -> bool:
-        """Have a frame wait for the guest's buffers; False if too much waits already."""
+    def put(self, frame: Frame, extras: tuple[int, ...], prefix: int = 0) -> bool:
+        """Have a frame wait for the guest's buffers; False if too much waits already. See `Waiting`."""
         pages = len(frame.pages)
         if self._queued_pages + pages > RX_QUEUE_PAGES:
             return False
         frame.references += 1
         self._queued_pages += pages
-        self._queue.append(Waiting(frame, extras))
+        self._queue.append(Waiting(frame, extras, prefix))
         if len(self._queue) == 1:
             # Otherwise the frames before this one have told, or wait for the guest's buffers.
             self.vif.touched(self)
@@ -331,6 +336,8 @@ class Queue:
         idents: list[int] = []
         numbers: list[int] = []
         domid, left = self.vif.domid, waiting.frame.size
+        if waiting.prefix:
+            idents.append(self._next_buffer()[0])
         for page in waiting.frame.pages:
             ident, gref = self._next_buffer()
             size = min(left, PAGE_SIZE)
@@ -341,7 +348,7 @@ class Queue:
                 number = -1
             else:
                 number = self._copies.add((page.mfn, DOMID_SELF, 0, gref, domid, 0, size, GNTCOPY_dest_gref))
-            for _ in waiting.extras if not idents else ():
+            for _ in waiting.extras if not numbers else ():
                 # Extra info stands in slots behind the first one, and uses up the requests there.
                 self._next_buffer()
             idents.append(ident)
@@ -360,7 +367,12 @@ class Queue:
         statuses = self._copies.run()
         ring = self._rx
         index = ring.rsp_prod_pvt
-        for (frame, extras), idents, numbers in sent:
+        for (frame, extras, prefix), idents, numbers in sent:
+            if prefix:
+                # It has the length of a segment where others have an offset, and the number of buffers as its size.
+                slots, ident = len(idents), idents.pop(0)
+                RX_RESPONSE.pack_into(ring.view, ring.offset(index), ident, prefix, PREFIX_FLAGS, slots)
+                index = index + 1 & MASK32
             flags, left = RX_FLAGS[frame.flags & 3], frame.size
             if extras:
                 flags |= netif.NETRXF_extra_info
@@ -378,7 +390,7 @@ class Queue:
             self.vif.counters.tx_packets += 1
             self.vif.counters.tx_bytes += frame.size
             if self.trace is not None:
-                self.trace_packets("rx", [frame.size], len(idents))
+                self.trace_packets("rx", [frame.size], len(idents) + (prefix > 0))
             frame.put()
         ring.rsp_prod_pvt = index
         self._push(ring, "rx")

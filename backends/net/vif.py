@@ -75,6 +75,9 @@ class Vif(Port):
         """The same for IPv6 (feature-ipv6-csum-offload)."""
         self.gso_types: frozenset[int] = frozenset()
         """Kinds of large packets that the guest takes (feature-gso-tcpv4, -tcpv6)."""
+        self.gso_prefixed: frozenset[int] = frozenset()
+        """Kinds that it takes behind a slot with the length of a segment (feature-gso-tcpv4-prefix, …): as frontends
+        did that do not know of extra info. Who takes both gets extra info."""
         self.hashing = Hashing(len(rings))
         names = [name] if len(rings) == 1 else [f"{name}-q{number}" for number in range(len(rings))]
         self.queues = [Queue(self, label, *pair, pool, copies) for label, pair in zip(names, rings, strict=True)]
@@ -120,13 +123,17 @@ class Vif(Port):
         if frame.flags & netif.NETTXF_csum_blank and not self._takes_blank(frame):
             frame.fill_checksum()
         extras: tuple[int, ...] = ()
+        prefix = 0
         if frame.cutting is not None:
             gso = frame.cutting.offload
-            extras = (GSO | gso.gso_size << 16 | gso.gso_type << 32,)
+            if gso.gso_type not in self.gso_types:
+                prefix = gso.gso_size
+            else:
+                extras = (GSO | gso.gso_size << 16 | gso.gso_type << 32,)
         queue, extra = self._choose(frame.headers)
         if extra:
             extras = (*(word | EXTRA_MORE for word in extras), extra)
-        if not queue.put(frame, extras):
+        if not queue.put(frame, extras, prefix):
             self.counters.tx_dropped += 1
 
     def _choose(self, headers: Bytes) -> tuple[Queue, int]:
@@ -150,7 +157,7 @@ class Vif(Port):
         cutting = frame.cutting
         return (
             cutting is not None
-            and cutting.offload.gso_type in self.gso_types
+            and (cutting.offload.gso_type in self.gso_types or cutting.offload.gso_type in self.gso_prefixed)
             and self.scatter
             and self._takes_blank(frame)
         )

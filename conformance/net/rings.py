@@ -37,6 +37,8 @@ class Received:
     """Slots of extra info, eight bytes each."""
     statuses: list[int]
     """Of its slots of data."""
+    prefix: int = 0
+    """The length of a segment, if a slot with that stands before the first one (NETRXF_gso_prefix)."""
 
 
 def gso(size: int, kind: int) -> bytes:
@@ -236,7 +238,7 @@ class Queue:
         pieces: list[bytes] = []
         statuses: list[int] = []
         extras: list[bytes] = []
-        flags = 0
+        flags = prefix = 0
         while not statuses or self._goes_on:
             slot = await self._slot()
             if slot is None:
@@ -245,6 +247,11 @@ class Queue:
             answer = netif.netif_rx_response.unpack(raw)
             if answer.id != posted:
                 raise Failure(f"A response has id {answer.id:#x} in the slot of request {posted:#x} (netif.h, NOTE).")
+            if answer.flags & netif.NETRXF_gso_prefix and not statuses and not prefix:
+                prefix = answer.offset
+                if not prefix or not answer.flags & netif.NETRXF_more_data:
+                    raise Failure("A slot before a large packet says nothing of segments, or that nothing follows.")
+                continue
             if not statuses:
                 flags = answer.flags
             statuses.append(answer.status)
@@ -258,7 +265,7 @@ class Queue:
                 extras.append(slot[2])
                 is_extra = bool(slot[2][1] & EXTRA_MORE)
         whole = b"".join(pieces) if min(statuses) >= 0 else b""
-        return Received(whole, flags, extras, statuses)
+        return Received(whole, flags, extras, statuses, prefix)
 
     _goes_on = False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, final
 
-from frontends.net.pieces import CSUM, OFFLOADS, OFFSET
+from frontends.net.pieces import CSUM, OFFLOADS, OFFSET, PREFIX
 from frontends.net.pieces import EXTRA as RX_EXTRA
 from frontends.net.pieces import MORE as RX_MORE
 from guest_kernel import vectors
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_KEPT = 64
 """Batches that are remembered of each ring."""
-SPECIAL = OFFSET | RX_MORE | RX_EXTRA
+SPECIAL = OFFSET | RX_MORE | RX_EXTRA | PREFIX
 """What no response to a frame of one slot at the beginning of its page has."""
 
 

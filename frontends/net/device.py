@@ -38,6 +38,8 @@ class FrontDevice(NetDevice):
         """The backend takes frames of several slots (feature-sg)."""
         self.gso_types: frozenset[int] = frozenset()
         """Kinds of packets that the backend cuts into segments (feature-gso-tcpv4, -tcpv6); the others we cut."""
+        self.gso_prefix = False
+        """Large packets are to come behind a slot with the length of a segment, not with extra info."""
         self.ipv6_checksum_offload = False
         """The backend takes IPv6 packets without a checksum (feature-ipv6-csum-offload)."""
         self.multicast_control = False

@@ -9,7 +9,7 @@ from frontends.net.device import FrontDevice
 from frontends.net.pages import Granted, end_grants
 from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.net.device import parse_mtu
-from guest_kernel.net.gso import GSO_FEATURES
+from guest_kernel.net.gso import GSO_FEATURES, GSO_PREFIX_FEATURES
 from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
 from guest_kernel.xenbus.reread import Reread
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CARRIER = "carrier"
 QUEUES_PARAMETER = "xen_netfront.max_queues="
+PREFIX_PARAMETER = "xen_netfront.gso_prefix="
 MOST_QUEUES = 16
 """What a guest asks for beyond that it does not get: each queue has a hundred pages of its own."""
 
@@ -27,7 +28,8 @@ class NetFront(XenbusDriver):
     """Driver of virtual interfaces: vif number n becomes `ethN`.
 
     Option `max_queues` (default: 1): pairs of rings that an interface has, if the backend offers as many; the command
-    line can say that too: `xen_netfront.max_queues=N`.
+    line can say that too: `xen_netfront.max_queues=N`. Option `gso_prefix` (`xen_netfront.gso_prefix=1`): take large
+    packets in the old form, behind a slot with the length of a segment.
     """
 
     type: ClassVar[str] = "vif"
@@ -80,13 +82,14 @@ class NetFront(XenbusDriver):
         front.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if offers[key] == "1")
         front.on_broken = lambda why: self._broken(device, why)
         split, control = offers["feature-split-event-channels"] == "1", offers["feature-ctrl-ring"] == "1"
+        front.gso_prefix = self._number("gso_prefix", PREFIX_PARAMETER) == 1
         front.open(control=control, split=split, queues=self._queues(offers["multi-queue-max-queues"]))
         nodes: dict[str, object] = {
             "request-rx-copy": True,
             "feature-rx-notify": True,
             "feature-sg": True,
             "feature-ipv6-csum-offload": True,
-            **dict.fromkeys(GSO_FEATURES, True),
+            **dict.fromkeys(GSO_PREFIX_FEATURES if front.gso_prefix else GSO_FEATURES, True),
         }
         if len(front.queues) > 1:
             nodes["multi-queue-num-queues"] = len(front.queues)
@@ -105,12 +108,16 @@ class NetFront(XenbusDriver):
         """Return how many queues both ends want: one, unless the driver's option or the command line asks for more."""
         if offered is None or not (offered.isascii() and offered.isdecimal() and len(offered) < 6):
             return 1
-        wanted = self.options.get("max_queues")
+        return max(1, min(self._number("max_queues", QUEUES_PARAMETER) or 1, int(offered), MOST_QUEUES))
+
+    def _number(self, option: str, parameter: str) -> int | None:
+        """Return what the driver's option says, or else the first word of the command line that is this parameter."""
+        wanted: int | None = self.options.get(option)
         for word in self.kernel.cmdline.split():
-            value = word.removeprefix(QUEUES_PARAMETER)
+            value = word.removeprefix(parameter)
             if wanted is None and value != word and value.isascii() and value.isdecimal() and len(value) < 6:
                 wanted = int(value)
-        return max(1, min(wanted or 1, int(offered), MOST_QUEUES))
+        return wanted
 
     async def connect(self, device: XenbusDevice) -> None:
         """The backend is connected: offer the interface to the guest."""

@@ -7,6 +7,7 @@ import attrs
 from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.gso import VERSIONS
 from guest_kernel.net.offload import BLANK, NONE, VALIDATED, gso
+from guest_kernel.net.packet import locate
 from hypervisor.abi.io import netif
 
 MORE, EXTRA = netif.NETRXF_more_data << 32, netif.NETRXF_extra_info << 32
@@ -14,6 +15,8 @@ IS_BLANK, IS_VALIDATED = netif.NETRXF_csum_blank << 32, netif.NETRXF_data_valida
 CSUM = IS_BLANK | IS_VALIDATED
 OFFLOADS = {0: NONE, IS_VALIDATED: VALIDATED, IS_BLANK: BLANK, CSUM: BLANK}
 """What the flags of a response say. A blank checksum is nobody's mistake, whatever the other flag says."""
+PREFIX = netif.NETRXF_gso_prefix << 32
+"""In the place of a frame's first slot: one without data, with the length of a segment in the place of an offset."""
 OFFSET = 0xFFFF << 16
 FULL = MORE >> 16 | PAGE_SIZE << 32
 """A response above its id: a page full of data, and more to come."""
@@ -36,15 +39,19 @@ class Reassembly:
         """The next slot is extra info, and no response to a request."""
         self.takes_hash = False
         """The backend has been asked to tell the hash of frames."""
+        self.takes_prefix = False
+        """Large packets come behind a slot with the length of a segment (feature-gso-tcpv4-prefix, …)."""
         self.offload = NONE
         """Of the frame that was returned last."""
         self._pieces: list[bytes] = []
+        self._prefix = 0
+        """The length of a segment, if a slot with that has begun the frame."""
         self._inside = self._more = self._bad = False
 
     @property
     def is_between(self) -> bool:
         """Whether the next response begins a frame."""
-        return not self._inside
+        return not self._inside and not self._prefix
 
     def extras(self, answers: list[int]) -> list[int]:
         """Return which of these responses, the next ones, are extra info."""
@@ -86,6 +93,15 @@ class Reassembly:
         self.offload = offload
         return end + 1, first, (count + 1) * PAGE_SIZE + (last >> 48)
 
+    def take_prefix(self, answer: int) -> bool:
+        """Take the slot before a large packet; False if it is none, or none was to come."""
+        size = answer >> 16 & 0xFFFF
+        is_one = answer & (PREFIX | MORE | EXTRA) == PREFIX | MORE
+        if not self.takes_prefix or not self.is_between or not is_one or not size:
+            return False
+        self._prefix = size
+        return True
+
     def take(self, data: bytes, answer: int) -> bytes | None:
         """Take a slot of data, without any if it is bad."""
         if not self._inside:
@@ -118,6 +134,18 @@ class Reassembly:
         if self._more or self.expects_extra:
             return None
         frame = b"" if self._bad else b"".join(self._pieces)
+        if self._prefix and frame:
+            frame = self._with_prefix(frame)
         self._pieces.clear()
         self._inside = self._bad = False
+        self._prefix = 0
+        return frame
+
+    def _with_prefix(self, frame: bytes) -> bytes:
+        """Note that a frame is a large packet: its headers say of which kind. Returns nothing of what is none."""
+        place = locate(frame)
+        kind = next((kind for kind, version in VERSIONS.items() if place is not None and place.version == version), 0)
+        if not kind or self.offload.gso_size:
+            return b""
+        self.offload = attrs.evolve(gso(self._prefix, kind), hash=self.offload.hash)
         return frame

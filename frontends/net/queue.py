@@ -19,7 +19,7 @@ from operator import or_
 from typing import TYPE_CHECKING, NamedTuple
 
 from frontends.net.bursts import RxBursts, TxBursts
-from frontends.net.pieces import CSUM, OFFLOADS, Reassembly, UnknownExtra
+from frontends.net.pieces import CSUM, OFFLOADS, PREFIX, Reassembly, UnknownExtra
 from frontends.net.pieces import EXTRA as RX_EXTRA
 from frontends.net.pieces import MORE as RX_MORE
 from frontends.net.trains import EXTRA_ID, Trains, extra_words
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 TX_VALIDATED, TX_BLANK = netif.NETTXF_data_validated, netif.NETTXF_csum_blank
 TX_EXTRA = netif.NETTXF_extra_info
 RX_OFFSET = 0xFFFF << 16
-RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA
+RX_SPECIAL = RX_OFFSET | RX_MORE | RX_EXTRA | PREFIX
 
 GSO = netif.XEN_NETIF_EXTRA_TYPE_GSO
 BUSY_PACKETS = 64
@@ -132,6 +132,7 @@ class FrontQueue:
         self._rx_bursts = RxBursts(kernel.mm, self._rx_vas, self._rx_posts)
         self._rx_growing = True
         self.reassembly = Reassembly()
+        self.reassembly.takes_prefix = device.gso_prefix
         tx, self.tx_ref = device.pages.add()
         rx, self.rx_ref = device.pages.add()
         self._tx = FrontRing.initialise(tx.view, TX_SLOT)
@@ -564,9 +565,11 @@ class FrontQueue:
             if reassembly.expects_extra:
                 frame = reassembly.take_extra(answer)
                 continue
+            if answer & PREFIX and reassembly.take_prefix(answer):
+                continue
             size, offset = answer >> 48, answer >> 16 & 0xFFFF
             # A status is negative if its highest bit is set; that is more than a page, too.
-            good = 0 < size <= PAGE_SIZE - offset
+            good = 0 < size <= PAGE_SIZE - offset and not answer & PREFIX
             frame = reassembly.take(self._rx_views[ident][offset : offset + size].tobytes() if good else b"", answer)
         return at, frame
 

@@ -20,6 +20,9 @@ GSO_FEATURES = {
     "feature-gso-tcpv6": netif.XEN_NETIF_GSO_TYPE_TCPV6,
 }
 """The nodes by which either end says which types it takes."""
+GSO_PREFIX_FEATURES = {f"{key}-prefix": kind for key, kind in GSO_FEATURES.items()}
+"""The nodes by which a frontend of the old kind says which types it takes: each behind a slot with the length of a
+segment (NETRXF_gso_prefix), and not with extra info."""
 TCP_HEADER = 20
 FIN, PSH, CWR = 0x01, 0x08, 0x80
 SMALLEST_SEGMENT = 48

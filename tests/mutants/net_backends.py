@@ -434,7 +434,21 @@ def _mapped_or_nothing(old: Any) -> Any:
 
 
 def _silent_extras(old: Any) -> Any:
-    return lambda self, frame, extras: old(self, frame, ())
+    return lambda self, frame, extras, prefix: old(self, frame, (), 0)
+
+
+def _longer_segments(old: Any) -> Any:
+    return lambda self, frame, extras, prefix: old(self, frame, extras, prefix and prefix + 1)
+
+
+def _always_extras(old: Any) -> Any:
+    """Announce large packets in the only form that netif.h describes."""
+
+    def put(self: Any, frame: Any, extras: tuple[int, ...], prefix: int) -> bool:
+        word = netif.XEN_NETIF_EXTRA_TYPE_GSO | prefix << 16 | netif.XEN_NETIF_GSO_TYPE_TCPV4 << 32
+        return bool(old(self, frame, (word,) if prefix else extras, 0))
+
+    return put
 
 
 def _stays_whole(old: Any) -> Any:
@@ -767,6 +781,21 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "segments of IPv6 have the length of the whole",
         "NETIF-BACKEND-104",
         instead(gso, "_number", _no_six),
+    ),
+    "no-prefix": (
+        "large packets come without the slot before them that was asked for",
+        "NETIF-BACKEND-105",
+        instead(Queue, "put", _silent_extras),
+    ),
+    "another-length-of-segments": (
+        "the slot before a large packet has another length of segments",
+        "NETIF-BACKEND-105",
+        instead(Queue, "put", _longer_segments),
+    ),
+    "extra-info-for-all": (
+        "who asked for a slot before large packets gets extra info",
+        "NETIF-BACKEND-105",
+        instead(Queue, "put", _always_extras),
     ),
     "no-extra-info": (
         "large packets come without extra info",

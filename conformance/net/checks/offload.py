@@ -287,6 +287,18 @@ async def ipv6_cut_for_those_who_cannot(scene: Scene) -> None:
     expect(data == whole[HEADERS6:], "The segments together are another packet.")
 
 
+@check("NETIF-BACKEND-105", Level.must, f"{HEADER}, NETRXF_gso_prefix; xen-netback of older Linux")
+async def whole_in_the_old_form(scene: Scene) -> None:
+    """For a guest with feature-gso-tcpv4-prefix a large packet may stay whole; then a slot before it says so.
+
+    The length of a segment stands where others have an offset. Extra info is not what such a guest looks for.
+    """
+    await needs(scene.front, "feature-gso-tcpv4")
+    front, peer = await both(scene, peer={**SCATTER, "feature-gso-tcpv4-prefix": 1})
+    await _send_large(front, 9000)
+    await _is_whole(peer, 9000, prefixed=True)
+
+
 def _extra() -> tuple[int, bytes]:
     return XEN_NETIF_EXTRA_TYPE_GSO, gso(MSS, XEN_NETIF_GSO_TYPE_TCPV4)
 
@@ -303,8 +315,11 @@ async def _send_large(front: Front, size: int, *, first: int = 1500) -> None:
     expect(not bad, f"A large packet is answered with {bad}.")
 
 
-async def _is_whole(peer: Front, size: int, *, may_be_one: bool = True) -> None:
-    """Raise Failure unless a large packet arrives, in segments, or in one piece (if it may) that is announced."""
+async def _is_whole(peer: Front, size: int, *, may_be_one: bool = True, prefixed: bool = False) -> None:
+    """Raise Failure unless a large packet arrives, in segments, or in one piece (if it may) that is announced.
+
+    `prefixed`: by a slot before it, and not by extra info.
+    """
     whole, data = tcp(size), b""
     while len(data) < size:
         found = await peer.queue.receive_one()
@@ -314,7 +329,10 @@ async def _is_whole(peer: Front, size: int, *, may_be_one: bool = True) -> None:
         sequence = int.from_bytes(packet[38:42], "big") - 1_000_000
         expect_equal(sequence, len(data), "the sequence number of a segment, from the first on,")
         _has_checksum_or_says_so(found)
-        if found.extras and may_be_one:
+        if found.prefix or (prefixed and found.extras):
+            expect(prefixed, "A large packet is announced by a slot before it, and this guest knows of none.")
+            expect_equal((found.prefix, found.extras), (MSS, []), "what the slot before a packet says, and extra info,")
+        elif found.extras and may_be_one:
             wanted = bytes((XEN_NETIF_EXTRA_TYPE_GSO, 0)) + gso(MSS, XEN_NETIF_GSO_TYPE_TCPV4)
             expect_equal([extra[:5] for extra in found.extras], [wanted[:5]], "the extra info")
         else:
