@@ -14,6 +14,9 @@ from conformance.kit.check import Failure
 from guest_kernel.kernel import Kernel
 
 LOOK_NS: Final = 200_000
+SOON: Final = 300
+"""Looks at a desk without work after which it is looked at less often: somebody waits in vain."""
+SELDOM_NS: Final = 5_000_000
 PATIENCE_NS: Final = 5_000_000_000
 """Virtual time after which a domain counts as not running any more."""
 
@@ -50,10 +53,12 @@ class Desk:
     async def serve(self, kernel: Kernel) -> None:
         """Do the work as it comes, each piece in a thread of its own, until the desk is closed."""
         self.kernel = kernel
+        idle = 0
         while not self.closed:
+            idle = 0 if self._jobs else idle + 1
             while self._jobs:
                 kernel.spawn(self._jobs.popleft().run(kernel), f"work for {self.name}")
-            await kernel.sleep(LOOK_NS)
+            await kernel.sleep(LOOK_NS if idle < SOON else SELDOM_NS)
 
     async def ask(self, asker: Kernel, work: Work) -> Any:
         """Have work done; return what it returns. Raises what it raises, and Failure if nobody does it."""

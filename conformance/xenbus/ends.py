@@ -25,6 +25,9 @@ from hypervisor.abi.io.xenbus import (
 LOOK_NS: Final = 500_000
 PATIENCE_NS: Final = 1_500_000_000
 """Virtual time after which something counts as not happening."""
+SOON_NS: Final = 50_000_000
+"""Virtual time after which something is not looked for so often any more, as it hardly comes."""
+SELDOM_NS: Final = 5_000_000
 SETTLE_NS: Final = 30_000_000
 """Virtual time after which something that is not to happen counts as not happening."""
 GONE: Final = -1
@@ -85,12 +88,14 @@ class End:
 
     async def wait_for(self, *states: int) -> int:
         """Wait until the judged end is in one of these states. Raises Failure."""
-        state = GONE
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        state, waited = GONE, 0
+        while waited < PATIENCE_NS:
             state = await self.state()
             if state in states:
                 return state
-            await self.kernel.sleep(LOOK_NS)
+            pause = LOOK_NS if waited < SOON_NS else SELDOM_NS
+            await self.kernel.sleep(pause)
+            waited += pause
         raise Failure(f"The {self.judged} stays in state {state}; it should come to {' or '.join(map(str, states))}.")
 
     async def settle(self) -> None:

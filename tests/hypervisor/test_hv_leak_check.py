@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from bare_guest import HOLES, RW_PAGE
 from core_world import MS, World
 from leak_check import find_leaks
 
 from hypervisor.abi import grant_table, xen
 from hypervisor.errors import InvariantError
 from hypervisor.event_channel.check import check_events
+from hypervisor.mm.check import check as check_frames
 
 
 @pytest.fixture
@@ -41,6 +43,49 @@ def test_a_lost_frame(pair, free):
 def test_a_held_page(pair, free):
     pair.hv.frames.get_page(pair.domu.pages[0], pair.domu.domain)
     assert "counts 3 references, 2 are in use" in find_leaks(pair.hv, free, False)[0]
+
+
+def lonely(guest):
+    """A frame of a guest that nothing maps."""
+    return guest.hv.frames.alloc(guest.domain)
+
+
+@pytest.mark.breaks_host("an account is falsified")
+@pytest.mark.parametrize(
+    ("array", "by", "complaint"),
+    [
+        ("count", 1, "counts 2 references, 1 are in use"),
+        ("count", -1, "has an owner and no reference"),
+        ("type_count", 1, "counts 1 uses as type 0"),
+        ("flags", 0x08, "counts 1 references, 2 are in use"),
+        ("owner_tag", 1, "is in the list of"),
+    ],
+)
+def test_a_falsified_account_of_a_frame_that_nobody_uses(pair, array, by, complaint):
+    getattr(pair.hv.frames, array)[lonely(pair.domu)] += by
+    with pytest.raises(InvariantError, match=complaint):
+        check_frames(pair.hv)
+
+
+@pytest.mark.breaks_host("an entry is written past the hypervisor")
+def test_a_frame_that_is_used_and_does_not_know(pair):
+    """The frame's own account is in order, and that of its user is not."""
+    domu = pair.domu
+    mfn = lonely(domu)
+    pair.hv.memory.q[domu.pte_index(HOLES)] = mfn << 12 | RW_PAGE
+    with pytest.raises(InvariantError, match=f"frame {mfn:#x} counts 1 references, 2 are in use"):
+        check_frames(pair.hv)
+    pair.hv.frames.count[mfn] += 1
+    with pytest.raises(InvariantError, match=f"frame {mfn:#x} counts 0 uses as type 0, in use are"):
+        check_frames(pair.hv)
+
+
+@pytest.mark.breaks_host("an entry is written past the hypervisor")
+def test_a_frame_that_is_used_and_nobodys(pair):
+    free, _ = next(iter(pair.hv.frames.heap.blocks()))
+    pair.hv.memory.q[pair.domu.pte_index(HOLES)] = free << 12 | RW_PAGE
+    with pytest.raises(InvariantError, match="belongs to nobody who is there"):
+        check_frames(pair.hv)
 
 
 @pytest.mark.breaks_host("a timer is armed for nobody")
