@@ -39,6 +39,8 @@ assert not QUEUE_LENGTH & SLOT_MASK
 Gathered = tuple[list[memoryview], list[int], list[tuple[Any, Any]], int]
 """Views of the segments, those that are neighbours in memory as one; their frames; what marks these in
 `Memory.written`, as (index, 1) or (range of indices, ones); bytes altogether."""
+MOST_SECTORS = sheet.DISK_MAX_BYTES >> 9
+"""Of one command."""
 MOST_VIEWS = 1024
 """Of one transfer of a backing: what Linux takes (IOV_MAX)."""
 KNOWN_TABLES = 4096
@@ -145,8 +147,9 @@ class DiskController:
         not reported.
         """
         self._known: dict[bytes, Gathered] = {}
-        self._pieces: dict[bytes, tuple[memoryview, int, Any, Any]] = {}
-        """Of tables that mean whole sectors in one piece of memory: that, its bytes, and what marks its frames."""
+        self._pieces: dict[bytes, tuple[memoryview, int, Any, Any] | None] = {}
+        """Of tables that mean whole sectors in one piece of memory: that, its bytes, and what marks its frames. None of
+        others."""
         self._line = sheet.disk_irq(unit)
         self._allowed: Callable[[int], bool] | None = None
         memory = machine.memory
@@ -329,7 +332,12 @@ class DiskController:
         commands = self._commands(first, count)
         if self._flat is not None:
             return (), self._execute_flat(commands, done, self._flat)
-        return ((), self._execute_joined(commands, done)) if self._joins else (commands, 0)
+        if self._joins:
+            commands = list(commands)
+            # Whether there are neighbours is worth a look only if the first two can be.
+            if 0 < commands[1][4] - commands[0][4] <= MOST_SECTORS and commands[0][0] == commands[1][0]:
+                return (), self._execute_joined(commands, done)
+        return commands, 0
 
     def _execute_flat(self, commands: Iterable[tuple[int, ...]], done: list[int], flat: memoryview) -> int:
         """The loop of `_doorbell` for a medium that is memory; returns bytes moved."""
@@ -342,7 +350,8 @@ class DiskController:
         for op, _, nr_segments, ident, sector, segments, sectors in commands:
             room = PAGE_SIZE - (segments & PAGE_MASK)
             if op <= last and segments < memory_end and nr_segments * SEGMENT_SIZE <= room:
-                piece = pieces.get(TABLES[nr_segments].unpack_from(b, segments)[0])
+                raw = TABLES[nr_segments].unpack_from(b, segments)[0]
+                piece = pieces.get(raw)
                 if piece is not None:
                     view, size, frames, ones = piece
                     offset = sector * sector_size
@@ -357,8 +366,8 @@ class DiskController:
                             read += size
                         done.append(ident)
                         continue
-                else:
-                    self._learn_piece(nr_segments, segments)
+                elif raw not in pieces:
+                    self._learn_piece(nr_segments, segments, raw)
             status, size = self._execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
@@ -366,15 +375,14 @@ class DiskController:
         self.written_bytes += wrote
         return moved + read + wrote
 
-    def _learn_piece(self, nr_segments: int, segments: int) -> None:
-        """Remember what a segment table in memory means, if that is whole sectors in one piece."""
+    def _learn_piece(self, nr_segments: int, segments: int, raw: bytes) -> None:
+        """Remember of a segment table in memory, whose bytes are `raw`, whether it is whole sectors in one piece."""
         gathered = self.gather(nr_segments, segments)
         if gathered is not None:
             (view, *others), _, (mark, *_), size = gathered
-            if not others and not size % self.sector_size:
-                if len(self._pieces) >= KNOWN_TABLES:
-                    self._pieces.clear()
-                self._pieces[TABLES[nr_segments].unpack_from(self._b, segments)[0]] = (view, size, *mark)
+            if len(self._pieces) >= KNOWN_TABLES:
+                self._pieces.clear()
+            self._pieces[raw] = None if others or size % self.sector_size else (view, size, *mark)
 
     def _execute_joined(self, commands: Iterable[tuple[int, ...]], done: list[int]) -> int:
         """The loop of `_doorbell` for a backing where transfers that are neighbours are better moved at once; returns
