@@ -44,6 +44,7 @@ from hypervisor.mm.pte import (
     FRAME_MASK,
     HARMLESS,
     LAST_XEN_SLOT,
+    NX,
     PRESENT,
     PSE,
     TABLE_DISALLOWED,
@@ -51,6 +52,7 @@ from hypervisor.mm.pte import (
     adjust_table,
     moves_code,
 )
+from hypervisor.mm.runs import SHORTEST, make_replace_run
 from hypervisor.mm.single_update import make_replace, make_single_update
 from hypervisor.preempt import Continuation
 
@@ -135,6 +137,7 @@ class MmuUpdate:
         self._q = mm.hv.memory.q
         self._written = mm.hv.memory.written
         self._replace = make_replace(mm.frames)
+        self._replace_run = make_replace_run(mm.frames)
         self.hypercalls: dict[int, Handler] = {
             xen.HYPERVISOR_mmu_update: make_single_update(mm, self._replace, self._mmu_update),
             xen.HYPERVISOR_update_va_mapping: self._update_va_mapping,
@@ -297,6 +300,13 @@ class MmuUpdate:
         ):
             return position
         tag = group.pg_owner.domid + 1
+        while len(words) - position >= 2 * SHORTEST and words[position] >> 12 == table:
+            done, dropped = self._replace_run(words, position, tag)
+            if not done:
+                break
+            position += 2 * done
+            replaced += dropped
+            group.stale_code = group.stale_code or not all(entry & NX for entry in dropped)
         while position < len(words):
             pointer, value = words[position], words[position + 1]
             if pointer >> 12 != table or pointer & 7:

@@ -57,6 +57,7 @@ from hypervisor.mm.pte import (
     USER,
     adjust_l1,
 )
+from hypervisor.mm.runs import put_run, take_run
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -71,10 +72,14 @@ _IO_TAG = DOMID_IO + 1
 _XEN_TAG = DOMID_XEN + 1
 _CHUNK = 64
 """Entries of an L1 table that are looked at together. Divides the 512 of a table."""
-_RUN_SPAN = (_CHUNK - 1) << 12
-_ALL_WRITABLE = memoryview(bytes([PGT_writable_page]) * _CHUNK)
-_MAPPING = FRAME_MASK | PRESENT | RW
+_SPAN = (ENTRIES - 1) << 12
+"""How far the last entry of a table is from the first if they map neighbouring frames."""
 _KERNEL_ENTRY = GUEST_KERNEL | USER
+
+
+def _run_from(first: int, size: int) -> list[int]:
+    """Return L1 entries for neighbouring frames."""
+    return list(range(first, first + (size << 12), 4096))
 
 
 class PageTypes:
@@ -113,18 +118,19 @@ class PageTypes:
         return self._release_l1(mfn) if kind == PGT_l1_page_table else self._release_table(mfn, kind)
 
     def _validate_l1(self, mfn: int, owner: Domain) -> int:
-        """Take what all entries of an L1 table name, a chunk at a time: a run of neighbouring frames at once."""
+        """Take what all entries of an L1 table name: all at once, or a chunk at a time, if they are a run."""
         base = mfn << 9
         entries = self._q[base : base + ENTRIES].tolist()
         done, error = 0, 0
         while done < ENTRIES and not error:
-            chunk = entries[done : done + _CHUNK]
+            # The memory of a kernel that maps all of its own comes in whole tables.
+            size = ENTRIES if not done and entries[-1] - entries[0] == _SPAN else _CHUNK
+            chunk = entries[done : done + size]
             if not any(chunk):
-                done += _CHUNK
-            elif self._is_run(chunk, owner) and self._take_run((chunk[0] & FRAME_MASK) >> 12, owner.domid + 1):
-                extra = adjust_l1(chunk[0]) & ~chunk[0]
-                entries[done : done + _CHUNK] = [entry | extra for entry in chunk]
-                done += _CHUNK
+                done += size
+            elif self._take_writable_run(chunk, owner):
+                entries[done : done + size] = _run_from(adjust_l1(chunk[0]), size)
+                done += size
             else:
                 done, error = self._take_entries(entries, done, owner)
         self._frames.progress[mfn] = done
@@ -132,33 +138,16 @@ class PageTypes:
         self._written[mfn] = 1
         return error
 
-    def _is_run(self, chunk: list[int], owner: Domain) -> bool:
-        """Whether the entries map neighbouring frames, all of them writable and with the same flags."""
+    def _take_writable_run(self, chunk: list[int], owner: Domain) -> bool:
+        """Take what entries name if they map neighbouring frames, all of them writable and with the same flags."""
         first = chunk[0]
         return (
             first & (PRESENT | RW) == PRESENT | RW
             and not first & self.l1_disallowed(owner)
-            and chunk[-1] - first == _RUN_SPAN
-            and chunk == list(range(first, first + _RUN_SPAN + 1, 1 << 12))
+            and chunk[-1] - first == (len(chunk) - 1) << 12
+            and chunk == _run_from(first, len(chunk))
+            and take_run(self._frames, (first & FRAME_MASK) >> 12, len(chunk), owner.domid + 1)
         )
-
-    def _take_run(self, first: int, tag: int) -> bool:
-        """Take a writable reference to each frame of a run; False, and none taken, if one needs a closer look."""
-        frames = self._frames
-        end = first + _CHUNK
-        if end > frames.frames or frames.owner_tag[first:end] != memoryview(array("H", (tag,)) * _CHUNK):
-            return False
-        held = frames.type_count[first:end].tolist()
-        references = frames.count[first:end].tolist()
-        if max(held) == MAX_COUNT or max(references) == MAX_COUNT:
-            return False
-        if not any(held):
-            frames.type[first:end] = _ALL_WRITABLE
-        elif frames.type[first:end] != _ALL_WRITABLE:
-            return False
-        frames.type_count[first:end] = memoryview(array("I", [count + 1 for count in held]))
-        frames.count[first:end] = memoryview(array("I", [count + 1 for count in references]))
-        return True
 
     def _take_entries(self, entries: list[int], start: int, owner: Domain) -> tuple[int, int]:
         """Take what the entries of one chunk name, one by one: (index of the next entry, errno or 0)."""
@@ -191,38 +180,13 @@ class PageTypes:
         progress = self._frames.progress
         base = mfn << 9
         entries = self._q[base : base + progress[mfn]].tolist()
-        for start in range(0, len(entries), _CHUNK):
-            chunk = entries[start : start + _CHUNK]
-            if any(chunk) and not self._put_run(chunk):
+        size = ENTRIES if len(entries) == ENTRIES and not (entries[-1] - entries[0] ^ _SPAN) & FRAME_MASK else _CHUNK
+        for start in range(0, len(entries), size):
+            chunk = entries[start : start + size]
+            if any(chunk) and not put_run(self._frames, chunk):
                 self._put_entries(chunk)
         progress[mfn] = 0
         return 0
-
-    def _put_run(self, chunk: list[int]) -> bool:
-        """Drop what a chunk that maps neighbouring frames writable holds; False and nothing dropped if it is none."""
-        first = chunk[0]
-        if (
-            len(chunk) != _CHUNK
-            or first & (PRESENT | RW) != PRESENT | RW
-            or chunk[-1] - first != _RUN_SPAN
-            or (first & FRAME_MASK) + _RUN_SPAN >= self._frames.frames << 12
-        ):
-            return False
-        # Accessed and dirty bits differ from entry to entry, and mean nothing here.
-        if [entry & _MAPPING for entry in chunk] != list(
-            range(first & _MAPPING, (first & _MAPPING) + _RUN_SPAN + 1, 4096)
-        ):
-            return False
-        frames = self._frames
-        mfn = (first & FRAME_MASK) >> 12
-        end = mfn + _CHUNK
-        references = frames.count[mfn:end].tolist()
-        held = frames.type_count[mfn:end].tolist()
-        if min(references) < 2 or min(held) < 1 or frames.type[mfn:end] != _ALL_WRITABLE:
-            return False
-        frames.count[mfn:end] = memoryview(array("I", [count - 1 for count in references]))
-        frames.type_count[mfn:end] = memoryview(array("I", [count - 1 for count in held]))
-        return True
 
     def _put_entries(self, entries: list[int]) -> None:
         """Drop what L1 entries hold, one by one."""

@@ -18,6 +18,8 @@ from hypervisor.mm.frame_table import (
     VALIDATED,
     FrameTable,
     PGT_l1_page_table,
+    PGT_l2_page_table,
+    PGT_l3_page_table,
     PGT_writable_page,
 )
 from hypervisor.mm.pte import CACHE_ATTRIBUTES, FRAME_MASK, GLOBAL, GUEST_KERNEL, HARMLESS, NX, PRESENT, RW, USER
@@ -101,7 +103,8 @@ def make_replace(frames: FrameTable) -> Replace:  # noqa: C901 - see below
 
 def make_single_update(mm: MemoryManager, replace: Replace, general: Handler) -> Handler:
     """Return the handler of mmu_update: `general`, with a short cut for one L1 entry of the caller's own."""
-    frames, words = mm.frames, mm.hv.memory.q
+    frames, words, written = mm.frames, mm.hv.memory.q, mm.hv.memory.written
+    leftovers = frames.leftovers
     nr_frames, owners, kinds, flags, type_counts = (
         frames.frames, frames.owner_tag, frames.type, frames.flags, frames.type_count
     )  # fmt: skip
@@ -133,6 +136,20 @@ def make_single_update(mm: MemoryManager, replace: Replace, general: Handler) ->
                                 if other is not None:
                                     other.flush_entry(old, code=moves)
                         return 0
+                elif (
+                    not value
+                    and not pointer & 7
+                    and table < nr_frames
+                    and PGT_l2_page_table <= kinds[table] <= PGT_l3_page_table
+                    and owners[table] == tag
+                    and type_counts[table]
+                    and flags[table] & VALIDATED
+                    and not words[pointer >> 3]
+                    and not leftovers
+                ):
+                    # Nothing instead of nothing: so Linux goes through the tables of what it has never mapped.
+                    written[table] = 1
+                    return 0
         return general(vcpu, requests, count, done_ptr, foreign, a5)
 
     return mmu_update

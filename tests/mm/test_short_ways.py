@@ -37,6 +37,19 @@ STEP = st.one_of(
     st.tuples(st.just("touch"), st.tuples(PAGE, st.booleans())),
     st.tuples(st.just("assist"), st.booleans()),
 )
+SPARE = range(48, 120)
+"""Pages that are mapped elsewhere in runs, and from where they are."""
+RUN = st.tuples(
+    st.integers(SPARE.start, SPARE.stop - 4),
+    st.integers(200, 230),
+    st.integers(4, 60),
+    st.sampled_from(("own", "own", "other", "shared", "far", "io")),
+    st.sampled_from((0, 0, P | RW, P | RW, P | RW | US, P | RW | NX, P, P | RW | PCD)),
+    st.sampled_from((1, 1, 1, 1, 0, 2)),
+    st.sampled_from((None, None, None, 3, 20)),
+)
+"""The first page, its place in the table, how many, whose, flags, steps between frames, which one is left out."""
+RUNS = st.tuples(st.just("run"), RUN)
 
 
 class Twin:
@@ -48,6 +61,7 @@ class Twin:
         if general:
             mm = hv.mm
             mm.mmu_update._replace = lambda index, new, tag: -1
+            mm.mmu_update._replace_run = lambda words, position, tag: (0, [])
             hv.table[xen.HYPERVISOR_mmu_update] = mm.mmu_update._mmu_update
             hv.table[xen.HYPERVISOR_mmuext_op] = mm.mmuext._mmuext_op
         self.guest = guest = Guest(hv, 1, pages=PAGES, machine_code=machine_code)
@@ -90,6 +104,17 @@ class Twin:
 
     def batch(self, updates: list[tuple[str, int, tuple[str, int, int], int]]) -> tuple[int, int]:
         return self.guest.mmu_update([self.request(*update) for update in updates])
+
+    def run(self, what: tuple[int, int, int, str, int, int, int | None]) -> tuple[int, int]:
+        first, place, count, named, flags, step, left_out = what
+        table, frame = self.guest.table(1) << 12, self.frame(named, first)
+        numbers = [number for number in range(count) if number != left_out]
+        return self.guest.mmu_update(
+            [
+                (table + 8 * (place + number), (frame + step * number) << 12 | flags if flags else 0)
+                for number in numbers
+            ]
+        )
 
     def switch(self, ops: tuple[str, str, int, int]) -> int:
         root, user, first, second = ops
@@ -134,6 +159,40 @@ def test_both_do_the_same(machine_code: bool, steps: list[tuple[str, object]]) -
     assert twins[0].state() == twins[1].state()
     for twin in twins:
         twin.world.close()
+
+
+@pytest.mark.parametrize("machine_code", [False, True], ids=["python", "machine code"])
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.one_of(RUNS, RUNS, RUNS, STEP), min_size=1, max_size=12))
+def test_runs_are_what_their_entries_are(machine_code: bool, steps: list[tuple[str, object]]) -> None:
+    test_both_do_the_same.hypothesis.inner_test(machine_code, steps)
+
+
+def test_a_run_is_done_at_once() -> None:
+    """Mapping, changing to what cannot be done at once, and unmapping; in the middle of a list of others."""
+    twin = Twin(general=False, machine_code=False)
+    mm, done = twin.hv.mm, []
+    replace_run = mm.mmu_update._replace_run
+
+    def counted(words: tuple[int, ...], position: int, tag: int) -> tuple[int, list[int]]:
+        size, replaced = replace_run(words, position, tag)
+        done.append(size)
+        return size, replaced
+
+    mm.mmu_update._replace_run = counted
+    counts = twin.hv.frames.count
+    before = counts.tolist()
+    first = twin.guest.mfn(50)
+    assert [twin.guest.mfn(50 + page) for page in range(40)] == list(range(first, first + 40))
+    assert twin.run((50, 200, 40, "own", P | RW, 1, None)) == (0, 40)
+    assert counts[first : first + 40].tolist() == [count + 1 for count in before[first : first + 40]]
+    assert twin.run((50, 200, 40, "own", P, 1, None)) == (0, 40)
+    assert done == [40, 0]
+    assert twin.run((50, 200, 40, "own", P | RW, 1, None)) == (0, 40)
+    assert twin.run((50, 200, 40, "own", 0, 1, None)) == (0, 40)
+    assert done == [40, 0, 0, 40]
+    assert counts.tolist() == before
+    twin.world.close()
 
 
 def test_translations_below_other_roots_are_kept_and_forgotten() -> None:
