@@ -180,7 +180,7 @@ class DomainOps:
             hv.trace(domain.domid, 0, DOMAIN_SHUTDOWN, domain.shutdown_code)
         if domain.domid == 0:
             self._say_how_dom0_ended(domain.shutdown_code)
-            hv.stopped = True
+            hv.stop()
             hv.shutdown_reason = domain.shutdown_code
             return
         if domain.shutdown_code == sched.SHUTDOWN_suspend and domain.suspend_evtchn:

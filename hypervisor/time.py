@@ -114,7 +114,7 @@ class GuestTime:
         in_flux = bytes([fields[0] | 1]) + fields[1:]
         for data in (in_flux, fields):
             if not _try_copy(vcpu, vcpu.time_area, data):
-                vcpu.next_service = 0
+                vcpu.next_service = vcpu.quick_until = 0
                 return
 
     # -- runstates ------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class GuestTime:
         if not area:
             self.hv.sched.runstate_areas.pop(vcpu, None)
             return
-        vcpu.next_service = 0
+        vcpu.next_service = vcpu.quick_until = 0
         self.hv.sched.runstate_areas[vcpu] = self.switched_out
         # Of the caller itself as it was when it got its processor, as Xen does.
         running = runstate_fields(vcpu, vcpu_abi.RUNSTATE_running, vcpu.since)
@@ -187,7 +187,7 @@ class GuestTime:
             vcpu.periodic_timer.cancel()
             vcpu.periodic_timer = None
         vcpu.periodic_ns = period_ns
-        vcpu.next_service = 0
+        vcpu.next_service = vcpu.quick_until = 0
         vcpu.last_periodic = self.hv.now()
         if period_ns:
             self._periodic_tick(vcpu, vcpu.last_periodic, period_ns)

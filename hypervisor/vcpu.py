@@ -152,6 +152,7 @@ class VCpu(ABC):
         "poll_timer",
         "processor",
         "queued",
+        "quick_until",
         "ready_at",
         "runstate_area",
         "selector_at",
@@ -235,6 +236,10 @@ class VCpu(ABC):
         self.next_time_update = 0
         self.next_service = 0
         """From this time on `GuestTime.schedule_in` has something to do when the vCPU gets a processor."""
+        self.quick_until = 0
+        """Before this time, when it gets a processor, it neither wants to compute nor has used up its credit, and
+        `schedule_in` has nothing to do. Kept by the pCPU loop; whoever changes one of these makes it 0.
+        """
         self.runstate_area: int = 0
         self.sent_arg = self.sent_at = -1
         """The last argument of EVTCHNOP_send: its address, and its index in `Memory.i`, by the TLB; -1: not known."""

@@ -114,6 +114,7 @@ class Algorithm(ABC):
             unit.hard, unit.soft = before.hard, before.soft
         vcpu.unit = unit
         vcpu.credit_end = NEVER
+        vcpu.quick_until = 0
         unit.pcpu = self.pcpus[0] if len(self.pcpus) == 1 else None
         self.units.append(unit)
         self.place(unit)

@@ -102,6 +102,7 @@ class Unit2(Unit):
     def note_end(self) -> None:
         """Tell the loop at which running time it has to ask."""
         self.vcpu.credit_end = self.zero if self.zero < self.budget_end else self.budget_end
+        self.vcpu.quick_until = 0
 
 
 class RunQueue:

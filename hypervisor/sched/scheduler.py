@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import errno
@@ -244,6 +245,7 @@ class Scheduler:
             now = max(now, pcpu.computes_from)
             if now < pcpu.now:
                 vcpu.compute_left += pcpu.now - now
+                vcpu.quick_until = 0
                 pcpu.now = now
 
     def waiting(self, pcpu: PCpu, now: int) -> Sequence[VCpu]:
@@ -401,6 +403,8 @@ class Scheduler:
                     trace(vcpu.domain.domid, vcpu.vcpu_id, SCHEDULE, pcpu.cpu_id)
                 if now >= vcpu.next_service:
                     hv.time.schedule_in(vcpu, now)
+                # (It can use up its credit no faster than time goes by.)
+                vcpu.quick_until = min(vcpu.next_service, now + vcpu.credit_end - vcpu.time_running)
                 if pcpu.last is not vcpu:
                     pcpu.last = vcpu
                     now += cost_switch
@@ -454,8 +458,9 @@ class Scheduler:
         cost_switched = cost_run + self.costs.switch
         takes_head, algorithm = self._takes_head, self.algorithm
         words = None if hv.tape is None else hv.tape.words
-        while steps and not hv.stopped:
-            steps -= 1
+        # (An iterator counts faster than we do.)
+        turns = repeat(None, steps)
+        for _ in turns:
             if queue:
                 vcpu = next_vcpu()
                 now = pcpu.now
@@ -467,18 +472,15 @@ class Scheduler:
                         # Somebody else waits, too.
                         queue.appendleft(vcpu)
                         vcpu = algorithm.pick(pcpu, queue, now)
-                        if vcpu.compute_left:
-                            return steps + 1
+                        if now >= vcpu.quick_until:
+                            return turns.__length_hint__() + 1
                         queue.remove(vcpu)
                         ready = vcpu.ready_at
-                    elif vcpu.compute_left:
+                    elif now >= vcpu.quick_until:
                         queue.appendleft(vcpu)
-                        return steps + 1
+                        return turns.__length_hint__() + 1
                     if now > clock.now:
                         clock.now = now
-                    if vcpu.time_running >= vcpu.credit_end and algorithm.exhausted(vcpu, now):
-                        vcpu.parked = True
-                        continue
                     vcpu.queued = False
                     vcpu.time_runnable += now - ready
                     vcpu.since = now
@@ -486,8 +488,6 @@ class Scheduler:
                         words.append(TIME)
                         words.append(clock.now)
                         words.append(vcpu.codes.schedule)
-                    if now >= vcpu.next_service:
-                        hv.time.schedule_in(vcpu, now)
                     if pcpu.last is vcpu:
                         cost = cost_run
                     else:
@@ -500,10 +500,9 @@ class Scheduler:
                     now += cost
                     if compute or not vcpu.pause_flags or vcpu.queued or areas:
                         self._stretch_over(pcpu, vcpu, now, compute)
-                        if vcpu.spent:
-                            steps -= min(vcpu.spent // MACHINE_STEP_NS, steps)
-                        if pcpu.current is not None:
-                            return steps
+                        if vcpu.spent or pcpu.current is not None:
+                            left = turns.__length_hint__()
+                            return left - min(vcpu.spent // MACHINE_STEP_NS, left)
                         continue
                     # It blocks.
                     if words is not None:
@@ -518,18 +517,17 @@ class Scheduler:
                 # It has to wait, where it was.
                 queue.appendleft(vcpu)
             # The next timer, as `_fire_timer` does it; one that was cancelled is left to that.
-            if not heap:
-                return steps + 1
-            timer = heap[0][2]
+            if not heap or hv.stopped:
+                return turns.__length_hint__() + 1
+            deadline, _, timer = heap[0]
             function = timer.function
             if function is None:
-                return steps + 1
+                return turns.__length_hint__() + 1
             heappop(heap)
             timers.next_deadline = heap[0][0] if heap else NEVER
             timer.function = None
-            now = timer.deadline
-            if now > clock.now:
-                clock.now = now
+            if deadline > clock.now:
+                clock.now = deadline
             self.running = None
             if words is not None:
                 words.append(TIME)
@@ -538,7 +536,7 @@ class Scheduler:
                     assert hv.tape is not None
                     hv.tape.keep()
             function()
-        return steps
+        return 0
 
     def _stretch_over(self, pcpu: PCpu, vcpu: VCpu, now: int, compute: int) -> None:
         """A vCPU has run until `now` and wants to compute for some ns: see whether it can stay on its pCPU."""
@@ -721,6 +719,7 @@ class Scheduler:
             # Machine code has done its work already, and has been stopped in time.
             # (In real time: as far as it is ahead of the wall clock.)
             return now + work
+        vcpu.quick_until = 0
         if vcpu.pause_flags:
             vcpu.compute_left = work
             return now
