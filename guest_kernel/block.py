@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final
 
 from guest_kernel.hotplug import Changes, noted
-from guest_kernel.threads import WaitQueue
+from guest_kernel.threads import Parking, WaitQueue
 from hypervisor.abi.io.blkif import VDISK_CDROM, VDISK_REMOVABLE
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class BlockRequest:
     the end in another way overrides `finish`.
     """
 
-    __slots__ = ("buffer", "count", "data", "done", "error", "first", "op", "sector", "transfer", "waiters")
+    __slots__ = ("buffer", "count", "data", "done", "end", "error", "first", "op", "sector", "transfer", "waiters")
 
     mergeable: ClassVar[bool] = True
     """Whether a driver may perform the request together with others."""
@@ -149,7 +149,12 @@ class BlockRequest:
         self.first = 0
         self.error = 0
         self.done = False
-        self.waiters = WaitQueue() if transfer is None else transfer.waiters
+        if transfer is None:
+            self.waiters = WaitQueue()
+            self.end = Parking((self.waiters,))
+            """To be awaited by who wants to know of the end of this very request."""
+        else:
+            self.waiters = transfer.waiters
         self.transfer = transfer
 
     def finish(self, error: int = 0) -> None:
@@ -188,9 +193,10 @@ class BlockDevice:
     """A disk, as the guest's code sees it. Made by a driver and attached to the registry when it is connected."""
 
     __slots__ = (
+        "_block_size",
+        "_odd",
         "_resized",
         "_spare",
-        "block_size",
         "can_discard",
         "can_discard_securely",
         "can_flush",
@@ -230,7 +236,6 @@ class BlockDevice:
         self.sector_size = SECTOR_SIZE
         """512: the unit in which sectors are counted here."""
         self.block_size = SECTOR_SIZE
-        """Bytes of the disk's own sectors: every transfer begins at a multiple of it, and is one."""
         self.physical_block_size = SECTOR_SIZE
         """Bytes that the medium behind the disk transfers at one go: others are slower."""
         self.readonly = False
@@ -262,6 +267,17 @@ class BlockDevice:
         self.sectors_discarded = 0
 
     @property
+    def block_size(self) -> int:
+        """Bytes of the disk's own sectors: every transfer begins at a multiple of it, and is one."""
+        return self._block_size
+
+    @block_size.setter
+    def block_size(self, size: int) -> None:
+        self._block_size = size
+        # These bits of a number of sectors are 0 if it is one of blocks.
+        self._odd = size // SECTOR_SIZE - 1
+
+    @property
     def size(self) -> int:
         """Capacity in bytes."""
         return self.sectors * self.sector_size
@@ -270,7 +286,8 @@ class BlockDevice:
         """Read `count` sectors from `sector` on. Raises BlockError: EINVAL outside the disk or not whole blocks,
         ENOMEDIUM, EIO, ENXIO (unplugged).
         """
-        if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
+        both = sector | count
+        if both < 0 or sector + count > self.sectors or both & self._odd:
             raise BlockError(self._outside(), f"{self.name}: read of {count} sectors at {sector} of {self.sectors}")
         if not count:
             return b""
@@ -279,8 +296,9 @@ class BlockDevice:
         if count > self.max_sectors:
             return b"".join([request.data for request in await self._perform_split(READ, sector, count, b"")])
         # `_perform`, written out: the path that most transfers take. Its requests are used over and over.
-        if self._spare:
-            request = self._spare.pop()
+        spare = self._spare
+        if spare:
+            request = spare.pop()
             request.sector = sector
             request.count = count
             request.done = False
@@ -294,12 +312,12 @@ class BlockDevice:
         else:
             self.restart()
         if not request.done:
-            await request.waiters.wait()
+            await request.end
         if request.error:
             raise self._failure(READ, sector, count, request.error)
         data = request.data
         request.data = b""
-        self._spare.append(request)
+        spare.append(request)
         return data  # type: ignore[return-value]
 
     async def write(self, sector: int, data: bytes | bytearray | memoryview) -> None:
@@ -308,7 +326,7 @@ class BlockDevice:
         Raises BlockError: EINVAL outside the disk or not whole blocks, EROFS, EIO, ENXIO (unplugged).
         """
         count, odd = divmod(len(data), self.sector_size)
-        if odd or sector < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
+        if odd or sector < 0 or sector + count > self.sectors or (sector | count) & self._odd:
             raise BlockError(self._outside(), f"{self.name}: write of {len(data)} bytes at {sector} of {self.sectors}")
         if self.readonly:
             raise BlockError(errno.EROFS, f"{self.name}: write of {count} sectors at {sector}")
@@ -343,7 +361,7 @@ class BlockDevice:
         What they hold afterwards is not defined. `secure`: nobody must be able to find it again, in any copy. Raises
         BlockError: EINVAL outside the disk, EROFS, EOPNOTSUPP if the disk cannot do that, EIO, ENXIO.
         """
-        if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) << 9 & self.block_size - 1:
+        if sector < 0 or count < 0 or sector + count > self.sectors or (sector | count) & self._odd:
             raise BlockError(self._outside(), f"{self.name}: discard of {count} sectors at {sector} of {self.sectors}")
         if self.readonly:
             raise BlockError(errno.EROFS, f"{self.name}: discard of {count} sectors at {sector}")
@@ -426,7 +444,7 @@ class BlockDevice:
         self.pending.append(request)
         self.restart()
         if not request.done:
-            await request.waiters.wait()
+            await request.end
         if request.error:
             raise self._failure(request.op, request.sector, request.count, request.error)
 

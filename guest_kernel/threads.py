@@ -21,7 +21,7 @@ import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from guest_kernel.errors import Cancelled, GuestError, ThreadCancelled
 from hypervisor.abi.cpu import Run
@@ -90,6 +90,22 @@ class WaitQueue:
 
     def __repr__(self) -> str:
         return f"<WaitQueue: {', '.join(thread.name for thread in self.waiters) or 'nobody'}>"
+
+
+@final
+class Parking(tuple[WaitQueue]):
+    """`await Parking((queue,))` is `await queue.wait()` for who has to do so often: it is kept, and makes no generator.
+
+    For queues whose `wake` hands over no value.
+    """
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+
+        def __await__(self) -> Generator[WaitQueue, None, None]: ...
+
+    else:
+        __await__ = tuple.__iter__
 
 
 @final
