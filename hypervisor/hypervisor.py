@@ -187,7 +187,7 @@ class Hypervisor:
             self._processor.forget_root(mfn)
 
     def stop(self) -> None:
-        """Let the pCPU loop end before anything else happens: it looks up when a timer is due, and so one seems to be."""
+        """Let the pCPU loop end before anything else happens: it looks up for a timer, and so one seems to be due."""
         self.stopped = True
         self.timers.next_deadline = -1
 

@@ -32,27 +32,28 @@ class Iommu:
 
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
-        self._assigned: dict[int, Domain] = {}
+        self.assigned: dict[int, Domain] = {}
+        """By line; of all others `context` is None."""
         self._reaches: dict[int, Reach] = {}
         self.on_release: dict[int, Callable[[], None]] = {}
         """By line: what resets a device that acts by itself, when the domain that has it loses it."""
 
     def assign(self, line: int, domain: Domain) -> None:
         """Give the device on an interrupt line to a domain."""
-        self._assigned[line] = domain
+        self.assigned[line] = domain
         self._reaches[line] = self._make_reach(domain)
 
     def release(self, line: int, domain: Domain) -> None:
         """Take a device away from a domain, if it has it; it is dom0's again."""
-        if self._assigned.get(line) is domain:
-            del self._assigned[line], self._reaches[line]
+        if self.assigned.get(line) is domain:
+            del self.assigned[line], self._reaches[line]
             reset = self.on_release.get(line)
             if reset is not None:
                 reset()
 
     def context(self, line: int) -> Allowed | None:
         """Return what the device on a line may access now; None if it may access everything."""
-        domain = self._assigned.get(line)
+        domain = self.assigned.get(line)
         if domain is None:
             return None
         frames = self._hv.frames

@@ -21,7 +21,7 @@ from hypervisor.preempt import Continuation, finish
 from hypervisor.probe import VCpuProbe
 from hypervisor.tape import FULL, register
 from hypervisor.time import unknown_op
-from hypervisor.vcpu import VCpu
+from hypervisor.vcpu import NO_WORK, VCpu, checked_work
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -32,9 +32,6 @@ assert MASK_BYTE == 1, "`PythonVCpu.run` looks at both flags at once"
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
-NO_WORK = 0
-"""What nearly every yield says. (The interpreter has one object for it, so that asking is cheap.)"""
-MAX_WORK = 1 << 62
 LOOK = 0xFF
 """In so many hypercalls (plus one) a vCPU looks once whether the tape is full."""
 
@@ -99,23 +96,21 @@ class PythonCpu:
 def _store_port(domain: Domain, writers: dict[int, Callable[[int, int], None]]) -> Callable[..., None]:
     """Make the instruction `outl` of a domain's vCPUs: a doorbell is rung for each batch of disk requests."""
 
+    permitted: int | None = None
+    ioports = domain.ioports
+
     def outl(port: int, value: int) -> None:
-        for ports in domain.ioports:
-            if port in ports:
-                write = writers.get(port)
-                if write is not None:
-                    write(port, value & U32)
-                return
-        raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
+        nonlocal permitted, ioports
+        if port != permitted or domain.ioports is not ioports:
+            # Another port than the last time, or other permissions, which come as another list.
+            if not domain.may_use_port(port):
+                raise GeneralProtectionFault(f"no permission for I/O port {port:#x}")
+            permitted, ioports = port, domain.ioports
+        write = writers.get(port)
+        if write is not None:
+            write(port, value & U32)
 
     return outl
-
-
-def checked_work(work: object) -> int:
-    """Return what a guest yielded, if it is a number of nanoseconds. Raises ValueError: it may be anything at all."""
-    if type(work) is not int or not 0 <= work <= MAX_WORK:
-        raise ValueError(f"a vCPU yields how many nanoseconds it computes, not something of {type(work).__name__}")
-    return work
 
 
 def _door(vcpu: PythonVCpu) -> Door:
@@ -212,7 +207,7 @@ def _taped_door(vcpu: PythonVCpu) -> Door:
 class PythonVCpu(VCpu):
     """Runs `Image.boot` (or what `text` holds at the entry point) of the domain's image."""
 
-    __slots__ = ("_bytes", "_quick_upcall", "_resume", "_run", "_text", "_trace", "_words", "cpu")
+    __slots__ = ("_bytes", "_run", "_text", "_trace", "_words", "cpu")
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
         super().__init__(domain, vcpu_id)
@@ -223,9 +218,7 @@ class PythonVCpu(VCpu):
         self._trace = domain.hv.trace
         self.cpu = PythonCpu(self)
         self._run: Run | None = None
-        self._quick_upcall: Callable[[], object] | None = None
-        """What enters the event callback, once that has been found; None while a trace without tape wants upcalls."""
-        self._resume: Callable[[None], int] = self._first
+        self.resume = self._first
 
     def run(self) -> int:
         """Deliver a pending upcall, then run the guest to its next yield."""
@@ -234,42 +227,36 @@ class PythonVCpu(VCpu):
             state = words[at]
             if state and state < 0x100:
                 # An upcall is pending, and not masked: the byte above is zero.
-                handler = self._quick_upcall
+                handler = self.upcall
                 if handler is not None:
                     # `deliver_upcall`, written out: events between domains are what speed is measured by.
                     words[at] = state + 0x100
                     handler()
+                    # The guest may have moved its vcpu_info in the handler.
                     at = self.flags_at
-                    state = words[at]
-                    if state == 0x100:
-                        words[at] = 0
-                    else:
-                        words[at] = state = state & 0xFF
-                        if state:
-                            # The handler has left an upcall pending: it is entered again before anything else runs.
-                            return 0
+                    words[at] = state = words[at] & 0xFF
                 else:
                     self._deliver()
-                    if words[self.flags_at] & 0xFF:
-                        return 0
+                    state = words[self.flags_at] & 0xFF
+                if state:
+                    # The handler has left an upcall pending: it is entered again before anything else runs.
+                    return 0
             # (Two steps: a call of what an attribute holds takes longer, as it could be a method.)
-            resume = self._resume
+            resume = self.resume
             work = resume(None)
             return work if work is NO_WORK else checked_work(work)
-        except StopIteration:
-            self.hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")
         except Exception as error:
-            self._escaped(error)
+            self.failed(error)
         return 0
 
     def _first(self, _: None) -> int:
-        """Enter the guest for the first time: what `_resume` is until then."""
+        """Enter the guest for the first time: what `resume` is until then."""
         self._run = self._start()
-        self._resume = self._run.send
-        return self._resume(None)
+        self.resume = self._run.send
+        return self.resume(None)
 
     def _restart(self, _: None) -> int:
-        """Enter the guest again, through a new door: what `_resume` is after `halt`."""
+        """Enter the guest again, through a new door: what `resume` is after `halt`."""
         self.cpu = PythonCpu(self)
         return self._first(None)
 
@@ -293,7 +280,7 @@ class PythonVCpu(VCpu):
             try:
                 self._deliver()
             except Exception as error:
-                self._escaped(error)
+                self.failed(error)
 
     def _deliver(self) -> None:
         """Mask upcalls, call the guest's handler, and unmask as its iret would."""
@@ -304,9 +291,9 @@ class PythonVCpu(VCpu):
         if trace is not None:
             trace(self.domain.domid, self.vcpu_id, UPCALL, self.ready_bits())
             if self.codes is not None:
-                self._quick_upcall = self._taped_upcall(handler)
+                self.upcall = self._taped_upcall(handler)
         else:
-            self._quick_upcall = handler
+            self.upcall = handler
         self._bytes[self.info + MASK_BYTE] = 1
         handler()
         # The guest may have moved its vcpu_info in the handler.
@@ -330,14 +317,14 @@ class PythonVCpu(VCpu):
 
     def callbacks_changed(self) -> None:
         """Look the code of the event callback up again: it has been registered anew."""
-        self._quick_upcall = None
+        self.upcall = None
 
     def halt(self) -> None:
         """Lock the door, then throw the suspended code away; what it does on its way out reaches nothing."""
         self.cpu.lock()
         run, self._run = self._run, None
-        self._resume = self._restart
-        self._quick_upcall = None
+        self.resume = self._restart
+        self.upcall = None
         self.compute_left = 0
         self.yielding = False
         if run is not None:
@@ -345,9 +332,12 @@ class PythonVCpu(VCpu):
             with suppress(BaseException):
                 run.close()
 
-    def _escaped(self, error: Exception) -> None:
-        """End a domain whose kernel let an exception escape: the Python form of a triple fault."""
+    def failed(self, error: Exception) -> None:
+        """End a domain whose kernel has returned, or let an exception escape: the Python form of a triple fault."""
         hv: Hypervisor = self.hv
+        if isinstance(error, StopIteration):
+            hv.domain_ops.crash(self.domain, f"vCPU {self.vcpu_id} ran off the end of its code")
+            return
         for line in "".join(traceback.format_exception(error)).splitlines():
             hv.log(f"d{self.domain.domid}v{self.vcpu_id} {line}")
         hv.domain_ops.crash(self.domain, f"unhandled {type(error).__name__}: {error}")

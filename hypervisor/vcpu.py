@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
@@ -117,6 +118,18 @@ class Context:
         """By vector: (flags, cs, address), as in struct trap_info."""
 
 
+NO_WORK = 0
+"""What nearly every yield says. (The interpreter has one object for it, so that asking is cheap.)"""
+MAX_WORK = 1 << 62
+
+
+def checked_work(work: object) -> int:
+    """Return what a guest yielded, if it is a number of nanoseconds. Raises ValueError: it may be anything at all."""
+    if type(work) is not int or not 0 <= work <= MAX_WORK:
+        raise ValueError(f"a vCPU yields how many nanoseconds it computes, not something of {type(work).__name__}")
+    return work
+
+
 class VCpu(ABC):
     """Xen's `struct vcpu`. Subclasses say what executes: Python code or a CPU emulator."""
 
@@ -154,6 +167,7 @@ class VCpu(ABC):
         "queued",
         "quick_until",
         "ready_at",
+        "resume",
         "runstate_area",
         "selector_at",
         "sent_arg",
@@ -168,6 +182,7 @@ class VCpu(ABC):
         "tlb_r",
         "tlb_w",
         "unit",
+        "upcall",
         "user_cr3",
         "vcpu_id",
         "virq_to_port",
@@ -247,6 +262,11 @@ class VCpu(ABC):
         self.event_queues: tuple[Queue, ...] = ()
         """FIFO event ABI: the queues of its control block; none as long as it has registered none."""
         self.virq_to_port: list[Any] = [0] * NR_VIRQS
+        self.upcall: Callable[[], object] | None = None
+        """Of a vCPU that runs Python: what enters the event callback, once that has been found; None while a trace
+        without tape wants upcalls."""
+        self.resume: Callable[[None], int]
+        """And then: runs the guest to its next yield, and returns what it says there, which is to be checked."""
 
     def place_info(self, maddr: int) -> None:
         """Let the vCPU's vcpu_info be at a machine address."""
@@ -268,6 +288,10 @@ class VCpu(ABC):
         Returns how many nanoseconds of computing the guest asked for. Why it stopped is in the state: `pause_flags`
         (blocked, down, paused) or `yielding`.
         """
+
+    def failed(self, error: Exception) -> None:
+        """Guest code in Python has raised this."""
+        raise error
 
     @abstractmethod
     def deliver_upcall(self) -> None:

@@ -188,7 +188,7 @@ class HostHardware:
 
     def _plug(self, unit: int, backing: Backing, owner: str, disk: DiskSpec) -> None:
         hv = self._host.hv
-        controller = DiskController(hv.machine, unit, backing, iommu=hv.iommu.context)
+        controller = DiskController(hv.machine, unit, backing, iommu=hv.iommu.context, guarded=hv.iommu.assigned)
         controller.now = hv.now
         self._slots[unit] = Slot(controller, owner, disk)
         self._listen_to(controller)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import chain
 from struct import Struct
 from struct import error as struct_error
@@ -63,12 +63,31 @@ class _Completion:
         self.timer = Timer(0, self.come)
 
     def _come(self) -> None:
-        """Report the commands as done, unless there was a reset or an unplug in between. For `come`, which is kept."""
+        """Put them where the driver finds them, and tell it; unless there was a reset or an unplug in between.
+
+        (Made once, as `come`: it is for a timer.)
+        """
         controller, words = self.controller, self.words
-        if self.generation == controller.generation:
-            controller.put(words)
-        words.clear()
         controller.spare.append(self)
+        if self.generation != controller.generation:
+            return
+        q, i, written, first, header, page, interrupts, line = controller.reporting
+        produced, count = controller.produced, len(words)
+        begin = first + (produced & COMPLETION_MASK)
+        if count == 1:
+            q[begin] = words[0]
+        elif begin + count <= first + sheet.DISK_COMPLETION_SLOTS:
+            q[begin : begin + count] = array("Q", words)
+        else:
+            for at, word in enumerate(words, produced):
+                q[first + (at & COMPLETION_MASK)] = word
+        controller.produced = i[header] = produced + count & U32
+        written[page] = 1
+        handler = interrupts.handlers.get(line)
+        if handler is not None:
+            handler()
+        else:
+            interrupts.raise_line(line)
 
 
 class DiskController:
@@ -77,7 +96,8 @@ class DiskController:
     `latency_ns` is what a command takes apart from the movement of its data, `ns_per_kib` the movement itself; both
     count in virtual time only (in real time the disk is as fast as it is, unless its backing has a delay of its own).
     `iommu(line)` is asked at each doorbell what the unit may access: None for everything, or a predicate on frames; a
-    command that touches another frame fails with EFAULT and moves nothing.
+    command that touches another frame fails with EFAULT and moves nothing. `guarded` holds the lines for which it can
+    be anything but None.
     """
 
     __slots__ = (
@@ -88,6 +108,7 @@ class DiskController:
         "_completion_base",
         "_consumed",
         "_flat",
+        "_guarded",
         "_i",
         "_joins",
         "_known",
@@ -96,9 +117,7 @@ class DiskController:
         "_moving",
         "_pieces",
         "_ports",
-        "_produced",
         "_prompt",
-        "_putting",
         "_q",
         "_raise_line",
         "_rearm",
@@ -112,8 +131,10 @@ class DiskController:
         "machine",
         "now",
         "ns_per_kib",
+        "produced",
         "read_bytes",
         "remote",
+        "reporting",
         "sector_size",
         "sectors",
         "spare",
@@ -130,6 +151,7 @@ class DiskController:
         latency_ns: int = 20_000,
         ns_per_kib: int = 250,
         iommu: Callable[[int], Callable[[int], bool] | None] = lambda line: None,
+        guarded: Container[int] | None = None,
     ) -> None:
         if not 0 <= unit < sheet.DISK_UNITS:
             raise DeviceError(f"the machine has room for {sheet.DISK_UNITS} disks, not for disk {unit}")
@@ -141,7 +163,7 @@ class DiskController:
         self.iommu = iommu
         self.now: Callable[[], int] = machine.clock.read
         self.read_bytes = self.written_bytes = self.commands = 0
-        self._consumed = self._produced = self._changes = 0
+        self._consumed = self.produced = self._changes = 0
         self.generation = 0
         """Counts how often there was no queue of completions any more, as after a reset: what was begun before that is
         not reported.
@@ -151,6 +173,7 @@ class DiskController:
         """Of tables that mean whole sectors in one piece of memory: that, its bytes, and what marks its frames. None of
         others."""
         self._line = sheet.disk_irq(unit)
+        self._guarded = (self._line,) if guarded is None else guarded
         self._allowed: Callable[[int], bool] | None = None
         memory = machine.memory
         self._b, self._i, self._q, self._written = memory.b, memory.i, memory.q, memory.written
@@ -184,7 +207,7 @@ class DiskController:
         # What each doorbell looks up; unpacking a tuple costs as much as one attribute. `last`: operations up to this
         # one move data of this medium.
         memory, moving = self.machine.memory, (last, self.sector_size, self._size, backing.readv, backing.writev)
-        self._moving = (self._known, memory.b, memory.written, *moving, self.iommu, self._line)
+        self._moving = (self._known, memory.b, memory.written, *moving, self._line, self._guarded)
 
     def exchange(self, backing: Backing) -> None:
         """Put another medium in the place of this one, with sectors of the same size.
@@ -246,7 +269,7 @@ class DiskController:
 
     def _forget_queues(self) -> None:
         """Have no queues, as after a reset."""
-        self._consumed = self._produced = self._changes = 0
+        self._consumed = self.produced = self._changes = 0
         self._command_base = 0
         self._place_completions(0)
 
@@ -257,7 +280,7 @@ class DiskController:
             self.generation += 1
         # What is looked up for each of them.
         places = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION, base >> 2, base >> PAGE_SHIFT
-        self._putting = (self._q, self._i, self._written, *places, self.machine.interrupts.handlers, self._line)
+        self.reporting = (self._q, self._i, self._written, *places, self.machine.interrupts, self._line)
 
     def _frame_base(self, mfn: int) -> int:
         """Return the machine address of a queue's frame; 0 (no queue) if there is no such frame or no access to it."""
@@ -275,13 +298,14 @@ class DiskController:
         base = self._command_base
         if not base or not self._completion_base or not 0 < pending <= QUEUE_LENGTH:
             return
-        known, b, written, last, sector_size, limit, readv, writev, iommu, line = self._moving
-        self._allowed = allowed = iommu(line)
-        if allowed is not None:
-            last = -1
-        spare = self.spare
-        completion = spare.pop() if spare else _Completion(self)
-        done = completion.words
+        known, b, written, last, sector_size, limit, readv, writev, line, guarded = self._moving
+        if line in guarded:
+            self._allowed = self.iommu(line)
+            if self._allowed is not None:
+                last = -1
+        else:
+            self._allowed = None
+        done: list[int] = []
         moved = read = wrote = 0
         if pending == 1:
             commands: Iterable[tuple[int, ...]] = (_UNPACK(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE),)
@@ -319,6 +343,9 @@ class DiskController:
         if wrote:
             self.written_bytes += wrote
         moved += read + wrote
+        spare = self.spare
+        completion = spare.pop() if spare else _Completion(self)
+        completion.words = done
         completion.generation = self.generation
         if self._prompt:
             completion.come()
@@ -473,26 +500,6 @@ class DiskController:
         around = COMMAND.iter_unpack(b[base : base + (end - QUEUE_LENGTH) * COMMAND_SIZE])
         return chain(COMMAND.iter_unpack(b[low : base + QUEUE_LENGTH * COMMAND_SIZE]), around)
 
-    def put(self, words: list[int]) -> None:
-        """Put completions where the driver finds them, and tell it."""
-        q, i, written, first, header, page, handlers, line = self._putting
-        produced, count = self._produced, len(words)
-        begin = first + (produced & COMPLETION_MASK)
-        if count == 1:
-            q[begin] = words[0]
-        elif begin + count <= first + sheet.DISK_COMPLETION_SLOTS:
-            q[begin : begin + count] = array("Q", words)
-        else:
-            for at, word in enumerate(words, produced):
-                q[first + (at & COMPLETION_MASK)] = word
-        self._produced = i[header] = produced + count & U32
-        written[page] = 1
-        handler = handlers.get(line)
-        if handler is not None:
-            handler()
-        else:
-            self._raise_line(self._line)
-
     def _execute(self, op: int, nr_segments: int, sector: int, segments: int, sectors: int) -> tuple[int, int]:
         """Carry out one command; returns (errno or 0, bytes moved)."""
         if op:
@@ -543,7 +550,10 @@ class DiskController:
 
     def report(self, statuses: Sequence[tuple[int, int]]) -> None:
         """Report commands as done, each by its id and 0 or an errno."""
-        self.put([(-status & U32) << 32 | ident if status else ident for ident, status in statuses])
+        completion = _Completion(self)
+        completion.words = [(-status & U32) << 32 | ident if status else ident for ident, status in statuses]
+        completion.generation = self.generation
+        completion.come()
 
     def place(self, sector: int, sectors: int) -> tuple[int, int]:
         """Return where sectors are in the medium: offset and size in bytes."""

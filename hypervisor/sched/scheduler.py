@@ -23,7 +23,7 @@ from hypervisor.sched.costs import Costs
 from hypervisor.sched.cpupool import CpuPools
 from hypervisor.sched.pcpu import PCpu
 from hypervisor.tape import FULL, TIME
-from hypervisor.vcpu import VPF_BLOCKED, VPF_POLLING
+from hypervisor.vcpu import NO_WORK, VPF_BLOCKED, VPF_POLLING, checked_work
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -452,7 +452,7 @@ class Scheduler:
         who wakes up. Returns how many of the steps are left: what comes next is for `drain`, if there are any.
         """
         hv, queue, pcpu, areas = self.hv, self.run_queue, self.pcpus[0], self.runstate_areas
-        clock, timers = hv.clock, hv.machine.timers
+        clock, timers, flags = hv.clock, hv.machine.timers, hv.memory.h
         heap, next_vcpu = timers.heap, queue.popleft
         cost_run, cost_hypercall = self.costs.run, self.costs.hypercall
         cost_switched = cost_run + self.costs.switch
@@ -495,7 +495,30 @@ class Scheduler:
                         cost = cost_switched
                     self.running = vcpu
                     self.hypercalls_before = before = vcpu.hypercalls
-                    compute = vcpu.run()
+                    handler = vcpu.upcall
+                    if handler is None:
+                        compute = vcpu.run()
+                    else:
+                        # `PythonVCpu.run`, written out: a call of a function is worth many comparisons.
+                        compute = 0
+                        try:
+                            at = vcpu.flags_at
+                            state = flags[at]
+                            if state and state < 0x100:
+                                flags[at] = state + 0x100
+                                handler()
+                                at = vcpu.flags_at
+                                flags[at] = state = flags[at] & 0xFF
+                            else:
+                                state = 0
+                            if not state:
+                                resume = vcpu.resume
+                                compute = resume(None)
+                                if compute is not NO_WORK:
+                                    compute = checked_work(compute)
+                        except Exception as error:
+                            compute = 0
+                            vcpu.failed(error)
                     cost += (vcpu.hypercalls - before) * cost_hypercall
                     now += cost
                     if compute or not vcpu.pause_flags or vcpu.queued or areas:
