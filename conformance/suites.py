@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -29,8 +29,10 @@ from conformance.wire.subject import WireSubject
 from conformance.xenbus import backend_checks as _xenbus_back  # noqa: F401
 from conformance.xenbus import frontend_checks as _xenbus_front  # noqa: F401
 from conformance.xenbus import world as xenbus_world
+from conformance.xenbus.classes import CLASSES, USUAL
 from conformance.xenstore import checks as _xenstore  # noqa: F401
 from conformance.xenstore import world as xenstore_world
+from guest_kernel.xenbus.driver import Side
 
 
 @attrs.frozen
@@ -41,12 +43,14 @@ class Suite:
     what: str
     subject: str
     """What its SUBJECT looks like."""
-    world: Callable[[str], World]
-    """Makes the world of each check of a subject. Raises SubjectError."""
-    wire: Callable[[WireSubject], World] | None = None
-    """Makes the world of each check of a process, if the suite judges those."""
+    world: Callable[..., World]
+    """Makes the world of each check of a subject (and of one of `classes`). Raises SubjectError."""
+    wire: Callable[..., World] | None = None
+    """Makes the world of each check of a process (likewise), if the suite judges those."""
     why_not: str = ""
     """Why it does not, if it does not."""
+    classes: Sequence[str] = ()
+    """The classes of devices that a guest or a process may be judged with, if there is a choice; the first is usual."""
 
     @property
     def checks(self) -> list[Check]:
@@ -59,6 +63,15 @@ def _served(
 ) -> Callable[[WireSubject], World]:
     """Return what makes the world of each check of a process that has this role."""
     return lambda subject: subject.world(role, suite, scene)
+
+
+def _served_on_the_bus(side: Side) -> Callable[..., World]:
+    """Return what makes the world of each check of a process that is this end of a device of some class."""
+
+    def world(subject: WireSubject, type: str = USUAL) -> World:
+        return subject.world(side, f"xenbus-{side}", lambda seat: xenbus_world.scene(seat, side, type))
+
+    return world
 
 
 SUITES: Final[dict[str, Suite]] = {
@@ -102,16 +115,18 @@ SUITES: Final[dict[str, Suite]] = {
         Suite(
             "xenbus-frontend",
             "how a frontend of any class behaves on the bus",
-            "module:Class, a XenbusDriver",
+            "module:Class, a XenbusDriver, or cfg:FILE or elf:FILE",
             xenbus_world.open_frontend,
-            why_not="it hands the driver to its kernel when a check says so, and a process is there from the beginning",
+            _served_on_the_bus("frontend"),
+            classes=tuple(CLASSES),
         ),
         Suite(
             "xenbus-backend",
             "how a backend of any class behaves on the bus",
             "module:Class, a XenbusDriver",
             xenbus_world.open_backend,
-            why_not="it hands the driver to its kernel when a check says so, and a process is there from the beginning",
+            _served_on_the_bus("backend"),
+            classes=tuple(CLASSES),
         ),
         Suite(
             "console",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 
@@ -449,6 +449,10 @@ class Seat(Occupant):
         self.agent: Agent | None = None
         self.on_done: OnDone = lambda number, status, data: None
         self.on_frame: OnFrame = lambda frame: None
+        self.is_open = True
+        """The process is listened to."""
+        self.beside: Callable[[Kernel], Coroutine[Any, Any, None]] | None = None
+        """What its domain does besides."""
         self.thinks = connection.silence
         self._hears_jobs = hears_jobs
         self._host: Host | None = None
@@ -498,7 +502,11 @@ class Seat(Occupant):
         agent = Agent(kernel, self.connection, self.window, hears_jobs=self._hears_jobs)
         agent.on_done, agent.on_frame = self.on_done, self.on_frame
         self.agent = agent
+        if self.beside is not None:
+            kernel.spawn(self.beside(kernel), "beside the agent")
         try:
+            while not self.is_open:
+                await kernel.sleep(JOB_LOOK_NS)
             await agent.serve()
         except Failure as failure:
             self.failure = failure

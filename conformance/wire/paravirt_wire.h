@@ -256,12 +256,12 @@ static inline int pw_read(struct pw *pw, const char *path, char *value, size_t s
 	return error;
 }
 
-/* Read a node that is a number: -1 if it is missing, or none. */
+/* Read a node that is a number: -1 if it is missing, or anything else than digits. */
 static inline long long pw_read_number(struct pw *pw, const char *path)
 {
 	char text[32], *end;
 	long long number = pw_read(pw, path, text, sizeof text) ? -1 : strtoll(text, &end, 10);
-	return text[0] && !*end ? number : -1;
+	return text[0] >= '0' && text[0] <= '9' && !*end ? number : -1;
 }
 
 /* Write a node; the value is made as by printf. */

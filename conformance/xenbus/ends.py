@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from conformance.kit.check import Failure
-from conformance.xenbus.classes import PORT, RING, DeviceClass
+from conformance.xenbus.classes import PORT, RING, DeviceClass, Refusal
 from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import Page
 from guest_kernel.xenbus import wire
 from guest_kernel.xenbus.client import XenstoreError
 from hypervisor.abi.io import xs_wire as xs
-from hypervisor.abi.io.ring import REQ_EVENT, RSP_EVENT
+from hypervisor.abi.io.ring import MASK32, REQ_EVENT, RSP_EVENT, BackRing
 from hypervisor.abi.io.xenbus import (
     XenbusStateClosed,
     XenbusStateClosing,
@@ -30,6 +30,8 @@ SOON_NS: Final = 50_000_000
 SELDOM_NS: Final = 5_000_000
 SETTLE_NS: Final = 30_000_000
 """Virtual time after which something that is not to happen counts as not happening."""
+CALM_NS: Final = 100_000_000
+"""Virtual time without a request after which a guest wants nothing of its new device any more."""
 GONE: Final = -1
 """The state of a directory that is not there."""
 
@@ -42,6 +44,7 @@ class End:
 
     def __init__(self, kernel: Kernel, kind: DeviceClass, own: str, other: str, other_domid: int) -> None:
         self.kernel = kernel
+        self.patience_ns = PATIENCE_NS
         self.kind = kind
         self.own = own
         self.other = other
@@ -89,7 +92,7 @@ class End:
     async def wait_for(self, *states: int) -> int:
         """Wait until the judged end is in one of these states. Raises Failure."""
         state, waited = GONE, 0
-        while waited < PATIENCE_NS:
+        while waited < self.patience_ns:
             state = await self.state()
             if state in states:
                 return state
@@ -132,11 +135,25 @@ class BackEnd(End):
         super().__init__(kernel, kind, own, other, other_domid)
         self.grants: list[MappedGrant] = []
         self.ports: list[int] = []
+        self.refuses = False
+        """What a guest wants of the device is refused. (While Linux looks for partitions it hears of nothing else.)"""
+        self._rings: list[BackRing] = []
+        self._refused_at = 0
+        """When there was a request last."""
 
     async def offer(self) -> None:
         """Say what there is, and InitWait."""
         await self.write({**self.kind.offers})
         await self.say(XenbusStateInitWait)
+
+    async def wait_for(self, *states: int) -> int:
+        """Wait until the frontend is in one of these states, and a guest that is Connected is calm. Raises Failure."""
+        state = await super().wait_for(*states)
+        if state == XenbusStateConnected and self._rings:
+            self._refused_at = self.kernel.monotonic_ns()
+            while self._rings and self.kernel.monotonic_ns() < self._refused_at + CALM_NS:
+                await self.kernel.sleep(LOOK_NS)
+        return state
 
     async def published(self) -> dict[str, str]:
         """Return the frontend's nodes once it has published."""
@@ -161,6 +178,26 @@ class BackEnd(End):
                 self.ports.append(self.kernel.events.bind_interdomain(self.domid, number, self._on_event))
             except Exception as error:
                 raise Failure(f"The frontend's {key} {number} cannot be bound: {error}.") from None
+        if self.refuses:
+            for key, grant in zip(refs, self.grants, strict=True):
+                if key in self.kind.refusals:
+                    self.kernel.spawn(self._refuse(grant, self.kind.refusals[key], self.ports[0]), "refuses")
+
+    async def _refuse(self, grant: MappedGrant, refusal: Refusal, port: int) -> None:
+        """Answer whatever comes on a ring with an error, until that is let go of."""
+        ring = BackRing(grant.view, refusal.entry)
+        self._rings.append(ring)
+        while ring in self._rings:
+            while ring.final_check_for_requests():
+                self._refused_at = self.kernel.monotonic_ns()
+                response = refusal.answer(ring.copy(ring.req_cons))
+                ring.req_cons = ring.req_cons + 1 & MASK32
+                at = ring.offset(ring.rsp_prod_pvt)
+                ring.view[at : at + len(response)] = response
+                ring.rsp_prod_pvt = ring.rsp_prod_pvt + 1 & MASK32
+            if ring.push_responses_and_check_notify():
+                self.kernel.events.notify(port)
+            await self.kernel.sleep(LOOK_NS)
 
     async def connect(self) -> None:
         """Offer, attach, and say Connected until the frontend does."""
@@ -185,6 +222,9 @@ class BackEnd(End):
         """Unmap and unbind everything."""
         for port in self.ports:
             self.kernel.events.unbind(port)
+        for ring in self._rings:
+            ring.release()
+        self._rings = []
         for grant in self.grants:
             grant.view.release()
         self.kernel.grants.unmap(self.grants)
@@ -255,7 +295,7 @@ class FrontEnd(End):
 
     async def released(self) -> None:
         """Wait until the backend has let go of all pages. Raises Failure."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.patience_ns // LOOK_NS):
             if not self.held:
                 return
             await self.kernel.sleep(LOOK_NS)

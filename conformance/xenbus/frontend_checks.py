@@ -416,7 +416,7 @@ async def the_guest_shuts_down(scene: Scene) -> None:
     """
     end = await connected(scene)
     scene.eye.forget()
-    scene.driver.closed = True
+    await scene.shut_down()
     for _ in range(2000):
         if await end.state() in (XenbusStateClosing, XenbusStateClosed):
             break

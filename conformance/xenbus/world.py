@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -18,17 +18,19 @@ import attrs
 import trio
 
 from backends.xenstored.daemon import XenStored
-from conformance.kit.check import Failure
+from conformance.kit.check import Failure, Skip
+from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
 from conformance.kit.telling import watch
 from conformance.subjects import SubjectError, load_class
 from conformance.xenbus import books
 from conformance.xenbus.books import NOTHING, Books
-from conformance.xenbus.classes import class_of
+from conformance.xenbus.classes import USUAL
 from conformance.xenbus.desk import LOOK_NS, Desk, Work
-from conformance.xenbus.ends import PATIENCE_NS, BackEnd, End, FrontEnd
+from conformance.xenbus.ends import BackEnd, End, FrontEnd
 from conformance.xenbus.eye import Eye
+from conformance.xenbus.judged import Judged, Machine, judged
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.image import DriverFactory, PythonKernelImage
 from guest_kernel.kernel import Kernel
@@ -40,7 +42,7 @@ from toolstack.devices import put
 from toolstack.domains import CRASH, LiveDomain
 from toolstack.host import Host
 from toolstack.lifecycle import Lifecycle
-from toolstack.nodes import DeviceNodes
+from toolstack.nodes import DeviceNodes, Node
 from toolstack.xl_config import parse_config
 
 __all__ = ["LOOK_NS", "Scene", "current", "open_backend", "open_frontend", "scene"]
@@ -55,11 +57,15 @@ class _Host(Host):
     """A host whose kernels come without a driver of the judged kind, and whose dom0 has a desk."""
 
     def __init__(self, scene: Scene) -> None:
-        super().__init__(hang_limit=HANG_LIMIT, **host_options())
+        occupant = scene.subject.occupant
+        thinks = occupant.thinks if occupant is not None else 0.0
+        super().__init__(hang_limit=HANG_LIMIT + thinks, **host_options())
         self._scene = scene
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
         """Have a domain execute an image without these drivers."""
+        if self._scene.subject.occupant is not None:
+            self._scene.subject.occupant.settle(self)
         kind = self._scene.subject.type
         kept = [driver for driver in image.drivers if _type_of(driver) != kind]
         super().load(domid, attrs.evolve(image, drivers=kept))
@@ -80,10 +86,10 @@ def _type_of(driver: DriverFactory) -> object:
 class Scene:
     """What a check gets."""
 
-    def __init__(self, subject: Any, side: Side, directory: Path) -> None:
+    def __init__(self, subject: Judged, side: Side, directory: Path) -> None:
         self.subject = subject
         self.side = side
-        self.kind = class_of(subject)
+        self.kind = subject.kind
         self.directory = directory
         self.driver = Desk("driver's domain")
         self.toolstack = Desk("toolstack")
@@ -101,22 +107,23 @@ class Scene:
         self._check: Coroutine[Any, Any, None] | None = None
         self._ready = False
         self.over = False
+        subject.enter(self)
 
     # -- what checks do -----------------------------------------------------------------------------------------------
 
     async def plug(self) -> None:
-        """Give the driver to its kernel: it finds the device, or the device finds it."""
-        subject = self.subject
-
-        async def register(kernel: Kernel) -> None:
-            assert kernel.bus is not None
-            await kernel.bus.register(subject)
-
+        """Have the driver and the device meet."""
         self.plugged = True
-        await self.in_driver(register)
+        await self.subject.plug(self)
+
+    async def shut_down(self) -> None:
+        """Have the driver's domain shut down."""
+        await self.subject.shut_down(self)
 
     async def in_driver(self, work: Work) -> Any:
-        """Have work done in the driver's domain."""
+        """Have work done in the driver's domain. Raises Skip if that is no Python program."""
+        if isinstance(self.subject, Machine):
+            raise Skip("It takes a guest in Python.")
         return await self.driver.ask(self.end.kernel, work)
 
     async def in_toolstack(self, work: Work) -> Any:
@@ -173,6 +180,16 @@ class Scene:
 
         await self.in_toolstack(lambda kernel: kernel.xenbus.transact(write))
 
+    async def put_judged(self, kernel: Kernel) -> None:
+        """In dom0: make the directory of the judged end, if it is not there."""
+        if not await kernel.xenbus.exists(self.judged_path):
+            await put(kernel, self._nodes(judged=True))
+
+    def _nodes(self, *, judged: bool) -> list[Node]:
+        """Return the nodes of the judged end's directory, or all the others."""
+        below = f"{self.judged_path}/"
+        return [node for node in self.device.nodes() if f"{node.path}/".startswith(below) == judged]
+
     async def rewrite(self, path: str, value: object) -> None:
         """Write any node, by dom0's right."""
         await self.in_toolstack(lambda kernel: kernel.xenbus.write(path, value))
@@ -213,7 +230,7 @@ class Scene:
 
     async def gives_back(self) -> None:
         """Raise Failure unless the judged end comes to hold nothing of the device."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
+        for _ in range(self.subject.patience_ns // LOOK_NS):
             if self.books == NOTHING:
                 return
             await self.end.kernel.sleep(LOOK_NS)
@@ -243,7 +260,7 @@ class Scene:
 
     async def is_alive(self) -> None:
         """Raise Failure unless the driver's domain still runs."""
-        await self.in_driver(_nothing)
+        await self.subject.is_alive(self)
 
     # -- the machinery ------------------------------------------------------------------------------------------------
 
@@ -260,24 +277,33 @@ class Scene:
         while not await kernel.xenbus.exists(self.device.backend):
             await kernel.sleep(LOOK_NS)
         await kernel.xenbus.write(f"{self.device.backend}/state", int(XenbusStateInitWait))
-        while self.driver.kernel is None:
-            await kernel.sleep(LOOK_NS)
+        await self.subject.starts(kernel, self)
         await kernel.xenbus.rm(self.device.frontend)
         await kernel.xenbus.rm(self.device.backend)
-        await put(kernel, list(self.device.nodes()))
+        if not await self.subject.comes_up(kernel, self):
+            self.failure = Failure("The guest does not come up.")
+        is_driver = self.subject.occupant is None
+        await put(kernel, list(self.device.nodes()) if is_driver else self._nodes(judged=False))
         server = self.host.xenstored.server
         self.eye = Eye(server, self.judged_path, self.peer_path, self.judged_domid)
         self._ready = True
 
     async def live(self, kernel: Kernel) -> None:
         """Be the program of the other end's domain."""
+        hands = self.subject.hands
+        if hands is not None:
+            hands.serve(kernel, LOOK_NS, lambda: self.over)
         while not self._ready:
-            await kernel.sleep(LOOK_NS)
+            await kernel.sleep(self.subject.look_ns)
         make: type[End] = BackEnd if self.side == "frontend" else FrontEnd
         self.end = make(kernel, self.kind, self.peer_path, self.judged_path, self.judged_domid)
+        self.end.patience_ns = self.subject.patience_ns
+        self.end.refuses = self.subject.occupant is not None
         check, self._check = self._check, None
         assert check is not None, "the check has been begun before"
         try:
+            if self.failure is not None:
+                raise self.failure
             await check
             if not self.left:
                 await self._tidy_up()
@@ -287,6 +313,8 @@ class Scene:
             self.end.let_go()
         self.over = True
         self.driver.closed = self.toolstack.closed = True
+        if self.side == "frontend" and self.subject.occupant is not None:
+            self.subject.occupant.end()
 
     async def _tidy_up(self) -> None:
         """Take the device away in order, as a toolstack does at last. Raises Failure for what is still held then."""
@@ -305,11 +333,16 @@ class Scene:
         self._check = check
         self.host = host = _Host(self)
         watch(host)
-        with _present(self):
+        occupant = self.subject.occupant
+        if occupant is not None:
+            occupant.attend(host)
+        with _present(self), nullcontext() if occupant is None else occupant.present():
             try:
                 trio.run(host.run, self._configs())
             finally:
                 check.close()
+        if occupant is not None:
+            occupant.judge()
         if self.failure is not None:
             raise self.failure
         if host.results[self.side].reason == CRASH:
@@ -317,7 +350,8 @@ class Scene:
         if not self.over:
             told = "; ".join(result.message for result in host.results.values() if result.message)
             raise Failure(f"The host ends before the check does. {told}")
-        left = host.leaks()
+        kept = "" if occupant is None else occupant.left_behind()
+        left = [kept] if kept else host.leaks()
         if left:
             raise Failure(f"The {self.side} leaves something behind: {left[0]}.")
 
@@ -328,14 +362,13 @@ class Scene:
         more = {"backend": "driver_domain = 1\n", "frontend": f"{setting}\n"}
         found = []
         for name, text in more.items():
+            occupant = self.subject.occupant if name == self.side else None
             program = "judged_guest.py" if name == self.side else "peer_guest.py"
-            whole = f'name = "{name}"\nmemory = 8\nkernel = "{program}"\n{text}'
-            found.append(parse_config(whole, f"{name}.cfg", Path(__file__).parent))
+            settings = f'memory = 8\nkernel = "{program}"' if occupant is None else occupant.settings
+            whole = f'name = "{name}"\n{settings}\n{text}'
+            config = parse_config(whole, f"{name}.cfg", Path(__file__).parent)
+            found.append(config if occupant is None else occupant.configure(config))
         return found
-
-
-async def _nothing(_kernel: Kernel) -> None:
-    return None
 
 
 async def _domain(kernel: Kernel, lifecycle: Lifecycle, name: str) -> LiveDomain:
@@ -362,13 +395,19 @@ def _present(scene: Scene) -> Iterator[None]:
         current = None
 
 
-def open_frontend(text: str) -> World:
-    """Return what makes the world of each check of a frontend. Raises SubjectError."""
+def open_frontend(text: str, type: str = USUAL) -> World:
+    """Return what makes the world of each check of a frontend. Raises SubjectError.
+
+    `type` is the class of devices with which a machine-code guest is judged.
+    """
+    config = open_config(text)
+    if config is not None:
+        return lambda: scene(MachineGuest(config, "frontend"), "frontend", type)
     return _open(text, "frontend")
 
 
-def open_backend(text: str) -> World:
-    """Return what makes the world of each check of a backend. Raises SubjectError."""
+def open_backend(text: str, type: str = USUAL) -> World:
+    """Return what makes the world of each check of a backend, which says itself of what class. Raises SubjectError."""
     return _open(text, "backend")
 
 
@@ -380,7 +419,7 @@ def _open(text: str, side: Side) -> World:
 
 
 @contextmanager
-def scene(subject: Any, side: Side) -> Iterator[Scene]:
-    """Make a place for a disk."""
+def scene(subject: Any, side: Side, type: str = "") -> Iterator[Scene]:
+    """Make a place for a disk. `type` is the class of devices of a subject that is no Python driver."""
     with tempfile.TemporaryDirectory() as name:
-        yield Scene(subject, side, Path(name))
+        yield Scene(judged(subject, type), side, Path(name))

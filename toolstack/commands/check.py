@@ -72,6 +72,10 @@ _only_option = click.option(
 _report_option = click.option(
     "--report", "reports", metavar="FORMAT=FILE", multiple=True, help=f"Write the results, too: {', '.join(REPORTS)}."
 )
+_class_option = click.option(
+    "--class", "type", metavar="CLASS",
+    help="In the suites of the bus: with which device a guest or a process is judged, vbd (as a rule) or vif.",
+)  # fmt: skip
 _verbose_option = click.option("--verbose", is_flag=True, help="Show the checks that succeed, too.")
 
 
@@ -79,6 +83,7 @@ _verbose_option = click.option("--verbose", is_flag=True, help="Show the checks 
 @_suite_option
 @_only_option
 @_report_option
+@_class_option
 @_verbose_option
 @click.option(
     "--schedules",
@@ -91,8 +96,8 @@ _verbose_option = click.option("--verbose", is_flag=True, help="Show the checks 
 )
 @click.argument("subject", metavar="SUBJECT")
 def run(
-    name: str, only: tuple[str, ...], reports: tuple[str, ...], verbose: bool, schedules: int | None, text: str | None,
-    subject: str,
+    name: str, only: tuple[str, ...], reports: tuple[str, ...], type: str | None, verbose: bool, schedules: int | None,
+    text: str | None, subject: str,
 ) -> None:  # fmt: skip
     """Run the checks of a suite on SUBJECT.
 
@@ -101,7 +106,7 @@ def run(
     """
     suite, checks, files = _what(name, only, reports)
     try:
-        world = suite.world(subject)
+        world = suite.world(subject, *_class(suite, type))
     except SubjectError as error:
         raise OneSentence(f"{error}; suite {suite.name!r} judges {suite.what}: {suite.subject}") from None
     if text is None:
@@ -127,6 +132,7 @@ def _schedule(text: str) -> Callable[[], Policy]:
 )
 @_only_option
 @_report_option
+@_class_option
 @_verbose_option
 @click.option(
     "--silence", metavar="SECONDS", default=5.0, type=click.FloatRange(min=0, min_open=True), show_default=True,
@@ -138,8 +144,8 @@ def _schedule(text: str) -> Callable[[], Policy]:
 )  # fmt: skip
 @click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 def serve(
-    name: str, path: Path, only: tuple[str, ...], reports: tuple[str, ...], verbose: bool, silence: float, limit: float,
-    command: tuple[str, ...],
+    name: str, path: Path, only: tuple[str, ...], reports: tuple[str, ...], type: str | None, verbose: bool,
+    silence: float, limit: float, command: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run the checks of a suite on a process in any language, which connects to PATH once for each check.
 
@@ -154,13 +160,15 @@ def serve(
     if suite.wire is None:
         judged = ", ".join(suite.name for suite in SUITES.values() if suite.wire is not None)
         raise OneSentence(f"suite {name!r} judges no processes, for {suite.why_not}; these do: {judged}")
+    chosen = _class(suite, type)
     if command and shutil.which(command[0]) is None:
         raise OneSentence(f"there is no command {command[0]!r}")
     try:
         with WireSubject(path, command, Patience(silence=silence, check=limit)) as subject:
             if not command:
                 click.echo(f"waiting for a process at {path}", err=True)
-            _judge(suite, checks, suite.wire(subject), " ".join(command) or str(path), files, verbose)
+            world = suite.wire(subject, *chosen)
+            _judge(suite, checks, world, " ".join(command) or str(path), files, verbose)
     except SubjectError as error:
         raise OneSentence(str(error)) from None
 
@@ -217,6 +225,20 @@ def _suite(name: str) -> Suite:
             f"there is no suite {name!r}{did_you_mean(name, SUITES) or '; there are ' + ', '.join(SUITES)}"
         )
     return suite
+
+
+def _class(suite: Suite, type: str | None) -> tuple[str, ...]:
+    """Return the class of devices that a person has named, as the suite takes it."""
+    if type is None:
+        return ()
+    if not suite.classes:
+        raise OneSentence(f"suite {suite.name!r} is about one class of devices: --class is for the suites of the bus")
+    if type not in suite.classes:
+        raise OneSentence(
+            f"there is no class {type!r} of devices here{did_you_mean(type, suite.classes)}; "
+            f"there are {', '.join(suite.classes)}"
+        )
+    return (type,)
 
 
 def _check(id: str) -> Check:

@@ -18,8 +18,8 @@
 #include <xen/xen.h>
 #include <xen/io/blkif.h>
 #include <xen/io/ring.h>
-#include <xen/io/xenbus.h>
 
+#include "bus.h"
 #include "paravirt_wire.h"
 
 #ifndef FAULT
@@ -31,8 +31,7 @@
 #define MAX_INDIRECT 64
 
 struct disk {
-	char home[128], front[128];      /* "backend/vbd/1/51712", and the other end's directory */
-	uint16_t domid;
+	struct bus bus;
 	int image;
 	uint64_t sectors;
 	bool connected, broken;
@@ -45,36 +44,14 @@ static struct disk disk;
 
 /* ---- nodes */
 
-static const char *node(const char *directory, const char *name)
-{
-	static char path[192];
-	snprintf(path, sizeof path, "%s/%s", directory, name);
-	return path;
-}
-
 static long long front_says(const char *name)
 {
-	return pw_read_number(&pw, node(disk.front, name));
+	return pw_read_number(&pw, bus_node(disk.bus.front, name));
 }
 
 static void say(const char *name, unsigned long long value)
 {
-	pw_write(&pw, node(disk.home, name), "%llu", value);
-}
-
-/* Change the state, if the device is still there: the toolstack may be removing it, and it must not come back. */
-static void switch_state(int state)
-{
-	const char *path = node(disk.home, "state");
-	char payload[192];
-	int length = snprintf(payload, sizeof payload, "%s%c%d", path, 0, state), error = 0;
-
-	do {
-		uint32_t transaction = pw_transaction(&pw);
-		if (!pw_store(&pw, PW_XS_READ, transaction, path, strlen(path) + 1))
-			pw_store(&pw, PW_XS_WRITE, transaction, payload, (size_t)length);
-		error = pw_commit(&pw, transaction);
-	} while (error == -EAGAIN);
+	pw_write(&pw, bus_node(disk.bus.home, name), "%llu", value);
 }
 
 /* ---- requests */
@@ -101,7 +78,7 @@ static int transfer(bool is_read, uint64_t sector, const struct segments *all)
 	}
 	if (!all->count || sector > disk.sectors || total > disk.sectors - sector)
 		return BLKIF_RSP_ERROR;
-	if (pw_map(&pw, disk.domid, is_read ? 0 : PW_READONLY, refs, all->count, page))
+	if (pw_map(&pw, disk.bus.domid, is_read ? 0 : PW_READONLY, refs, all->count, page))
 		return BLKIF_RSP_ERROR;
 	for (uint32_t n = 0; n < all->count; n++) {
 		if (page[n].status)
@@ -135,7 +112,7 @@ static bool gather(const blkif_request_indirect_t *request, struct segments *all
 	uint32_t ref = request->indirect_grefs[0];
 
 	/* (64 segments are in one page.) */
-	if (request->nr_segments > MAX_INDIRECT || pw_map(&pw, disk.domid, PW_READONLY, &ref, 1, &page) || page.status)
+	if (request->nr_segments > MAX_INDIRECT || pw_map(&pw, disk.bus.domid, PW_READONLY, &ref, 1, &page) || page.status)
 		return false;
 	all->count = request->nr_segments;
 	memcpy(all->seg, pw_page(&pw, page.page), all->count * sizeof all->seg[0]);
@@ -199,7 +176,7 @@ static void serve(void)
 		if (RING_REQUEST_PROD_OVERFLOW(&disk.ring, produced)) {
 			/* XSA-39: this ring is not to be believed any more. */
 			disk.broken = true;
-			switch_state(XenbusStateClosing);
+			bus_fail(&pw, &disk.bus, "more requests than the ring has slots");
 			return;
 		}
 		while (consumed != produced && !RING_REQUEST_CONS_OVERFLOW(&disk.ring, consumed)) {
@@ -226,7 +203,6 @@ static void publish(void)
 {
 	say("feature-flush-cache", 1);
 	say("feature-max-indirect-segments", MAX_INDIRECT);
-	switch_state(XenbusStateInitWait);
 }
 
 static bool attach(void)
@@ -236,13 +212,13 @@ static bool attach(void)
 	long long ref = front_says("ring-ref"), port = front_says("event-channel");
 	uint32_t reference = (uint32_t)ref;
 
-	if (!pw_read(&pw, node(disk.front, "protocol"), protocol, sizeof protocol) && strcmp(protocol, "x86_64-abi"))
+	if (!pw_read(&pw, bus_node(disk.bus.front, "protocol"), protocol, sizeof protocol) && strcmp(protocol, "x86_64-abi"))
 		return false;
 	if (ref < 0 || ref > UINT32_MAX || port < 0 || port > UINT32_MAX)
 		return false;
-	if (pw_map(&pw, disk.domid, 0, &reference, 1, &page) || page.status)
+	if (pw_map(&pw, disk.bus.domid, 0, &reference, 1, &page) || page.status)
 		return false;
-	if (pw_bind(&pw, disk.domid, (uint32_t)port, &disk.port)) {
+	if (pw_bind(&pw, disk.bus.domid, (uint32_t)port, &disk.port)) {
 		pw_unmap(&pw, &page.handle, 1);
 		return false;
 	}
@@ -263,77 +239,86 @@ static void detach(void)
 		pw_unmap(&pw, &disk.ring_handle, 1);
 }
 
-static void connect_disk(void)
+static bool connect_disk(void)
 {
 	if (!attach()) {
-		switch_state(XenbusStateClosing);
-		return;
+		bus_fail(&pw, &disk.bus, "the ring, its event channel or its layout cannot be used");
+		return false;
 	}
 	say("sectors", disk.sectors);
 	say("sector-size", SECTOR);
 	say("physical-sector-size", SECTOR);
 	say("info", 0);
-	switch_state(XenbusStateConnected);
-	serve();                         /* there may be requests already */
+	return true;
 }
 
 /* Find the disk that the toolstack has made: backend/vbd/DOMID/ID. */
 static bool find(void)
 {
-	char image[512], directory[64];
+	char image[512], directory[64], home[128];
 
 	if (pw_directory(&pw, "backend/vbd") || !pw.answer_length)
 		return false;
 	snprintf(directory, sizeof directory, "backend/vbd/%.20s", (const char *)pw.answer);
 	if (pw_directory(&pw, directory) || !pw.answer_length)
 		return false;
-	snprintf(disk.home, sizeof disk.home, "%s/%.20s", directory, (const char *)pw.answer);
-	if (pw_read(&pw, node(disk.home, "frontend"), disk.front, sizeof disk.front) ||
-	    pw_read(&pw, node(disk.home, "params"), image, sizeof image)) {
-		disk.home[0] = 0;        /* not complete: the watch will say so */
-		return false;
-	}
-	disk.domid = (uint16_t)pw_read_number(&pw, node(disk.home, "frontend-id"));
+	snprintf(home, sizeof home, "%s/%.20s", directory, (const char *)pw.answer);
+	if (pw_read(&pw, bus_node(home, "frontend"), disk.bus.front, sizeof disk.bus.front) ||
+	    pw_read(&pw, bus_node(home, "params"), image, sizeof image))
+		return false;                    /* not complete: the watch will say so */
 	disk.image = open(image, O_RDWR);
+	if (disk.image < 0)
+		return false;
+	strcpy(disk.bus.home, home);
+	disk.bus.domid = (uint16_t)pw_read_number(&pw, bus_node(home, "frontend-id"));
 	disk.sectors = (uint64_t)lseek(disk.image, 0, SEEK_END) / SECTOR;
-	pw_watch(&pw, node(disk.front, "state"), "front");
-	return disk.image >= 0;
+	pw_watch(&pw, bus_node(disk.bus.front, "state"), "front");
+	return true;
+}
+
+/* Let go of a frontend that closes, or is gone. */
+static void let_go(void)
+{
+	if (FAULT != 7 || bus_state(&pw, disk.bus.front) != XenbusStateUnknown)
+		detach();
+}
+
+static void forget(void)
+{
+	let_go();
+	pw_unwatch(&pw, bus_node(disk.bus.front, "state"), "front");
+	close(disk.image);
+	disk.bus.home[0] = 0;
 }
 
 /* Look at both states, and do what they ask for. */
 static void look(void)
 {
-	if (!disk.home[0] && !find())
-		return;
-	long long own = pw_read_number(&pw, node(disk.home, "state")), front = front_says("state");
+	int own, next;
 
-	switch (front) {
-	case XenbusStateInitialising:
-		if (own == XenbusStateInitialising || own == XenbusStateClosed)
-			publish();
-		else if (own == XenbusStateClosing)
-			switch_state(XenbusStateClosed);     /* unplugged before anybody came */
-		break;
-	case XenbusStateInitialised:
-	case XenbusStateConnected:
-		if (own == XenbusStateInitWait)
-			connect_disk();
-		break;
-	case XenbusStateClosing:
+	if (!disk.bus.home[0] && !find())
+		return;
+	switch (bus_look(&pw, &disk.bus, disk.connected, &own, &next)) {
+	case BUS_WAIT:
+		return;
+	case BUS_PUBLISH:
 		detach();
-		if (own != XenbusStateClosing && own != XenbusStateClosed)
-			switch_state(XenbusStateClosing);
+		publish();
 		break;
-	case XenbusStateClosed:
-	case -1:                         /* its domain is gone */
-		if (FAULT != 7 || front != -1)
-			detach();
-		if (own != XenbusStateClosed)
-			switch_state(XenbusStateClosed);
+	case BUS_CONNECT:
+		if (!connect_disk())
+			return;
 		break;
-	default:
+	case BUS_CLOSE:
+		let_go();
 		break;
+	case BUS_FORGET:
+		forget();
+		return;
 	}
+	if (next != own)
+		bus_switch(&pw, &disk.bus, own, next);
+	serve();                         /* there may be requests already */
 }
 
 int main(int argc, char **argv)

@@ -17,8 +17,8 @@
 #include <xen/xen.h>
 #include <xen/io/netif.h>
 #include <xen/io/ring.h>
-#include <xen/io/xenbus.h>
 
+#include "bus.h"
 #include "checksum.h"
 #include "paravirt_wire.h"
 
@@ -40,8 +40,7 @@ struct frame {
 };
 
 struct vif {
-	char home[128], front[128];      /* "backend/vif/1/0", and the other end's directory */
-	uint16_t domid;
+	struct bus bus;                  /* its home is empty: there is no such interface */
 	bool connected, broken, scatter, wants_checksums;
 	uint32_t ports[2], port_count, handles[2];
 	netif_tx_back_ring_t tx;
@@ -59,43 +58,20 @@ struct packet {
 
 static struct pw pw;
 static struct vif vifs[MAX_VIFS];
-static unsigned vif_count;
 static uint32_t scratch[MAX_PAGES];      /* pages of our own, between two guests */
 
 /* ---- nodes */
 
-static const char *node(const char *directory, const char *name)
-{
-	static char path[192];
-	snprintf(path, sizeof path, "%.127s/%.60s", directory, name);
-	return path;
-}
-
 static long long front_says(const struct vif *vif, const char *name)
 {
-	return pw_read_number(&pw, node(vif->front, name));
-}
-
-/* Change the state, if the device is still there: the toolstack may be removing it, and it must not come back. */
-static void switch_state(const struct vif *vif, int state)
-{
-	const char *path = node(vif->home, "state");
-	char payload[192];
-	int length = snprintf(payload, sizeof payload, "%s%c%d", path, 0, state), error = 0;
-
-	do {
-		uint32_t transaction = pw_transaction(&pw);
-		if (!pw_store(&pw, PW_XS_READ, transaction, path, strlen(path) + 1))
-			pw_store(&pw, PW_XS_WRITE, transaction, payload, (size_t)length);
-		error = pw_commit(&pw, transaction);
-	} while (error == -EAGAIN);
+	return pw_read_number(&pw, bus_node(vif->bus.front, name));
 }
 
 /* The frontend has broken the protocol: its rings are not looked at any more. */
 static void give_up(struct vif *vif)
 {
 	vif->broken = true;
-	switch_state(vif, XenbusStateClosing);
+	bus_fail(&pw, &vif->bus, "the rings are not what they should be");
 }
 
 /* ---- from the bridge to a guest */
@@ -123,7 +99,7 @@ static void deliver(struct vif *vif, const struct frame *frame, unsigned pages)
 		memcpy(pw_page(&pw, scratch[n]), frame->data + n * PW_PAGE_SIZE, size);
 		copies[n].source = scratch[n];
 		copies[n].dest = request[n].gref;
-		copies[n].dest_domid = vif->domid;
+		copies[n].dest_domid = vif->bus.domid;
 		copies[n].length = (uint16_t)size;
 		copies[n].flags = PW_DEST_GREF;
 	}
@@ -177,7 +153,7 @@ static void flush(struct vif *vif)
 /* Bring a frame to all others. */
 static void forward(const struct vif *from, const struct frame *frame)
 {
-	for (struct vif *vif = vifs; vif < vifs + vif_count; vif++) {
+	for (struct vif *vif = vifs; vif < vifs + MAX_VIFS; vif++) {
 		struct frame *copy;
 		if (vif == from || !vif->connected || vif->waiting == MAX_WAITING ||
 		    (frame->size > PW_PAGE_SIZE && !vif->scatter))
@@ -255,7 +231,7 @@ static bool fetch(struct vif *vif, const struct packet *packet)
 			uint32_t to = place % PW_PAGE_SIZE;
 			uint32_t size = length < PW_PAGE_SIZE - to ? length : PW_PAGE_SIZE - to;
 			copy->source = slot->gref;
-			copy->source_domid = vif->domid;
+			copy->source_domid = vif->bus.domid;
 			copy->source_offset = (uint16_t)offset;
 			copy->dest = scratch[place / PW_PAGE_SIZE];
 			copy->dest_offset = (uint16_t)to;
@@ -345,10 +321,9 @@ static void serve(struct vif *vif)
 
 static void publish(const struct vif *vif)
 {
-	pw_write(&pw, node(vif->home, "feature-rx-copy"), "1");
-	pw_write(&pw, node(vif->home, "feature-sg"), "1");
-	pw_write(&pw, node(vif->home, "feature-split-event-channels"), "1");
-	switch_state(vif, XenbusStateInitWait);
+	pw_write(&pw, bus_node(vif->bus.home, "feature-rx-copy"), "1");
+	pw_write(&pw, bus_node(vif->bus.home, "feature-sg"), "1");
+	pw_write(&pw, bus_node(vif->bus.home, "feature-split-event-channels"), "1");
 }
 
 static void close_ports(struct vif *vif)
@@ -365,7 +340,7 @@ static bool bind_ports(struct vif *vif)
 
 	for (unsigned n = 0; n < (split ? 2u : 1u); n++) {
 		long long port = front_says(vif, names[n]);
-		if (port < 0 || port > UINT32_MAX || pw_bind(&pw, vif->domid, (uint32_t)port, &vif->ports[n])) {
+		if (port < 0 || port > UINT32_MAX || pw_bind(&pw, vif->bus.domid, (uint32_t)port, &vif->ports[n])) {
 			close_ports(vif);
 			return false;
 		}
@@ -381,7 +356,7 @@ static bool attach(struct vif *vif)
 	struct pw_mapped page[2];
 
 	if (front_says(vif, "request-rx-copy") != 1 || tx < 0 || tx > UINT32_MAX || rx < 0 || rx > UINT32_MAX ||
-	    pw_map(&pw, vif->domid, 0, refs, 2, page))
+	    pw_map(&pw, vif->bus.domid, 0, refs, 2, page))
 		return false;
 	for (unsigned n = 0; n < 2; n++)
 		if (!page[n].status)
@@ -417,67 +392,39 @@ static void detach(struct vif *vif)
 		pw_unmap(&pw, vif->handles, 2);
 }
 
-static void connect_vif(struct vif *vif)
+/* Find the interface with this number of the only guest, unless it is known or not (wholly) there. */
+static void find(const char *guest, const char *number)
 {
-	if (!attach(vif)) {
-		switch_state(vif, XenbusStateClosing);
-		return;
+	struct vif *vif = NULL;
+	char home[128];
+
+	snprintf(home, sizeof home, "backend/vif/%.20s/%.20s", guest, number);
+	for (struct vif *one = vifs; one < vifs + MAX_VIFS; one++) {
+		if (!strcmp(one->bus.home, home))
+			return;
+		if (!one->bus.home[0])
+			vif = one;
 	}
-	switch_state(vif, XenbusStateConnected);
-	serve(vif);                      /* there may be requests already */
-}
-
-/* Look at both states of an interface, and do what they ask for. */
-static void look(struct vif *vif)
-{
-	long long own = pw_read_number(&pw, node(vif->home, "state")), front = front_says(vif, "state");
-
-	switch (front) {
-	case XenbusStateInitialising:
-		if (own == XenbusStateInitialising || own == XenbusStateClosed)
-			publish(vif);
-		else if (own == XenbusStateClosing)
-			switch_state(vif, XenbusStateClosed);    /* unplugged before anybody came */
-		break;
-	case XenbusStateConnected:
-		if (own == XenbusStateInitWait)
-			connect_vif(vif);
-		break;
-	case XenbusStateClosing:
-		detach(vif);
-		if (own != XenbusStateClosing && own != XenbusStateClosed)
-			switch_state(vif, XenbusStateClosing);
-		break;
-	case XenbusStateClosed:
-	case -1:                         /* its domain is gone */
-		if (FAULT != 7 || front != -1)
-			detach(vif);
-		if (own != XenbusStateClosed)
-			switch_state(vif, XenbusStateClosed);
-		break;
-	default:
-		break;
-	}
-}
-
-/* Find the interface with this number of the only guest; false if it is not (wholly) there. */
-static bool find(const char *guest, const char *number)
-{
-	struct vif *vif = &vifs[vif_count];
-
-	for (const struct vif *one = vifs; one < vif; one++)
-		if (!strcmp(strrchr(one->home, '/') + 1, number))
-			return false;
-	if (vif_count == MAX_VIFS)
-		return false;
-	snprintf(vif->home, sizeof vif->home, "backend/vif/%.20s/%.20s", guest, number);
-	if (pw_read(&pw, node(vif->home, "frontend"), vif->front, sizeof vif->front))
-		return false;                    /* not complete: the watch will say so */
-	vif->domid = (uint16_t)pw_read_number(&pw, node(vif->home, "frontend-id"));
+	if (!vif || pw_read(&pw, bus_node(home, "frontend"), vif->bus.front, sizeof vif->bus.front))
+		return;                          /* not complete: the watch will say so */
+	strcpy(vif->bus.home, home);
+	vif->bus.domid = (uint16_t)pw_read_number(&pw, bus_node(home, "frontend-id"));
 	vif->last = &vif->first;
-	vif_count++;
-	pw_watch(&pw, node(vif->front, "state"), "front");
-	return true;
+	pw_watch(&pw, bus_node(vif->bus.front, "state"), "front");
+}
+
+/* Let go of a frontend that closes, or is gone. */
+static void let_go(struct vif *vif)
+{
+	if (FAULT != 7 || bus_state(&pw, vif->bus.front) != XenbusStateUnknown)
+		detach(vif);
+}
+
+static void forget(struct vif *vif)
+{
+	let_go(vif);
+	pw_unwatch(&pw, bus_node(vif->bus.front, "state"), "front");
+	vif->bus.home[0] = 0;
 }
 
 /* Find what the toolstack has made: backend/vif/DOMID/NUMBER. */
@@ -498,6 +445,36 @@ static void find_all(void)
 		find(guest, names + at);
 }
 
+/* Look at both states of an interface, and do what they ask for. */
+static void look(struct vif *vif)
+{
+	int own, next;
+
+	switch (bus_look(&pw, &vif->bus, vif->connected, &own, &next)) {
+	case BUS_WAIT:
+		return;
+	case BUS_PUBLISH:
+		detach(vif);
+		publish(vif);
+		break;
+	case BUS_CONNECT:
+		if (!attach(vif)) {
+			bus_fail(&pw, &vif->bus, "the rings or their event channels cannot be used");
+			return;
+		}
+		break;
+	case BUS_CLOSE:
+		let_go(vif);
+		break;
+	case BUS_FORGET:
+		forget(vif);
+		return;
+	}
+	if (next != own)
+		bus_switch(&pw, &vif->bus, own, next);
+	serve(vif);                      /* there may be requests already */
+}
+
 int main(int argc, char **argv)
 {
 	struct pw_news news;
@@ -516,14 +493,16 @@ int main(int argc, char **argv)
 			nodes |= news.kind == PW_WATCH;
 			events |= news.kind == PW_EVENT;
 		}
-		for (struct vif *vif = vifs; events && vif < vifs + vif_count; vif++) {
-			serve(vif);
-			flush(vif);
-		}
 		if (nodes)
 			find_all();
-		for (struct vif *vif = vifs; nodes && vif < vifs + vif_count; vif++)
-			look(vif);
+		for (struct vif *vif = vifs; vif < vifs + MAX_VIFS; vif++) {
+			if (nodes && vif->bus.home[0])
+				look(vif);
+			if (events) {
+				serve(vif);
+				flush(vif);
+			}
+		}
 	}
 	return 0;                        /* the kit has hung up: the check is over */
 }
