@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 from guest_kernel.hw.errors import NoDeviceError
 from guest_kernel.hw.irq import free_irq, request_irq
-from guest_kernel.mm import PAGE_SHIFT
+from guest_kernel.mm import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.abi import device as sheet
 from hypervisor.abi.cpu import GeneralProtectionFault
 
@@ -36,18 +36,31 @@ _HUSH = sheet.SOCKET_HUSH_OFFSET // 4
 assert (sheet.socket_completion.size, sheet.socket_completion.offset("status")) == (8, 4)
 
 
-def pack_pages(pages: Sequence[Page], start: int, end: int) -> bytes:
-    """Return the bytes `start` to `end` of some pages as segments, neighbouring frames as one."""
-    runs: list[list[int]] = []
-    for index in range(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)):
-        base = pages[index].mfn << PAGE_SHIFT
-        low = base + max(0, start - (index << PAGE_SHIFT))
-        high = base + min(1 << PAGE_SHIFT, end - (index << PAGE_SHIFT))
-        if runs and runs[-1][1] == low:
-            runs[-1][1] = high
+Run = tuple[int, int, int]
+"""Of frames that are neighbours: their first byte among those of all pages, their machine address, their bytes."""
+
+
+def runs_of(pages: Sequence[Page]) -> list[Run]:
+    """Return where the bytes of some pages are in machine memory."""
+    runs: list[Run] = []
+    for index, page in enumerate(pages):
+        maddr = page.mfn << PAGE_SHIFT
+        if runs and runs[-1][1] + runs[-1][2] == maddr:
+            start, first, length = runs[-1]
+            runs[-1] = start, first, length + PAGE_SIZE
         else:
-            runs.append([low, high])
-    return b"".join(SEGMENT.pack(low, high - low) for low, high in runs)
+            runs.append((index << PAGE_SHIFT, maddr, PAGE_SIZE))
+    return runs
+
+
+def pack_runs(runs: Sequence[Run], start: int, end: int) -> bytes:
+    """Return the bytes `start` to `end` of what lies there as segments."""
+    packed = b""
+    for first, maddr, length in runs:
+        low, high = max(start - first, 0), min(end - first, length)
+        if low < high:
+            packed += SEGMENT.pack(maddr + low, high - low)
+    return packed
 
 
 @final

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from guest_kernel.block import BlockBuffer
 from guest_kernel.errors import OutOfMemory
-from guest_kernel.hw.socket_card import SEGMENT, pack_pages
+from guest_kernel.hw.socket_card import SEGMENT, pack_runs, runs_of
 from guest_kernel.mm import PAGE_SHIFT
 from guest_kernel.nbd.small import SmallJob
 
@@ -37,7 +37,7 @@ class Waiter(Protocol):
 class Buffer:
     """Some pages: `size` bytes."""
 
-    __slots__ = ("_packed", "block", "kin", "pages", "size", "small", "view", "views")
+    __slots__ = ("_runs", "block", "kin", "pages", "size", "small", "view", "views")
 
     small: SmallJob
     """Of a buffer of one page: the transfer that it is for."""
@@ -52,7 +52,7 @@ class Buffer:
         self.size = len(pages) << PAGE_SHIFT
         self.kin = kin
         """Where it is when nobody uses it."""
-        self._packed: dict[tuple[int, int], bytes] = {}
+        self._runs = runs_of(pages)
         if len(pages) == 1:
             self.small = SmallJob(self, views[0])
 
@@ -88,12 +88,7 @@ class Buffer:
 
     def segments(self, start: int, end: int) -> bytes:
         """Return a part of the buffer as segments of the socket card."""
-        packed = self._packed.get((start, end))
-        if packed is None:
-            if len(self._packed) > 64:
-                self._packed.clear()
-            packed = self._packed[start, end] = pack_pages(self.pages, start, end)
-        return packed
+        return pack_runs(self._runs, start, end)
 
 
 @final
