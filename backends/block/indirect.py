@@ -99,10 +99,14 @@ class DescriptorCopier:
 class _Table:
     """A mapped page of descriptors, what it held when it was looked at last, and what that meant."""
 
-    __slots__ = ("grant", "held", "plan")
+    __slots__ = ("count", "grant", "held", "plan", "view")
 
     def __init__(self, grant: MappedGrant) -> None:
         self.grant = grant
+        self.count = -1
+        """How many descriptors were looked at."""
+        self.view = grant.view[:0]
+        """These."""
         self.held = b""
         self.plan: Plan | None = None
 
@@ -132,9 +136,14 @@ class KnownTables:
     def recall(self, count: int, rest: bytes) -> Plan | None:
         """Return the plan of an indirect request, if it is known. `count`: how many segments; `rest`: see `REST`."""
         table = self._tables.get(rest[FIRST_REF]) or self._notice(rest[FIRST_REF])
-        if table is None or not 0 < count <= self._most:
+        if table is None:
             return None
-        held = table.grant.view[: count * SEGMENT_SIZE].tobytes()
+        if count != table.count:
+            if not 0 < count <= self._most:
+                return None
+            table.count = count
+            table.view = table.grant.view[: count * SEGMENT_SIZE]
+        held = table.view.tobytes()
         plan = table.plan
         if plan is None or not plan.valid or held != table.held:
             table.held = held
