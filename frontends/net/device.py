@@ -54,15 +54,19 @@ class FrontDevice(NetDevice):
         self.queues: list[FrontQueue] = []
 
     def open(self, *, control: bool = False, split: bool = False, queues: int = 1) -> None:
-        """Make rings, event channels, and the first buffers; `control`: a control ring too. `split`: see `FrontQueue`.
+        """Make rings, event channels, and the first buffers; `control`: a control ring too.
 
-        Raises OutOfMemory, GrantError, XenError; `close` gives back what has been taken by then.
+        `split`: see `FrontQueue.open`. Raises OutOfMemory, GrantError, XenError; `close` gives back what has been taken
+        by then.
         """
         # Its pages come first: those of buffers are to be neighbours.
         if control:
             self.control = ControlRing(self.kernel, self.backend, self.pages)
         for number in range(queues):
-            FrontQueue(self, self.name if queues == 1 else f"{self.name}-q{number}", split=split)
+            queue = FrontQueue(self, self.name if queues == 1 else f"{self.name}-q{number}")
+            # From here on there is something to close.
+            self.queues.append(queue)
+            queue.open(split=split)
 
     def connect(self) -> None:
         """Start: the backend is there."""
@@ -90,7 +94,7 @@ class FrontDevice(NetDevice):
         queue = self._queue_of(frame)
         sent = self._put(queue, pieces, how)
         if sent:
-            queue.push_tx()
+            queue.tx.push()
         if not sent or sent < len(pieces):
             self.counters.tx_dropped += max(1, len(pieces) - sent)
             return False
@@ -100,7 +104,7 @@ class FrontDevice(NetDevice):
         """Put frames on a tx ring without showing them; returns how many had room."""
         sent = 0
         for piece in pieces:
-            if not queue.put(piece, offload):
+            if not queue.tx.put(piece, offload):
                 break
             sent += 1
             self.counters.tx_bytes += len(piece)
@@ -133,13 +137,13 @@ class FrontDevice(NetDevice):
             return 0
         taken = offload is NONE or self._takes(offload)
         if len(self.queues) == 1 and taken:
-            return self.queues[0].put_many(frames, offload)
+            return self.queues[0].tx.put_many(frames, offload)
         sent = 0
         used: dict[FrontQueue, None] = {}
         for frame in frames:
             pieces, how = ([frame], offload) if taken else self._ready(frame, offload)
             queue = self._queue_of(frame)
-            if not queue.has_room(pieces, how):
+            if not queue.tx.has_room(pieces, how):
                 break
             put = self._put(queue, pieces, how)
             if pieces and not put:
@@ -148,20 +152,20 @@ class FrontDevice(NetDevice):
             used[queue] = None
             sent += 1
         for queue in used:
-            queue.push_tx()
+            queue.tx.push()
         return sent
 
     def tx_room(self) -> int:
         """Return how many one-slot frames can be sent now, whichever queue they are for."""
-        return min(queue.free_slots() for queue in self.queues) if self.connected and self.carrier else 0
+        return min(queue.tx.free_slots() for queue in self.queues) if self.connected and self.carrier else 0
 
     async def wait_for_room(self, slots: int = 1) -> None:
         """Wait until a frame of so many slots can be sent on any queue, or the device is disconnected."""
         while self.connected:
-            full = [queue for queue in self.queues if queue.free_slots() < slots or not self.carrier]
+            full = [queue for queue in self.queues if queue.tx.free_slots() < slots or not self.carrier]
             if not full:
                 return
-            await full[0].room.wait()
+            await full[0].tx.room.wait()
 
     def set_carrier(self, is_up: bool) -> None:
         """The backend says whether the link is up; who waits for room waits for that, too."""
@@ -169,14 +173,14 @@ class FrontDevice(NetDevice):
             return
         self.carrier = is_up
         for queue in self.queues:
-            queue.room.wake_all()
+            queue.tx.room.wake_all()
         self.carrier_changed(is_up)
 
     def disconnect(self) -> None:
         """Send nothing more; who waits for room goes on (and loses its frame)."""
         self.connected = False
         for queue in self.queues:
-            queue.room.wake_all()
+            queue.tx.room.wake_all()
 
     def order_multicast(self, address: bytes, *, wanted: bool) -> bool:
         """Put a multicast address on the backend's list, or take it off; False if that cannot be sent.
@@ -186,7 +190,7 @@ class FrontDevice(NetDevice):
         if not self.multicast_control or not self.connected:
             return False
         kind = netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD if wanted else netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL
-        return self.queues[0].put_order(kind, address)
+        return self.queues[0].tx.put_order(kind, address)
 
     async def order_hashing(self, types: int, key: bytes = b"", mapping: Sequence[int] = ()) -> None:
         """Have the backend choose queues by a Toeplitz hash, and tell the hash of each frame (`Offload.hash`).
@@ -198,7 +202,7 @@ class FrontDevice(NetDevice):
         if self.control is None:
             raise NetError(f"the backend of {self.name} has no control ring")
         for queue in self.queues:
-            queue.reassembly.takes_hash = True
+            queue.rx.reassembly.takes_hash = True
         page = self.control.page_ref
         numbers = array("I", mapping).tobytes()
         toeplitz, none = netif.XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, netif.XEN_NETIF_CTRL_HASH_ALGORITHM_NONE

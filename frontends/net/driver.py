@@ -95,11 +95,11 @@ class NetFront(XenbusDriver):
             nodes["multi-queue-num-queues"] = len(front.queues)
         for number, queue in enumerate(front.queues):
             at = f"queue-{number}/" if len(front.queues) > 1 else ""
-            nodes |= {f"{at}tx-ring-ref": queue.tx_ref, f"{at}rx-ring-ref": queue.rx_ref}
+            nodes |= {f"{at}tx-ring-ref": queue.tx.ring_ref, f"{at}rx-ring-ref": queue.rx.ring_ref}
             if split:
-                nodes |= {f"{at}event-channel-tx": queue.port, f"{at}event-channel-rx": queue.rx_port}
+                nodes |= {f"{at}event-channel-tx": queue.tx.port, f"{at}event-channel-rx": queue.rx.port}
             else:
-                nodes[f"{at}event-channel"] = queue.port
+                nodes[f"{at}event-channel"] = queue.tx.port
         if front.control is not None:
             nodes |= {"ctrl-ring-ref": front.control.ring_ref, "event-channel-ctrl": front.control.port}
         await device.write(nodes)

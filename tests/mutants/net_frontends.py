@@ -8,12 +8,14 @@ from typing import Any
 import attrs
 import pytest
 
-from frontends.net import driver, pages, queue
+from frontends.net import driver, pages, receive
 from frontends.net.device import FrontDevice
 from frontends.net.driver import NetFront
 from frontends.net.pages import GrantedPages
 from frontends.net.pieces import Reassembly
 from frontends.net.queue import FrontQueue
+from frontends.net.receive import RxEnd
+from frontends.net.transmit import TxEnd
 from guest_kernel.net.device import NetDevice
 from guest_kernel.xenbus.device import Device
 from hypervisor.abi.io import netif
@@ -24,12 +26,12 @@ from tests.mutants.net_backends import constant, said
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def tampered(change: Callable[[Any, int], None], ring: str = "_tx") -> Patch:
+def tampered(change: Callable[[Any, int], None], end: type[TxEnd | RxEnd] = TxEnd) -> Patch:
     """Change slots of a ring, each just before it is shown: `change(queue, byte offset)`."""
 
     def make(old: Any) -> Any:
         def push(self: Any) -> Any:
-            one = getattr(self, ring)
+            one = self.ring
             index = one.shared[REQ_PROD]
             while index != one.req_prod_pvt:
                 change(self, one.offset(index))
@@ -38,7 +40,7 @@ def tampered(change: Callable[[Any, int], None], ring: str = "_tx") -> Patch:
 
         return push
 
-    return instead(FrontQueue, "push_tx" if ring == "_tx" else "_push_rx", make)
+    return instead(end, "push", make)
 
 
 def responses(change: Callable[[bytearray], None]) -> Patch:
@@ -46,8 +48,8 @@ def responses(change: Callable[[bytearray], None]) -> Patch:
 
     def make(old: Any) -> Any:
         def take(self: Any) -> Any:
-            ring = self._rx
-            if self.device.connected:
+            ring = self.ring
+            if self._device.connected:
                 index = ring.rsp_cons
                 while index != ring.shared[2] and index - ring.rsp_cons < ring.size:
                     at = ring.offset(index)
@@ -59,7 +61,7 @@ def responses(change: Callable[[bytearray], None]) -> Patch:
 
         return take
 
-    return instead(FrontQueue, "_take_rx_responses", make)
+    return instead(RxEnd, "take_responses", make)
 
 
 def _always_copies(old: Any) -> Any:
@@ -128,32 +130,32 @@ def _begins_anew(old: Any) -> Any:
 
 
 def _own_size(self: Any, at: int) -> None:
-    view, words = self._tx.view, self._tx.view[at : at + 12].cast("H")
+    view, words = self.ring.view, self.ring.view[at : at + 12].cast("H")
     if words[3] & 4 and words[5] > 4096:
         view[at + 10 : at + 12] = (4096).to_bytes(2, "little")
 
 
 def _unmarked(self: Any, at: int) -> None:
-    self._tx.view[at + 6] &= 0xFE
+    self.ring.view[at + 6] &= 0xFE
 
 
 def _same_id(self: Any, at: int) -> None:
-    self._tx.view[at + 8 : at + 10] = b"\0\0"
+    self.ring.view[at + 8 : at + 10] = b"\0\0"
 
 
 def _wrong_segments(self: Any, at: int) -> None:
-    if self._tx.view[at : at + 4] == bytes((netif.XEN_NETIF_EXTRA_TYPE_GSO, 0, 1000 & 0xFF, 1000 >> 8)):
-        self._tx.view[at + 2] += 1
+    if self.ring.view[at : at + 4] == bytes((netif.XEN_NETIF_EXTRA_TYPE_GSO, 0, 1000 & 0xFF, 1000 >> 8)):
+        self.ring.view[at + 2] += 1
 
 
 def _fatal_errors(old: Any) -> Any:
     """Give the device up when a frame has been dropped."""
 
     def take(self: Any) -> Any:
-        before = self.device.counters.tx_dropped
+        before = self._device.counters.tx_dropped
         taken = old(self)
-        if self.device.counters.tx_dropped != before:
-            return self.device.give_up("a frame was not sent")
+        if self._device.counters.tx_dropped != before:
+            return self._device.give_up("a frame was not sent")
         return taken
 
     return take
@@ -171,18 +173,18 @@ def _dirty(old: Any) -> Any:
 
 def _forgets_its_frames(self: Any) -> None:
     """Clear the pages of what has been shown: the next frames may have them."""
-    for view in self._tx_views:
+    for view in self._views:
         view[:64] = bytes(64)
 
 
 def _read_only_buffers(old: Any) -> Any:
     def add(self: Any) -> None:
-        plain = self.device.pages.add
-        self.device.pages.add = lambda readonly=False: plain(True)
+        plain = self._device.pages.add
+        self._device.pages.add = lambda readonly=False: plain(True)
         try:
             old(self)
         finally:
-            del self.device.pages.add
+            del self._device.pages.add
 
     return add
 
@@ -274,7 +276,7 @@ def _trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _wakes_nobody(self: Any) -> None:
-    self._tx.shared[RSP_EVENT] = self._tx.rsp_cons
+    self.ring.shared[RSP_EVENT] = self.ring.rsp_cons
 
 
 def _always_room(old: Any) -> Any:
@@ -364,18 +366,18 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "fatal-errors": (
         "a frame that is not sent is the end of the device",
         "NETIF-FRONTEND-028",
-        instead(FrontQueue, "_take_tx_responses", _fatal_errors),
+        instead(TxEnd, "take_responses", _fatal_errors),
     ),
     "dirty-pages": ("granted pages are not cleared", "NETIF-FRONTEND-029", instead(GrantedPages, "add", _dirty)),
     "forgets-its-frames": (
         "pages are used again before they are answered",
         "NETIF-FRONTEND-030",
-        after(FrontQueue, "push_tx", _forgets_its_frames),
+        after(TxEnd, "push", _forgets_its_frames),
     ),
     "read-only-buffers": (
         "buffers cannot be written to",
         "NETIF-FRONTEND-040",
-        instead(FrontQueue, "_add_rx_buffer", _read_only_buffers),
+        instead(RxEnd, "_add_buffer", _read_only_buffers),
     ),
     "no-offset": ("frames begin where their page does", "NETIF-FRONTEND-042", responses(_no_offset)),
     "first-slot-only": (
@@ -407,27 +409,27 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "loses-buffers": (
         "one buffer of each batch is not posted again",
         "NETIF-FRONTEND-048",
-        instead(FrontQueue, "_post", _one_less),
+        instead(RxEnd, "_post", _one_less),
     ),
     "silent": (
         "frames are not notified",
         "NETIF-FRONTEND-060",
-        instead(FrontQueue, "push_tx", lambda old: lambda self: self._tx.push_requests()),
+        instead(TxEnd, "push", lambda old: lambda self: self.ring.push_requests()),
     ),
     "noisy": (
         "every frame is notified",
         "NETIF-FRONTEND-060",
-        after(FrontQueue, "push_tx", lambda self: self.events.notify(self.port)),
+        after(TxEnd, "push", lambda self: self._events.notify(self.port)),
     ),
     "no-threshold": (
         "it does not ask to be told of frames",
         "NETIF-FRONTEND-061",
-        after(FrontQueue, "_interrupt", lambda self: self._rx.shared.__setitem__(RSP_EVENT, 0)),
+        after(FrontQueue, "_interrupt", lambda self: self.rx.ring.shared.__setitem__(RSP_EVENT, 0)),
     ),
     "no-threshold-for-answers": (
         "it does not ask to be told of answers",
         "NETIF-FRONTEND-062",
-        after(FrontQueue, "push_tx", _wakes_nobody),
+        after(TxEnd, "push", _wakes_nobody),
     ),
     "always-room": (
         "more requests are under way than there are slots",
@@ -437,7 +439,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "silent-buffers": (
         "buffers are not notified",
         "NETIF-FRONTEND-064",
-        instead(FrontQueue, "_push_rx", lambda old: lambda self: self._rx.push_requests()),
+        instead(RxEnd, "push", lambda old: lambda self: self.ring.push_requests()),
     ),
     "falls-over-answers": (
         "answers that nobody asked for bring the guest down",
@@ -467,7 +469,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "beyond-the-page": (
         "frames may go on behind their page",
         "NETIF-FRONTEND-075",
-        constant(queue, "PAGE_SIZE", 1 << 20),
+        constant(receive, "PAGE_SIZE", 1 << 20),
     ),
     "overruns": (
         "a frame of many slots overruns what it is gathered in",

@@ -178,7 +178,7 @@ def test_a_large_packet_stays_whole_between_two_guests(version: int, mapped: boo
     assert two.offloads == [how, NONE] * 12
     assert one.device.counters.tx_dropped == two.vif.counters.tx_dropped == 0
     assert one.device.tx_room() == 256
-    assert one.device.queues[0]._extras_out == 0
+    assert one.device.queues[0].tx._extras_out == 0
     host.down()
 
 
@@ -250,7 +250,7 @@ def test_headers_that_change_after_they_were_checked() -> None:
     spoilt: list[int] = []
 
     def spoil(*words: object) -> object:
-        for view in one.device.queues[0]._tx_views:
+        for view in one.device.queues[0].tx._views:
             if view[:12] == sent[:12] and view[23] == 6:
                 view[12:64] = bytes(52)
                 spoilt.append(1)

@@ -139,7 +139,7 @@ class Taken(Received):
 
     def __init__(self) -> None:
         super().__init__()
-        self.guest.device.queues[0].reassembly.takes_prefix = True
+        self.guest.device.queues[0].rx.reassembly.takes_prefix = True
 
     def prefix(self, number: int, size: int, flags: int = PREFIX | RX_MORE, slots: int = 2) -> None:
         self.back.answer_rx(self.buffers[number][0], size, flags, slots)

@@ -195,8 +195,8 @@ def test_a_hostile_guest_on_a_real_host(lab: Lab) -> None:
     """Its ring is closed; its neighbours and dom0 go on."""
     hostile = """
         front = self.device
-        front.queues[0]._tx.shared[0] = 100000
-        self.kernel.events.notify(front.queues[0].port)
+        front.queues[0].tx.ring.shared[0] = 100000
+        self.kernel.events.notify(front.queues[0].tx.port)
         await self.sleep(0.01)
         self.print("state", await self.kernel.xenbus.read("device/vif/0/state"))
     """

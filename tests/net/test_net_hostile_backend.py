@@ -78,7 +78,7 @@ def test_answers_out_of_order() -> None:
     assert scene.guest.received == [bytes([n]) * 20 for n in order]
     assert scene.device.counters.tx_dropped == 13
     assert scene.device.tx_room() == 256
-    assert sorted(scene.device.queues[0]._tx_free) == list(range(len(scene.device.queues[0]._tx_refs)))
+    assert sorted(scene.device.queues[0].tx._free) == list(range(len(scene.device.queues[0].tx.refs)))
     assert not scene.gave_up
     posted = scene.back.rx_requests()
     assert [ident for ident, _, _ in posted] == [scene.buffers[n][0] for n in order]
@@ -160,7 +160,7 @@ def test_a_frame_without_end_does_not_grow() -> None:
             scene.back.answer_rx(scene.fill(number, b"s" * 100), 0, MORE, 100)
         scene.back.push()
         scene.buffers = scene.back.rx_requests()
-        assert len(scene.device.queues[0].reassembly._pieces) <= 18
+        assert len(scene.device.queues[0].rx.reassembly._pieces) <= 18
     scene.back.answer_rx(scene.fill(0, b"end"), 0, 0, 3)
     scene.back.answer_rx(scene.fill(1, b"good" * 20), 0, 0, 80)
     scene.back.push()
@@ -233,7 +233,7 @@ def test_pages_that_the_backend_keeps_are_not_used_again() -> None:
     host = Host(guests=1)
     guest = host.guests[0]
     back = RawBack(guest)
-    ref = guest.device.queues[0]._rx_posts[3] >> 32
+    ref = guest.device.queues[0].rx.posts[3] >> 32
     mfn = guest.kernel.grants.entries[ref].mfn
     kept = host.kernel.grants.map_refs(1, [ref])
     back.tx.release()
@@ -275,7 +275,7 @@ def test_any_answers_at_all(batches: list[list[tuple[int, int, int, int]]], tx: 
     assert scene.gave_up in (False, True)
     if not scene.device.broken:
         # Each buffer is posted exactly once.
-        ring, order = scene.device.queues[0]._rx, scene.device.queues[0]._rx_order
+        ring, order = scene.device.queues[0].rx.ring, scene.device.queues[0].rx._order
         out = [order[index & ring.mask] for index in range(ring.rsp_cons, ring.req_prod_pvt)]
-        assert sorted(out) == list(range(len(scene.device.queues[0]._rx_posts)))
+        assert sorted(out) == list(range(len(scene.device.queues[0].rx.posts)))
     scene.back.down()

@@ -368,7 +368,7 @@ def test_the_addresses_that_were_looked_at_decide() -> None:
         lane = real(bridge, addresses, lanes)
         for ref, view in vif.vif.mapped.items():
             if ref not in vif.vif.writable:
-                a.device.queues[0]._tx_views[a.device.queues[0]._tx_refs.index(ref)][:6] = c.mac
+                a.device.queues[0].tx._views[a.device.queues[0].tx.refs.index(ref)][:6] = c.mac
                 assert bytes(view[:6]) == c.mac
         return lane
 

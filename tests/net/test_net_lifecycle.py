@@ -147,7 +147,7 @@ def test_event_channels(split: bool) -> None:
     two.connect()
     host.run()
     assert (
-        (one.device.queues[0].port != one.device.queues[0].rx_port)
+        (one.device.queues[0].tx.port != one.device.queues[0].rx.port)
         == (one.vif.queues[0].port != one.vif.queues[0].rx_port)
         == split
     )

@@ -85,7 +85,7 @@ def test_a_guest_that_sends_all_the_same() -> None:
     assert one.device.carrier, "nobody has told it"
     assert one.device.transmit_many([one.frame(two.mac)] * 3) == 3
     host.run()
-    assert one.device.queues[0].free_slots() == 256
+    assert one.device.queues[0].tx.free_slots() == 256
     assert not two.received
     assert one.vif.counters.rx_dropped == 3
     assert one.vif.counters.rx_packets == before

@@ -85,7 +85,7 @@ def test_orders_between_frames() -> None:
             host.run()
     host.run()
     assert two.received == [one.frame(two.mac, 60, number) for number in range(300)]
-    assert one.device.queues[0]._extras_out == 0
+    assert one.device.queues[0].tx._extras_out == 0
     assert one.device.counters.tx_dropped == 0
     assert not one.device.broken
     host.down()

@@ -142,8 +142,8 @@ def test_a_backend_that_takes_no_ipv6_without_a_checksum() -> None:
     one.back.hook("connect")
     one.front.hook("connect")
     flags: list[int] = []
-    put = one.device.queues[0]._put_batch
-    one.device.queues[0]._put_batch = lambda frames, sizes, mark=0: (flags.append(mark), put(frames, sizes, mark))[1]  # type: ignore[method-assign,func-returns-value]
+    put = one.device.queues[0].tx._put_batch
+    one.device.queues[0].tx._put_batch = lambda frames, sizes, mark=0: (flags.append(mark), put(frames, sizes, mark))[1]  # type: ignore[method-assign,func-returns-value]
     one.device.transmit(ipv6_udp(one.mac, b"\xff" * 6, b"hello"), BLANK)
     one.device.transmit(udp_frame(one.mac, b"\xff" * 6, b"hello")[0], BLANK)
     host.run()

@@ -117,7 +117,7 @@ def test_flows_over_queues(counts: tuple[int, int]) -> None:
         assert [got[-2:] for got in two.received if got[:-2] == frame] == [n.to_bytes(2, "big") for n in range(6)]
     for number, queue in enumerate(one.device.queues):
         mine = sum(spread(frame, counts[0]) == number for frame in sent) if counts[0] > 1 else 40
-        assert queue._tx.req_prod_pvt == 6 * mine
+        assert queue.tx.ring.req_prod_pvt == 6 * mine
     for number, back in enumerate(two.vif.queues):
         mine = sum(spread(frame, counts[1]) == number for frame in sent) if counts[1] > 1 else 40
         assert back._rx.rsp_prod_pvt == 6 * mine
@@ -141,7 +141,7 @@ def test_mapped_buffers_of_all_queues() -> None:
     host.run()
     assert sorted(two.received) == sorted(sent)
     assert host.world.copies == before
-    assert {ref for queue in one.device.queues for ref in queue._tx_refs} <= set(one.vif.mapped)
+    assert {ref for queue in one.device.queues for ref in queue.tx.refs} <= set(one.vif.mapped)
     host.down()
 
 
@@ -166,7 +166,7 @@ def test_a_queue_that_is_full() -> None:
     count = one.device.transmit_many(sent)
     assert 256 <= count < 600
     full = spread(sent[count], 2)
-    assert one.device.queues[full].free_slots() == 0
+    assert one.device.queues[full].tx.free_slots() == 0
     assert one.device.tx_room() == 0
     assert not one.device.transmit(sent[count])
     thread = one.kernel.spawn(one.device.wait_for_room())

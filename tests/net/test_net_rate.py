@@ -107,7 +107,7 @@ def test_a_storm_of_events_gains_nothing() -> None:
     host.world.run(until=0)
     timers = len(host.world.timers)
     for _ in range(100):
-        one.kernel.events.notify(one.device.queues[0].port)
+        one.kernel.events.notify(one.device.queues[0].tx.port)
         host.world.run(until=0)
     assert len(two.received) == 1
     assert len(host.world.timers) == timers == 1

@@ -51,15 +51,15 @@ def test_random_mix_in_order(host: Host) -> None:
     sent = []
     for number in range(400):
         frame = a.frame(rng.choice([b.mac, b.mac, b.mac, b"\xff" * 6]), rng.choice([14, 60, 1500, 9000]), fill=number)
-        if not a.device.queues[0].put(frame):
-            a.device.queues[0].push_tx()
+        if not a.device.queues[0].tx.put(frame):
+            a.device.queues[0].tx.push()
             host.run()
-            assert a.device.queues[0].put(frame)
+            assert a.device.queues[0].tx.put(frame)
         sent.append(frame)
         if rng.random() < 0.1:
-            a.device.queues[0].push_tx()
+            a.device.queues[0].tx.push()
             host.run()
-    a.device.queues[0].push_tx()
+    a.device.queues[0].tx.push()
     host.run()
     assert b.received == sent
     host.down()
@@ -86,7 +86,7 @@ def test_the_ring_grows_with_the_load() -> None:
     for _ in range(6):
         a.device.transmit_many([a.frame(b.mac, 60, fill=n) for n in range(256)])
         host.run()
-    assert len(b.device.queues[0]._rx_views) == 256
+    assert len(b.device.queues[0].rx._views) == 256
     assert len(b.vif.writable) == 256
     before = len(b.received)
     a.device.transmit_many([a.frame(b.mac, 60, fill=n) for n in range(256)])
@@ -155,17 +155,17 @@ def test_only_data_validated_stays_so(host: Host) -> None:
     device = a.device
     frame = a.frame(b.mac, 64)
     flags: list[int] = []
-    take = b.device.queues[0]._collect
+    take = b.device.queues[0].rx._collect
 
     def collect(idents: list[int], answers: list[int], marks: int) -> object:
         flags.extend(answer >> 32 & 0xFFFF for answer in answers)
         return take(idents, answers, marks)
 
-    b.device.queues[0]._collect = collect  # type: ignore[method-assign, assignment]
+    b.device.queues[0].rx._collect = collect  # type: ignore[method-assign, assignment]
     for bits, expected in ((0, 0), (1, 3), (2, 1), (3, 3)):
-        device.queues[0]._take_tx_buffers(1)
-        device.queues[0]._put_batch([frame], [64], bits)
-        device.queues[0].push_tx()
+        device.queues[0].tx._take_buffers(1)
+        device.queues[0].tx._put_batch([frame], [64], bits)
+        device.queues[0].tx.push()
         host.run()
         assert flags.pop() == expected
     host.down()
@@ -258,7 +258,7 @@ def test_memory_that_runs_out_costs_frames_only() -> None:
     b.device.transmit_many([b.frame(a.mac, 60)] * 64)
     host.run()
     assert len(a.received) == 64
-    assert len(a.device.queues[0]._rx_views) == 64
+    assert len(a.device.queues[0].rx._views) == 64
     host.down()
 
 
