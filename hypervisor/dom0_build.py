@@ -146,8 +146,7 @@ def _allocate(hv: Hypervisor, domain: Domain, layout: pv_layout.PvLayout) -> arr
             p2m.extend(range(mfn, mfn + (1 << order)))
         else:
             order -= 1
-    for pfn, mfn in enumerate(p2m):
-        frames.set_gpfn(mfn, pfn)
+    frames.set_gpfns(p2m)
     return p2m
 
 

@@ -527,6 +527,12 @@ class FrameTable:
         """Set the M2P entry of a frame."""
         self.m2p[mfn] = pfn
 
+    def set_gpfns(self, p2m: Iterable[int]) -> None:
+        """Set the M2P entries of all frames of a domain, given in the order of its pseudo-physical memory."""
+        m2p = self.m2p
+        for pfn, mfn in enumerate(p2m):
+            m2p[mfn] = pfn
+
     # -- freeing in bulk ----------------------------------------------------------------------------------------
 
     def start_batch(self) -> None:
