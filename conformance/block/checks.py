@@ -54,9 +54,9 @@ async def nodes_at_connected(scene: Scene) -> None:
     The frontend makes its disk of these in that moment; what comes later comes too late.
     """
     front = await connected(scene)
-    expect_equal(await front.offers("sector-size"), "512", "sector-size")
-    expect_equal(await front.offers("sectors"), str(SECTORS), "sectors")
-    info = await front.offers("info")
+    expect_equal(await front.told("sector-size"), "512", "sector-size")
+    expect_equal(await front.told("sectors"), str(SECTORS), "sectors")
+    info = await front.told("info")
     expect(info is not None and info.isdigit(), f"info is {info!r}; it should be a number of flags.")
 
 
@@ -236,7 +236,7 @@ async def a_flush(scene: Scene) -> None:
     A journal is worth what its flushes are.
     """
     front = await connected(scene)
-    if await front.offers("feature-flush-cache") != "1":
+    if await front.told("feature-flush-cache") != "1":
         raise Skip("It does not offer feature-flush-cache.")
     expect_equal(await front.request(BLKIF_OP_FLUSH_DISKCACHE, 0), BLKIF_RSP_OKAY, "the status of a flush")
 
@@ -248,7 +248,7 @@ async def an_indirect_read(scene: Scene) -> None:
     Requests of more than 44 KiB have no other way.
     """
     front = await connected(scene)
-    offered = int(await front.offers("feature-max-indirect-segments") or 0)
+    offered = int(await front.told("feature-max-indirect-segments") or 0)
     if offered < 20:
         raise Skip("It does not offer 20 indirect segments.")
     refs = [front.grant() for _ in range(20)]
@@ -370,7 +370,7 @@ async def bad_indirect_requests(scene: Scene) -> None:
     Their number is 16 bits of the guest's.
     """
     front = await connected(scene)
-    offered = int(await front.offers("feature-max-indirect-segments") or 0)
+    offered = int(await front.told("feature-max-indirect-segments") or 0)
     if not offered:
         raise Skip("It does not offer indirect segments.")
     table = front.grant()

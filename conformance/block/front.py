@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
+from conformance.kit.bus_end import PATIENCE_NS, FrontEnd
 from conformance.kit.check import Failure
 from guest_kernel.kernel import Kernel
-from guest_kernel.mm import Page
-from guest_kernel.xenbus.client import XenstoreError
 from hypervisor.abi.io import blkif
 from hypervisor.abi.io.ring import REQ_EVENT, RSP_EVENT, FrontRing
 from hypervisor.abi.io.xenbus import (
@@ -21,8 +20,6 @@ from hypervisor.abi.io.xenbus import (
 )
 
 HOME: Final = "device/vbd/51712"
-PATIENCE_NS: Final = 2_000_000_000
-"""Virtual time after which something counts as not happening."""
 LOOK_NS: Final = 1_000_000
 IDENT: Final = 0x1122_3344_5566_7788
 U32: Final = 0xFFFF_FFFF
@@ -34,52 +31,19 @@ Response = tuple[int, int, int]
 
 
 @final
-class Front:
+class Front(FrontEnd):
     """One frontend device."""
 
+    look_ns = LOOK_NS
+
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.backend = ""
-        self.domid = 0
-        self.pages: dict[int, Page] = {}
-        """By grant reference."""
+        super().__init__(kernel, HOME)
         self.ring: FrontRing
         self.port = 0
         self.events = 0
         self.protocol: tuple[Any, Any] = blkif.blkif_request, blkif.blkif_response
 
     # -- the bus ------------------------------------------------------------------------------------------------------
-
-    async def find(self) -> None:
-        """Find the backend, and wait until it has said what it offers."""
-        await self.kernel.xenbus.connected()
-        self.backend = await self.kernel.xenbus.read(f"{HOME}/backend")
-        self.domid = int(await self.kernel.xenbus.read(f"{HOME}/backend-id"))
-        await self.wait_for(XenbusStateInitWait)
-
-    async def state(self) -> int:
-        """Return the backend's state; Closed once its directory is gone."""
-        try:
-            return int(await self.kernel.xenbus.read(f"{self.backend}/state"))
-        except XenstoreError:
-            return XenbusStateClosed
-
-    async def wait_for(self, *states: int) -> int:
-        """Wait until the backend is in one of these states. Raises Failure."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
-            state = await self.state()
-            if state in states:
-                return state
-            await self.kernel.sleep(LOOK_NS)
-        raise Failure(f"The backend stays in state {state}; it should come to {' or '.join(map(str, states))}.")
-
-    async def offers(self, key: str) -> str | None:
-        """Return what the backend has written."""
-        return await self.kernel.xenbus.read_or_none(f"{self.backend}/{key}")
-
-    async def say(self, **nodes: object) -> None:
-        """Write nodes of the frontend; `_` stands for `-`."""
-        await self.kernel.xenbus.write_many({f"{HOME}/{key.replace('_', '-')}": value for key, value in nodes.items()})
 
     def make_ring(self, entry_size: int = 112) -> int:
         """Make a ring and its event channel; return the reference of its page."""
@@ -90,7 +54,7 @@ class Front:
 
     async def connect(self, **nodes: object) -> None:
         """Go through the handshake; `nodes` are written as well, or instead."""
-        if not self.backend:
+        if not self.far:
             await self.find()
         ref = self.make_ring()
         named: dict[str, object] = {"ring_ref": ref, "event_channel": self.port, "protocol": "x86_64-abi"}
@@ -108,31 +72,15 @@ class Front:
         await self.say(state=XenbusStateInitialised)
         return await self.wait_for(XenbusStateClosing, XenbusStateClosed, XenbusStateConnected)
 
-    async def close(self) -> None:
-        """Close the device from this end, and take everything back. Raises Failure if the backend holds on to it."""
-        await self.say(state=XenbusStateClosing)
-        await self.wait_for(XenbusStateClosing, XenbusStateClosed)
-        await self.say(state=XenbusStateClosed)
-        await self.wait_for(XenbusStateClosed, XenbusStateInitWait)
-        await self.take_back()
-
     async def take_back(self) -> None:
         """End all grants and the event channel. Raises Failure if the backend still maps a page."""
-        for _ in range(100):
-            held = [ref for ref in self.pages if self.kernel.grants.is_in_use(ref)]
-            if not held:
-                break
-            await self.kernel.sleep(LOOK_NS)
-        else:
-            raise Failure(f"The backend has closed and still maps {len(held)} pages of the frontend.")
+        await self.released()
         if self.port:
             self.ring.release()
             self.kernel.events.unbind(self.port)
             self.port = 0
-        for ref, page in self.pages.items():
-            self.kernel.grants.end_access(ref)
-            self.kernel.mm.free_page(page)
-        self.pages.clear()
+        for ref in list(self.pages):
+            self.ungrant(ref)
 
     async def begin_again(self) -> None:
         """Say that the device is to be connected anew."""
@@ -143,19 +91,6 @@ class Front:
         self.events += 1
 
     # -- pages and requests -------------------------------------------------------------------------------------------
-
-    def grant(self, fill: bytes = b"", *, readonly: bool = False) -> int:
-        """Grant a fresh page to the backend; return its reference."""
-        page = self.kernel.mm.alloc_page()
-        page.view[:] = bytes(4096)
-        page.view[: len(fill)] = fill
-        ref = self.kernel.grants.grant_access(self.domid, page, readonly)
-        self.pages[ref] = page
-        return ref
-
-    def data(self, ref: int) -> bytes:
-        """Return what is in a granted page."""
-        return bytes(self.pages[ref].view)
 
     def put(
         self, op: int, sector: int, segments: Sequence[Segment] = (), *, ident: int = IDENT, count: int | None = None

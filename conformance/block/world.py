@@ -10,6 +10,7 @@ from typing import Any, Final, final
 
 from backends.block import BlockBack
 from conformance.block.front import Front
+from conformance.kit.place import Place
 from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Stage
@@ -65,22 +66,11 @@ class Scene(Stage):
         """Run a check in the guest. Raises what it raises, and Failure for what the backend leaves behind."""
         devices = disk(self.directory, b"".join(content(sector) for sector in range(SECTORS)))
         host = JudgedHost(self.subject, replaced=BlockBack, left_out=BlockFront)
-        self.run(host, check, Path(__file__).parent, devices, "backend", _present(self))
+        self.run(host, check, Path(__file__).parent, devices, "backend", place.taken_by(self))
 
 
-current: Scene | None = None
-"""The scene that guests are in."""
-
-
-@contextmanager
-def _present(scene: Scene) -> Iterator[None]:
-    """Have programs find a scene: they are loaded by file name."""
-    global current
-    current = scene
-    try:
-        yield
-    finally:
-        current = None
+place: Final[Place[Scene]] = Place()
+"""Where programs find it."""
 
 
 def open_subject(text: str) -> World:

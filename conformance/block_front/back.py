@@ -7,25 +7,20 @@ from typing import Final, final
 
 import attrs
 
+from conformance.kit.bus_end import LOOK_NS, BackEnd
 from conformance.kit.check import Failure
 from guest_kernel.errors import XenError
 from guest_kernel.grants import MappedGrant
 from guest_kernel.kernel import Kernel
-from guest_kernel.xenbus.client import XenstoreError
 from hypervisor.abi.io import blkif
 from hypervisor.abi.io.ring import REQ_EVENT, BackRing
 from hypervisor.abi.io.xenbus import (
-    XenbusStateClosed,
-    XenbusStateClosing,
     XenbusStateConnected,
     XenbusStateInitialised,
     XenbusStateInitWait,
 )
 from hypervisor.abi.tracepoints import RING_CONNECT
 
-PATIENCE_NS: Final = 2_000_000_000
-"""Virtual time after which something counts as not happening."""
-LOOK_NS: Final = 500_000
 CALM_NS: Final = 50_000_000
 """Virtual time without requests after which a guest is at rest."""
 U32: Final = 0xFFFF_FFFF
@@ -47,17 +42,15 @@ class Request:
 
 
 @final
-class Back:
+class Back(BackEnd):
     """One backend device."""
 
+    kind, device = "vbd", "51712"
+
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.patience_ns = PATIENCE_NS
+        super().__init__(kernel)
         self.is_calm: Callable[[], bool] = lambda: True
         """Whether the frontend's guest has done what it does with every new disk."""
-        self.home = ""
-        self.front = ""
-        self.domid = 0
         self.content = bytearray(b"".join(sector.to_bytes(2, "little") * 256 for sector in range(SECTORS)))
         self.ring: BackRing
         self.grant: MappedGrant | None = None
@@ -66,53 +59,12 @@ class Back:
 
     # -- the bus ------------------------------------------------------------------------------------------------------
 
-    async def find(self) -> None:
-        """Find the device that the toolstack has made."""
-        store = self.kernel.xenbus
-        await store.connected()
-        for _ in range(self.patience_ns // LOOK_NS):
-            try:
-                self.domid = int((await store.directory("backend/vbd"))[0])
-                break
-            except (XenstoreError, IndexError):
-                await self.kernel.sleep(LOOK_NS)
-        else:
-            raise RuntimeError("the toolstack has made no device")
-        self.home = f"backend/vbd/{self.domid}/51712"
-        self.front = await store.read(f"{self.home}/frontend")
-
-    async def say(self, **nodes: object) -> None:
-        """Write nodes of the backend; `_` stands for `-`."""
-        await self.kernel.xenbus.write_many(
-            {f"{self.home}/{key.replace('_', '-')}": value for key, value in nodes.items()}
-        )
-
     async def offer(self, **nodes: object) -> None:
         """Say what there is, and wait for the frontend in InitWait."""
         if not self.home:
             await self.find()
         await self.say(**nodes)
         await self.say(state=XenbusStateInitWait)
-
-    async def told(self, key: str) -> str | None:
-        """Return what the frontend has written."""
-        return await self.kernel.xenbus.read_or_none(f"{self.front}/{key}")
-
-    async def state(self) -> int:
-        """Return the frontend's state."""
-        try:
-            return int(await self.kernel.xenbus.read(f"{self.front}/state"))
-        except XenstoreError:
-            return XenbusStateClosed
-
-    async def wait_for(self, *states: int) -> int:
-        """Wait until the frontend is in one of these states. Raises Failure."""
-        for _ in range(self.patience_ns // LOOK_NS):
-            state = await self.state()
-            if state in states:
-                return state
-            await self.kernel.sleep(LOOK_NS)
-        raise Failure(f"The frontend stays in state {state}; it should come to {' or '.join(map(str, states))}.")
 
     async def attach(self) -> None:
         """Map the ring, and bind the event channel, that the frontend names. Raises Failure."""
@@ -155,13 +107,6 @@ class Back:
                 return
             await self.kernel.sleep(LOOK_NS)
         raise Failure("The guest does not come to the end of what it does with a new disk.")
-
-    async def close(self) -> None:
-        """Close the device from this end, and give everything back. Raises Failure if the frontend does not follow."""
-        await self.say(state=XenbusStateClosing)
-        await self.wait_for(XenbusStateClosing, XenbusStateClosed)
-        self.detach()
-        await self.say(state=XenbusStateClosed)
 
     def detach(self) -> None:
         """Unmap and unbind."""

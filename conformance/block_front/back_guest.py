@@ -9,6 +9,5 @@ class Back(Guest):
 
     async def main(self) -> None:
         """Run."""
-        assert world.current is not None
-        await world.current.live(self.kernel)
+        await world.place.scene.live(self.kernel)
         await self.kernel.never()

@@ -9,8 +9,7 @@ class User(Guest):
 
     async def main(self) -> None:
         """Run."""
-        scene = world.current
-        assert scene is not None
+        scene = world.place.scene
         scene.user = self.kernel
         while not scene.over:
             if scene.jobs:

@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from backends.block import BlockBack
 from conformance.block.world import disk
-from conformance.block_front.back import LOOK_NS, Back
+from conformance.block_front.back import Back
 from conformance.block_front.remote import RemoteDisk
+from conformance.kit.bus_end import LOOK_NS
 from conformance.kit.check import Failure, Skip
 from conformance.kit.machine_guest import MachineGuest, open_config
+from conformance.kit.place import Place
 from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Occupant, Stage
@@ -26,7 +28,7 @@ from guest_kernel.kernel import Kernel
 
 Use = Callable[[Any], Awaitable[Any]]
 """Takes the guest's disk: a `BlockDevice`, or a `RemoteDisk`."""
-__all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject"]
+__all__ = ["LOOK_NS", "Job", "Scene", "open_subject", "place"]
 
 
 class Job:
@@ -126,22 +128,13 @@ class Scene(Stage):
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
         host = JudgedHost(self.subject, replaced=BlockFront, left_out=BlockBack)
-        self.run(host, check, Path(__file__).parent, disk(self.directory, bytes(1 << 20)), "frontend", _present(self))
+        self.run(
+            host, check, Path(__file__).parent, disk(self.directory, bytes(1 << 20)), "frontend", place.taken_by(self)
+        )
 
 
-current: Scene | None = None
-"""The scene that guests are in."""
-
-
-@contextmanager
-def _present(scene: Scene) -> Iterator[None]:
-    """Have programs find a scene: they are loaded by file name."""
-    global current
-    current = scene
-    try:
-        yield
-    finally:
-        current = None
+place: Final[Place[Scene]] = Place()
+"""Where programs find it."""
 
 
 def open_subject(text: str) -> World:

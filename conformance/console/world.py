@@ -19,6 +19,7 @@ import trio
 
 from conformance.console.daemon import LOOK_NS, PATIENCE_NS, Daemon
 from conformance.kit.check import Failure
+from conformance.kit.place import Place
 from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
 from conformance.kit.telling import told
@@ -135,7 +136,7 @@ class Scene:
         self._check = check
         host = Host(hang_limit=HANG_LIMIT, **host_options())
         config = parse_config('name = "guest"\nmemory = 8\nkernel = "guest.py"\n', "guest.cfg", Path(__file__).parent)
-        with _present(self):
+        with place.taken_by(self):
             try:
                 trio.run(host.run, [config])
             finally:
@@ -153,19 +154,8 @@ def _nobody() -> None:
     """Take an event that nobody waits for."""
 
 
-current: Scene | None = None
-"""The scene that the guest is in."""
-
-
-@contextmanager
-def _present(scene: Scene) -> Iterator[None]:
-    """Have the program find a scene: it is loaded by file name."""
-    global current
-    current = scene
-    try:
-        yield
-    finally:
-        current = None
+place: Final[Place[Scene]] = Place()
+"""Where programs find it."""
 
 
 def open_subject(text: str) -> World:

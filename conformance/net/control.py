@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
+from conformance.kit.bus_end import LOOK_NS, PATIENCE_NS
 from conformance.kit.check import Failure
-from conformance.net.rings import LOOK_NS, PATIENCE_NS, U32, Grant
+from conformance.net.rings import U32, Grant
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import Page
 from hypervisor.abi.io import netif

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, final
 
-from conformance.kit.check import Failure
+from conformance.kit.bus_end import FrontEnd
 from conformance.net.control import Control
-from conformance.net.rings import LOOK_NS, PATIENCE_NS, Queue
+from conformance.net.rings import Queue
 from guest_kernel.kernel import Kernel
-from guest_kernel.mm import Page
-from guest_kernel.xenbus.client import XenstoreError
 from hypervisor.abi.io.xenbus import (
     XenbusStateClosed,
     XenbusStateClosing,
@@ -24,16 +22,11 @@ BUFFERS: Final = 32
 
 
 @final
-class Front:
+class Front(FrontEnd):
     """One frontend device."""
 
     def __init__(self, kernel: Kernel, number: int) -> None:
-        self.kernel = kernel
-        self.home = f"device/vif/{number}"
-        self.backend = ""
-        self.domid = 0
-        self.pages: dict[int, Page] = {}
-        """By grant reference."""
+        super().__init__(kernel, f"device/vif/{number}")
         self.queues: list[Queue] = []
         self.control: Control | None = None
 
@@ -43,41 +36,6 @@ class Front:
         return self.queues[0]
 
     # -- the bus ------------------------------------------------------------------------------------------------------
-
-    async def find(self) -> None:
-        """Find the backend, and wait until it has said what it offers."""
-        await self.kernel.xenbus.connected()
-        self.backend = await self.kernel.xenbus.read(f"{self.home}/backend")
-        self.domid = int(await self.kernel.xenbus.read(f"{self.home}/backend-id"))
-        await self.wait_for(XenbusStateInitWait)
-
-    async def state(self) -> int:
-        """Return the backend's state; Closed once its directory is gone."""
-        try:
-            return int(await self.kernel.xenbus.read(f"{self.backend}/state"))
-        except XenstoreError:
-            return XenbusStateClosed
-
-    async def wait_for(self, *states: int) -> int:
-        """Wait until the backend is in one of these states. Raises Failure."""
-        for _ in range(PATIENCE_NS // LOOK_NS):
-            state = await self.state()
-            if state in states:
-                return state
-            await self.kernel.sleep(LOOK_NS)
-        raise Failure(f"The backend stays in state {state}; it should come to {' or '.join(map(str, states))}.")
-
-    async def offers(self, key: str) -> str | None:
-        """Return what the backend has written."""
-        return await self.kernel.xenbus.read_or_none(f"{self.backend}/{key}")
-
-    async def say(self, values: Mapping[str, object]) -> None:
-        """Write nodes of the frontend."""
-        await self.kernel.xenbus.write_many({f"{self.home}/{key}": value for key, value in values.items()})
-
-    async def say_state(self, state: int) -> None:
-        """Write the frontend's state."""
-        await self.say({"state": state})
 
     def make(
         self, *, queues: int = 1, split: bool = False, control: bool = False, buffers: int = BUFFERS
@@ -107,7 +65,7 @@ class Front:
 
         `changes` are nodes to write as well, or instead; with None, one not to write, nor what is below it.
         """
-        if not self.backend:
+        if not self.far:
             await self.find()
         nodes = self.make(**made)
         for key, value in (changes or {}).items():
@@ -115,8 +73,8 @@ class Front:
                 nodes[key] = value
             else:
                 nodes = {name: told for name, told in nodes.items() if name != key and not name.startswith(f"{key}/")}
-        await self.say(nodes)
-        await self.say_state(XenbusStateConnected)
+        await self.write_nodes(nodes)
+        await self.say(state=XenbusStateConnected)
 
     async def connect(self, changes: Mapping[str, object] | None = None, **made: Any) -> None:
         """Go through the handshake. Raises Failure."""
@@ -130,23 +88,9 @@ class Front:
         await self.publish(changes, **made)
         return await self.wait_for(XenbusStateClosing, XenbusStateClosed, XenbusStateConnected)
 
-    async def close(self) -> None:
-        """Close the device from this end, and take everything back. Raises Failure if the backend holds on to it."""
-        await self.say_state(XenbusStateClosing)
-        await self.wait_for(XenbusStateClosing, XenbusStateClosed)
-        await self.say_state(XenbusStateClosed)
-        await self.wait_for(XenbusStateClosed, XenbusStateInitWait)
-        await self.take_back()
-
     async def take_back(self) -> None:
         """End all grants and event channels. Raises Failure if the backend still maps a page."""
-        for _ in range(100):
-            held = [ref for ref in self.pages if self.kernel.grants.is_in_use(ref)]
-            if not held:
-                break
-            await self.kernel.sleep(LOOK_NS)
-        else:
-            raise Failure(f"The backend has closed and still maps {len(held)} pages of the frontend.")
+        await self.released()
         for queue in self.queues:
             queue.release()
         self.queues.clear()
@@ -160,30 +104,10 @@ class Front:
         """Say that the device is to be connected anew, with no word of the last time."""
         for key in await self._said():
             await self.kernel.xenbus.rm(f"{self.home}/{key}")
-        await self.say_state(XenbusStateInitialising)
+        await self.say(state=XenbusStateInitialising)
         await self.wait_for(XenbusStateInitWait)
 
     async def _said(self) -> list[str]:
         """Return the names of the nodes that `make` and checks have written."""
         toolstacks = ("backend", "backend-id", "state", "handle", "mac", "mtu", "trusted")
         return [key for key in await self.kernel.xenbus.directory(self.home) if key not in toolstacks]
-
-    # -- pages --------------------------------------------------------------------------------------------------------
-
-    def grant(self, fill: bytes = b"", *, readonly: bool = False) -> int:
-        """Grant a fresh page to the backend; return its reference."""
-        page = self.kernel.mm.alloc_page()
-        page.view[:] = bytes(4096)
-        page.view[: len(fill)] = fill
-        ref = self.kernel.grants.grant_access(self.domid, page, readonly)
-        self.pages[ref] = page
-        return ref
-
-    def ungrant(self, ref: int) -> None:
-        """Take a page back."""
-        self.kernel.grants.end_access(ref)
-        self.kernel.mm.free_page(self.pages.pop(ref))
-
-    def data(self, ref: int) -> bytes:
-        """Return what is in a granted page."""
-        return bytes(self.pages[ref].view)

@@ -9,5 +9,4 @@ class Front(Guest):
 
     async def main(self) -> None:
         """Run."""
-        assert world.current is not None
-        await world.current.live(self.kernel)
+        await world.place.scene.live(self.kernel)

@@ -7,15 +7,13 @@ from typing import Final, final
 
 import attrs
 
+from conformance.kit.bus_end import LOOK_NS, PATIENCE_NS
 from conformance.kit.check import Failure
 from guest_kernel.kernel import Kernel
 from guest_kernel.mm import Page
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import REQ_EVENT, RSP_EVENT, FrontRing
 
-PATIENCE_NS: Final = 2_000_000_000
-"""Virtual time after which something counts as not happening."""
-LOOK_NS: Final = 500_000
 U32: Final = 0xFFFF_FFFF
 TX_ENTRY, RX_ENTRY = 12, 8
 EXTRA_MORE: Final = netif.XEN_NETIF_EXTRA_FLAG_MORE

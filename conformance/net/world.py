@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from backends.net import NetBack
+from conformance.kit.place import Place
 from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Stage
@@ -54,22 +55,11 @@ class Scene(Stage):
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the guest. Raises what it raises, and Failure for what the backend leaves behind."""
         host = JudgedHost(self.subject, replaced=NetBack, left_out=NetFront)
-        self.run(host, check, Path(__file__).parent, DEVICES, "backend", _present(self))
+        self.run(host, check, Path(__file__).parent, DEVICES, "backend", place.taken_by(self))
 
 
-current: Scene | None = None
-"""The scene that guests are in."""
-
-
-@contextmanager
-def _present(scene: Scene) -> Iterator[None]:
-    """Have programs find a scene: they are loaded by file name."""
-    global current
-    current = scene
-    try:
-        yield
-    finally:
-        current = None
+place: Final[Place[Scene]] = Place()
+"""Where programs find it."""
 
 
 def open_subject(text: str) -> World:

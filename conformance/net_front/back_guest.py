@@ -9,8 +9,7 @@ class Back(Guest):
 
     async def main(self) -> None:
         """Run."""
-        scene = world.current
-        assert scene is not None
+        scene = world.place.scene
         await scene.live(self.kernel)
         if not scene.departs:
             await self.kernel.never()

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from backends.net import NetBack
+from conformance.kit.bus_end import LOOK_NS
 from conformance.kit.check import Failure, Skip
 from conformance.kit.machine_guest import MachineGuest, open_config
+from conformance.kit.place import Place
 from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
 from conformance.kit.split_host import JudgedHost, Occupant, Stage
 from conformance.net.frames import MACS
-from conformance.net_front.back import LOOK_NS, Back
+from conformance.net_front.back import Back
 from conformance.net_front.remote import RemoteInterface
 from conformance.subjects import load_class
 from conformance.wire.hands import hands_of
@@ -30,7 +32,7 @@ Work = Callable[[Any], Awaitable[Any]]
 """Takes the guest's program."""
 DEVICES: Final = f'vif = ["backend=backend,mac={MACS[0].hex(":")}"]'
 BEATS_AFTER_DEATH: Final = 100
-__all__ = ["LOOK_NS", "Job", "Scene", "current", "open_subject", "scene"]
+__all__ = ["LOOK_NS", "Job", "Scene", "open_subject", "place", "scene"]
 
 
 @final
@@ -208,24 +210,13 @@ class Scene(Stage):
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""
         host = JudgedHost(self.subject, replaced=NetFront, left_out=NetBack)
-        self.run(host, check, Path(__file__).parent, DEVICES, "frontend", _present(self))
+        self.run(host, check, Path(__file__).parent, DEVICES, "frontend", place.taken_by(self))
         if self.beats < self.last_beat:
             raise Failure("The guest has not lived on without its backend.")
 
 
-current: Scene | None = None
-"""The scene that guests are in."""
-
-
-@contextmanager
-def _present(scene: Scene) -> Iterator[None]:
-    """Have programs find a scene: they are loaded by file name."""
-    global current
-    current = scene
-    try:
-        yield
-    finally:
-        current = None
+place: Final[Place[Scene]] = Place()
+"""Where programs find it."""
 
 
 def open_subject(text: str) -> World:

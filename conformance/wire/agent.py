@@ -17,6 +17,7 @@ from typing import Any, Final, final
 import attrs
 
 from conformance.kit.check import Failure
+from conformance.kit.place import Place
 from conformance.kit.split_host import Occupant
 from conformance.wire import protocol as wire
 from conformance.wire.connection import Connection
@@ -473,12 +474,8 @@ class Seat(Occupant):
     @contextmanager
     def present(self) -> Iterator[None]:
         """Have the domain's program find this seat."""
-        global current
-        current = self
-        try:
+        with place.taken_by(self):
             yield
-        finally:
-            current = None
 
     def left_behind(self) -> str:
         """Return what a backend still had of a frontend: by then all frontends are gone."""
@@ -512,5 +509,5 @@ class Seat(Occupant):
             self.failure = failure
 
 
-current: Seat | None = None
-"""The seat that the domain's program takes: it is loaded by file name."""
+place: Final[Place[Seat]] = Place()
+"""Where the domain's program finds its seat."""

@@ -9,6 +9,5 @@ class Driver(Guest):
 
     async def main(self) -> None:
         """Run."""
-        assert agent.current is not None
-        await agent.current.live(self.kernel)
+        await agent.place.scene.live(self.kernel)
         await self.kernel.never()

@@ -31,13 +31,15 @@ UNPAUSED_NS: Final = 5_000_000
 """Virtual time after which a guest has been let run, and its kernel is far from looking for devices."""
 BOOT_NS: Final = 400_000_000_000
 """Virtual time that a guest may take to come up."""
-GUEST_PATIENCE_NS: Final = 20_000_000_000
+GUEST_PATIENCE_NS: Final = 10_000_000_000
 """Virtual time after which something counts as not happening in a machine-code guest: it has timers of seconds."""
 
 
 class Judged(ABC):
     """A subject. `type` is the class of its devices, `kind` what is known of that."""
 
+    subject: Any
+    """It itself: a driver's class, or an occupant."""
     type: str
     kind: DeviceClass
     occupant: Occupant | None = None
@@ -106,9 +108,9 @@ class Resident(Judged):
     """A subject that is there from the beginning."""
 
     def __init__(self, occupant: Occupant, type: str) -> None:
+        self.subject = self.occupant = occupant
         self.type = type
         self.kind = CLASSES[type]
-        self.occupant = occupant
         self.hands = hands_of(occupant)
 
     async def plug(self, scene: Scene) -> None:

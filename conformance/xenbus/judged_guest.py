@@ -9,8 +9,7 @@ class Judged(Guest):
 
     async def main(self) -> None:
         """Run."""
-        scene = world.current
-        assert scene is not None
+        scene = world.place.scene
         await self.kernel.xenbus.connected()
         while self.kernel.bus is None:
             await self.kernel.sleep(world.LOOK_NS)

@@ -20,6 +20,7 @@ import trio
 from backends.xenstored.daemon import XenStored
 from conformance.kit.check import Failure, Skip
 from conformance.kit.machine_guest import MachineGuest, open_config
+from conformance.kit.place import Place
 from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
 from conformance.kit.telling import watch
@@ -45,7 +46,7 @@ from toolstack.lifecycle import Lifecycle
 from toolstack.nodes import DeviceNodes, Node
 from toolstack.xl_config import parse_config
 
-__all__ = ["LOOK_NS", "Scene", "current", "open_backend", "open_frontend", "scene"]
+__all__ = ["LOOK_NS", "Scene", "open_backend", "open_frontend", "place", "scene"]
 
 HANG_LIMIT: Final = 20.0
 """Seconds after which a subject that does not yield is ended."""
@@ -57,16 +58,16 @@ class _Host(Host):
     """A host whose kernels come without a driver of the judged kind, and whose dom0 has a desk."""
 
     def __init__(self, scene: Scene) -> None:
-        occupant = scene.subject.occupant
+        occupant = scene.judged.occupant
         thinks = occupant.thinks if occupant is not None else 0.0
         super().__init__(hang_limit=HANG_LIMIT + thinks, **host_options())
         self._scene = scene
 
     def load(self, domid: int, image: PythonKernelImage) -> None:
         """Have a domain execute an image without these drivers."""
-        if self._scene.subject.occupant is not None:
-            self._scene.subject.occupant.settle(self)
-        kind = self._scene.subject.type
+        if self._scene.judged.occupant is not None:
+            self._scene.judged.occupant.settle(self)
+        kind = self._scene.judged.type
         kept = [driver for driver in image.drivers if _type_of(driver) != kind]
         super().load(domid, attrs.evolve(image, drivers=kept))
 
@@ -86,10 +87,11 @@ def _type_of(driver: DriverFactory) -> object:
 class Scene:
     """What a check gets."""
 
-    def __init__(self, subject: Judged, side: Side, directory: Path) -> None:
-        self.subject = subject
+    def __init__(self, judged: Judged, side: Side, directory: Path) -> None:
+        self.judged = judged
+        self.subject = judged.subject
         self.side = side
-        self.kind = subject.kind
+        self.kind = judged.kind
         self.directory = directory
         self.driver = Desk("driver's domain")
         self.toolstack = Desk("toolstack")
@@ -107,22 +109,22 @@ class Scene:
         self._check: Coroutine[Any, Any, None] | None = None
         self._ready = False
         self.over = False
-        subject.enter(self)
+        judged.enter(self)
 
     # -- what checks do -----------------------------------------------------------------------------------------------
 
     async def plug(self) -> None:
         """Have the driver and the device meet."""
         self.plugged = True
-        await self.subject.plug(self)
+        await self.judged.plug(self)
 
     async def shut_down(self) -> None:
         """Have the driver's domain shut down."""
-        await self.subject.shut_down(self)
+        await self.judged.shut_down(self)
 
     async def in_driver(self, work: Work) -> Any:
         """Have work done in the driver's domain. Raises Skip if that is no Python program."""
-        if isinstance(self.subject, Machine):
+        if isinstance(self.judged, Machine):
             raise Skip("It takes a guest in Python.")
         return await self.driver.ask(self.end.kernel, work)
 
@@ -230,7 +232,7 @@ class Scene:
 
     async def gives_back(self) -> None:
         """Raise Failure unless the judged end comes to hold nothing of the device."""
-        for _ in range(self.subject.patience_ns // LOOK_NS):
+        for _ in range(self.judged.patience_ns // LOOK_NS):
             if self.books == NOTHING:
                 return
             await self.end.kernel.sleep(LOOK_NS)
@@ -260,7 +262,7 @@ class Scene:
 
     async def is_alive(self) -> None:
         """Raise Failure unless the driver's domain still runs."""
-        await self.subject.is_alive(self)
+        await self.judged.is_alive(self)
 
     # -- the machinery ------------------------------------------------------------------------------------------------
 
@@ -277,12 +279,12 @@ class Scene:
         while not await kernel.xenbus.exists(self.device.backend):
             await kernel.sleep(LOOK_NS)
         await kernel.xenbus.write(f"{self.device.backend}/state", int(XenbusStateInitWait))
-        await self.subject.starts(kernel, self)
+        await self.judged.starts(kernel, self)
         await kernel.xenbus.rm(self.device.frontend)
         await kernel.xenbus.rm(self.device.backend)
-        if not await self.subject.comes_up(kernel, self):
+        if not await self.judged.comes_up(kernel, self):
             self.failure = Failure("The guest does not come up.")
-        is_driver = self.subject.occupant is None
+        is_driver = self.judged.occupant is None
         await put(kernel, list(self.device.nodes()) if is_driver else self._nodes(judged=False))
         server = self.host.xenstored.server
         self.eye = Eye(server, self.judged_path, self.peer_path, self.judged_domid)
@@ -290,15 +292,15 @@ class Scene:
 
     async def live(self, kernel: Kernel) -> None:
         """Be the program of the other end's domain."""
-        hands = self.subject.hands
+        hands = self.judged.hands
         if hands is not None:
             hands.serve(kernel, LOOK_NS, lambda: self.over)
         while not self._ready:
-            await kernel.sleep(self.subject.look_ns)
+            await kernel.sleep(self.judged.look_ns)
         make: type[End] = BackEnd if self.side == "frontend" else FrontEnd
         self.end = make(kernel, self.kind, self.peer_path, self.judged_path, self.judged_domid)
-        self.end.patience_ns = self.subject.patience_ns
-        self.end.refuses = self.subject.occupant is not None
+        self.end.patience_ns = self.judged.patience_ns
+        self.end.refuses = self.judged.occupant is not None
         check, self._check = self._check, None
         assert check is not None, "the check has been begun before"
         try:
@@ -313,8 +315,8 @@ class Scene:
             self.end.let_go()
         self.over = True
         self.driver.closed = self.toolstack.closed = True
-        if self.side == "frontend" and self.subject.occupant is not None:
-            self.subject.occupant.end()
+        if self.side == "frontend" and self.judged.occupant is not None:
+            self.judged.occupant.end()
 
     async def _tidy_up(self) -> None:
         """Take the device away in order, as a toolstack does at last. Raises Failure for what is still held then."""
@@ -333,10 +335,10 @@ class Scene:
         self._check = check
         self.host = host = _Host(self)
         watch(host)
-        occupant = self.subject.occupant
+        occupant = self.judged.occupant
         if occupant is not None:
             occupant.attend(host)
-        with _present(self), nullcontext() if occupant is None else occupant.present():
+        with place.taken_by(self), nullcontext() if occupant is None else occupant.present():
             try:
                 trio.run(host.run, self._configs())
             finally:
@@ -362,7 +364,7 @@ class Scene:
         more = {"backend": "driver_domain = 1\n", "frontend": f"{setting}\n"}
         found = []
         for name, text in more.items():
-            occupant = self.subject.occupant if name == self.side else None
+            occupant = self.judged.occupant if name == self.side else None
             program = "judged_guest.py" if name == self.side else "peer_guest.py"
             settings = f'memory = 8\nkernel = "{program}"' if occupant is None else occupant.settings
             whole = f'name = "{name}"\n{settings}\n{text}'
@@ -380,19 +382,8 @@ async def _domain(kernel: Kernel, lifecycle: Lifecycle, name: str) -> LiveDomain
         await kernel.sleep(LOOK_NS)
 
 
-current: Scene | None = None
-"""The scene that guests are in."""
-
-
-@contextmanager
-def _present(scene: Scene) -> Iterator[None]:
-    """Have programs find a scene: they are loaded by file name."""
-    global current
-    current = scene
-    try:
-        yield
-    finally:
-        current = None
+place: Final[Place[Scene]] = Place()
+"""Where programs find it."""
 
 
 def open_frontend(text: str, type: str = USUAL) -> World:

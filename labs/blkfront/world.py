@@ -16,8 +16,8 @@ import trio
 
 from backends.block import BlockBack
 from conformance.block.world import disk as disk_line
-from conformance.block_front.back import LOOK_NS
 from conformance.block_front.world import Job, Scene
+from conformance.kit.bus_end import LOOK_NS
 from conformance.kit.check import CHECKS, Failure
 from conformance.kit.split_host import JudgedHost
 from frontends.block import BlockFront

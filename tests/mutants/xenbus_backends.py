@@ -25,7 +25,21 @@ from guest_kernel.xenbus.states import (
     Machine,
 )
 from tests.mutants.toys import ToyBack
-from tests.mutants.xenbus_faults import Patch, attribute, credulous, distracted, no_fault, overwriting, pair, silent
+from tests.mutants.xenbus_faults import (
+    KeepsWatch,
+    LastWord,
+    LeaksPage,
+    Patch,
+    Remembers,
+    attribute,
+    credulous,
+    distracted,
+    no_fault,
+    not_now,
+    overwriting,
+    pair,
+    silent,
+)
 
 
 class Later(ToyBack):
@@ -98,25 +112,20 @@ class FirstRing(ToyBack):
         return self.seen.setdefault(device.path, ref), port
 
 
-class LeaksPage(ToyBack):
-    async def probe(self, device: XenbusDevice) -> None:
-        self.kernel.mm.alloc_page()
+class LeaksPageBack(LeaksPage, ToyBack):
+    pass
 
 
-class KeepsWatch(ToyBack):
-    async def probe(self, device: XenbusDevice) -> None:
-        await self.kernel.xenbus.watch(f"{device.otherend}/state", lambda path, token: None)
+class KeepsWatchBack(KeepsWatch, ToyBack):
+    pass
 
 
-class Remembers(ToyBack):
-    async def probe(self, device: XenbusDevice) -> None:
-        events: list[Any] = []
-        await device.watch_otherend("state", lambda: events.append(self.kernel.mm.alloc_page()))
+class RemembersBack(Remembers, ToyBack):
+    pass
 
 
-class LastWord(ToyBack):
-    async def remove(self, device: XenbusDevice) -> None:
-        await self.kernel.xenbus.write(f"{device.path}/state", CLOSED)
+class LastWordBack(LastWord, ToyBack):
+    pass
 
 
 def _looks_away(old: Any) -> Any:
@@ -144,11 +153,6 @@ def _robs(monkeypatch: Any) -> None:
 
 def _remembers_device(monkeypatch: Any) -> None:
     monkeypatch.setattr(Bus, "forget", lambda self, device: None)
-
-
-def _not_now(monkeypatch: Any) -> None:
-    pair("backend", CONNECTED, (RECONFIGURING,), (IGNORE, RECONFIGURING))(monkeypatch)
-    pair("backend", RECONFIGURING, (CLOSING, CLOSED), (IGNORE, RECONFIGURING))(monkeypatch)
 
 
 MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
@@ -192,7 +196,12 @@ MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
         ToyBack,
         pair("backend", CONNECTED, (RECONFIGURED,), (RECONNECT, INITWAIT)),
     ),
-    "not-now": ("it does not follow Closing out of Reconfiguring", "XENBUS-BACKEND-016", ToyBack, _not_now),
+    "not-now": (
+        "it does not follow Closing out of Reconfiguring",
+        "XENBUS-BACKEND-016",
+        ToyBack,
+        not_now("backend", CLOSING, CLOSED),
+    ),
     "connects-for-anything": (
         "it connects to a frontend that is Reconfiguring",
         "XENBUS-BACKEND-017",
@@ -222,8 +231,8 @@ MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
     ),
     "overwriting": ("it writes over the toolstack's Closing", "XENBUS-BACKEND-026", ToyBack, overwriting),
     "always-online": ("unplugged, it comes back", "XENBUS-BACKEND-027", ToyBack, _always_online),
-    "last-word": ("it writes its state where its directory was", "XENBUS-BACKEND-028", LastWord, no_fault),
-    "keeps-a-watch": ("it does not take a watch back", "XENBUS-BACKEND-028", KeepsWatch, no_fault),
+    "last-word": ("it writes its state where its directory was", "XENBUS-BACKEND-028", LastWordBack, no_fault),
+    "keeps-a-watch": ("it does not take a watch back", "XENBUS-BACKEND-028", KeepsWatchBack, no_fault),
     "one-life": (
         "it serves no frontend that comes back",
         "XENBUS-BACKEND-040",
@@ -246,8 +255,8 @@ MUTANTS: dict[str, tuple[str, str, type[ToyBack], Patch]] = {
     "remembers-the-device": (
         "a device of the same number is not looked at", "XENBUS-BACKEND-044", ToyBack, _remembers_device,
     ),
-    "remembers": ("each event costs a page", "XENBUS-BACKEND-045", Remembers, no_fault),
-    "leaks-a-page": ("each life costs a page", "XENBUS-BACKEND-046", LeaksPage, no_fault),
+    "remembers": ("each event costs a page", "XENBUS-BACKEND-045", RemembersBack, no_fault),
+    "leaks-a-page": ("each life costs a page", "XENBUS-BACKEND-046", LeaksPageBack, no_fault),
     "distracted": ("it drops events that come while it works", "XENBUS-BACKEND-050", ToyBack, distracted),
 }  # fmt: skip
 """Name → the fault, the check meant for it, the driver, what is done to the bus."""

@@ -9,8 +9,38 @@ import pytest
 
 from guest_kernel.xenbus import bus, device, states
 from guest_kernel.xenbus.device import Device
+from guest_kernel.xenbus.driver import XenbusDevice, XenbusDriver
 
 Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+class LeaksPage(XenbusDriver):
+    """Each life costs a page."""
+
+    async def probe(self, device: XenbusDevice) -> None:
+        self.kernel.mm.alloc_page()
+
+
+class KeepsWatch(XenbusDriver):
+    """A watch is not taken back."""
+
+    async def probe(self, device: XenbusDevice) -> None:
+        await self.kernel.xenbus.watch(f"{device.otherend}/state", lambda path, token: None)
+
+
+class Remembers(XenbusDriver):
+    """Each event costs a page."""
+
+    async def probe(self, device: XenbusDevice) -> None:
+        events: list[Any] = []
+        await device.watch_otherend("state", lambda: events.append(self.kernel.mm.alloc_page()))
+
+
+class LastWord(XenbusDriver):
+    """It writes its state where its directory was."""
+
+    async def remove(self, device: XenbusDevice) -> None:
+        await self.kernel.xenbus.write(f"{device.path}/state", states.CLOSED)
 
 
 def pair(side: str, own: int, others: tuple[int, ...], step: tuple[str, int]) -> Patch:
@@ -23,6 +53,24 @@ def pair(side: str, own: int, others: tuple[int, ...], step: tuple[str, int]) ->
                     monkeypatch.setitem(table, (own, other), step)
 
     return patch
+
+
+def pairs(*patches: Patch) -> Patch:
+    """Do several of these."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        for one in patches:
+            one(monkeypatch)
+
+    return patch
+
+
+def not_now(side: str, *closing: int) -> Patch:
+    """Have a bus follow to Reconfiguring, and hear nothing of closing there."""
+    return pairs(
+        pair(side, states.CONNECTED, (states.RECONFIGURING,), (states.IGNORE, states.RECONFIGURING)),
+        pair(side, states.RECONFIGURING, closing, (states.IGNORE, states.RECONFIGURING)),
+    )
 
 
 def attribute(owner: Any, name: str, value: Any) -> Patch:

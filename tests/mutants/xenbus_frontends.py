@@ -24,7 +24,21 @@ from guest_kernel.xenbus.states import (
     Machine,
 )
 from tests.mutants.toys import ToyFront
-from tests.mutants.xenbus_faults import Patch, attribute, credulous, distracted, no_fault, overwriting, pair
+from tests.mutants.xenbus_faults import (
+    KeepsWatch,
+    LastWord,
+    LeaksPage,
+    Patch,
+    Remembers,
+    attribute,
+    credulous,
+    distracted,
+    no_fault,
+    not_now,
+    overwriting,
+    pair,
+    pairs,
+)
 
 IGNORES = (IGNORE, CONNECTED)
 
@@ -76,25 +90,20 @@ class KeepsPort(ToyFront):
         assert self.kernel.grants.end_access(device.data[1])
 
 
-class LeaksPage(ToyFront):
-    async def probe(self, device: XenbusDevice) -> None:
-        self.kernel.mm.alloc_page()
+class LeaksPageFront(LeaksPage, ToyFront):
+    pass
 
 
-class KeepsWatch(ToyFront):
-    async def probe(self, device: XenbusDevice) -> None:
-        await self.kernel.xenbus.watch(f"{device.otherend}/state", lambda path, token: None)
+class KeepsWatchFront(KeepsWatch, ToyFront):
+    pass
 
 
-class Remembers(ToyFront):
-    async def probe(self, device: XenbusDevice) -> None:
-        events: list[Any] = []
-        await device.watch_otherend("state", lambda: events.append(self.kernel.mm.alloc_page()))
+class RemembersFront(Remembers, ToyFront):
+    pass
 
 
-class LastWord(ToyFront):
-    async def remove(self, device: XenbusDevice) -> None:
-        await self.kernel.xenbus.write(f"{device.path}/state", CLOSED)
+class LastWordFront(LastWord, ToyFront):
+    pass
 
 
 def _deaf(self: Machine, state: int) -> None:
@@ -126,16 +135,6 @@ def _blind(old: Any) -> Any:
 
 def _own(monkeypatch: Any) -> None:
     monkeypatch.setattr(Machine, "see_own", _blind(Machine.see_own))
-
-
-def _follows_to_reconfigured(monkeypatch: Any) -> None:
-    pair("frontend", CONNECTED, (RECONFIGURED,), (IGNORE, RECONFIGURED))(monkeypatch)
-    pair("frontend", RECONFIGURED, (CONNECTED,), (IGNORE, RECONFIGURED))(monkeypatch)
-
-
-def _not_now(monkeypatch: Any) -> None:
-    pair("frontend", CONNECTED, (RECONFIGURING,), (IGNORE, RECONFIGURING))(monkeypatch)
-    pair("frontend", RECONFIGURING, (CLOSING,), (IGNORE, RECONFIGURING))(monkeypatch)
 
 
 MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
@@ -179,13 +178,16 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         "it follows to Reconfigured, and stays there",
         "XENBUS-FRONTEND-012",
         ToyFront,
-        _follows_to_reconfigured,
+        pairs(
+            pair("frontend", CONNECTED, (RECONFIGURED,), (IGNORE, RECONFIGURED)),
+            pair("frontend", RECONFIGURED, (CONNECTED,), (IGNORE, RECONFIGURED)),
+        ),
     ),
     "not-now": (
         "it does not follow Closing out of Reconfiguring",
         "XENBUS-FRONTEND-013",
         ToyFront,
-        _not_now,
+        not_now("frontend", CLOSING),
     ),
     "publishes-for-anything": (
         "it publishes when its backend is Reconfigured",
@@ -232,8 +234,8 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         ToyFront,
         pair("frontend", INITIALISED, (UNKNOWN,), (IGNORE, INITIALISED)),
     ),
-    "last-word": ("it writes its state where its directory was", "XENBUS-FRONTEND-027", LastWord, no_fault),
-    "keeps-a-watch": ("it does not take a watch back", "XENBUS-FRONTEND-027", KeepsWatch, no_fault),
+    "last-word": ("it writes its state where its directory was", "XENBUS-FRONTEND-027", LastWordFront, no_fault),
+    "keeps-a-watch": ("it does not take a watch back", "XENBUS-FRONTEND-027", KeepsWatchFront, no_fault),
     "overwriting": ("it does not look whether its directory is there", "XENBUS-FRONTEND-028", ToyFront, overwriting),
     "no-goodbye": (
         "its guest ends without closing it",
@@ -259,8 +261,8 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         ToyFront,
         pair("frontend", CONNECTED, (INITIALISING,), IGNORES),
     ),
-    "leaks-a-page": ("each life costs a page", "XENBUS-FRONTEND-043", LeaksPage, no_fault),
-    "remembers": ("each event costs a page", "XENBUS-FRONTEND-044", Remembers, no_fault),
+    "leaks-a-page": ("each life costs a page", "XENBUS-FRONTEND-043", LeaksPageFront, no_fault),
+    "remembers": ("each event costs a page", "XENBUS-FRONTEND-044", RemembersFront, no_fault),
     "new-rings": (
         "at each InitWait it makes new rings",
         "XENBUS-FRONTEND-045",

@@ -34,7 +34,7 @@ async def offers_copying(scene: Scene) -> None:
     A frontend that does not see it must give up: pages are not flipped any more.
     """
     await scene.front.find()
-    expect_equal(await scene.front.offers("feature-rx-copy"), "1", "feature-rx-copy")
+    expect_equal(await scene.front.told("feature-rx-copy"), "1", "feature-rx-copy")
 
 
 @check("NETIF-BACKEND-003", Level.must, HEADER)
@@ -44,8 +44,8 @@ async def features_are_numbers(scene: Scene) -> None:
     Linux reads them as integers; what it cannot read is not offered, and what is offered by mistake is used.
     """
     await scene.front.find()
-    for key in await scene.front.kernel.xenbus.directory(scene.front.backend):
-        value = await scene.front.offers(key)
+    for key in await scene.front.kernel.xenbus.directory(scene.front.far):
+        value = await scene.front.told(key)
         if key.startswith("feature-") or key == "carrier":
             expect(value in ("0", "1"), f"{key} is {value!r}; it should be 0 or 1.")
         elif key == "multi-queue-max-queues":
@@ -245,7 +245,7 @@ async def closed_at_once(scene: Scene) -> None:
     A guest that is in a hurry (kexec) does so, and reuses its pages.
     """
     front, peer = await both(scene)
-    await front.say_state(XenbusStateClosed)
+    await front.say(state=XenbusStateClosed)
     await front.wait_for(XenbusStateClosing, XenbusStateClosed, XenbusStateInitWait)
     await front.wait_for(XenbusStateClosed, XenbusStateInitWait)
     await front.take_back()
@@ -261,19 +261,19 @@ async def initialised_first(scene: Scene) -> None:
     front, peer = scene.front, scene.peer
     await peer.connect()
     await front.find()
-    await front.say(front.make())
-    await front.say_state(xenbus.XenbusStateInitialised)
+    await front.write_nodes(front.make())
+    await front.say(state=xenbus.XenbusStateInitialised)
     await front.kernel.sleep(5_000_000)
-    await front.say_state(XenbusStateConnected)
+    await front.say(state=XenbusStateConnected)
     await front.wait_for(XenbusStateConnected)
     await carries(front, peer)
 
 
 async def _needs_queues(front: Front, count: int) -> int:
     """Return how many queues the backend offers; raises Skip if they are fewer."""
-    if not front.backend:
+    if not front.far:
         await front.find()
-    offered = int(await front.offers("multi-queue-max-queues") or 0)
+    offered = int(await front.told("multi-queue-max-queues") or 0)
     if offered < count:
         raise Skip(f"It does not offer {count} queues.")
     return offered

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conformance.kit.bus_end import LOOK_NS, PATIENCE_NS
 from conformance.kit.check import Failure, Skip, expect
 from conformance.net.frames import MACS, frame
 from conformance.net.front import Front
-from conformance.net.rings import LOOK_NS, PATIENCE_NS
 from conformance.net.world import Scene
 from hypervisor.abi.io.xenbus import XenbusStateClosed, XenbusStateClosing, XenbusStateConnected
 
@@ -33,9 +33,9 @@ async def both(
 
 async def needs(front: Front, key: str, value: str = "1") -> None:
     """Raise Skip unless the backend offers something."""
-    if not front.backend:
+    if not front.far:
         await front.find()
-    if await front.offers(key) != value:
+    if await front.told(key) != value:
         raise Skip(f"It does not offer {key}.")
 
 

@@ -108,7 +108,7 @@ async def the_hash_decides(scene: Scene) -> None:
     The guest finds the packet's connection by it, on the processor that has it in its cache.
     """
     await _needs_control(scene)
-    if int(await scene.front.offers("multi-queue-max-queues") or 0) < 2:
+    if int(await scene.front.told("multi-queue-max-queues") or 0) < 2:
         raise Skip("It does not offer two queues.")
     front, peer = await both(scene, SCATTER, queues=2, control=True)
     assert front.control is not None

@@ -7,11 +7,12 @@ from typing import Final
 
 import attrs
 
+from conformance.kit.bus_end import LOOK_NS, PATIENCE_NS
 from conformance.kit.check import Failure, Level, check, expect
 from conformance.net.checks.common import RING, both, lives_on
 from conformance.net.frames import MACS, frame
 from conformance.net.front import Front
-from conformance.net.rings import LOOK_NS, PATIENCE_NS, U32
+from conformance.net.rings import U32
 from conformance.net.world import Scene
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import RSP_PROD, FrontRing

@@ -248,7 +248,7 @@ async def multicast_filter_later(scene: Scene) -> None:
     await needs(scene.front, "feature-dynamic-multicast-control")
     front, peer = await both(scene)
     for number, wanted in enumerate((1, 0, 1)):
-        await peer.say({"request-multicast-control": wanted})
+        await peer.write_nodes({"request-multicast-control": wanted})
         await front.kernel.sleep(10_000_000)
         await front.queue.send(frame(60, number, to=GROUP), frame(60, 10 + number))
         data = [frame(60, 10 + number)] if wanted else [frame(60, number, to=GROUP), frame(60, 10 + number)]
