@@ -12,6 +12,7 @@ from backends.net.control import ControlRing
 from backends.net.copies import CopyBatch
 from backends.net.credit import parse_rate
 from backends.net.frame import FramePool
+from backends.net.guest_port import GuestPort
 from backends.net.queue import Queue
 from backends.net.slots import HostileFrontend
 from backends.net.vif import Vif
@@ -108,7 +109,7 @@ class NetBack(XenbusDriver):
         self._waiting: deque[Queue] = deque()
         self._controls: deque[ControlRing] = deque()
         self._work = WaitQueue()
-        self._devices: dict[Vif, XenbusDevice] = {}
+        self._devices: dict[GuestPort, XenbusDevice] = {}
         kernel.spawn(self._worker(), "netback")
 
     # -- xenbus ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from backends.net.frame import MAC_MASK
 from backends.net.lane import EXTRA, RX_FLAGS
@@ -29,14 +29,16 @@ from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import MASK32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from backends.net.bridge import Bridge, Port
+    from backends.net.guest_port import GuestPort
     from backends.net.lane import Lanes, Way
-    from backends.net.queue import Queue
     from backends.net.slots import LargePacket, TxSlots
     from guest_kernel.net.page_rows import Place
     from guest_kernel.net.spans import Views
+    from hypervisor.abi.cpu import Probe
+    from hypervisor.abi.io.ring import BackRing
 
 ADDRESSES = Struct("<QI")
 """The two Ethernet addresses of a frame, 12 bytes; see `_find_lanes`."""
@@ -87,10 +89,23 @@ class Burst(NamedTuple):
 NO_BURST = Burst(None, 0, 0, ())
 
 
+class ExpressQueue(Protocol):
+    """What it must know of its queue, see `Queue`."""
+
+    vif: GuestPort
+    tx: BackRing
+    tx_words: memoryview
+    trace: Probe | None
+
+    def trace_packets(self, direction: str, sizes: Sequence[int], slots: int = 1) -> None:
+        """Record frames that the guest has sent ("tx") or received ("rx")."""
+        ...
+
+
 class Express:
     """The fast way of one queue; the slots that it answers are the next ones of the tx ring."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: ExpressQueue) -> None:
         self._queue = queue
         self._vif = queue.vif
         self._large: Kept[bytes, LargeKnown] = Kept()

@@ -32,7 +32,7 @@ from hypervisor.abi.xen import DOMID_SELF
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from backends.net.vif import Vif
+    from backends.net.guest_port import GuestPort
 
 TX_RESPONSE = netif.netif_tx_response.codec
 RX_REQUEST, RX_RESPONSE = netif.netif_rx_request.codec, netif.netif_rx_response.codec
@@ -68,7 +68,9 @@ class Waiting(NamedTuple):
 class Queue:
     """One pair of rings of a vif. What the guest has said about itself is the vif's."""
 
-    def __init__(self, vif: Vif, name: str, tx: memoryview, rx: memoryview, pool: FramePool, copies: CopyBatch) -> None:
+    def __init__(
+        self, vif: GuestPort, name: str, tx: memoryview, rx: memoryview, pool: FramePool, copies: CopyBatch
+    ) -> None:
         self.vif = vif
         self.name = name
         """As the trace has it: that of the vif, if this is its only queue."""

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.net.bridge import Port
+from backends.net.guest_port import GuestPort
 from backends.net.hashing import Hashing
-from backends.net.lane import Lanes, Span, no_span
-from backends.net.multicast import MulticastFilter
+from backends.net.lane import Lanes
 from backends.net.queue import Queue
 from backends.net.vlan import TPID
-from guest_kernel.net.device import Counters
 from guest_kernel.net.flow import spread
 from hypervisor.abi.io import netif
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from backends.net.copies import CopyBatch
     from backends.net.credit import Credit
     from backends.net.frame import Frame, FramePool
     from guest_kernel.kernel import Kernel
     from guest_kernel.net.packet import Bytes
     from guest_kernel.net.page_rows import PageRows
-    from guest_kernel.time import Timer
 
 HEADER_AND_TAG = 18
 IPV6 = 0x86DD
@@ -38,46 +33,13 @@ Rings = tuple[memoryview, memoryview]
 """The pages of a tx and of an rx ring."""
 
 
-class Vif(Port):
+class Vif(GuestPort):
     """Connected, with a queue for each pair of rings."""
 
     def __init__(
         self, kernel: Kernel, name: str, domid: int, rings: list[Rings], pool: FramePool, copies: CopyBatch
     ) -> None:
-        self.kernel = kernel
-        self.name = name
-        self.domid = domid
-        self.counters = Counters()
-        self.touched: Callable[[Queue], None] = lambda queue: None
-        """Told when a frame was put into a queue, so that the worker flushes it."""
-        self.recheck: Callable[[Queue], None] = lambda queue: None
-        """Told when a guest that has used up its credit has some again."""
-        self.mapped: dict[int, memoryview] = {}
-        """Pages of the guest that stay mapped, by grant reference (see `control`)."""
-        self.writable: dict[int, memoryview] = {}
-        self.readable_span: Span = no_span
-        self.writable_span: Span = no_span
-        """Views of several of them at once, by their grant references (see `ControlRing`)."""
-        self.rows: PageRows | None = None
-        """The same pages as rows of arrays, if there is numpy."""
-        self.scatter = False
-        """The guest takes frames of several slots (feature-sg)."""
-        self.mtu: int | None = None
-        """Longest frame that goes to the guest, without Ethernet's header and a VLAN tag; None: any."""
-        self.credit: Credit | None = None
-        """What the guest may send, if that has a limit."""
-        self.pause: Timer | None = None
-        """Runs while there is no credit left, and nobody looks at the tx rings."""
-        self.multicast = MulticastFilter()
-        self.takes_blank = True
-        """The guest takes frames whose checksum is not filled in (no feature-no-csum-offload)."""
-        self.takes_blank_ipv6 = False
-        """The same for IPv6 (feature-ipv6-csum-offload)."""
-        self.gso_types: frozenset[int] = frozenset()
-        """Kinds of large packets that the guest takes (feature-gso-tcpv4, -tcpv6)."""
-        self.gso_prefixed: frozenset[int] = frozenset()
-        """Kinds that it takes behind a slot with the length of a segment (feature-gso-tcpv4-prefix, …): as frontends
-        did that do not know of extra info. Who takes both gets extra info."""
+        super().__init__(kernel, name, domid)
         self.hashing = Hashing(len(rings))
         names = [name] if len(rings) == 1 else [f"{name}-q{number}" for number in range(len(rings))]
         self.queues = [Queue(self, label, *pair, pool, copies) for label, pair in zip(names, rings, strict=True)]
@@ -89,7 +51,7 @@ class Vif(Port):
             queue.forget()
 
     def wait_for_credit(self) -> None:
-        """Leave the tx rings alone until there is credit again: the guest's frames wait in its own pages."""
+        """See `GuestPort.wait_for_credit`."""
         assert self.credit is not None
 
         def end() -> None:
