@@ -36,7 +36,10 @@ REQUEST_SIZE = wire.REQUEST.size
 _REQUEST = wire.REQUEST.unpack_from
 _HEAD = wire.REQUEST_HEAD.unpack_from
 _PUT_REPLY, _REPLY_SIZE = wire.SIMPLE_REPLY.pack_into, wire.SIMPLE_REPLY.size
-_PUT_CHUNK, _CHUNK_SIZE = wire.DATA_CHUNK.pack_into, wire.DATA_CHUNK.size
+_PUT_WORDS = wire.WORDS[2].pack_into
+_PUT_WHOLE_CHUNK, _CHUNK_SIZE = wire.WHOLE_CHUNK_HEAD.pack_into, wire.WHOLE_CHUNK_HEAD.size
+MAX_ANSWERS = len(wire.WORDS) >> 1
+"""To writes that are put together at once."""
 COPY_LIMIT = 16 << 10
 """Bytes of a transfer that are rather copied than received or sent by themselves."""
 AREA_PAGES = 40
@@ -708,7 +711,7 @@ class Connection:
         while finished:
             job = finished[0]
             if type(job) is SmallJob:
-                before, at = at, self._answer_small(at, limit)
+                before, at = at, self._answer_small(job, at, limit)
                 if at == before:
                     break
                 continue
@@ -748,49 +751,49 @@ class Connection:
         if segments:
             self._send_segments(segments[0] if len(segments) == 1 else b"".join(segments))
 
-    def _answer_small(self, at: int, limit: int) -> int:
-        """Write the answers to small requests that are next, between two bytes of the area; returns where they end."""
+    def _answer_small(self, job: SmallJob, at: int, limit: int) -> int:
+        """Write the answer to a small request that is next, and to those after it that are alike, between two bytes of
+        the area; returns where they end: where they began if there is no room.
+        """
+        if at > limit:
+            return at
+        if not job.error:
+            return self._answer_writes(at, limit) if job.op else self._answer_reads(at, limit)
+        self.finished.popleft()
+        self.jobs -= 1
+        self.export.pool.give(job.held)
+        header = self._header(job)
+        end = at + len(header)
+        self._out.view[at:end] = header
+        return end
+
+    def _answer_reads(self, at: int, limit: int) -> int:
+        """The same of small reads that went well, up to the first that is something else."""
         out, structured, pool, finished = self._out.view, self._structured, self.export.pool, self.finished
-        single, put, put_chunk, simple = pool.single, _PUT_REPLY, _PUT_CHUNK, wire.SIMPLE_REPLY_MAGIC
-        chunk, done, kind = wire.STRUCTURED_REPLY_MAGIC, wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA
-        first = finished[0]
-        if type(first) is SmallJob and first.op and not first.error:
-            at = self._answer_writes(at, limit)
-        next_job = finished.popleft
+        single, keep = pool.single, not pool.wanted
+        size_of_head = _CHUNK_SIZE if structured else _REPLY_SIZE
         count = 0
-        while finished:
-            job = next_job()
-            if type(job) is not SmallJob or at > limit:
-                finished.appendleft(job)
+        for job in finished:
+            if type(job) is not SmallJob or job.error or job.op:
                 break
-            if job.error:
-                header = self._header(job)
-                out[at : at + len(header)] = header
-                at += len(header)
-            elif job.op:
-                put(out, at, simple, 0, job.cookie)
-                at += _REPLY_SIZE
+            size = job.length
+            start = at + size_of_head
+            end = start + size
+            if end > limit:
+                break
+            if structured:
+                _PUT_WHOLE_CHUNK(out, at, wire.WHOLE_CHUNK, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
             else:
-                size = job.length
-                if at + size > limit:
-                    finished.appendleft(job)
-                    break
-                if structured:
-                    put_chunk(out, at, chunk, done, kind, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
-                    at += _CHUNK_SIZE
-                else:
-                    put(out, at, simple, 0, job.cookie)
-                    at += _REPLY_SIZE
-                end = at + size
-                out[at:end] = job.view if size == MAX_SMALL else job.view[:size]
-                at = end
+                _PUT_WORDS(out, at, wire.WELL_DONE, job.cookie)
+            out[start:end] = job.view if size == MAX_SMALL else job.view[:size]
+            at = end
             count += 1
             held = job.held
-            if held.block.lost or pool.wanted:
-                pool.give(held)
-            else:
+            if keep and not held.block.lost:
                 single.append(held)
-        self.jobs -= count
+            else:
+                pool.give(held)
+        self._answered(count)
         return at
 
     def _answer_writes(self, at: int, limit: int) -> int:
@@ -798,7 +801,7 @@ class Connection:
         pool, finished = self.export.pool, self.finished
         single, keep = pool.single, not pool.wanted
         words: list[int] = []
-        most = min((limit - at) // _REPLY_SIZE, len(wire.WORDS) >> 1)
+        most = min((limit - at) // _REPLY_SIZE, MAX_ANSWERS)
         for job in islice(finished, most) if len(finished) > most else finished:
             if type(job) is not SmallJob or job.error or not job.op:
                 break
@@ -810,13 +813,18 @@ class Connection:
                 pool.give(held)
         wire.WORDS[len(words)].pack_into(self._out.view, at, *words)
         count = len(words) >> 1
+        self._answered(count)
+        return at + count * _REPLY_SIZE
+
+    def _answered(self, count: int) -> None:
+        """So many requests have their answers."""
+        finished = self.finished
         if count == len(finished):
             finished.clear()
         else:
             for _ in range(count):
                 finished.popleft()
         self.jobs -= count
-        return at + count * _REPLY_SIZE
 
     def _header(self, job: Job | SmallJob) -> bytes:
         """Return what precedes the data of an answer."""

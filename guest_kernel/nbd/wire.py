@@ -72,6 +72,10 @@ CHUNK = Struct(">IHHQI")
 """magic, flags, type, cookie, length of what follows."""
 DATA_CHUNK = Struct(">IHHQIQ")
 """The same with the offset of the data, which follows."""
+WHOLE_CHUNK_HEAD = Struct(">QQIQ")
+"""The same with magic, flags and type as one number: the next one for the only chunk of an answer."""
+WHOLE_CHUNK = STRUCTURED_REPLY_MAGIC << 32 | CHUNK_DONE << 16 | CHUNK_OFFSET_DATA
+assert WHOLE_CHUNK_HEAD.size == DATA_CHUNK.size
 ERROR_CHUNK = Struct(">IHHQIIH")
 """The same with the error and the length of a message."""
 

@@ -234,36 +234,40 @@ class SocketCard:
         )
 
     def _begin(self, op: int, ident: int, number: int, minimum: int, nr_segments: int, segments: int) -> None:
+        connection = self._connections.get(number)
+        if connection is None or not sheet.SOCKET_RECEIVE <= op <= sheet.SOCKET_SEND:
+            self._begin_other(op, ident, number, connection)
+            return
+        gathered = self._gather(nr_segments, segments)
+        if gathered is None:
+            self._complete(ident, -errno.EFAULT)
+            return
+        views, runs = gathered
+        transfer = _Transfer(ident, minimum, views, runs)
+        if op == sheet.SOCKET_SEND:
+            connection.sends.append(transfer)
+            self._send(connection)
+        else:
+            connection.receives.append(transfer)
+            if minimum:
+                self._late[connection] = None
+            else:
+                self._receive(connection)
+
+    def _begin_other(self, op: int, ident: int, number: int, connection: _Connection | None) -> None:
+        """Begin what moves no data, or is of nobody's connection."""
         if op == sheet.SOCKET_ACCEPT:
             self._accepts.append(ident)
             self._accept()
-            return
-        if op == sheet.SOCKET_CLOSE and number == sheet.SOCKET_LISTENER:
+        elif op == sheet.SOCKET_CLOSE and number == sheet.SOCKET_LISTENER:
             while self._accepts:
                 self._complete(self._accepts.popleft(), -errno.ECANCELED)
             self._complete(ident, 0)
-            return
-        connection = self._connections.get(number)
-        if connection is None:
+        elif connection is None:
             self._complete(ident, -errno.ENOTCONN)
         elif op == sheet.SOCKET_CLOSE:
             self._drop(connection)
             self._complete(ident, 0)
-        elif op in (sheet.SOCKET_RECEIVE, sheet.SOCKET_SEND):
-            gathered = self._gather(nr_segments, segments)
-            if gathered is None:
-                self._complete(ident, -errno.EFAULT)
-                return
-            transfer = _Transfer(ident, minimum, *gathered)
-            if op == sheet.SOCKET_RECEIVE:
-                connection.receives.append(transfer)
-                if minimum:
-                    self._late[connection] = None
-                else:
-                    self._receive(connection)
-            else:
-                connection.sends.append(transfer)
-                self._send(connection)
         else:
             self._complete(ident, -errno.EOPNOTSUPP)
 
@@ -487,16 +491,15 @@ class SocketCard:
 
     def _gather(self, count: int, table: int) -> Gathered | None:
         """Turn a segment table into views of memory; None if some address is not there."""
-        memory = self.machine.memory
+        b, reach = self.machine.memory.b, self._allowed
         size = count * SEGMENT_SIZE
         if (
-            not 0 < count <= sheet.SOCKET_MAX_SEGMENTS
-            or table >= memory.frames << PAGE_SHIFT
-            or size > PAGE_SIZE - (table & PAGE_MASK)
-            or not self._reaches([(table >> PAGE_SHIFT, 1)])
+            not 0 < size <= PAGE_SIZE - (table & PAGE_MASK)
+            or table >= len(b)
+            or (reach is not None and not reach(table >> PAGE_SHIFT, 1))
         ):
             return None
-        raw = bytes(memory.b[table : table + size])
+        raw = b[table : table + size].tobytes()
         gathered = self._known.get(raw)
         if gathered is None:
             gathered = self._parse(raw)
