@@ -108,6 +108,11 @@ class Back(BackEnd):
             await self.kernel.sleep(LOOK_NS)
         raise Failure("The guest does not come to the end of what it does with a new disk.")
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether anything of the frontend is mapped or bound."""
+        return bool(self.port)
+
     def detach(self) -> None:
         """Unmap and unbind."""
         if self.grant is not None and not self.grant.status:

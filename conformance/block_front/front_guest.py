@@ -14,5 +14,5 @@ class User(Guest):
         while not scene.over:
             if scene.jobs:
                 job = scene.jobs.popleft()
-                self.kernel.spawn(job.work(self), "job")
+                self.kernel.spawn(job.run(self), "job")
             await self.kernel.sleep(world.LOOK_NS)

@@ -149,6 +149,11 @@ class BackEnd(BusEnd):
         self.detach()
         await self.say(state=XenbusStateClosed)
 
+    @property
+    @abstractmethod
+    def is_attached(self) -> bool:
+        """Whether anything of the frontend is mapped or bound."""
+
     @abstractmethod
     def detach(self) -> None:
         """Unmap and unbind."""

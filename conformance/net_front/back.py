@@ -154,6 +154,11 @@ class Back(BackEnd):
         await self.say(state=XenbusStateConnected)
         await self.wait_for(XenbusStateConnected)
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether anything of the frontend is mapped or bound."""
+        return bool(self.grants)
+
     def detach(self) -> None:
         """Unmap and unbind."""
         if self.grants:

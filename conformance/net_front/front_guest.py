@@ -14,5 +14,5 @@ class User(Guest):
         while not scene.over or scene.beats < scene.last_beat:
             scene.beats += 1
             while scene.jobs:
-                self.kernel.spawn(scene.jobs.popleft().work(self), "job")
+                self.kernel.spawn(scene.jobs.popleft().run(self), "job")
             await self.kernel.sleep(world.LOOK_NS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any, Final, final
 from backends.net import NetBack
 from conformance.kit.bus_end import LOOK_NS
 from conformance.kit.check import Failure, Skip
+from conformance.kit.front_stage import FrontStage, Job
+from conformance.kit.hands import Hands
 from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.place import Place
-from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
-from conformance.kit.split_host import JudgedHost, Occupant, Stage
+from conformance.kit.split_host import JudgedHost
 from conformance.net.frames import MACS
 from conformance.net_front.back import Back
 from conformance.net_front.remote import RemoteInterface
@@ -23,68 +23,35 @@ from conformance.subjects import load_class
 from conformance.wire.hands import hands_of
 from frontends.net import NetFront
 from guest_kernel.guest import Guest
-from guest_kernel.kernel import Kernel
 from guest_kernel.net.device import NetDevice
 from guest_kernel.net.offload import NONE, Offload
 
 Use = Callable[[NetDevice], Awaitable[Any]]
-Work = Callable[[Any], Awaitable[Any]]
-"""Takes the guest's program."""
 DEVICES: Final = f'vif = ["backend=backend,mac={MACS[0].hex(":")}"]'
 BEATS_AFTER_DEATH: Final = 100
 __all__ = ["LOOK_NS", "Job", "Scene", "open_subject", "place", "scene"]
 
 
 @final
-class Job:
-    """Something that the guest's program is to do."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self.done = False
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    async def work(self, guest: Guest | None) -> None:
-        """Do it, in the guest (None: on its behalf)."""
-        try:
-            self.result = await self._work(guest)
-        except Exception as error:
-            self.error = error
-        self.done = True
-
-
-@final
-class Scene(Stage):
+class Scene(FrontStage):
     """What a check gets."""
 
+    make_back = Back
+    back: Back
+    use_fails = "The guest's use of its interface fails"
+    use_hangs = "The guest's program does not come to an end with its interface."
+
     def __init__(self, subject: Any) -> None:
-        super().__init__()
-        self.subject = subject
-        self.back: Back
-        self.user: Kernel | None = None
-        """The guest's kernel, once it runs."""
-        self.jobs: deque[Job] = deque()
+        super().__init__(subject, hands_of(subject))
         self.beats = 0
         """How often the guest's program has come around."""
         self.last_beat = 0
-        self.departs = False
-        """The driver domain ends as it is, and the guest is to live on."""
         self.heard: list[bytes] = []
         """What the guest's program has received."""
-        self.hands = hands_of(subject)
         self.remote: RemoteInterface | None = None
         """The interface, if the guest is no Python program."""
 
     # -- what checks do -----------------------------------------------------------------------------------------------
-
-    def do(self, work: Work) -> Job:
-        """Have the guest's program do something. Raises Skip if it is no Python program."""
-        if self.remote is not None:
-            raise Skip("It takes a guest in Python.")
-        job = Job(work)
-        self.jobs.append(job)
-        return job
 
     def use(self, use: Use) -> Job:
         """Have the guest do something with its interface, once that is there."""
@@ -95,23 +62,11 @@ class Scene(Stage):
 
         return self.do(work)
 
-    async def finish(self, job: Job) -> Any:
-        """Wait until a job is done; return what it returned. Raises Failure if it failed, or never ends."""
-        for _ in range(self.back.patience_ns // LOOK_NS):
-            if job.done:
-                break
-            await self.back.kernel.sleep(LOOK_NS)
-        else:
-            raise Failure("The guest's program does not come to an end with its interface.")
-        if job.error is not None:
-            raise Failure(f"The guest's use of its interface fails: {job.error!r}.")
-        return job.result
-
     async def transmit(self, frame: bytes, offload: Offload = NONE) -> bool:
         """Have the guest send a frame; whether its interface takes it. Raises Failure."""
         remote = self.remote
         if remote is not None:
-            return bool(await self.finish(self._from_afar(lambda: remote.transmit(frame, offload))))
+            return bool(await self.finish(self.do_from_afar(lambda: remote.transmit(frame, offload))))
 
         async def send(device: NetDevice) -> bool:
             return device.transmit(frame, offload)
@@ -122,7 +77,7 @@ class Scene(Stage):
         """Have the guest send frames, one after the other, as there is room."""
         remote = self.remote
         if remote is not None:
-            return self._from_afar(lambda: remote.transmit_all(frames))
+            return self.do_from_afar(lambda: remote.transmit_all(frames))
 
         async def send(device: NetDevice) -> int:
             for frame in frames:
@@ -136,7 +91,7 @@ class Scene(Stage):
     async def listen(self) -> None:
         """Have the guest note down what it receives, as a wire would have brought it. Raises Failure."""
         if self.remote is not None:
-            await self.finish(self._from_afar(self.remote.listen))
+            await self.finish(self.do_from_afar(self.remote.listen))
             return
 
         async def hear(device: NetDevice) -> None:
@@ -158,7 +113,7 @@ class Scene(Stage):
     async def is_alive(self) -> None:
         """Raise Failure unless the guest's program goes on."""
         if self.remote is not None:
-            await self.finish(self._from_afar(self.remote.nothing))
+            await self.finish(self.do_from_afar(self.remote.nothing))
             return
         before = self.beats
         await self.back.kernel.sleep(10 * LOOK_NS)
@@ -172,40 +127,12 @@ class Scene(Stage):
         self.departs = True
         self.last_beat = self.beats + BEATS_AFTER_DEATH
 
-    def _from_afar(self, work: Callable[[], Awaitable[Any]]) -> Job:
-        """Have something done by a guest that is no Python program."""
-        job = Job(lambda _: work())
-        self.back.kernel.spawn(job.work(None), "job")
-        return job
-
     # -- the machinery ------------------------------------------------------------------------------------------------
 
-    async def live(self, kernel: Kernel) -> None:
-        """Be the driver domain's program."""
-        self.back = Back(kernel)
-        self._prepare(kernel)
-        try:
-            await self.begin()
-            if self.back.grants and not self.departs:
-                await self.back.close()
-        except Exception as error:
-            self.failure = error
-            note_failure(kernel, error)
-            self.back.detach()
-        self.over = True
-        if isinstance(self.subject, Occupant):
-            self.subject.end()
-
-    def _prepare(self, kernel: Kernel) -> None:
+    def employ(self, hands: Hands) -> None:
         """Get ready for a guest that is no Python program."""
-        hands = self.hands
-        if hands is None:
-            return
-        hands.serve(kernel, LOOK_NS, lambda: self.over)
         self.remote = RemoteInterface(hands, self.heard)
         self.back.is_ready = lambda: hands.ready
-        if isinstance(self.subject, MachineGuest):
-            self.back.patience_ns = self.subject.patience_ns
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the driver domain. Raises what it raises, and Failure for what the frontend leaves behind."""

@@ -13,8 +13,8 @@ class User(Guest):
         assert scene is not None
         scene.user = self.kernel
         while not scene.over and self.kernel.monotonic_ns() < scene.deadline_ns:
-            if scene.lab_jobs:
-                self.kernel.spawn(scene.lab_jobs.popleft().work_with(scene), "job")
+            if scene.jobs:
+                self.kernel.spawn(scene.jobs.popleft().run(self), "job")
             await self.kernel.sleep(world.LOOK_NS)
         await self.kernel.sleep(40 * world.LOOK_NS)
         scene.count(self.kernel)

@@ -6,7 +6,6 @@ What a check gets has the shape of the conformance kit's scene for block fronten
 from __future__ import annotations
 
 import tempfile
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,20 +28,7 @@ REAL_LIMIT_NS = 5_000_000_000
 """Virtual time in which a guest must be done with a real disk."""
 Use = Callable[[Any], Awaitable[Any]]
 PROGRAMS = Path(__file__).parent
-__all__ = ["LOOK_NS", "LabJob", "LabScene", "current", "judge", "play"]
-
-
-class LabJob(Job):
-    """Something that the guest's program is to do with the submission's disk."""
-
-    async def work_with(self, scene: LabScene) -> None:
-        """Do it, in the guest, once the submission says that its disk is connected."""
-        try:
-            await scene.driver.connected.wait()
-            self.result = await self._use(scene.driver.disk)
-        except Exception as error:
-            self.error = error
-        self.done = True
+__all__ = ["LOOK_NS", "LabScene", "current", "judge", "play"]
 
 
 class LabScene(Scene):
@@ -52,7 +38,6 @@ class LabScene(Scene):
         super().__init__(self.make_driver, directory)
         self._lab = lab
         self.driver: Any = None
-        self.lab_jobs: deque[LabJob] = deque()
         self.unwritten: NotImplementedError | None = None
         self.held = (0, 0, 0)
         """Of the guest, before `publish`."""
@@ -90,11 +75,14 @@ class LabScene(Scene):
         """See what the guest has lost."""
         self.left = [held - now for held, now in zip(self.held, holdings(kernel), strict=True)]
 
-    def use(self, use: Use) -> LabJob:
-        """Have the guest do something with its disk."""
-        job = LabJob(use)
-        self.lab_jobs.append(job)
-        return job
+    def use(self, use: Use) -> Job:
+        """Have the guest do something with the submission's disk, once the submission says that it is connected."""
+
+        async def work(_guest: Any) -> Any:
+            await self.driver.connected.wait()
+            return await use(self.driver.disk)
+
+        return self.do(work)
 
     async def finish(self, job: Job) -> Any:
         """Wait until a job is done; return what it returned. Raises Failure, or what is not written yet."""
