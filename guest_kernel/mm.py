@@ -100,9 +100,7 @@ class ForeignMapping(list[memoryview]):
     def __init__(self, va: int, pieces: Iterable[memoryview]) -> None:
         self.pieces = list(pieces)
         super().__init__(
-            piece if len(piece) == PAGE_SIZE else piece[at : at + PAGE_SIZE]
-            for piece in self.pieces
-            for at in range(0, len(piece), PAGE_SIZE)
+            [piece[at : at + PAGE_SIZE] for piece in self.pieces for at in range(0, len(piece), PAGE_SIZE)]
         )
         self.va = va
         self.pages = len(self)

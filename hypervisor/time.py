@@ -249,6 +249,9 @@ class GuestTime:
             vcpu.poll_timer = None
 
 
+_RUNSTATE = vcpu_abi.vcpu_runstate_info.codec
+
+
 def runstate_fields(vcpu: VCpu, state: int, now: int) -> bytes:
     """Return a vcpu_runstate_info for a vCPU that is in `state` at `now`.
 
@@ -259,7 +262,7 @@ def runstate_fields(vcpu: VCpu, state: int, now: int) -> bytes:
     known = vcpu.time_running + vcpu.time_runnable + vcpu.time_offline
     times = [vcpu.time_running, vcpu.time_runnable, max(since - vcpu.created - known, 0), vcpu.time_offline]
     times[state] += now - since
-    return vcpu_abi.vcpu_runstate_info.pack(state=state, state_entry_time=since, time=tuple(times))
+    return _RUNSTATE.pack(state, since, *times)
 
 
 def _try_copy(vcpu: VCpu, va: int, data: bytes) -> bool:

@@ -45,6 +45,7 @@ SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
 DR6_DEFAULT, DR7_DEFAULT = 0xFFFF0FF0, 0x400
 CR0_START, CR4_START = 0x80050033, 0x660
 """Control registers 0 and 4 as a PV guest reads them."""
+NO_LDT = (0, 0)
 
 
 class Context:
@@ -78,8 +79,7 @@ class Context:
         "iopl",
         "kernel_sp",
         "kernel_ss",
-        "ldt_base",
-        "ldt_ents",
+        "ldt",
         "rflags",
         "syscall32_callback",
         "syscall_callback",
@@ -109,13 +109,30 @@ class Context:
         self.compat_masks: frozenset[int] = frozenset()
         """Which of the last two (CALLBACKTYPE_*) mask upcalls on entry."""
         self.fs_base = self.gs_base_kernel = self.gs_base_user = 0
-        self.ldt_base = self.ldt_ents = self.gdt_ents = 0
+        self.gdt_ents = 0
         self.gdt_frames: list[int] = []
+        """Another list whenever it is another table; so is `ldt`."""
+        self.ldt = NO_LDT
+        """Address and number of entries of the LDT."""
         self.debugreg = [0, 0, 0, 0, 0, 0, DR6_DEFAULT, DR7_DEFAULT]
         self.dr7_emulated = 0
         """Bits of DR7 that the processor is not told: they enable breakpoints on I/O ports."""
         self.trap_table: dict[int, tuple[int, int, int]] = {}
         """By vector: (flags, cs, address), as in struct trap_info."""
+
+    def set_ldt(self, base: int, entries: int) -> None:
+        """Take another LDT, or none."""
+        self.ldt = (base, entries) if entries else NO_LDT
+
+    @property
+    def ldt_base(self) -> int:
+        """Return the address of the LDT, 0 if there is none."""
+        return self.ldt[0]
+
+    @property
+    def ldt_ents(self) -> int:
+        """Return how many entries the LDT has."""
+        return self.ldt[1]
 
 
 NO_WORK = 0

@@ -45,7 +45,7 @@ from toolstack.leaks import find_leaks, ports_in_use
 from toolstack.lifecycle import Lifecycle
 from toolstack.nbd_export import ExportSpec
 from toolstack.outside import Outside
-from toolstack.pace import Pace
+from toolstack.pace import Others, Pace
 from toolstack.preparation import (
     UUID_SPACE,
     NicSpec,
@@ -291,7 +291,7 @@ class Host:
 
     async def _drain(self) -> None:
         """Run the pCPUs until dom0 has shut the host down."""
-        hv, pace = self.hv, Pace()
+        hv, pace, others = self.hv, Pace(), Others()
         self._token = trio.lowlevel.current_trio_token()
         while not hv.stopped:
             if self._obeyed < self.interrupts:
@@ -314,7 +314,7 @@ class Host:
                 break
             caught = self._ear.catch_up()
             if until == 0:
-                await trio.lowlevel.checkpoint()
+                await others.let_run()
             elif caught or self._ear.hear(until - hv.clock.read() if hv.clock.real else NEVER):
                 continue
             elif hv.clock.real:

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 from time import perf_counter_ns
 
+import trio
+
 MAX_STEPS = 500
 FIRST_STEPS = 16
 PATIENCE_NS = 10_000_000
 """Those outside should not wait longer, by the wall clock, than this or than one stretch takes."""
+
+OWN_TASKS = 3
+"""Tasks of an event loop that has only the host to run: the loop's own two, and the host's."""
+ALONE_NS = 20_000_000
+"""So long the host goes on, by the wall clock, before it looks whether it is still alone: signals wait in the loop."""
 
 
 class Pace:
@@ -38,3 +45,18 @@ class Pace:
             self.steps = max(self.steps // 2, 1)
         elif nanoseconds < PATIENCE_NS // 4:
             self.steps = min(self.steps * 2, MAX_STEPS)
+
+
+class Others:
+    """The other tasks of the event loop. A turn of it takes a while, even if there are none."""
+
+    def __init__(self) -> None:
+        self._alone_until = 0
+
+    async def let_run(self) -> None:
+        """Let them run, unless there were none a moment ago."""
+        if self._alone_until and perf_counter_ns() < self._alone_until:
+            return
+        await trio.lowlevel.checkpoint()
+        alone = trio.lowlevel.current_statistics().tasks_living <= OWN_TASKS
+        self._alone_until = perf_counter_ns() + ALONE_NS if alone else 0

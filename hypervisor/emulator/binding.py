@@ -31,6 +31,10 @@ ES, CS, SS, DS, FS, GS, LDT, TR, GDT = range(9)
 """Segment registers, in the processor's numbering, and the tables'."""
 _SEGMENTS = 184
 _SEGMENT = 24
+SELECTOR_AT = tuple((_SEGMENTS + _SEGMENT * segment) // 4 for segment in range(9))
+"""Indices of `Binding.i`: the segment registers' selectors; their limits and flags are 4 and 5 further."""
+BASE_AT = tuple((_SEGMENTS + _SEGMENT * segment + 8) // 8 for segment in range(9))
+"""Indices of `Binding.q`: the segment registers' base addresses."""
 EFLAGS = 136 // 4
 """Index of `Binding.i`: RFLAGS, without the arithmetic flags."""
 HFLAGS = 176 // 4
@@ -58,18 +62,6 @@ OLDEST = (2, 1, 4)
 _NUMBERS = re.compile(r"\d+")
 _RAISE = "raise_exception_err_x86_64"
 NO_EXCEPTION = 0xFFFFFFFF
-
-
-def selector_at(segment: int) -> int:
-    """Return the index of `Binding.i` for a segment register's selector; its limit and flags are 4 and 5 further."""
-    return (_SEGMENTS + _SEGMENT * segment) // 4
-
-
-def base_at(segment: int) -> int:
-    """Return the index of `Binding.q` for a segment register's base address."""
-    return (_SEGMENTS + _SEGMENT * segment + 8) // 8
-
-
 _Invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 _Unmapped = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
@@ -218,7 +210,7 @@ class Binding:
         checks = (
             ("RIP", RIP, 0x1234567, q),
             ("CR2", CR2, 0x7654321, q),
-            ("GS_BASE", base_at(GS), 0x99999, q),
+            ("GS_BASE", BASE_AT[GS], 0x99999, q),
             ("R15", R15, 0xABCDEF0123, q),
         )
         for name, index, value, view in checks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.emulator.binding import FS, GS, RIP, base_at
+from hypervisor.emulator.binding import BASE_AT, FS, GS, RIP
 from hypervisor.emulator.instruction import REPEAT
 from hypervisor.emulator.plain_stores import Decoded, Operand, plain_store
 from hypervisor.errors import DeviceError
@@ -124,7 +124,7 @@ class Operands:
         if instruction.address_size == 4:
             address &= 0xFFFF_FFFF
         if operand.segment is not None:
-            address += self._cpu.q[base_at(FS if operand.segment == "fs" else GS)]
+            address += self._cpu.q[BASE_AT[FS if operand.segment == "fs" else GS]]
         return address & U64
 
     def addresses(self, instruction: Decoded) -> list[int]:

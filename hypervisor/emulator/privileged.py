@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import errno
 from hypervisor.callback import is_canonical
 from hypervisor.emulator import msr
-from hypervisor.emulator.binding import EFLAGS, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, base_at
+from hypervisor.emulator.binding import BASE_AT, EFLAGS, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI
 from hypervisor.emulator.cpuid import Cpuid, guest_cr4
 from hypervisor.emulator.instruction import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, Instruction, decode
 from hypervisor.emulator.port_io import PortIo
@@ -167,7 +167,7 @@ class Privileged:
         if instruction.opcode & 2:
             for prefix, segment in SEGMENT_BASES.items():
                 if prefix in instruction.prefixes:
-                    address += self._cpu.q[base_at(segment)]
+                    address += self._cpu.q[BASE_AT[segment]]
             data = copy_from_guest(vcpu, address & U64, width)
             self._ports.write(vcpu.domain, port, width, int.from_bytes(data, "little"))
         else:
@@ -262,9 +262,9 @@ class Privileged:
         q = self._cpu.q
         number = q[RCX] & U32
         if number == msr.FS_BASE:
-            value: int | None = q[base_at(FS)]
+            value: int | None = q[BASE_AT[FS]]
         elif number == msr.GS_BASE:
-            value = q[base_at(GS)]
+            value = q[BASE_AT[GS]]
         elif number == msr.SHADOW_GS_BASE:
             value = vcpu.context.gs_base_user
         elif number == msr.TSC:
@@ -288,7 +288,7 @@ class Privileged:
             if number == msr.SHADOW_GS_BASE:
                 vcpu.context.gs_base_user = value
             else:
-                q[base_at(FS if number == msr.FS_BASE else GS)] = value
+                q[BASE_AT[FS if number == msr.FS_BASE else GS]] = value
             return instruction.size
         return instruction.size if msr.write(number, value, vcpu) else 0
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hypervisor.abi import errno, xen
 from hypervisor.abi.tracepoints import HYPERCALL
 from hypervisor.emulator.binding import (
+    BASE_AT,
     CR2,
     DS,
     EFLAGS,
@@ -41,11 +42,10 @@ from hypervisor.emulator.binding import (
     RIP,
     RSI,
     RSP,
+    SELECTOR_AT,
     SS,
     TR,
     Binding,
-    base_at,
-    selector_at,
 )
 from hypervisor.emulator.binding import CS as CS_REGISTER
 from hypervisor.emulator.breakpoints import Breakpoints
@@ -174,16 +174,16 @@ class Processor:
         cpu.set_cr3(tables[0] << 12)
         cpu.set_efer(EFER)
         cpu.set_control(CR0_START, CR4)
-        cpu.q[base_at(GDT)] = 0x1000 - 7168 * 8 & U64
-        cpu.i[selector_at(GDT) + 4] = 0xFFFF
+        cpu.q[BASE_AT[GDT]] = 0x1000 - 7168 * 8 & U64
+        cpu.i[SELECTOR_AT[GDT] + 4] = 0xFFFF
         cpu.q[RSP] = 0x800
         cpu.q[RIP] = 16
         cpu.run(0x20)
         if cpu.i[HFLAGS] & HF_CPL_MASK != 3:
             raise InvariantError("the emulated processor did not reach ring 3")
         # A task segment too small for a bitmap of I/O ports: every IN and OUT becomes a #GP.
-        cpu.i[selector_at(TR)] = TSS_SELECTOR
-        cpu.i[selector_at(TR) + 4] = 0
+        cpu.i[SELECTOR_AT[TR]] = TSS_SELECTOR
+        cpu.i[SELECTOR_AT[TR] + 4] = 0
         for frame in frames:
             hv.frames.free_xen(frame)
 
@@ -379,14 +379,14 @@ class Processor:
         segments = self.segments
         good = True
         for segment, selector in ((ES, context.es), (DS, context.ds), (FS, context.fs), (GS, context.gs)):
-            if i[selector_at(segment)] != selector or selector & ~3:
+            if i[SELECTOR_AT[segment]] != selector or selector & ~3:
                 good = segments.load(vcpu, segment, selector) and good
-        if i[selector_at(CS_REGISTER)] != context.cs:
+        if i[SELECTOR_AT[CS_REGISTER]] != context.cs:
             segments.load_code(vcpu, context.cs)
-        if i[selector_at(SS)] != context.ss:
+        if i[SELECTOR_AT[SS]] != context.ss:
             segments.load_stack(vcpu, context.ss)
-        q[base_at(FS)] = context.fs_base
-        q[base_at(GS)] = context.gs_base_kernel if context.in_kernel else context.gs_base_user
+        q[BASE_AT[FS]] = context.fs_base
+        q[BASE_AT[GS]] = context.gs_base_kernel if context.in_kernel else context.gs_base_user
         if not good:
             wanted = {name: getattr(context, name) for name in ("ds", "es", "fs", "gs")}
             self.traps.failsafe(vcpu, wanted)
@@ -399,16 +399,16 @@ class Processor:
             context.rax, context.rcx, context.rdx, context.rbx, context.rsp, context.rbp, context.rsi, context.rdi,
             context.r8, context.r9, context.r10, context.r11, context.r12, context.r13, context.r14, context.r15,
             context.rip,
-        ) = q[: len(GENERAL_REGISTERS)]  # fmt: skip
+        ) = q[: len(GENERAL_REGISTERS)].tolist()  # fmt: skip
         context.rflags = cpu.flags()
-        context.es, context.ds = i[selector_at(ES)], i[selector_at(DS)]
-        context.fs, context.gs = i[selector_at(FS)], i[selector_at(GS)]
-        context.cs, context.ss = i[selector_at(CS_REGISTER)], i[selector_at(SS)]
-        context.fs_base = q[base_at(FS)]
+        context.es, context.ds = i[SELECTOR_AT[ES]], i[SELECTOR_AT[DS]]
+        context.fs, context.gs = i[SELECTOR_AT[FS]], i[SELECTOR_AT[GS]]
+        context.cs, context.ss = i[SELECTOR_AT[CS_REGISTER]], i[SELECTOR_AT[SS]]
+        context.fs_base = q[BASE_AT[FS]]
         if context.in_kernel:
-            context.gs_base_kernel = q[base_at(GS)]
+            context.gs_base_kernel = q[BASE_AT[GS]]
         else:
-            context.gs_base_user = q[base_at(GS)]
+            context.gs_base_user = q[BASE_AT[GS]]
 
     def save(self, vcpu: EmulatedVCpu) -> None:
         """Bring the registers of a vCPU up to date, in the midst of its run."""
@@ -436,7 +436,7 @@ class Processor:
     def _sync(self, vcpu: EmulatedVCpu) -> None:
         """Let the CPU use the page tables (before it goes on) and the descriptor tables that the vCPU has now."""
         context = vcpu.context
-        if context.gdt_frames is not vcpu.gdt_loaded or (context.ldt_base, context.ldt_ents) != vcpu.ldt_loaded:
+        if context.gdt_frames is not vcpu.gdt_loaded or context.ldt is not vcpu.ldt_loaded:
             self.segments.sync(vcpu)
             self.segments.load_tables(vcpu)
         root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
@@ -545,13 +545,13 @@ class Processor:
     def set_segment_base(self, vcpu: EmulatedVCpu, which: int, base: int) -> None:
         """Let the CPU know a new base of FS, or of GS in kernel mode."""
         if vcpu is self.vcpu:
-            self.cpu.q[base_at(FS if which == xen.SEGBASE_FS else GS)] = base
+            self.cpu.q[BASE_AT[FS if which == xen.SEGBASE_FS else GS]] = base
 
     def load_user_gs(self, vcpu: EmulatedVCpu, selector: int) -> None:
         """Load GS with a selector of the guest's, its base becoming that of user mode."""
         if vcpu is not self.vcpu:
             return
-        cpu, at = self.cpu, base_at(GS)
+        cpu, at = self.cpu, BASE_AT[GS]
         kernel_base = cpu.q[at]
         cpu.q[at] = 0
         self.segments.load(vcpu, GS, selector | 3 if selector > 3 else selector)
@@ -592,7 +592,7 @@ class Processor:
         hv, cpu, q, b, words, entries = self.hv, self.cpu, self.cpu.q, self.hv.memory.b, self._words, self._entries
         table, trace, timers = hv.table, hv.trace, self._timers
         tape = hv.tape
-        size = len(table)
+        size, use = len(table), self._spaces.use
 
         def syscall() -> None:
             """Carry out a hypercall of the guest kernel, or pass a system call of user code on to it."""
@@ -633,14 +633,14 @@ class Processor:
                     or timers.next_deadline < self._stops_at
                     or words[COUNT] >= words[DEADLINE]
                     or context.gdt_frames is not vcpu.gdt_loaded
-                    or (context.ldt_base, context.ldt_ents) != vcpu.ldt_loaded
+                    or context.ldt is not vcpu.ldt_loaded
                 ):
                     self._leave(vcpu, SYSCALL_SIZE)
                     return
                 root = vcpu.kernel_cr3 if context.in_kernel else vcpu.user_cr3
                 if root != self._root:
                     self._root = root
-                    self._spaces.use(root)
+                    use(root)
                 elif not vcpu.tlb_is_stale:
                     return
                 vcpu.tlb_is_stale = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
-from hypervisor.emulator.binding import CS, DS, ES, FS, GDT, GS, HF_CS32, HF_CS64, HFLAGS, LDT, SS, base_at, selector_at
+from hypervisor.emulator.binding import BASE_AT, CS, DS, ES, FS, GDT, GS, HF_CS32, HF_CS64, HFLAGS, LDT, SELECTOR_AT, SS
 from hypervisor.errors import InvariantError
 from hypervisor.mm.descriptors import FIRST_RESERVED_GDT_PAGE
 from hypervisor.mm.pte import ACCESSED, DIRTY, PRESENT, RW
@@ -70,7 +70,7 @@ class Segments:
         for index in range(LDT_PAGE, PAGES_PER_VCPU):
             q[base + index] = 0
         vcpu.gdt_loaded = context.gdt_frames
-        vcpu.ldt_loaded = (context.ldt_base, context.ldt_ents)
+        vcpu.ldt_loaded = context.ldt
         vcpu.tlb_is_stale = True
 
     def map_ldt(self, vcpu: EmulatedVCpu, offset: int) -> bool:
@@ -95,13 +95,13 @@ class Segments:
         """Point the CPU to the descriptor tables of a vCPU."""
         cpu = self._cpu
         area = self.area(vcpu)
-        cpu.q[base_at(GDT)] = area
-        cpu.i[selector_at(GDT) + 4] = 0xFFFF
+        cpu.q[BASE_AT[GDT]] = area
+        cpu.i[SELECTOR_AT[GDT] + 4] = 0xFFFF
         entries = vcpu.context.ldt_ents
-        cpu.i[selector_at(LDT)] = LDT_SELECTOR if entries else 0
-        cpu.q[base_at(LDT)] = area + LDT_PAGE * 4096
-        cpu.i[selector_at(LDT) + 4] = entries * 8 - 1 if entries else 0
-        cpu.i[selector_at(LDT) + 5] = 0x8200 if entries else 0
+        cpu.i[SELECTOR_AT[LDT]] = LDT_SELECTOR if entries else 0
+        cpu.q[BASE_AT[LDT]] = area + LDT_PAGE * 4096
+        cpu.i[SELECTOR_AT[LDT] + 4] = entries * 8 - 1 if entries else 0
+        cpu.i[SELECTOR_AT[LDT] + 5] = 0x8200 if entries else 0
 
     def descriptor(self, vcpu: EmulatedVCpu, selector: int) -> int:
         """Return the descriptor that a selector names; 0 if there is none."""
@@ -158,7 +158,7 @@ class Segments:
 
     def _fill(self, segment: int, selector: int, descriptor: int) -> None:
         """Put a descriptor into the hidden part of a segment register."""
-        i, at = self._cpu.i, selector_at(segment)
+        i, at = self._cpu.i, SELECTOR_AT[segment]
         limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF0000
         if descriptor & _GRANULAR:
             limit = limit << 12 | 0xFFF
@@ -166,7 +166,7 @@ class Segments:
         i[at + 4] = limit
         i[at + 5] = descriptor >> 32 & _ATTRIBUTES
         if segment not in (FS, GS) or selector & ~3:
-            self._cpu.q[base_at(segment)] = descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000
+            self._cpu.q[BASE_AT[segment]] = descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000
 
 
 DATA_SEGMENTS = (ES, DS, FS, GS)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hypervisor.abi import xen
 from hypervisor.abi.tracepoints import UPCALL
 from hypervisor.crash_dump import say_unhandled
-from hypervisor.emulator.binding import CS, GS, R11, RAX, RCX, RIP, RSP, SS, base_at, selector_at
+from hypervisor.emulator.binding import BASE_AT, CS, GS, R11, RAX, RCX, RIP, RSP, SELECTOR_AT, SS
 from hypervisor.errors import HypercallError
 from hypervisor.guest_access import XEN_VIRT_END, XEN_VIRT_START, copy_from_guest, copy_to_guest
 
@@ -73,7 +73,7 @@ class Traps:
         cpu, memory = self._cpu, self._memory
         q, i = cpu.q, cpu.i
         context = vcpu.context
-        code, stack_pointer, stack_segment = i[selector_at(CS)], q[RSP], i[selector_at(SS)]
+        code, stack_pointer, stack_segment = i[SELECTOR_AT[CS]], q[RSP], i[SELECTOR_AT[SS]]
         if context.in_kernel:
             code &= 0xFFFC
             sp = stack_pointer & ~0xF
@@ -175,8 +175,8 @@ class Traps:
         if not target:
             return self.inject(vcpu, UD)
         # SYSCALL itself loads flat segments, and that is what the frame shows.
-        self._cpu.i[selector_at(CS)] = xen.FLAT_KERNEL_CS
-        self._cpu.i[selector_at(SS)] = xen.FLAT_KERNEL_SS
+        self._cpu.i[SELECTOR_AT[CS]] = xen.FLAT_KERNEL_CS
+        self._cpu.i[SELECTOR_AT[SS]] = xen.FLAT_KERNEL_SS
         masks = bool(context.flags & xen.VGCF_syscall_disables_events)
         done = self.bounce(vcpu, target, rip, flags, mask=masks)
         if done and flags & DIRECTION:
@@ -217,11 +217,11 @@ class Traps:
         segments = self._processor.segments
         code, stack = code & 0xFFFF | 3, stack & 0xFFFF | 3
         # What the processor refuses to return to is a #GP at the instruction to come, with the bad selector.
-        if i[selector_at(CS)] != code and not segments.load_code(vcpu, code):
-            i[selector_at(CS)] = code
+        if i[SELECTOR_AT[CS]] != code and not segments.load_code(vcpu, code):
+            i[SELECTOR_AT[CS]] = code
             self.inject(vcpu, GP, code & ~3)
-        elif i[selector_at(SS)] != stack and not segments.load_stack(vcpu, stack):
-            i[selector_at(SS)] = stack
+        elif i[SELECTOR_AT[SS]] != stack and not segments.load_stack(vcpu, stack):
+            i[SELECTOR_AT[SS]] = stack
             self.inject(vcpu, GP, stack & ~3)
 
     def failsafe(self, vcpu: EmulatedVCpu, selectors: dict[str, int]) -> bool:
@@ -232,7 +232,7 @@ class Traps:
         cpu, memory, context = self._cpu, self._memory, vcpu.context
         q, i = cpu.q, cpu.i
         flags, rip, stack_pointer = cpu.flags(), q[RIP], q[RSP]
-        code, stack_segment = i[selector_at(CS)], i[selector_at(SS)]
+        code, stack_segment = i[SELECTOR_AT[CS]], i[SELECTOR_AT[SS]]
         saved_mask = memory.b[vcpu.info + MASK_BYTE]
         pushed = flags & ~(IF | IOPL) | (0 if saved_mask else IF)
         if vcpu.domain.vm_assist >> xen.VMASST_TYPE_architectural_iopl & 1:
@@ -259,9 +259,9 @@ class Traps:
     def _enter(self, vcpu: EmulatedVCpu, target: int, sp: int, flags: int) -> None:
         """Go to an entry point of the guest kernel, on its flat segments."""
         i, q = self._cpu.i, self._cpu.q
-        if i[selector_at(CS)] != xen.FLAT_KERNEL_CS:
+        if i[SELECTOR_AT[CS]] != xen.FLAT_KERNEL_CS:
             self._processor.segments.load_code(vcpu, xen.FLAT_KERNEL_CS)
-        if i[selector_at(SS)] != xen.FLAT_KERNEL_SS:
+        if i[SELECTOR_AT[SS]] != xen.FLAT_KERNEL_SS:
             self._processor.segments.load_stack(vcpu, xen.FLAT_KERNEL_SS)
         if flags & LEAVE:
             self._cpu.set_flags(flags & ~LEAVE)
@@ -270,7 +270,7 @@ class Traps:
 
 def swap_gs(vcpu: EmulatedVCpu, q: memoryview, *, to_kernel: bool) -> None:
     """Exchange the GS bases of user and kernel mode, as SWAPGS does."""
-    context, at = vcpu.context, base_at(GS)
+    context, at = vcpu.context, BASE_AT[GS]
     if to_kernel:
         context.gs_base_user, q[at] = q[at], context.gs_base_kernel
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
 from hypervisor.mm.pte import FRAME_MASK
-from hypervisor.vcpu import Context, VCpu
+from hypervisor.vcpu import NO_LDT, Context, VCpu
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -58,7 +58,7 @@ class EmulatedVCpu(VCpu):
         """Empty: as after a reset."""
         self.gdt_loaded: list[int] | None = None
         """The `gdt_frames` that are mapped in the domain's own area for this vCPU; None: nothing is."""
-        self.ldt_loaded = (0, 0)
+        self.ldt_loaded = NO_LDT
         self.resumes_at = -1
         """Where it has returned to with RF set: a breakpoint there lets the instruction pass once."""
         self.tlb_is_stale = True

@@ -113,8 +113,7 @@ class DescriptorTables:
         if entries > MAX_LDT_ENTRIES or (entries and (base & 0xFFF or not access_ok(base))):
             raise HypercallError(errno.EINVAL)
         self.drop_ldt(vcpu)
-        vcpu.context.ldt_base = base if entries else 0
-        vcpu.context.ldt_ents = entries
+        vcpu.context.set_ldt(base, entries)
 
     def map_ldt_page(self, vcpu: VCpu, offset: int) -> int:
         """Check the page of the LDT with the byte `offset` at its first use; returns its frame, or -1 for a fault."""
@@ -139,7 +138,7 @@ class DescriptorTables:
     def destroy(self, vcpu: VCpu) -> None:
         """Drop all descriptor tables of a vCPU."""
         self.drop_ldt(vcpu)
-        vcpu.context.ldt_base = vcpu.context.ldt_ents = 0
+        vcpu.context.set_ldt(0, 0)
         self._drop_gdt(vcpu)
 
     def _set_gdt(self, vcpu: VCpu, frame_list: int, entries: int, _a3: int, _a4: int, _a5: int) -> int:

@@ -344,6 +344,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing(
     body = 'disk = await self.disk("xvda")\nfor n in range(50):\n    await disk.write(n, bytes(512))'
     client = bench.guest("client", body, 'disk = ["d.img,raw,xvda,rw,backend=server"]', 'vif = [""]')
     monkeypatch.setattr(pace, "MAX_STEPS", 1)
+    monkeypatch.setattr(pace, "ALONE_NS", 0)
     count = 0
     checkpoint = trio.lowlevel.checkpoint
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import trio
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from toolstack import pace
 from toolstack.cli import main
-from toolstack.pace import MAX_STEPS, PATIENCE_NS, Pace
+from toolstack.pace import MAX_STEPS, PATIENCE_NS, Others, Pace
 
 
 @given(st.integers(1, 10**9))
@@ -73,3 +74,49 @@ def test_when_the_host_looks_up_changes_nothing(
         assert done.exit_code == 0, done.output
         traces.append(path.read_bytes())
     assert [trace == traces[0] for trace in traces] == [True] * 4
+
+
+def test_others_run_whenever_there_are_some() -> None:
+    async def other(turns: list[int]) -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns.append(len(turns))
+
+    async def run() -> list[int]:
+        others, turns = Others(), list[int]()
+        await others.let_run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other, turns)
+            await trio.sleep(2 * pace.ALONE_NS / 1e9)
+            before = len(turns)
+            for _ in range(100):
+                await others.let_run()
+            nursery.cancel_scope.cancel()
+        return turns[before:]
+
+    assert len(trio.run(run)) in (99, 100, 101)
+
+
+def test_who_is_alone_goes_on_but_can_be_stopped() -> None:
+    async def run() -> tuple[int, int]:
+        others, rounds = Others(), 0
+        loops = []
+        trio.lowlevel.add_instrument(Counting(loops))
+        with trio.move_on_after(5 * pace.ALONE_NS / 1e9):
+            while True:
+                await others.let_run()
+                rounds += 1
+        return rounds, len(loops)
+
+    rounds, loops = trio.run(run)
+    assert 0 < loops < 10 < 1000 < rounds
+
+
+class Counting(trio.abc.Instrument):
+    """Counts the turns of an event loop."""
+
+    def __init__(self, turns: list[None]) -> None:
+        self._turns = turns
+
+    def before_io_wait(self, timeout: float) -> None:
+        self._turns.append(None)
