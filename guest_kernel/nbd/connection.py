@@ -758,7 +758,9 @@ class Connection:
         if at > limit:
             return at
         if not job.error:
-            return self._answer_writes(at, limit) if job.op else self._answer_reads(at, limit)
+            last = self.finished[-1]
+            only_writes = job.op and type(last) is SmallJob and last.op
+            return self._answer_writes(at, limit) if only_writes else self._answer_any(at, limit)
         self.finished.popleft()
         self.jobs -= 1
         self.export.pool.give(job.held)
@@ -767,25 +769,31 @@ class Connection:
         self._out.view[at:end] = header
         return end
 
-    def _answer_reads(self, at: int, limit: int) -> int:
-        """The same of small reads that went well, up to the first that is something else."""
+    def _answer_any(self, at: int, limit: int) -> int:
+        """The same of small requests that went well, up to the first that did not or is no small one."""
         out, structured, pool, finished = self._out.view, self._structured, self.export.pool, self.finished
         single, keep = pool.single, not pool.wanted
         size_of_head = _CHUNK_SIZE if structured else _REPLY_SIZE
         count = 0
         for job in finished:
-            if type(job) is not SmallJob or job.error or job.op:
+            if type(job) is not SmallJob or job.error:
                 break
-            size = job.length
-            start = at + size_of_head
-            end = start + size
-            if end > limit:
-                break
-            if structured:
-                _PUT_WHOLE_CHUNK(out, at, wire.WHOLE_CHUNK, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
-            else:
+            if job.op:
+                end = at + _REPLY_SIZE
+                if end > limit:
+                    break
                 _PUT_WORDS(out, at, wire.WELL_DONE, job.cookie)
-            out[start:end] = job.view if size == MAX_SMALL else job.view[:size]
+            else:
+                size = job.length
+                start = at + size_of_head
+                end = start + size
+                if end > limit:
+                    break
+                if structured:
+                    _PUT_WHOLE_CHUNK(out, at, wire.WHOLE_CHUNK, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
+                else:
+                    _PUT_WORDS(out, at, wire.WELL_DONE, job.cookie)
+                out[start:end] = job.view if size == MAX_SMALL else job.view[:size]
             at = end
             count += 1
             held = job.held
@@ -797,7 +805,7 @@ class Connection:
         return at
 
     def _answer_writes(self, at: int, limit: int) -> int:
-        """The same of small writes that went well, up to the first that is something else."""
+        """The same of small writes alone, as one piece."""
         pool, finished = self.export.pool, self.finished
         single, keep = pool.single, not pool.wanted
         words: list[int] = []
