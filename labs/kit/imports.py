@@ -25,9 +25,14 @@ def forbidden_import(paths: Iterable[Path], allowed: Sequence[str]) -> str:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         for line, name in _imports(tree):
-            if name.partition(".")[0] in OURS and not any(f"{name}.".startswith(f"{one}.") for one in allowed):
+            if is_forbidden(name, allowed):
                 return f"{path.name}:{line}: {name} is not to be used in this lab: it has what you are to write"
     return ""
+
+
+def is_forbidden(name: str, allowed: Sequence[str]) -> bool:
+    """Whether something of this project's, by its full name, is not to be used."""
+    return name.partition(".")[0] in OURS and not any(f"{name}.".startswith(f"{one}.") for one in allowed)
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:

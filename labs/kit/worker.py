@@ -6,8 +6,8 @@ nobody waits for, and whose group is killed when it is over. What a child has to
 
 This is the program `python -m labs.kit.worker LAB DIRECTORY SEED PATIENCE`; it writes a line of JSON for each check.
 
-It keeps accidents apart, not criminals: a submission runs with the rights of the person who grades it, and shares its
-process with the check. docs/teaching.md says what to do with strangers.
+It keeps accidents apart, and students who would rather grade themselves (`labs.kit.guard`), but not criminals: a
+submission runs with the rights of the person who grades it. docs/teaching.md says what to do with strangers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import resource
+import secrets
 import selectors
 import signal
 import sys
@@ -29,6 +30,7 @@ from typing import Any, NoReturn
 import attrs
 
 from labs.kit.check import Check, Miss, Work
+from labs.kit.guard import Guard
 from labs.kit.imports import forbidden_import
 from labs.kit.seed import rng_for
 
@@ -49,26 +51,29 @@ def main(name: str, directory: str, seed: int, patience: float) -> None:
     assert lab is not None, name
     _adopt_orphans()
     forbidden = forbidden_import(Path(directory).glob("*.py"), lab.allowed)
-    for check in lab.checks().all:
+    checks = lab.checks().all
+    guard = Guard(Path(directory), lab.allowed)
+    for check in checks:
         check = attrs.evolve(check, limit=check.limit * patience)
         if forbidden:
             reply = {"name": check.name, "earned": False, "reason": forbidden, "output": ""}
         else:
-            reply = run_check(check, lab.name, Path(directory), seed)
+            reply = run_check(check, lab.name, Path(directory), seed, guard)
             _end_orphans()
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 
 
-def run_check(check: Check, lab: str, directory: Path, seed: int) -> dict[str, Any]:
+def run_check(check: Check, lab: str, directory: Path, seed: int, guard: Guard) -> dict[str, Any]:
     """Run one check in a child; return `earned`, `reason`, `output`."""
     reply_in, reply_out = os.pipe()
     output_in, output_out = os.pipe()
+    token = secrets.token_hex()
     pid = os.fork()
     if pid == 0:
         os.close(reply_in)
         os.close(output_in)
-        _be_child(check, lab, directory, seed, reply_out, output_out)
+        _be_child(check, lab, directory, seed, reply_out, output_out, token, guard)
     os.close(reply_out)
     os.close(output_out)
     try:
@@ -81,6 +86,8 @@ def run_check(check: Check, lab: str, directory: Path, seed: int) -> dict[str, A
         told = json.loads(reply)
         if not isinstance(told.get("earned"), bool) or not isinstance(told.get("reason"), str):
             raise ValueError
+        if told["earned"] and told.get("token") != token:
+            told = {"earned": False, "reason": "somebody other than the check has said that it is met"}
     except (ValueError, AttributeError):
         told = {"earned": False, "reason": _how_it_ended(status, check)}
     return {
@@ -164,7 +171,9 @@ def _children() -> list[int]:
 # -- the child's side -------------------------------------------------------------------------------------------------
 
 
-def _be_child(check: Check, lab: str, directory: Path, seed: int, reply_out: int, output_out: int) -> NoReturn:
+def _be_child(
+    check: Check, lab: str, directory: Path, seed: int, reply_out: int, output_out: int, token: str, guard: Guard
+) -> NoReturn:
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for fd, target in ((null, 0), (output_out, 1), (output_out, 2)):
@@ -177,24 +186,36 @@ def _be_child(check: Check, lab: str, directory: Path, seed: int, reply_out: int
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(directory)
 
-    def answer(earned: bool, reason: str) -> NoReturn:
+    # Only who has the token can say that the check is met; nothing that a submission could exchange ever gets it.
+    good = json.dumps({"earned": True, "reason": "", "token": token}).encode()
+    del token
+    work = Work(directory, rng_for(seed, lab, check.name))
+    function, missed = check.function, Miss
+    write, leave, dumps = os.write, os._exit, json.dumps
+
+    def refuse(reason: str) -> NoReturn:
         with suppress(OSError):
-            os.write(reply_out, json.dumps({"earned": earned, "reason": reason}).encode())
-        os._exit(0)
+            write(reply_out, dumps({"earned": False, "reason": reason}).encode())
+        leave(0)
 
     def out_of_time(_signal: int, frame: FrameType | None) -> None:
-        answer(False, f"no end after {check.limit:g} s{_where(frame, directory)}")
+        refuse(f"no end after {check.limit:g} s{_where(frame, directory)}")
 
     signal.signal(signal.SIGALRM, out_of_time)
     signal.setitimer(signal.ITIMER_REAL, check.limit)
     sys.dont_write_bytecode = True
+    guard.close()
     try:
-        check.function(Work(directory, rng_for(seed, lab, check.name)))
-    except Miss as miss:
-        answer(False, str(miss))
+        function(work)
+    except missed as miss:
+        refuse(str(miss))
     except BaseException as error:
-        answer(False, explain(error, directory))
-    answer(True, "")
+        refuse(explain(error, directory))
+    reason = guard.broken()
+    if reason:
+        refuse(reason)
+    write(reply_out, good)
+    leave(0)
 
 
 def explain(error: BaseException, directory: Path) -> str:

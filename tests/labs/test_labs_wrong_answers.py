@@ -10,6 +10,7 @@ import pytest
 
 from labs.course import SOLUTIONS, find
 from labs.kit.check import Check, Checks
+from labs.kit.guard import Guard
 from labs.kit.worker import run_check
 
 
@@ -201,9 +202,11 @@ def test_a_faulty_answer_is_missed_by_its_check(fault: Fault, tmp_path: Path) ->
     text = (tmp_path / fault.file).read_text()
     assert fault.right in text
     (tmp_path / fault.file).write_text(text.replace(fault.right, fault.wrong))
-    reply = run_check(named(lab.checks(), fault.missed), lab.name, tmp_path, 1)
+    check = named(lab.checks(), fault.missed)
+    reply = run_check(check, lab.name, tmp_path, 1, Guard(tmp_path, lab.allowed))
     assert not reply["earned"]
     assert reply["reason"]
+    assert "grade" not in reply["reason"]
 
 
 def named(checks: Checks, name: str) -> Check:
