@@ -88,25 +88,33 @@ def test_the_example_in_c_passes(compiler: str, tmp_path: Path, suite: str) -> N
     assert passed >= PASSED[suite]
 
 
-ON_THE_BUS = {"vbd": "blkif-backend", "vif": "netif-backend"}
+ON_THE_BUS = {
+    "blkif-backend": ("xenbus-backend", "vbd"),
+    "blkif-frontend": ("xenbus-frontend", "vbd"),
+    "netif-backend": ("xenbus-backend", "vif"),
+    "netif-frontend": ("xenbus-frontend", "vif"),
+}
+"""Suite of an example → the suite of the bus for it, and its class of devices."""
 BUS_FAULTS = {3: "XENBUS-BACKEND-020", 7: "XENBUS-BACKEND-022"}
 """What stays mapped is found by how the backend behaves on the bus, too."""
 
 
-@pytest.mark.parametrize("type", ON_THE_BUS)
-def test_the_backends_in_c_behave_on_the_bus(compiler: str, tmp_path: Path, type: str) -> None:
-    program = build(compiler, tmp_path, ON_THE_BUS[type])
-    code, text = serve(tmp_path, "--", program, suite="xenbus-backend", type=type)
-    count = len(SUITES["xenbus-backend"].checks)
-    assert (code, text) == (0, f"{count} checks: {count} success\n")
+@pytest.mark.parametrize("example", ON_THE_BUS)
+def test_the_examples_in_c_behave_on_the_bus(compiler: str, tmp_path: Path, example: str) -> None:
+    suite, type = ON_THE_BUS[example]
+    code, text = serve(tmp_path, "--", build(compiler, tmp_path, example), suite=suite, type=type)
+    count = len(SUITES[suite].checks)
+    # (A process does not hear of the end of its domain: XENBUS-FRONTEND-029.)
+    told = f"{count - 1} success, 1 skip" if suite == "xenbus-frontend" else f"{count} success"
+    assert (code, text.splitlines()[-1]) == (0, f"{count} checks: {told}")
 
 
-@pytest.mark.parametrize("type", ON_THE_BUS)
+@pytest.mark.parametrize("example", ["blkif-backend", "netif-backend"])
 @pytest.mark.parametrize("fault", BUS_FAULTS)
-def test_a_planted_fault_is_caught_on_the_bus(compiler: str, tmp_path: Path, type: str, fault: int) -> None:
-    program = build(compiler, tmp_path, ON_THE_BUS[type], fault)
-    words = ("--only", BUS_FAULTS[fault], "--", program)
-    code, text = serve(tmp_path, *words, suite="xenbus-backend", type=type)
+def test_a_planted_fault_is_caught_on_the_bus(compiler: str, tmp_path: Path, example: str, fault: int) -> None:
+    suite, type = ON_THE_BUS[example]
+    words = ("--only", BUS_FAULTS[fault], "--", build(compiler, tmp_path, example, fault))
+    code, text = serve(tmp_path, *words, suite=suite, type=type)
     assert code == 1
     assert f"failure  {BUS_FAULTS[fault]}" in text
 

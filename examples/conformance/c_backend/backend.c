@@ -46,7 +46,7 @@ static struct disk disk;
 
 static long long front_says(const char *name)
 {
-	return pw_read_number(&pw, bus_node(disk.bus.front, name));
+	return pw_read_number(&pw, bus_node(disk.bus.other, name));
 }
 
 static void say(const char *name, unsigned long long value)
@@ -212,7 +212,7 @@ static bool attach(void)
 	long long ref = front_says("ring-ref"), port = front_says("event-channel");
 	uint32_t reference = (uint32_t)ref;
 
-	if (!pw_read(&pw, bus_node(disk.bus.front, "protocol"), protocol, sizeof protocol) && strcmp(protocol, "x86_64-abi"))
+	if (!pw_read(&pw, bus_node(disk.bus.other, "protocol"), protocol, sizeof protocol) && strcmp(protocol, "x86_64-abi"))
 		return false;
 	if (ref < 0 || ref > UINT32_MAX || port < 0 || port > UINT32_MAX)
 		return false;
@@ -263,7 +263,7 @@ static bool find(void)
 	if (pw_directory(&pw, directory) || !pw.answer_length)
 		return false;
 	snprintf(home, sizeof home, "%s/%.20s", directory, (const char *)pw.answer);
-	if (pw_read(&pw, bus_node(home, "frontend"), disk.bus.front, sizeof disk.bus.front) ||
+	if (pw_read(&pw, bus_node(home, "frontend"), disk.bus.other, sizeof disk.bus.other) ||
 	    pw_read(&pw, bus_node(home, "params"), image, sizeof image))
 		return false;                    /* not complete: the watch will say so */
 	disk.image = open(image, O_RDWR);
@@ -272,21 +272,21 @@ static bool find(void)
 	strcpy(disk.bus.home, home);
 	disk.bus.domid = (uint16_t)pw_read_number(&pw, bus_node(home, "frontend-id"));
 	disk.sectors = (uint64_t)lseek(disk.image, 0, SEEK_END) / SECTOR;
-	pw_watch(&pw, bus_node(disk.bus.front, "state"), "front");
+	pw_watch(&pw, bus_node(disk.bus.other, "state"), "front");
 	return true;
 }
 
 /* Let go of a frontend that closes, or is gone. */
 static void let_go(void)
 {
-	if (FAULT != 7 || bus_state(&pw, disk.bus.front) != XenbusStateUnknown)
+	if (FAULT != 7 || bus_state(&pw, disk.bus.other) != XenbusStateUnknown)
 		detach();
 }
 
 static void forget(void)
 {
 	let_go();
-	pw_unwatch(&pw, bus_node(disk.bus.front, "state"), "front");
+	pw_unwatch(&pw, bus_node(disk.bus.other, "state"), "front");
 	close(disk.image);
 	disk.bus.home[0] = 0;
 }

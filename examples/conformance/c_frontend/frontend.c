@@ -15,8 +15,8 @@
 #include <xen/xen.h>
 #include <xen/io/blkif.h>
 #include <xen/io/ring.h>
-#include <xen/io/xenbus.h>
 
+#include "bus.h"
 #include "paravirt_wire.h"
 
 #define HOME "device/vbd/51712"
@@ -44,8 +44,7 @@ struct shadow {
 };
 
 static struct pw pw;
-static char backend[128];
-static uint16_t domid;
+static struct bus bus = { .home = HOME };    /* the other end is empty: there is no device */
 static uint32_t port, ring_page, ring_ref;
 static blkif_front_ring_t ring;
 static struct shadow shadows[SLOTS];
@@ -135,7 +134,7 @@ static bool send_part(struct job *job)
 				break;
 			if (!is_read)
 				memcpy(pw_page(&pw, shadow->page[n]), job->data + (size_t)job->sent * SECTOR, count * SECTOR);
-			if (pw_grant(&pw, domid, is_read ? 0 : PW_READONLY, shadow->page[n], &shadow->ref[n])) {
+			if (pw_grant(&pw, bus.domid, is_read ? 0 : PW_READONLY, shadow->page[n], &shadow->ref[n])) {
 				pw_free(&pw, shadow->page[n]);
 				break;
 			}
@@ -194,7 +193,7 @@ static void give_up(const char *why)
 {
 	pw_log(&pw, why);
 	life = GONE;
-	pw_write(&pw, HOME "/state", "%d", XenbusStateClosing);
+	bus_switch(&pw, &bus, bus_state(&pw, bus.home), XenbusStateClosing);
 }
 
 static void answer(const blkif_response_t *response)
@@ -238,45 +237,43 @@ static void collect(void)
 
 /* ---- the bus */
 
-static const char *theirs(const char *name)
+static long long theirs(const char *name)
 {
-	static char path[192];
-	snprintf(path, sizeof path, "%s/%s", backend, name);
-	return path;
+	return pw_read_number(&pw, bus_node(bus.other, name));
 }
 
 /* Make the ring, and say where it is. */
-static void publish(void)
+static void publish(int own, int next)
 {
-	if (pw_alloc(&pw, &ring_page) || pw_grant(&pw, domid, 0, ring_page, &ring_ref) ||
-	    pw_alloc_unbound(&pw, domid, &port))
+	if (pw_alloc(&pw, &ring_page) || pw_grant(&pw, bus.domid, 0, ring_page, &ring_ref) ||
+	    pw_alloc_unbound(&pw, bus.domid, &port))
 		return;
 	blkif_sring_t *shared = pw_page(&pw, ring_page);
 	SHARED_RING_INIT(shared);
 	FRONT_RING_INIT(&ring, shared, PW_PAGE_SIZE);
-	pw_write(&pw, HOME "/ring-ref", "%u", ring_ref);
-	pw_write(&pw, HOME "/event-channel", "%u", port);
-	pw_write(&pw, HOME "/protocol", "x86_64-abi");
-	pw_write(&pw, HOME "/state", "%d", XenbusStateInitialised);
+	const struct bus_value nodes[] = {
+		{ "ring-ref", ring_ref, NULL }, { "event-channel", port, NULL }, { "protocol", 0, "x86_64-abi" },
+		{ NULL, 0, NULL },
+	};
 	life = WAITING;
+	bus_publish(&pw, &bus, nodes, own, next);
 }
 
 static void connect_disk(void)
 {
-	long long sectors = pw_read_number(&pw, theirs("sectors"));
-	long long size = pw_read_number(&pw, theirs("sector-size"));
+	long long sectors = theirs("sectors"), size = theirs("sector-size");
 
 	if (sectors < 0 || size != SECTOR) {
 		give_up("no size, or no sectors of 512 bytes");
 		return;
 	}
 	disk_sectors = (uint64_t)sectors;
-	flushes = pw_read_number(&pw, theirs("feature-flush-cache")) == 1;
+	flushes = theirs("feature-flush-cache") == 1;
 	life = CONNECTED;
-	pw_write(&pw, HOME "/state", "%d", XenbusStateConnected);
+	bus_switch(&pw, &bus, XenbusStateInitialised, XenbusStateConnected);
 }
 
-/* The backend is closing, or gone: what is under way fails, and everything comes back. */
+/* The backend is closing, or gone: what is under way fails, and everything comes back that it does not map. */
 static void close_disk(void)
 {
 	life = GONE;
@@ -290,25 +287,56 @@ static void close_disk(void)
 		pw_free(&pw, ring_page);
 		ring_ref = 0;
 	}
-	pw_write(&pw, HOME "/state", "%d", XenbusStateClosed);
 }
 
+/* Find the disk, if there is one. */
+static bool find(void)
+{
+	if (pw_read(&pw, HOME "/backend", bus.other, sizeof bus.other) || !bus.other[0])
+		return false;
+	bus.domid = (uint16_t)pw_read_number(&pw, HOME "/backend-id");
+	pw_watch(&pw, bus_node(bus.other, "state"), "backend");
+	return true;
+}
+
+static void forget(void)
+{
+	close_disk();
+	pw_unwatch(&pw, bus_node(bus.other, "state"), "backend");
+	bus.other[0] = 0;
+	life = UNUSED;
+}
+
+/* Look at both states, and do what they ask for. */
 static void look(void)
 {
-	if (!backend[0]) {
-		if (pw_read(&pw, HOME "/backend", backend, sizeof backend))
-			return;
-		domid = (uint16_t)pw_read_number(&pw, HOME "/backend-id");
-		pw_watch(&pw, theirs("state"), "backend");
-	}
-	long long state = pw_read_number(&pw, theirs("state"));
+	int own, next;
 
-	if (state == XenbusStateInitWait && life == UNUSED)
-		publish();
-	else if (state == XenbusStateConnected && life == WAITING)
-		connect_disk();
-	else if ((state == XenbusStateClosing || state == XenbusStateClosed || state < 0) && life != UNUSED)
+	if (!bus.other[0] && !find())
+		return;
+	switch (bus_look_front(&pw, &bus, life != UNUSED, XenbusStateInitialised, &own, &next)) {
+	case BUS_PUBLISH:
+		publish(own, next);
+		return;
+	case BUS_CONNECT:
+		if (life == WAITING)
+			connect_disk();
+		return;
+	case BUS_CLOSE:
 		close_disk();
+		if (next == XenbusStateInitialising) {
+			forget();                /* and find the device that is there now */
+			look();
+		} else if (next != own) {
+			bus_switch(&pw, &bus, own, next);
+		}
+		return;
+	case BUS_FORGET:
+		forget();
+		return;
+	case BUS_WAIT:
+		return;
+	}
 }
 
 int main(int argc, char **argv)
@@ -320,7 +348,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "no connection: %s\n", strerror(-error));
 		return 1;
 	}
-	pw_watch(&pw, HOME, "device");
+	pw_watch(&pw, "device/vbd", "device");
 	while (!pw_wait(&pw, PW_FOREVER)) {
 		bool nodes = false, responses = false;
 		while (pw_next(&pw, &news)) {

@@ -64,7 +64,7 @@ static uint32_t scratch[MAX_PAGES];      /* pages of our own, between two guests
 
 static long long front_says(const struct vif *vif, const char *name)
 {
-	return pw_read_number(&pw, bus_node(vif->bus.front, name));
+	return pw_read_number(&pw, bus_node(vif->bus.other, name));
 }
 
 /* The frontend has broken the protocol: its rings are not looked at any more. */
@@ -405,25 +405,25 @@ static void find(const char *guest, const char *number)
 		if (!one->bus.home[0])
 			vif = one;
 	}
-	if (!vif || pw_read(&pw, bus_node(home, "frontend"), vif->bus.front, sizeof vif->bus.front))
+	if (!vif || pw_read(&pw, bus_node(home, "frontend"), vif->bus.other, sizeof vif->bus.other))
 		return;                          /* not complete: the watch will say so */
 	strcpy(vif->bus.home, home);
 	vif->bus.domid = (uint16_t)pw_read_number(&pw, bus_node(home, "frontend-id"));
 	vif->last = &vif->first;
-	pw_watch(&pw, bus_node(vif->bus.front, "state"), "front");
+	pw_watch(&pw, bus_node(vif->bus.other, "state"), "front");
 }
 
 /* Let go of a frontend that closes, or is gone. */
 static void let_go(struct vif *vif)
 {
-	if (FAULT != 7 || bus_state(&pw, vif->bus.front) != XenbusStateUnknown)
+	if (FAULT != 7 || bus_state(&pw, vif->bus.other) != XenbusStateUnknown)
 		detach(vif);
 }
 
 static void forget(struct vif *vif)
 {
 	let_go(vif);
-	pw_unwatch(&pw, bus_node(vif->bus.front, "state"), "front");
+	pw_unwatch(&pw, bus_node(vif->bus.other, "state"), "front");
 	vif->bus.home[0] = 0;
 }
 

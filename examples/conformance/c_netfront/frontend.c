@@ -18,8 +18,8 @@
 #include <xen/xen.h>
 #include <xen/io/netif.h>
 #include <xen/io/ring.h>
-#include <xen/io/xenbus.h>
 
+#include "bus.h"
 #include "checksum.h"
 #include "paravirt_wire.h"
 
@@ -48,8 +48,7 @@ struct page {
 };
 
 static struct pw pw;
-static char backend[128];
-static uint16_t domid;
+static struct bus bus = { .home = HOME };    /* the other end is empty: there is no device */
 static uint32_t port;
 static struct page rings[2], sends[SENDS], buffers[BUFFERS];
 static netif_tx_front_ring_t tx;
@@ -73,7 +72,7 @@ static int grant(struct page *page, uint16_t flags)
 
 	if (error || page->granted)
 		return error;
-	error = pw_grant(&pw, domid, flags, page->page, &page->ref);
+	error = pw_grant(&pw, bus.domid, flags, page->page, &page->ref);
 	if (error)
 		pw_free(&pw, page->page);
 	page->granted = !error;
@@ -181,7 +180,7 @@ static void give_up(const char *why)
 {
 	pw_log(&pw, why);
 	life = GONE;
-	pw_write(&pw, HOME "/state", "%d", XenbusStateClosing);
+	bus_switch(&pw, &bus, bus_state(&pw, bus.home), XenbusStateClosing);
 }
 
 static void collect_answers(void)
@@ -290,22 +289,20 @@ static void collect_frames(void)
 
 /* ---- the bus */
 
-static const char *theirs(const char *name)
+static long long theirs(const char *name)
 {
-	static char path[192];
-	snprintf(path, sizeof path, "%.127s/%.60s", backend, name);
-	return path;
+	return pw_read_number(&pw, bus_node(bus.other, name));
 }
 
 /* Make the rings, post buffers, and say where everything is. */
-static void publish(void)
+static void publish(int own, int next)
 {
-	if (pw_read_number(&pw, theirs("feature-rx-copy")) != 1) {
+	if (theirs("feature-rx-copy") != 1) {
 		give_up("a backend that does not copy");
 		return;
 	}
-	scatter = pw_read_number(&pw, theirs("feature-sg")) == 1;
-	if (grant(&rings[0], 0) || grant(&rings[1], 0) || pw_alloc_unbound(&pw, domid, &port))
+	scatter = theirs("feature-sg") == 1;
+	if (grant(&rings[0], 0) || grant(&rings[1], 0) || pw_alloc_unbound(&pw, bus.domid, &port))
 		return;
 	netif_tx_sring_t *tx_shared = pw_page(&pw, rings[0].page);
 	netif_rx_sring_t *rx_shared = pw_page(&pw, rings[1].page);
@@ -317,14 +314,13 @@ static void publish(void)
 		if (!grant(&buffers[n], 0))
 			post(n);
 	RING_PUSH_REQUESTS(&rx);
-	pw_write(&pw, HOME "/tx-ring-ref", "%u", rings[0].ref);
-	pw_write(&pw, HOME "/rx-ring-ref", "%u", rings[1].ref);
-	pw_write(&pw, HOME "/event-channel", "%u", port);
-	pw_write(&pw, HOME "/request-rx-copy", "1");
-	pw_write(&pw, HOME "/feature-rx-notify", "1");
-	pw_write(&pw, HOME "/feature-sg", "1");
-	pw_write(&pw, HOME "/state", "%d", XenbusStateConnected);
+	const struct bus_value nodes[] = {
+		{ "tx-ring-ref", rings[0].ref, NULL }, { "rx-ring-ref", rings[1].ref, NULL },
+		{ "event-channel", port, NULL }, { "request-rx-copy", 1, NULL }, { "feature-rx-notify", 1, NULL },
+		{ "feature-sg", 1, NULL }, { NULL, 0, NULL },
+	};
 	life = WAITING;
+	bus_publish(&pw, &bus, nodes, own, next);
 }
 
 /* The backend is closing, or gone: what it has let go of comes back. */
@@ -337,37 +333,64 @@ static void close_vif(void)
 	take_back(sends, SENDS);
 	take_back(buffers, BUFFERS);
 	take_back(rings, 2);
-	pw_write(&pw, HOME "/state", "%d", XenbusStateClosed);
 }
 
-/* The backend's state: -ENOENT if it is gone, 0 if what stands there is none. */
-static long long their_state(void)
+/* Find the interface, if there is one. */
+static bool find(void)
 {
-	char text[32];
-	int error = pw_read(&pw, theirs("state"), text, sizeof text);
-
-	return error ? error : text[0] >= '1' && text[0] <= '8' && !text[1] ? text[0] - '0' : 0;
+	if (pw_read(&pw, HOME "/backend", bus.other, sizeof bus.other) || !bus.other[0])
+		return false;
+	bus.domid = (uint16_t)pw_read_number(&pw, HOME "/backend-id");
+	pw_watch(&pw, bus_node(bus.other, "state"), "backend");
+	pw_watch(&pw, bus_node(bus.other, "carrier"), "backend");
+	return true;
 }
 
+static void forget(void)
+{
+	close_vif();
+	pw_unwatch(&pw, bus_node(bus.other, "state"), "backend");
+	pw_unwatch(&pw, bus_node(bus.other, "carrier"), "backend");
+	bus.other[0] = 0;
+	memset(sends, 0, sizeof sends);  /* (What is still mapped is left to the backend.) */
+	memset(buffers, 0, sizeof buffers);
+	memset(rings, 0, sizeof rings);
+	frame_size = frame_slots = 0;
+	life = UNUSED;
+}
+
+/* Look at both states, and do what they ask for. */
 static void look(void)
 {
-	long long state;
+	int own, next;
 
-	if (!backend[0]) {
-		if (pw_read(&pw, HOME "/backend", backend, sizeof backend))
-			return;
-		domid = (uint16_t)pw_read_number(&pw, HOME "/backend-id");
-		pw_watch(&pw, theirs("state"), "backend");
-		pw_watch(&pw, theirs("carrier"), "backend");
-	}
-	carrier = pw_read_number(&pw, theirs("carrier")) != 0;
-	state = their_state();
-	if (state == XenbusStateInitWait && life == UNUSED)
-		publish();
-	else if (state == XenbusStateConnected && life == WAITING)
-		life = CONNECTED;
-	else if ((state == XenbusStateClosing || state == XenbusStateClosed || state < 0) && life != UNUSED)
+	if (!bus.other[0] && !find())
+		return;
+	carrier = theirs("carrier") != 0;
+	/* (A network frontend is Connected as soon as it has published: its backend waits for that.) */
+	switch (bus_look_front(&pw, &bus, life != UNUSED, XenbusStateConnected, &own, &next)) {
+	case BUS_PUBLISH:
+		publish(own, next);
+		return;
+	case BUS_CONNECT:
+		if (life == WAITING)
+			life = CONNECTED;
+		return;
+	case BUS_CLOSE:
 		close_vif();
+		if (next == XenbusStateInitialising) {
+			forget();                /* and find the device that is there now */
+			look();
+		} else if (next != own) {
+			bus_switch(&pw, &bus, own, next);
+		}
+		return;
+	case BUS_FORGET:
+		forget();
+		return;
+	case BUS_WAIT:
+		return;
+	}
 }
 
 int main(int argc, char **argv)
@@ -379,7 +402,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "no connection: %s\n", strerror(-error));
 		return 1;
 	}
-	pw_watch(&pw, HOME, "device");
+	pw_watch(&pw, "device/vif", "device");
 	while (!pw_wait(&pw, PW_FOREVER)) {
 		bool nodes = false, events = false;
 		while (pw_next(&pw, &news)) {
