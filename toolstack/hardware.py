@@ -18,6 +18,7 @@ from guest_kernel.net.addresses import mac_from_text
 from hypervisor.abi.device import nic_irq, socket_irq
 from hypervisor.machine.backing import Backing, NoMedium, RemoteBacking
 from hypervisor.machine.disk import DiskController
+from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nbd_connector import Connector, NbdConnection
 from hypervisor.machine.nic import NetworkCard
 from hypervisor.machine.socket_card import SocketCard
@@ -210,11 +211,13 @@ class HostHardware:
     def _listen_to(self, controller: DiskController) -> None:
         """Hear the answers of a disk's server, if it has one."""
         remote, host = controller.remote, self._host
-        if remote is None:
-            return
-        remote.backing.give_up = self._nobody_waits
-        remote.backing.report = partial(self._report_server, controller.unit)
-        if host.real_time:
+        backing = controller.backing
+        if isinstance(backing, FailingDisk):
+            backing = backing.inner
+        if isinstance(backing, RemoteBacking):
+            backing.give_up = self._nobody_waits
+            backing.report = partial(self._report_server, controller.unit)
+        if remote is not None and host.real_time:
             self._ear.add(remote)
             host.outside.follow(partial(follow, remote), host)
 

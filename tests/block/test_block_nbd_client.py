@@ -206,13 +206,18 @@ def test_a_guest_that_is_destroyed_while_its_server_thinks(scene: Scene, serve: 
     assert "enough" in scene.text
 
 
-def test_who_wants_the_end_twice_does_not_wait_for_a_server(scene: Scene, serve: Serve) -> None:
+@pytest.mark.parametrize("kind", ["format=raw", "format=raw,reconnect-delay=600", "format=raw,faults=bad:100"])
+def test_who_wants_the_end_twice_does_not_wait_for_a_server(scene: Scene, serve: Serve, kind: str) -> None:
     """In virtual time the host stands still for an answer, but not for somebody who insists."""
-    serve("--filter=delay", "memory", "1M", "rdelay=60")
-    guest = scene.guest("a", "disk = await self.disk('xvda')\nself.print('reads')\nawait disk.read(0, 8)", SERVED)
+    server = serve("--filter=delay", "memory", "1M", "rdelay=60")
+    # (Behind faults the host stands still at once, so that it is to be told before.)
+    body = "disk = await self.disk('xvda')\nself.print('reads')\nawait self.sleep(0.01)\nawait disk.read(0, 8)"
+    guest = scene.guest("a", body, SERVED, kind=kind)
     host = Host(consoles=ConsoleLog(scene.lines.append))
 
     def insist() -> None:
+        if "reconnect" in kind:
+            server.kill()
         for _ in range(2):
             time.sleep(0.3)
             host.interrupt()
