@@ -277,6 +277,22 @@ async def indirect(front: Front, segments: int, table: int) -> int:
 # ---- what is wrong with a request
 
 
+@check("BLKIF-BACKEND-019", Level.must, f"{HEADER}, BLKIF_OP_DISCARD, struct blkif_request_discard")
+async def a_discard(scene: Scene) -> None:
+    """A discard of sectors, where it is offered, succeeds, and leaves their neighbours as they were.
+
+    It has no segments: its flags and the number of sectors stand where others have these.
+    """
+    front = await connected(scene)
+    if await front.told("feature-discard") != "1":
+        raise Skip("It does not offer discards.")
+    for sector, sectors in ((16, 8), (100, 3), (SECTORS - 1, 1), (512, 1024)):
+        expect_equal(await front.discard(sector, sectors), BLKIF_RSP_OKAY, f"the status of a discard at {sector}")
+        for neighbour in (sector - 1, sector + sectors):
+            if neighbour < SECTORS:
+                expect_equal(await front.read(neighbour, 1), content(neighbour), f"sector {neighbour} beside it")
+
+
 @check("BLKIF-BACKEND-020", Level.must, f"{REQUEST}, sector_number")
 async def beyond_the_end(scene: Scene) -> None:
     """A request that goes beyond the end of the disk fails as a whole.
@@ -396,6 +412,39 @@ async def nothing_leaks_with_a_response(scene: Scene) -> None:
     gaps = [9, 12, 13, 14, 15, *range(16, 112)]
     strange = [place for place in gaps if after[place] not in (0, before[place])]
     expect(not strange, f"Bytes {strange} of the slot hold something that the frontend did not write.")
+
+
+@check("BLKIF-BACKEND-028", Level.must, f"{HEADER}, BLKIF_OP_DISCARD")
+async def discards_that_cannot_be(scene: Scene) -> None:
+    """A discard of what is beyond the end of the disk is refused; so is any, where none is offered.
+
+    Its number of sectors has 64 bits, so that a sum with its first sector may wrap.
+    """
+    front = await connected(scene)
+    wrong = [(SECTORS, 1), (SECTORS - 1, 2), (1, (1 << 64) - 1), ((1 << 64) - 1, 2), (0, SECTORS + 1)]
+    if await front.told("feature-discard") != "1":
+        wrong = [(8, 8)]
+    for sector, sectors in wrong:
+        refused(await front.discard(sector, sectors), f"A discard of {sectors} sectors at {sector}")
+    for sector in (0, 8, SECTORS - 1):
+        expect_equal(await front.read(sector, 1), content(sector), f"sector {sector} afterwards")
+
+
+@check("BLKIF-BACKEND-029", Level.must, f"{HEADER}, discard-secure, BLKIF_DISCARD_SECURE")
+async def a_secure_discard(scene: Scene) -> None:
+    """A secure discard is refused where discard-secure is not 1, and does nothing; where it is, it succeeds.
+
+    Who asks for one has something to hide: a plain discard in its place would be a promise that nobody keeps.
+    """
+    front = await connected(scene)
+    is_offered = await front.told("feature-discard") == "1" and await front.told("discard-secure") == "1"
+    status = await front.discard(8, 8, flag=blkif.BLKIF_DISCARD_SECURE)
+    if is_offered:
+        expect_equal(status, BLKIF_RSP_OKAY, "the status of a secure discard")
+    else:
+        refused(status, "A secure discard, which was not offered,")
+        expect_equal(await front.read(8, 8), b"".join(map(content, range(8, 16))), "what was to be discarded")
+    expect_equal(await front.read(16, 1), content(16), "the sector behind it")
 
 
 # ---- the ring

@@ -146,6 +146,15 @@ class Front(FrontEnd):
             raise Failure(f"The response says id {ident:#x} and operation {operation}; it was {IDENT:#x} and {op}.")
         return status
 
+    async def discard(self, sector: int, sectors: int, *, flag: int = 0) -> int:
+        """Say that sectors are not needed any more; return the status."""
+        request = blkif.blkif_request_discard.pack(
+            operation=blkif.BLKIF_OP_DISCARD, flag=flag, id=IDENT, sector_number=sector, nr_sectors=sectors
+        )
+        self.put_raw(request)
+        self.show()
+        return self.one_status(await self.responses(1), blkif.BLKIF_OP_DISCARD)
+
     async def read(self, sector: int, count: int = 8) -> bytes:
         """Read up to a page of sectors, which must succeed."""
         ref = self.grant()

@@ -127,6 +127,19 @@ def _next_sector(old: Any) -> Any:
     return make
 
 
+def _discards(change: Callable[[int, int, int], tuple[int, int, int]]) -> Patch:
+    """Change flag, first sector and number of sectors of each discard."""
+
+    def make(old: Any) -> Any:
+        def start(self: Any, flag: int, ident: int, sector: int, rest: bytes) -> int:
+            flag, sector, sectors = change(flag, sector, int.from_bytes(rest[:8], "little"))
+            return int(old(self, flag, ident, sector, sectors.to_bytes(8, "little")))
+
+        return start
+
+    return instead(BlockServer, "_start_discard", make)
+
+
 class _AnyProtocol(dict[str, Any]):
     def get(self, key: str, default: Any = None) -> Any:
         return super().get(key, protocol.NATIVE)
@@ -229,6 +242,21 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         responses(
             lambda ident, op, status: (ident, op, BLKIF_RSP_EOPNOTSUPP if op == BLKIF_OP_FLUSH_DISKCACHE else status)
         ),
+    ),
+    "discards-more": (
+        "a discard takes the sector behind with it",
+        "BLKIF-BACKEND-019",
+        _discards(lambda flag, sector, sectors: (flag, sector, min(sectors + 1, 2048 - sector))),
+    ),
+    "discards-what-fits": (
+        "a discard that goes beyond the end is carried out as far as the disk goes",
+        "BLKIF-BACKEND-028",
+        _discards(lambda flag, sector, sectors: (flag, min(sector, 2047), min(sectors, 2048 - min(sector, 2047)))),
+    ),
+    "promises-nothing": (
+        "a secure discard is carried out as a plain one",
+        "BLKIF-BACKEND-029",
+        _discards(lambda flag, sector, sectors: (0, sector, sectors)),
     ),
     "always-okay": (
         "every status is OKAY",
