@@ -15,7 +15,7 @@ from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, RemoteBacking
 from hypervisor.machine.machine import Machine
 from hypervisor.machine.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
-from hypervisor.machine.remote_disk import RemoteCommands
+from hypervisor.machine.remote_disk import Gathered, RemoteCommands
 from hypervisor.machine.timers import Timer
 
 U32 = 0xFFFFFFFF
@@ -36,9 +36,6 @@ QUEUE_LENGTH = sheet.DISK_QUEUE_LENGTH
 SLOT_MASK = QUEUE_LENGTH - 1
 assert not QUEUE_LENGTH & SLOT_MASK
 
-Gathered = tuple[list[memoryview], list[int], list[tuple[Any, Any]], int]
-"""Views of the segments, those that are neighbours in memory as one; their frames; what marks these in
-`Memory.written`, as (index, 1) or (range of indices, ones); bytes altogether."""
 MOST_SECTORS = sheet.DISK_MAX_BYTES >> 9
 """Of one command."""
 MOST_VIEWS = 1024

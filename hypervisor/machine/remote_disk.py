@@ -12,14 +12,62 @@ people outside do. In real time each command is done when its answer is there.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from hypervisor.abi import device as sheet
 from hypervisor.machine.backing import Pending, RemoteBacking, scatter
 
 if TYPE_CHECKING:
-    from hypervisor.machine.disk import DiskController, Gathered
+    from collections.abc import Iterable, Sequence
+
+    from hypervisor.machine.machine import Machine
+
+
+Gathered = tuple[list[memoryview], list[int], list[tuple[Any, Any]], int]
+"""Views of the segments, those that are neighbours in memory as one; their frames; what marks these in
+`Memory.written`, as (index, 1) or (range of indices, ones); bytes altogether."""
+
+
+class Controller(Protocol):
+    """What executes no commands itself: see `DiskController`."""
+
+    machine: Machine
+    now: Callable[[], int]
+    generation: int
+    latency_ns: int
+    ns_per_kib: int
+    read_bytes: int
+    written_bytes: int
+
+    def take(self, producer: int) -> Iterable[tuple[int, ...]]:
+        """Take the commands up to the driver's producer index."""
+        ...
+
+    def report(self, statuses: Sequence[tuple[int, int]]) -> None:
+        """Report commands as done, each by its id and 0 or an errno."""
+        ...
+
+    def place(self, sector: int, sectors: int) -> tuple[int, int]:
+        """Return where sectors are in the medium: offset and size in bytes."""
+        ...
+
+    def check_transfer(self, sector: int, size: int) -> tuple[int, int]:
+        """Return (errno or 0, offset in bytes) of a transfer."""
+        ...
+
+    def check_without_data(self, op: int, sector: int, sectors: int) -> int:
+        """Return what is wrong with a command that moves nothing: 0 or an errno."""
+        ...
+
+    def gather(self, count: int, table: int) -> Gathered | None:
+        """Turn a segment table into views of memory."""
+        ...
+
+    def may_access(self, table: int, gathered: Gathered) -> bool:
+        """Whether the unit may access, by now, a segment table and what it names."""
+        ...
 
 
 @final
@@ -50,7 +98,7 @@ class _Command:
 class RemoteCommands:
     """The commands of one controller whose medium is remote."""
 
-    def __init__(self, disk: DiskController, backing: RemoteBacking) -> None:
+    def __init__(self, disk: Controller, backing: RemoteBacking) -> None:
         self._disk = disk
         self.backing = backing
         self._under_way: list[_Command] = []

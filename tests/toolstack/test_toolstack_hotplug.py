@@ -491,3 +491,50 @@ async def test_a_disk_at_a_server_is_attached(tmp_path: Path, clock: str) -> Non
             await host.says("one | reads b'written!' 2048")
             await host.ask("block-detach", domain="one", device="xvdb")
             await host.says("one | disk xvdb went")
+
+
+BUSY = """
+    disk = await self.disk("xvdb")
+    told = {}
+    ends = []
+
+    async def work(n):
+        number = 0
+        try:
+            while True:
+                number += 1
+                await disk.write(8 * n, bytes([n, number % 251]) * 2048)
+                told[n] = number
+                assert await disk.read(8 * n, 8) == bytes([n, number % 251]) * 2048
+        except OSError as error:
+            ends.append(error.errno)
+
+    threads = [self.kernel.spawn(work(n)) for n in range(24)]
+    await self.sleep(0.002)
+    self.print("busy")
+    for thread in threads:
+        await thread.join()
+    self.print("ended", sorted(set(ends)), len(ends))
+    self.print("told", " ".join(str(told.get(n, 0)) for n in range(24)))
+    await self.kernel.never()
+"""
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_disk_is_unplugged_while_it_is_busy(tmp_path: Path, force: bool, clock: str) -> None:
+    """Each request that is under way ends; what was answered as written is in the image; nothing stays behind."""
+    async with steered(tmp_path, lambda host: [host.guest("one", BUSY, "memory = 16")], time=clock) as host:
+        image = host.image("b.img")
+        await host.ask("block-attach", domain="one", spec="b.img,,xvdb", cwd=str(tmp_path))
+        await host.says("one | busy")
+        await host.ask("block-detach", domain="one", device="xvdb", force=force)
+        await host.says("one | told")
+        assert host.names("/local/domain/0/backend/vbd") == []
+        # EIO for what the backend did not answer, ENXIO once the disk has gone.
+        assert any(f"one | ended {ends} 24" in line for ends in ("[5]", "[6]", "[5, 6]") for line in host.lines)
+        (line,) = [line for line in host.lines if "one | told" in line]
+        for n, number in enumerate(map(int, line.split("told ")[1].split())):
+            found = image.read_bytes()[4096 * n : 4096 * n + 4096]
+            assert number > 0
+            assert found in [bytes([n, newer % 251]) * 2048 for newer in (number, number + 1)]
