@@ -106,9 +106,12 @@ WIDE = 112
 
 
 def make_console() -> Console:
-    """Return standard output as rich sees it. A file or a pipe has no width of its own: nothing is folded there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    """Return standard output as rich sees it. A file or a pipe has no width of its own: nothing is folded there.
+
+    What stands between colons is what it is, not the name of a picture, and so nobody waits for thousands of these.
+    """
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=PIPE_WIDTH, emoji=False)
 
 
 def print_table(result: HostResult, console: Console) -> None:
