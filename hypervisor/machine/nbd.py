@@ -41,6 +41,8 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0
 """Seconds between attempts to connect again: each pause is twice the one before."""
 JOURNAL_LIMIT = 32 << 20
 """Bytes of acknowledged changes after which the server is asked to flush, whether the guest wants that or not."""
+JOURNAL_MOST = 2 * JOURNAL_LIMIT
+"""Bytes after which further changes wait for that flush."""
 
 COMMANDS = {
     RemoteBacking.READ: READ,
@@ -152,6 +154,9 @@ class NbdDisk(RemoteBacking):
         if part.command == FLUSH:
             # It would be answered for changes that the server has not heard of yet.
             return self._repeats > 0
+        if self._journal is not None and self._journal.bytes > JOURNAL_MOST and part.command != READ and not part.again:
+            # A flush is under way, or will be as soon as all is repeated: then there is room again.
+            return True
         return stream.conflicts(part)
 
     def _send(self, part: Part) -> None:
