@@ -93,7 +93,9 @@ class Buffer:
 
 @final
 class BufferPool:
-    """Buffers of a few sizes, made when they are first wanted. All connections of an export share them."""
+    """Buffers of a few sizes, made when they are first wanted. All connections of an export share them, one after the
+    other as well.
+    """
 
     def __init__(self, mm: MemoryManager) -> None:
         self._mm = mm

@@ -290,7 +290,6 @@ class Connection:
 
     async def _close(self) -> None:
         """Hang up, wait for what is still under way, and give everything back."""
-        pool = self.export.pool
         self.leaving = True
         self._card.submit(CLOSE, self.number, b"", lambda status: None)
         self._card.kick()
@@ -298,8 +297,7 @@ class Connection:
         self._disk.restart()
         while self._receiving or self._sending or self._unfinished():
             await self._pause()
-        for buffer in self._own:
-            pool.free(buffer)
+        self.export.own_buffers += self._own
         self._in.close()
         self._out.close()
         self.export.left(self)
@@ -572,9 +570,18 @@ class Connection:
                 return self._own.pop()
             if not self._own_made:
                 self._own_made = True
-                return pool.make(OWN_PAGES, self._own)
+                return self._own_buffer()
         pool.wanted[self] = None
         return None
+
+    def _own_buffer(self) -> Buffer:
+        """Return a buffer for this client alone: one that another had, or a new one. Raises OutOfMemory."""
+        export = self.export
+        if not export.own_buffers:
+            return export.pool.make(OWN_PAGES, self._own)
+        buffer = export.own_buffers.pop()
+        buffer.kin = self._own
+        return buffer
 
     # -- the disk -------------------------------------------------------------------------------------------------
 

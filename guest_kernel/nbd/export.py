@@ -34,7 +34,11 @@ class NbdExport:
         self.name = name
         self._unit = unit
         self.pool = BufferPool(kernel.mm)
+        self.own_buffers: list[Buffer] = []
+        """Those that connections had for themselves, for others that want one."""
         self._zeros: Buffer | None = None
+        self._gone = False
+        """Whether the disk has been unplugged."""
         self._connections: dict[Connection, None] = {}
         self._accepted: list[int] = []
         self._news = WaitQueue()
@@ -53,6 +57,7 @@ class NbdExport:
         self._accept()
         while not self._closing:
             self.disk = await kernel.block.get(self.name)
+            self._gone = False
             kernel.spawn(self._watch(), "nbd unplug")
             await self._serve_disk()
 
@@ -65,6 +70,9 @@ class NbdExport:
             await self._news.wait()
         for connection in self._connections:
             connection.leave()
+        self._gone = True
+        if not self._connections:
+            self._free()
 
     async def _watch(self) -> None:
         """Tell the server that its disk has been unplugged."""
@@ -100,13 +108,20 @@ class NbdExport:
         del self._connections[connection]
         self.pool.wanted.pop(connection, None)
         if not self._connections:
-            self._free()
+            if self._gone:
+                self._free()
             self._alone.wake_all()
 
     def _free(self) -> None:
-        """Nobody is connected: give the memory back."""
+        """The disk has gone, and nobody is connected any more: give the memory back.
+
+        Not before: a backend may keep pages mapped for as long as it is connected, and these would be lost. So they
+        serve the next client.
+        """
         self.pool.close()
         self.pool = BufferPool(self.kernel.mm)
+        while self.own_buffers:
+            self.pool.free(self.own_buffers.pop())
         zeros, self._zeros = self._zeros, None
         if zeros is not None:
             self.pool.free(zeros)

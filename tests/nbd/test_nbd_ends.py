@@ -185,3 +185,23 @@ def test_unplugging_the_disk_ends_a_client_in_the_middle_of_a_write(scene: Scene
         scene.serve(client, outside=outside)
     finally:
         endpoint.close()
+
+
+def test_clients_that_come_and_go_leave_the_memory_as_it_was(scene: Scene) -> None:
+    """The backend keeps the pages of buffers mapped: they serve the next client, and the one after that."""
+    data = random.Random(1).randbytes(1 << 20)
+    served = []
+
+    def client() -> None:
+        for number in range(40):
+            with RawClient(scene.path) as raw:
+                raw.hello()
+                for kind, size in ((wire.CMD_WRITE, 1 << 20), (wire.CMD_WRITE, 40960), (wire.CMD_WRITE, 4096)):
+                    assert raw.ask(kind, 0, size, data=data[:size]) == 0
+                assert raw.ask(wire.CMD_WRITE_ZEROES, 2 << 20, 1 << 20) == 0
+                raw.request(wire.CMD_READ, 0, 1 << 20)
+                assert raw.reply(1 << 20) == (0, data)
+            served.append(number)
+
+    scene.serve(client)
+    assert len(served) == 40
