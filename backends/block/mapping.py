@@ -69,6 +69,8 @@ class Plan:
 class GrantMapper:
     """The grants of one frontend that this backend has mapped."""
 
+    __slots__ = ("_domid", "_grants", "_sector_size", "clock", "limit", "persistent", "plans")
+
     def __init__(self, grants: Grants, domid: int, limit: int, sector_size: int) -> None:
         self._grants = grants
         self._domid = domid

@@ -92,6 +92,38 @@ class PhysicalDisk:
     driver, in order.
     """
 
+    __slots__ = (
+        "_addresses",
+        "_afterwards",
+        "_base",
+        "_changes",
+        "_commands",
+        "_completions",
+        "_consumed",
+        "_doorbell",
+        "_free",
+        "_kernel",
+        "_line",
+        "_on_change",
+        "_outl",
+        "_packed",
+        "_port",
+        "_produced",
+        "_sole",
+        "_tables",
+        "_under_way",
+        "_view",
+        "_waiting",
+        "_words",
+        "discards",
+        "discards_securely",
+        "physical_sector_size",
+        "readonly",
+        "sector_size",
+        "sectors",
+        "unit",
+    )
+
     def __init__(self, kernel: Kernel, unit: int) -> None:
         self._kernel = kernel
         self._outl = kernel.cpu.outl
