@@ -9,7 +9,7 @@ from fake_cpu import Booted, FakeMachine, run
 
 from guest_kernel.errors import Cancelled, GuestError, ThreadCancelled
 from guest_kernel.kernel import Kernel
-from guest_kernel.threads import Event, Lock, Mailbox, MailboxEmpty, MailboxFull, Semaphore, WaitQueue
+from guest_kernel.threads import Event, Lock, Mailbox, MailboxEmpty, MailboxFull, Parking, Semaphore, WaitQueue
 from hypervisor.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff
 
 
@@ -105,6 +105,36 @@ def test_a_value_that_was_handed_over_survives_a_cancellation() -> None:
         with pytest.raises(ThreadCancelled):
             await thread.join()
         assert seen == ["mine"]
+        assert len(queue) == 0
+
+    run(main)
+
+
+def test_parking_is_waiting() -> None:
+    """Over and over with the same object, by several threads, also for one that is cancelled meanwhile."""
+
+    async def main(kernel: Kernel) -> None:
+        queue = WaitQueue()
+        parking = Parking((queue,))
+        log: list[str] = []
+
+        async def waiter(name: str) -> None:
+            for _ in range(2):
+                assert await parking is None
+                log.append(name)
+
+        threads = [kernel.spawn(waiter(name)) for name in "abc"]
+        await kernel.yield_()
+        assert (len(queue), log) == (3, [])
+        threads[1].cancel()
+        with pytest.raises(ThreadCancelled):
+            await threads[1].join()
+        for _ in range(2):
+            assert queue.wake_all() == 2
+            await kernel.yield_()
+        assert log == ["a", "c", "a", "c"]
+        for thread in (threads[0], threads[2]):
+            await thread.join()
         assert len(queue) == 0
 
     run(main)

@@ -9,6 +9,7 @@ from hypervisor.abi import domctl as abi
 from hypervisor.abi import errno, sched, xen
 from hypervisor.abi import sysctl as sysctl_abi
 from hypervisor.abi import vcpu as vcpu_abi
+from hypervisor.abi.cpu import GeneralProtectionFault
 from hypervisor.errors import HypercallError
 from hypervisor.machine.timers import Timers
 
@@ -354,6 +355,21 @@ class TestSettings:
             *range(0x108, 0x110),
         ]
         assert (ports(0, 0, 1), ports(0xFFFF, 2, 1)) == (EINVAL, EINVAL)
+
+        # What the processor has found permitted once it looks up again when permissions have changed.
+        outl, written = pair.domu.vcpus[0].cpu.outl, []
+        pair.hv.machine.ports.writers[0x100] = lambda port, value: written.append((port, value))
+        outl(0x100, -1)
+        outl(0x100, 1 << 40 | 7)
+        assert ports(0x200, 4, 1) == 0
+        outl(0x100, 1)
+        assert ports(0x100, 1, 0) == 0
+        for port in (0x100, 0x99, -1, 1 << 70):
+            with pytest.raises(GeneralProtectionFault):
+                outl(port, 2)
+        outl(0x101, 3)  # nothing is there
+        assert written == [(0x100, 0xFFFF_FFFF), (0x100, 7), (0x100, 1)]
+        del pair.hv.machine.ports.writers[0x100]
 
         def line(pirq, allow):
             wanted = {"pirq": pirq, "allow_access": allow}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from core_world import MS, SCHED_OP, World
 
-from hypervisor.abi import sched, xen
+from hypervisor.abi import sched, vcpu, xen
 from hypervisor.abi.tracepoints import DESCHEDULE, HYPERCALL, KINDS, SCHEDULE, UPCALL, WAKE
 from hypervisor.errors import ReplayError
+from hypervisor.machine.timers import Timers
 from hypervisor.sched.policy import Fifo, Random, Replay, parse_policy
 from hypervisor.trace import TraceError, TraceWriter, read_records
 
@@ -160,6 +161,65 @@ class TestLoop:
             guest.runs(program)
         world.run()
         assert turns == [0, 1, 0, 1, 0, 1]
+
+    def test_nobody_runs_after_the_host_was_stopped(self, world):
+        """Not even who waits already, when it was somebody else than dom0 that has shut dom0 down."""
+        ran = []
+        guests = [world.guest() for _ in range(4)]
+
+        def program_of(guest):
+            def program(cpu):
+                guest.vcpu_op(vcpu.VCPUOP_stop_periodic_timer, 0)
+                while True:
+                    cpu.hypercall(SCHED_OP, sched.SCHEDOP_block, 0)
+                    yield 0
+                    ran.append(guest.domid)
+                    if guest.domid == 1 and len(ran) > 8:
+                        fields = {"domain_id": 0, "reason": sched.SHUTDOWN_reboot}
+                        guest.sched(sched.SCHEDOP_remote_shutdown, sched.sched_remote_shutdown, **fields)
+
+            return program
+
+        guests[1].domain.target = guests[0].domain
+        for guest in guests:
+            guest.ipi()
+            guest.runs(program_of(guest), handler=guest.acknowledge)
+        for _ in range(3):
+            world.hv.sched.drain(1000)
+            for guest in guests:
+                guest.domain.set_pending(guest.domain.ports[1])
+        timer = world.hv.timers.add(world.hv.now() + MS, lambda: ran.append("timer"))
+        assert world.hv.sched.drain(1000) == Timers.NEVER
+        assert ran == [*[0, 1, 2, 3] * 2, 0, 1]
+        timer.cancel()
+
+    def test_a_vcpu_is_served_as_soon_as_something_is_to_be_done(self, world):
+        """The loop knows how long it need not ask; whoever gives it something to do before that is heard."""
+        guest = world.guest()
+        ticks = []
+
+        def program(cpu):
+            guest.set_upcall_mask(0)
+            guest.vcpu_op(vcpu.VCPUOP_stop_periodic_timer, 0)
+            for _ in range(3):
+                guest.poll([], timeout=world.hv.now() + 1000)
+                yield 0
+            assert guest.vcpus[0].quick_until > 9 * MS
+            fields = {"period_ns": MS}
+            guest.vcpu_op(vcpu.VCPUOP_set_periodic_timer, 0, vcpu.vcpu_set_periodic_timer, **fields)
+            while True:
+                guest.poll([], timeout=world.hv.now() + 100_000)
+                yield 0
+
+        def tick():
+            ticks.append(world.hv.now())
+            guest.acknowledge()
+
+        guest.virq(xen.VIRQ_TIMER)
+        guest.acknowledge()
+        guest.runs(program, handler=tick)
+        world.run(until=8 * MS)
+        assert 7 <= len(ticks) <= 8
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_yielding_while_nobody_works_lets_time_pass(self, world, count):
