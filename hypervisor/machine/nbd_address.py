@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import attrs
@@ -47,13 +48,26 @@ def parse_nbd(text: str) -> NbdAddress:
     Raises ValueError with one sentence.
     """
     place, _, export = text.removeprefix(PREFIX).partition(":exportname=")
+    address = None
     if place.startswith("unix:"):
         path = place.removeprefix("unix:")
-        if path:
-            return NbdAddress(path=path, export=export)
+        address = NbdAddress(path=path, export=export) if path else None
     else:
         host, colon, port = place.partition(":")
         number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1 if colon else DEFAULT_PORT
         if host and 0 < number < 1 << 16:
-            return NbdAddress(host=host, port=number, export=export)
+            address = NbdAddress(host=host, port=number, export=export)
+    if address is not None and _can_be_said(address):
+        return address
     raise ValueError(f"{text!r} is not of the form nbd:unix:PATH or nbd:HOST:PORT, with or without :exportname=NAME")
+
+
+def _can_be_said(address: NbdAddress) -> bool:
+    """Whether host, path and export are names that can be passed on: there are texts that have no bytes."""
+    try:
+        address.host.encode("idna")
+        os.fsencode(address.path)
+        address.export.encode()
+    except UnicodeError:
+        return False
+    return True

@@ -74,6 +74,9 @@ class Connector:
             connection = connect(self._address, readonly=self._readonly)
         except DeviceError as error:
             failure = str(error)
+        except Exception as error:
+            # Whoever waits must hear of it: nobody looks at what ends a thread.
+            failure = f"{self._address}: {error!r}"
         with self._lock:
             if self._abandoned:
                 if connection is not None:
