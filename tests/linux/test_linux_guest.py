@@ -43,12 +43,13 @@ class Peer(Guest):
 def test_disk_and_network(build: Build, tmp_path: Path) -> None:
     """The kernel of every Debian machine, its disks and its network.
 
-    64 MiB read with the right hash, a file system that is clean afterwards, discards that make the images smaller,
-    a Python guest on the same bridge.
+    64 MiB read with the right hash, a file system that is clean afterwards, discards that make the images smaller
+    (a part of one, all of one, none where they are not to be), a Python guest on the same bridge.
     """
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("no mkfs.ext4 here (Debian: e2fsprogs)")
-    random_disk, ext4, full = (tmp_path / f"{name}.img" for name in ("random", "ext4", "full"))
+    names = ("random", "ext4", "full", "emptied", "fixed")
+    random_disk, ext4, full, emptied, fixed = (tmp_path / f"{name}.img" for name in names)
     data = random.Random(1).randbytes(MIB) * 64
     random_disk.write_bytes(data)
     ext4.write_bytes(bytes(32 * MIB))
@@ -65,14 +66,18 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
         fstrim -v /mnt
         umount /mnt
         blkdiscard -o 1048576 -l 2097152 /dev/xvdc && md5sum < /dev/xvdc
+        blkdiscard /dev/xvdd && echo "step: emptied"
+        blkdiscard -o 1048576 -l 1048576 /dev/xvde || echo "step: refused"
         ip link set eth0 up
         ip addr add 10.0.0.2/24 dev eth0
         ping -c 2 10.0.0.1
         """,
         flavour="amd64",
     )
-    full.write_bytes(data[: 4 * MIB])
-    disks = f'disk = ["{random_disk},raw,xvda,r", "{ext4},raw,xvdb,w", "{full},raw,xvdc,w"]'
+    for image in (full, emptied, fixed):
+        image.write_bytes(data[: 4 * MIB])
+    disks = f'disk = ["{random_disk},raw,xvda,r", "{ext4},raw,xvdb,w", "{full},raw,xvdc,w"'
+    disks += f', "{emptied},raw,xvdd,w", "{fixed},raw,xvde,w,no-discard"]'
     config = linux.config(tmp_path / "linux.cfg", disks, 'vif = ["bridge=xenbr0"]')
     (tmp_path / "peer.py").write_text(PEER)
     peer = tmp_path / "peer.cfg"
@@ -96,7 +101,12 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
     assert hashlib.md5(left).hexdigest() in done.output
     # An image has 512 bytes for each of its blocks; those that were discarded it has no more.
     assert full.stat().st_blocks * 512 <= 2 * MIB + 65536
+    assert re.search(r"/mnt: \d+ bytes trimmed", done.output), done.output
     assert ext4.stat().st_blocks * 512 < 16 * MIB
+    assert "step: emptied" in done.output
+    assert (emptied.stat().st_blocks, emptied.read_bytes()) == (0, bytes(4 * MIB))
+    assert "step: refused" in done.output
+    assert fixed.read_bytes() == data[: 4 * MIB]
 
 
 def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
@@ -136,14 +146,16 @@ def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
     assert all(map(checksum.verify, frames))
 
 
-def test_reboot_is_another_life(build: Build, tmp_path: Path) -> None:
-    """The disk remembers the first life; the second one, of the same host, ends it."""
+def test_reboot_is_another_life_and_a_panic_its_end(build: Build, tmp_path: Path) -> None:
+    """The disk remembers the first life; the second one, of the same host, ends in a crash."""
     disk = tmp_path / "disk.img"
     disk.write_bytes(bytes(MIB))
     linux = build(
         """
         if [ "$(dd if=/dev/xvda bs=5 count=1 2>/dev/null)" = again ]; then
             echo "the second life, $(date -u +%Y)"
+            echo 1 > /proc/sys/kernel/panic
+            echo c > /proc/sysrq-trigger
         else
             echo "the first life"
             echo -n again | dd of=/dev/xvda conv=fsync 2>/dev/null
@@ -152,10 +164,15 @@ def test_reboot_is_another_life(build: Build, tmp_path: Path) -> None:
         """
     )
     done = paravirt("run", linux.config(tmp_path / "linux.cfg", f'disk = ["{disk},raw,xvda,w"]'))
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1
     assert done.output.count("the first life") == 1
     assert "the second life, 2023" in done.output
-    assert re.search(r"linux +2 +poweroff \(2 lives\)", done.output)
+    assert "Kernel panic - not syncing: sysrq triggered crash" in done.output
+    # Its registers, which it prints itself.
+    assert re.search(r"RIP: [0-9a-f]{4}:0x[0-9a-f]+\n", done.output)
+    assert re.search(r"R13: [0-9a-f]{16} R14: [0-9a-f]{16} R15: [0-9a-f]{16}\n", done.output)
+    assert re.search(r"linux +2 +crash \(2 lives\)", done.output)
+    assert re.search(r"paravirt: linux crashed: \[.*\] Kernel panic - not syncing: sysrq triggered crash", done.output)
 
 
 def test_processes_signals_and_the_clock(build: Build, tmp_path: Path) -> None:
@@ -192,18 +209,6 @@ def test_processes_signals_and_the_clock(build: Build, tmp_path: Path) -> None:
     assert found[2] in ("1000", "1001")
     # The host's own clock, when it was switched off a moment later.
     assert 0 <= (VIRTUAL_EPOCH_NS + host.hv.clock.now) / 1e9 - int(found[3]) < 2
-
-
-def test_a_panic_is_a_crash(build: Build, tmp_path: Path) -> None:
-    linux = build("echo 1 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger")
-    done = paravirt("run", linux.config(tmp_path / "linux.cfg"))
-    assert done.exit_code == 1
-    assert "Kernel panic - not syncing: sysrq triggered crash" in done.output
-    # Its registers, which it prints itself.
-    assert re.search(r"RIP: [0-9a-f]{4}:0x[0-9a-f]+\n", done.output)
-    assert re.search(r"R13: [0-9a-f]{16} R14: [0-9a-f]{16} R15: [0-9a-f]{16}\n", done.output)
-    assert re.search(r"linux +1 +crash", done.output)
-    assert re.search(r"paravirt: linux crashed: \[.*\] Kernel panic - not syncing: sysrq triggered crash", done.output)
 
 
 def test_the_same_seed_gives_the_same_boot(build: Build, tmp_path: Path) -> None:
