@@ -11,7 +11,7 @@ from backends.block import driver, protocol
 from backends.block.mapping import GrantMapper
 from backends.block.server import BlockServer
 from guest_kernel.xenbus.device import Device
-from hypervisor.abi.io.blkif import BLKIF_OP_FLUSH_DISKCACHE, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY
+from hypervisor.abi.io.blkif import BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_READ, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY
 from hypervisor.abi.io.ring import REQ_EVENT
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -101,6 +101,37 @@ def _maps_writable(old: Any) -> Any:
         return old(self, [(descriptors, checked, True) for descriptors, checked, _ in batch], in_use)
 
     return map_
+
+
+def _reads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a request, and read its sector in the ring once more when its turn comes."""
+    make, start = BlockServer.__init__, BlockServer._start_slow
+    kernels: list[Any] = []
+
+    def init(self: Any, kernel: Any, *arguments: Any, **named: Any) -> None:
+        make(self, kernel, *arguments, **named)
+        kernels.append(kernel)
+
+    def starts(self: Any, requests: list[Any]) -> int:
+        if len(requests) > 1 or requests[0][0] != BLKIF_OP_READ:
+            return start(self, requests)
+        op, count, number, ident, sector, segments = requests[0]
+        if self._check(op, count, sector, segments[: 8 * count])[0]:
+            return start(self, requests)
+        ring, place = self.ring, self.ring.offset(self.ring.req_cons - 1)
+
+        async def later() -> None:
+            await kernels[-1].sleep(2_000)
+            again = protocol.NATIVE.request.unpack_from(ring.view, place)[4]
+            if start(self, [(op, count, number, ident, again, segments)]):
+                self._reading[-1]()
+            self.flush_responses()
+
+        kernels[-1].spawn(later(), "reads again")
+        return 0
+
+    monkeypatch.setattr(BlockServer, "__init__", init)
+    monkeypatch.setattr(BlockServer, "_start_slow", starts)
 
 
 def _keeps_pages(old: Any) -> Any:
@@ -299,6 +330,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "BLKIF-BACKEND-034",
         instead(GrantMapper, "__init__", _keeps_pages),
     ),
+    "reads-again": ("what is checked in a slot is read there again", "BLKIF-BACKEND-035", _reads_again),
     "dozes": (
         "it drops an event that comes when it is about to sleep",
         "BLKIF-BACKEND-060",
