@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -115,7 +115,7 @@ def _run_once(check: Check, world: World, subjects: list[Any] | None = None) -> 
                 subjects.append(subject)
             running = check.function(subject)
             if inspect.iscoroutine(running):
-                subject.drive(heard(subject, running))
+                _drive(subject, running)
     except Failure as failure:
         outcome, message = Outcome.failure, str(failure)
     except Skip as skip:
@@ -123,6 +123,17 @@ def _run_once(check: Check, world: World, subjects: list[Any] | None = None) -> 
     except Exception as error:
         outcome, message, details = Outcome.error, f"{type(error).__name__}: {error}", traceback.format_exc()
     return Result(check, outcome, message, time.monotonic() - began, details)
+
+
+def _drive(subject: Any, running: Coroutine[Any, Any, None]) -> None:
+    """Have a check run in its world, which may end before it comes to that."""
+    told = heard(subject, running)
+    try:
+        subject.drive(told)
+    finally:
+        for one in (told, running):
+            if inspect.getcoroutinestate(one) == inspect.CORO_CREATED:
+                one.close()
 
 
 def run_checks(

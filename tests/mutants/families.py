@@ -31,13 +31,16 @@ from tests.mutants import (
     block_frontends,
     consoles,
     kernels,
+    more_stores,
     net_backends,
     net_frontends,
     stores,
+    tiny_disks,
     xenbus_backends,
     xenbus_frontends,
 )
 from tests.mutants import rings as faulty_rings
+from tests.mutants.tiny_disks import Rewritten
 from tests.xenstored.store_process import ThreadedStore
 
 Mutant = tuple[Any, ...]
@@ -63,6 +66,8 @@ def _patched(world: Callable[[], AbstractContextManager[Any]]) -> Judge:
     """Judge ours, with a patch."""
 
     def judge(check: Check, mutant: Mutant, patch: pytest.MonkeyPatch, _directory: Path) -> Result:
+        if isinstance(mutant[2], Rewritten):
+            return run_check(check, mutant[2].world)
         mutant[2](patch)
         return run_check(check, world)
 
@@ -108,11 +113,12 @@ def _kernel(check: Check, _mutant: Mutant, _patch: pytest.MonkeyPatch, directory
     return run_check(check, SUITES["guest-abi"].world(f"elf:{kernel}"))
 
 
+BLOCK_BACKENDS: dict[str, Mutant] = {**block_backends.MUTANTS, **tiny_disks.MUTANTS}
 FAMILIES = {
     family.suite: family
     for family in (
         Family("ring", faulty_rings.MUTANTS, _ring),
-        Family("blkif-backend", block_backends.MUTANTS, _patched(lambda: block_back(BlockBack))),
+        Family("blkif-backend", BLOCK_BACKENDS, _patched(lambda: block_back(BlockBack))),
         Family("blkif-frontend", block_frontends.MUTANTS, _patched(lambda: block_front(BlockFront))),
         Family("netif-backend", net_backends.MUTANTS, _patched(lambda: net_back(NetBack))),
         Family("netif-frontend", net_frontends.MUTANTS, _patched(lambda: net_front(NetFront))),
@@ -120,7 +126,7 @@ FAMILIES = {
         Family("xenbus-backend", xenbus_backends.MUTANTS, _bus),
         Family("console", consoles.MUTANTS, _console),
         Family("guest-abi", kernels.MUTANTS, _kernel),
-        Family("xenstore", stores.MUTANTS, _store),
+        Family("xenstore", {**stores.MUTANTS, **more_stores.MUTANTS}, _store),
     )
 }
 """By suite, in the order of the page."""

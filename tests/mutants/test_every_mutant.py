@@ -50,7 +50,8 @@ def test_all_mutants_are_in_a_family() -> None:
         if not path.name.startswith(("test_", "__"))
         and hasattr(module := importlib.import_module(f"tests.mutants.{path.stem}"), "MUTANTS")
     ]
-    assert {id(table) for table in tables} == {id(family.mutants) for family in FAMILIES.values()}
+    names = [name for table in tables for name in table]
+    assert sorted(names) == sorted(name for family in FAMILIES.values() for name in family.mutants)
     assert set(FAMILIES) <= set(SUITES)
 
 

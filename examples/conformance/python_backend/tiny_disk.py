@@ -12,6 +12,7 @@ from guest_kernel.xenbus.driver import XenbusDevice, XenbusDriver, frontend_numb
 from hypervisor.abi.grant_table import GNTST_okay
 from hypervisor.abi.io import blkif
 from hypervisor.abi.io.ring import MASK32, REQ_PROD, BackRing
+from hypervisor.abi.tracepoints import RING_CONNECT
 
 SECTOR = 512
 ENTRY = blkif.blkif_sring_entry.size
@@ -36,6 +37,10 @@ class TinyDisk(XenbusDriver):
         (grant,) = self.kernel.grants.map_refs(device.otherend_id, [ref])
         if grant.status != GNTST_okay:
             raise ValueError(f"the frontend's ring-ref {ref} cannot be mapped")
+        trace = self.kernel.cpu.trace
+        if trace is not None:
+            # So that reports can show what goes over the ring.
+            trace(RING_CONNECT, f"vbd/{device.otherend_id}/{device.id}", "req", "blkif", device.otherend_id, [ref])
         device.data = disk = Disk(self.kernel, device, grant, data, writable)
         disk.port = self.kernel.events.bind_interdomain(device.otherend_id, port, disk.on_event)
         info = 0 if writable else blkif.VDISK_READONLY
