@@ -321,6 +321,9 @@ class NbdDisk(RemoteBacking):
             waiting = list(self._kept_back)
             self._kept_back.clear()
             self._fail(waiting)
+            self.report(
+                f"{self.address}: it has been away for {self.reconnect_delay:g} s; until it is back requests fail"
+            )
         if self._connector is None and now >= self._next_try:
             self._connector = Connector(self.address, readonly=self.readonly)
             self._epoll.register(self._connector, select.EPOLLIN)

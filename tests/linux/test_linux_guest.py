@@ -44,12 +44,13 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
     """The kernel of every Debian machine, its disks and its network.
 
     64 MiB read with the right hash, a file system that is clean afterwards, discards that make the images smaller
-    (a part of one, all of one, none where they are not to be), a Python guest on the same bridge.
+    (a part of one, all of one, none where they are not to be), secure ones where they are promised, a Python guest on
+    the same bridge.
     """
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("no mkfs.ext4 here (Debian: e2fsprogs)")
-    names = ("random", "ext4", "full", "emptied", "fixed")
-    random_disk, ext4, full, emptied, fixed = (tmp_path / f"{name}.img" for name in names)
+    names = ("random", "ext4", "full", "emptied", "fixed", "vouched")
+    random_disk, ext4, full, emptied, fixed, vouched = (tmp_path / f"{name}.img" for name in names)
     data = random.Random(1).randbytes(MIB) * 64
     random_disk.write_bytes(data)
     ext4.write_bytes(bytes(32 * MIB))
@@ -68,16 +69,20 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
         blkdiscard -o 1048576 -l 2097152 /dev/xvdc && md5sum < /dev/xvdc
         blkdiscard /dev/xvdd && echo "step: emptied"
         blkdiscard -o 1048576 -l 1048576 /dev/xvde || echo "step: refused"
+        blkdiscard -s /dev/xvdc || echo "step: nobody promises it"
+        blkdiscard -s -o 1048576 -l 1048576 /dev/xvdf && echo "step: gone for good"
+        blkdiscard -s /dev/xvdg && echo "step: forgotten"
         ip link set eth0 up
         ip addr add 10.0.0.2/24 dev eth0
         ping -c 2 10.0.0.1
         """,
         flavour="amd64",
     )
-    for image in (full, emptied, fixed):
+    for image in (full, emptied, fixed, vouched):
         image.write_bytes(data[: 4 * MIB])
     disks = f'disk = ["{random_disk},raw,xvda,r", "{ext4},raw,xvdb,w", "{full},raw,xvdc,w"'
-    disks += f', "{emptied},raw,xvdd,w", "{fixed},raw,xvde,w,no-discard"]'
+    disks += f', "{emptied},raw,xvdd,w", "{fixed},raw,xvde,w,no-discard"'
+    disks += f', "{vouched},raw,xvdf,w,discard-secure=1", "4M,memory,xvdg"]'
     config = linux.config(tmp_path / "linux.cfg", disks, 'vif = ["bridge=xenbr0"]')
     (tmp_path / "peer.py").write_text(PEER)
     peer = tmp_path / "peer.cfg"
@@ -107,6 +112,9 @@ def test_disk_and_network(build: Build, tmp_path: Path) -> None:
     assert (emptied.stat().st_blocks, emptied.read_bytes()) == (0, bytes(4 * MIB))
     assert "step: refused" in done.output
     assert fixed.read_bytes() == data[: 4 * MIB]
+    for step in ("nobody promises it", "gone for good", "forgotten"):
+        assert f"step: {step}" in done.output
+    assert vouched.read_bytes() == data[:MIB] + bytes(MIB) + data[2 * MIB : 4 * MIB]
 
 
 def test_tcp_between_two(build: Build, tmp_path: Path) -> None:
