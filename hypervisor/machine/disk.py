@@ -176,6 +176,7 @@ class DiskController:
         self._b, self._i, self._q, self._written = memory.b, memory.i, memory.q, memory.written
         self._rearm, self._raise_line = machine.timers.rearm, machine.interrupts.raise_line
         self.spare: list[_Completion] = []
+        """Those that are not under way."""
         self._ports = machine.ports.map(
             sheet.disk_port(unit), sheet.DISK_PORT_COUNT, self._read_register, self._write_register
         )
@@ -275,7 +276,7 @@ class DiskController:
         self._completion_base = base
         if not base:
             self.generation += 1
-        # What is looked up for each of them.
+        # What `_Completion` looks up.
         places = (base >> COMPLETION_SHIFT) + FIRST_COMPLETION, base >> 2, base >> PAGE_SHIFT
         self.reporting = (self._q, self._i, self._written, *places, self.machine.interrupts, self._line)
 
@@ -547,7 +548,8 @@ class DiskController:
 
     def report(self, statuses: Sequence[tuple[int, int]]) -> None:
         """Report commands as done, each by its id and 0 or an errno."""
-        completion = _Completion(self)
+        spare = self.spare
+        completion = spare.pop() if spare else _Completion(self)
         completion.words = [(-status & U32) << 32 | ident if status else ident for ident, status in statuses]
         completion.generation = self.generation
         completion.come()

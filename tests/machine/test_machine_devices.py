@@ -110,6 +110,24 @@ def test_data_goes_straight_to_the_frames_and_marks_them(machine: Machine, tmp_p
     disk.unplug()
 
 
+def test_what_reports_commands_is_used_again(machine: Machine) -> None:
+    """Also for those that are executed somewhere else, over as long a time as a host lives."""
+    disk = DiskController(machine, 3, MemoryDisk(1 << 20))
+    driver = Driver(machine, disk)
+    for ident in range(100):
+        disk.report([(ident, 0), (ident + 1, errno.EIO)])
+        assert driver.completion(2 * ident, ident) == 0
+        assert driver.completion(2 * ident + 1, ident + 1) == -errno.EIO
+    assert driver.interrupts == 100
+    assert len(disk.spare) == 1
+    for ident in range(3):
+        driver.queue(sheet.DISK_FLUSH, 0, [], ident, 0)
+        driver.out(sheet.DISK_DOORBELL, driver.produced)
+    driver.settle()
+    assert len(disk.spare) == 3
+    disk.unplug()
+
+
 def test_what_is_done_after_the_completion_queue_was_taken_away_is_told_nobody(machine: Machine) -> None:
     """Not even frame 0, which is what a queue that is not there looks like."""
     disk = DiskController(machine, 3, MemoryDisk(1 << 20))
