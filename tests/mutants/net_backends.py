@@ -20,10 +20,13 @@ from backends.net.queue import Queue
 from backends.net.slots import Packet, TxSlots
 from backends.net.vif import Vif
 from guest_kernel.net import gso
+from guest_kernel.xenbus import states
 from guest_kernel.xenbus.device import Device
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import REQ_EVENT
+from tests.mutants import net_backend_faults as faults
 from tests.mutants.block_backends import after, instead, nodes
+from tests.mutants.xenbus_faults import pair
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 EXTRAS = frozenset(range(256))
@@ -868,6 +871,123 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "registered pages stay mapped when the device closes",
         "NETIF-BACKEND-120",
         instead(ControlRing, "close", _keeps_registered),
+    ),
+    "goes-on": (
+        "it goes on to Initialised before there is a frontend",
+        "NETIF-BACKEND-001",
+        pair("backend", states.INITWAIT, (states.INITIALISING,), (states.IGNORE, states.INITIALISED)),
+    ),
+    "wants-to-be-connected": (
+        "a frontend that closes before it connects is not followed",
+        "NETIF-BACKEND-007",
+        pair("backend", states.INITWAIT, (states.CLOSING,), (states.IGNORE, states.INITWAIT)),
+    ),
+    "keeps-the-good-ring": (
+        "of two rings one of which is bad the other one stays mapped",
+        "NETIF-BACKEND-008",
+        instead(NetBack, "connect", faults.keeps_the_good_ring),
+    ),
+    "needs-no-channel": (
+        "a frontend whose event channel cannot be bound is taken",
+        "NETIF-BACKEND-009",
+        instead(NetBack, "_bind", faults.needs_no_channel),
+    ),
+    "one-queue-in-a-directory": (
+        "the nodes of an only queue are looked for in queue-0",
+        "NETIF-BACKEND-013",
+        said(faults.one_queue_in_a_directory),
+    ),
+    "wants-closing": (
+        "a frontend that is Closed without Closing is not followed",
+        "NETIF-BACKEND-018",
+        pair("backend", states.CONNECTED, (states.CLOSED,), (states.IGNORE, states.CONNECTED)),
+    ),
+    "no-initialised": (
+        "a frontend that says Initialised is taken for a mistake",
+        "NETIF-BACKEND-019",
+        pair("backend", states.INITWAIT, (states.INITIALISED,), (states.CLOSE, states.CLOSING)),
+    ),
+    "pads": ("short frames arrive with 60 bytes", "NETIF-BACKEND-030", instead(Bridge, "forward", faults.pads)),
+    "last-come-first": (
+        "of frames that wait the last one comes first",
+        "NETIF-BACKEND-033",
+        instead(Queue, "put", faults.last_come_first),
+    ),
+    "headers-of-the-first-slot": (
+        "all headers are taken out of the first slot",
+        "NETIF-BACKEND-036",
+        after(Packet, "__init__", faults.headers_of_the_first_slot),
+    ),
+    "falls-over-slots": (
+        "a frame of many slots overruns what they are noted in",
+        "NETIF-BACKEND-038",
+        instead(TxSlots, "packet", faults.falls_over("a frame of more than")),
+    ),
+    "masks-offsets": (
+        "an offset behind the page is one in the page",
+        "NETIF-BACKEND-041",
+        instead(TxSlots, "request", faults.masks_offsets),
+    ),
+    "clears-behind": (
+        "what is behind a frame is cleared in the guest's page",
+        "NETIF-BACKEND-045",
+        instead(Queue, "_start", faults.clears_behind),
+    ),
+    "stalled-for-ever": (
+        "a guest that has no buffers at first gets no frames later",
+        "NETIF-BACKEND-063",
+        instead(Queue, "flush_rx", faults.stalled_for_ever),
+    ),
+    "looks-at-the-first-status": (
+        "a bad buffer is not told but in the first slot of a frame",
+        "NETIF-BACKEND-068",
+        instead(Queue, "_answer", faults.looks_at_the_first_status),
+    ),
+    "skips-the-first": (
+        "a batch that goes around the ring's end goes on in its second slot",
+        "NETIF-BACKEND-069",
+        instead(slots, "copy_bytes", faults.skips_the_first),
+    ),
+    "waits-for-the-rest": (
+        "it does not ask to be told of the rest of a frame",
+        "NETIF-BACKEND-081",
+        instead(Queue, "_more_coming", faults.waits_for_the_rest),
+    ),
+    "sits-out": ("an event without work stops the work for all", "NETIF-BACKEND-087", faults.sits_out),
+    "validates-nothing": (
+        "what a sender says is validated is not marked so",
+        "NETIF-BACKEND-094",
+        constant(queue, "RX_FLAGS", (0, 3, 0, 3)),
+    ),
+    "believes-headers": (
+        "a checksum is looked for behind the end of the packet",
+        "NETIF-BACKEND-095",
+        instead(Frame, "fill_checksum", faults.believes_headers),
+    ),
+    "cuts-no-page": (
+        "a packet in one page is not cut",
+        "NETIF-BACKEND-098",
+        instead(Frame, "begin_cutting", faults.cuts_no_page),
+    ),
+    "falls-over-extra-info": (
+        "much extra info overruns what it is noted in",
+        "NETIF-BACKEND-103",
+        instead(TxSlots, "packet", faults.falls_over("endless extra info")),
+    ),
+    "counts-in-32-bits": (
+        "the length of a list of pages is a number of 32 bits",
+        "NETIF-BACKEND-118",
+        instead(ControlRing, "_change_grefs", faults.counts_in_32_bits),
+    ),
+    "ends-with-its-ring": (
+        "a control ring that overflows is the end of all interfaces",
+        "NETIF-BACKEND-121",
+        instead(NetBack, "_serve_control", faults.ends_with_its_ring),
+    ),
+    "forgets-the-others": (
+        "the rings stay mapped if the control ring is none",
+        "NETIF-BACKEND-122",
+        instead(NetBack, "_connect_control", faults.forgets_the_others),
     ),
 }
 """Name → the fault, the check meant for it, what makes it."""

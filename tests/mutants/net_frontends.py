@@ -17,11 +17,14 @@ from frontends.net.queue import FrontQueue
 from frontends.net.receive import RxEnd
 from frontends.net.transmit import TxEnd
 from guest_kernel.net.device import NetDevice
+from guest_kernel.xenbus import states
 from guest_kernel.xenbus.device import Device
 from hypervisor.abi.io import netif
 from hypervisor.abi.io.ring import REQ_PROD, RSP_EVENT, FrontRing
+from tests.mutants import net_frontend_faults as faults
 from tests.mutants.block_backends import after, instead, nodes
 from tests.mutants.net_backends import constant, said
+from tests.mutants.xenbus_faults import pair
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -495,6 +498,47 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "nonsense on a ring brings the guest down",
         "NETIF-FRONTEND-081",
         instead(FrontDevice, "give_up", _falls),
+    ),
+    "waits-to-be-connected": (
+        "a backend that closes before it is Connected is not followed",
+        "NETIF-FRONTEND-009",
+        instead(states.Machine, "step", faults.waits_to_be_connected),
+    ),
+    "wants-closing": (
+        "a backend that is Closed without Closing is not followed",
+        "NETIF-FRONTEND-010",
+        pair("frontend", states.CONNECTED, (states.CLOSED,), (states.IGNORE, states.CONNECTED)),
+    ),
+    "looks-states-up": (
+        "the backend's state is taken for the number of a row",
+        "NETIF-FRONTEND-013",
+        faults.looks_states_up,
+    ),
+    "sends-with-leave": (
+        "nothing is sent while a control request is under way",
+        "NETIF-FRONTEND-014",
+        instead(FrontQueue, "_register", faults.sends_with_leave),
+    ),
+    "pads": ("short frames are sent with 60 bytes", "NETIF-FRONTEND-020", tampered(faults.pads)),
+    "keeps-sizes": (
+        "a slot keeps the size of the frame that was there first",
+        "NETIF-FRONTEND-031",
+        tampered(faults.keeps_sizes),
+    ),
+    "drops-debris": (
+        "frames of less than 60 bytes are thrown away",
+        "NETIF-FRONTEND-041",
+        responses(faults.drops_debris),
+    ),
+    "mixes-up": (
+        "buffers are posted again with each other's ids",
+        "NETIF-FRONTEND-049",
+        instead(RxEnd, "_post", faults.mixes_up),
+    ),
+    "takes-cover": (
+        "after an event without work no other one is heard",
+        "NETIF-FRONTEND-079",
+        instead(FrontQueue, "_interrupt", faults.takes_cover),
     ),
 }
 """Name → the fault, the check meant for it, what makes it."""
