@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import socket
+import sys
+import termios
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -52,13 +56,32 @@ class Client:
         """What has come since this was emptied: "event" or "reply"."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, as at the end of a check."""
         self.socket.close()
 
+    def hang_up(self) -> None:
+        """Hang up, as a part of a check."""
+        note(f"client {self.number} hangs up")
+        self.close()
+
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes as they are. Raises HungUp."""
         self._tell("->", data)
-        self.socket.sendall(data)
+        try:
+            self.socket.sendall(data)
+        except ConnectionError:
+            raise HungUp("The store hangs up.") from None
+
+    def send_alone(self, data: bytes) -> None:
+        """Send bytes, and wait until the store has read them, if it does so before there are more."""
+        self.send(data)
+        deadline = time.monotonic() + SILENCE
+        while self._unread() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def _unread(self) -> int:
+        """Return how much of what was sent the store has not read (unix(7), SIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _tell(self, way: str, data: bytes) -> None:
         """Tell of a message, or of bytes that are none."""

@@ -34,6 +34,7 @@ from tests.mutants import (
     more_stores,
     net_backends,
     net_frontends,
+    store_sockets,
     stores,
     tiny_disks,
     xenbus_backends,
@@ -126,7 +127,7 @@ FAMILIES = {
         Family("xenbus-backend", xenbus_backends.MUTANTS, _bus),
         Family("console", consoles.MUTANTS, _console),
         Family("guest-abi", kernels.MUTANTS, _kernel),
-        Family("xenstore", {**stores.MUTANTS, **more_stores.MUTANTS}, _store),
+        Family("xenstore", {**stores.MUTANTS, **more_stores.MUTANTS, **store_sockets.MUTANTS}, _store),
     )
 }
 """By suite, in the order of the page."""

@@ -10,6 +10,7 @@ import pytest
 from backends.xenstored import operations
 from backends.xenstored.connection import Connection
 from backends.xenstored.errors import EINVAL, StoreError
+from backends.xenstored.numbers import leading_number
 from backends.xenstored.permissions import parse_entry
 from backends.xenstored.server import Server
 from backends.xenstored.transactions import Transaction
@@ -32,23 +33,6 @@ def all_of(*patches: Patch) -> Patch:
 def fresh(make: Callable[[], Patch]) -> Patch:
     """Make a patch anew each time: what one store did does not show in the next."""
     return lambda monkeypatch: make()(monkeypatch)
-
-
-def _first_only(old: Any) -> Any:
-    def push(self: Any, message: bytes, cause: Any) -> None:
-        if not self.queued:
-            old(self, message, cause)
-
-    return push
-
-
-def silent_if(condition: Callable[[Any], bool]) -> Patch:
-    """Keep back what a connection is to get, under some condition."""
-
-    def take(old: Any) -> Any:
-        return lambda self, room: b"" if condition(self) else old(self, room)
-
-    return method(Connection, "take", take)
 
 
 def _parents(server: Any, connection: Any, transaction: Any, payload: bytes) -> list[bytes]:
@@ -102,6 +86,21 @@ def _not_exactly(old: Any) -> Any:
             old(self, path, now, earlier, exact)
 
     return fire
+
+
+def _counts_names(old: Any) -> Any:
+    return lambda node, start: old(node, sum(len(name) + 1 for name in node.names[:start]))
+
+
+def _reads_the_beginning(old: Any) -> Any:
+    return lambda text: old(text[:1] + b"%d" % leading_number(text[1:]))
+
+
+def _anybodys_watch(server: Any, connection: Any, transaction: Any, payload: bytes) -> bytes | None:
+    name, token = payload.split(b"\0")[:2]
+    key = connection.absolute(name), token
+    owner = next((other for other in server.connections if key in other.watches), connection)
+    return operations._unwatch(server, owner, transaction, payload)
 
 
 def _absolute_events(old: Any) -> Any:
@@ -191,17 +190,6 @@ def _falls_over_long_events(old: Any) -> Any:
     return send
 
 
-def _serves_fifty() -> Patch:
-    known: list[Any] = []
-
-    def is_late(connection: Any) -> bool:
-        if connection not in known:
-            known.append(connection)
-        return known.index(connection) >= 50
-
-    return silent_if(is_late)
-
-
 def _keeps_rights() -> Patch:
     rights: dict[bytes, bytes] = {}
 
@@ -225,11 +213,6 @@ def _keeps_rights() -> Patch:
 
 
 MUTANTS: dict[str, tuple[str, str, Patch]] = {
-    "first-only": (
-        "of several requests in one piece the first counts",
-        "XENSTORE-003",
-        method(Connection, "push", _first_only),
-    ),
     "filled-parents": (
         "directories that are made for a node have a value",
         "XENSTORE-011",
@@ -239,6 +222,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "long directories do not come in parts",
         "XENSTORE-015",
         handler(xs.XS_DIRECTORY_PART, before(_refuses)),
+    ),
+    "parts-by-number": (
+        "the offset of DIRECTORY_PART counts names, not bytes",
+        "XENSTORE-015",
+        method(operations, "list_part", _counts_names),
     ),
     "relative-to-root": (
         "relative names are those of the root",
@@ -251,6 +239,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "permissions that are none are passed over",
         "XENSTORE-031",
         method(operations, "_parse_permissions", _skips_what_it_does_not_know),
+    ),
+    "numbers-to-begin-with": (
+        "what stands behind the number of a permission is not looked at",
+        "XENSTORE-031",
+        method(operations, "parse_entry", _reads_the_beginning),
     ),
     "open-to-all": ("a new node is everybody's", "XENSTORE-032", handler(xs.XS_WRITE, _open_to_all)),
     "level-by-level": (
@@ -269,12 +262,22 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         method(Watch, "payload", _absolute_events),
     ),
     "tells-everybody": ("events go to all connections", "XENSTORE-049", method(Server, "send_event", _tells_everybody)),
+    "anybodys-watch": (
+        "UNWATCH takes the watches of other clients, too",
+        "XENSTORE-049",
+        handler(xs.XS_UNWATCH, before(_anybodys_watch)),
+    ),
     "quiet-permissions": ("SET_PERMS fires nothing", "XENSTORE-051", handler(xs.XS_SET_PERMS, _quietly)),
     "no-special": ("names with @ cannot be watched", "XENSTORE-052", handler(xs.XS_WATCH, before(_no_special))),
     "blind-inside": (
         "a transaction does not see what it writes",
         "XENSTORE-060",
         method(Transaction, "get", lambda old: lambda self, path: self.store.get(path)),
+    ),
+    "written-at-once": (
+        "what a transaction writes is there for all at once",
+        "XENSTORE-060",
+        handler(xs.XS_WRITE, lambda old: lambda server, connection, _, payload: old(server, connection, None, payload)),
     ),
     "everybodys": (
         "a transaction is that of later connections, too",
@@ -303,6 +306,5 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         method(Server, "send_event", _falls_over_long_events),
     ),
     "keeps-rights": ("a node that is made again has its old permissions", "XENSTORE-092", fresh(_keeps_rights)),
-    "serves-fifty": ("the first fifty clients are served", "XENSTORE-093", fresh(_serves_fifty)),
 }
 """Name → the fault, the check meant for it, what makes it."""

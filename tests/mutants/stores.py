@@ -157,13 +157,6 @@ def _fires_siblings(old: Any) -> Any:
     return above
 
 
-def _event_absolute(old: Any) -> Any:
-    def payload(self: Any, path: bytes) -> bytes:
-        return path + b"\0" + self.token + b"\0"
-
-    return payload
-
-
 def _long_payload_is_an_error(old: Any) -> Any:
     def fail(self: Any, connection: Any, error: int) -> None:
         connection.push(server.HEADER.pack(xs.XS_ERROR, 0, 0, 6) + b"E2BIG\0", None)

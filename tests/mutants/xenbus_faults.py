@@ -88,6 +88,19 @@ def credulous(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "parse_state", lambda text: int(text or 0))
 
 
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hear nothing any more of an other end for which a device has waited for 20 ms."""
+    old = Device._otherend_event
+    began: dict[Device, int] = {}
+
+    def event(self: Device, path: str, token: str) -> None:
+        now = self.kernel.monotonic_ns()
+        if self.state != states.INITIALISING or now - began.setdefault(self, now) < 20_000_000:
+            old(self, path, token)
+
+    monkeypatch.setattr(Device, "_otherend_event", event)
+
+
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tell nobody why a device was given up."""
 

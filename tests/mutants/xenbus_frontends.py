@@ -33,6 +33,7 @@ from tests.mutants.xenbus_faults import (
     attribute,
     credulous,
     distracted,
+    impatient,
     no_fault,
     not_now,
     overwriting,
@@ -88,6 +89,28 @@ class KeepsGrant(ToyFront):
 class KeepsPort(ToyFront):
     async def close(self, device: XenbusDevice) -> None:
         assert self.kernel.grants.end_access(device.data[1])
+
+
+class KnownNumber(ToyFront):
+    """What a device has shared is known by its number, beyond the end of the device."""
+
+    def __init__(self, kernel: Any, **options: Any) -> None:
+        super().__init__(kernel, **options)
+        self.shared: dict[str, dict[str, object]] = {}
+
+    async def publish(self, device: XenbusDevice) -> None:
+        if device.id in self.shared:
+            await device.write(self.shared[device.id])
+        else:
+            await super().publish(device)
+
+    async def announce(self, device: XenbusDevice, nodes: dict[str, object]) -> None:
+        self.shared[device.id] = nodes
+        await device.write(nodes)
+
+    async def close(self, device: XenbusDevice) -> None:
+        if device.data is not None:
+            await super().close(device)
 
 
 class LeaksPageFront(LeaksPage, ToyFront):
@@ -149,6 +172,12 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         "XENBUS-FRONTEND-002",
         ToyFront,
         attribute(Machine, "see_other", _deaf),
+    ),
+    "impatient": (
+        "it waits 20 ms for its backend, and then hears nothing of it any more",
+        "XENBUS-FRONTEND-003",
+        ToyFront,
+        impatient,
     ),
     "state-first": ("its nodes come after its state", "XENBUS-FRONTEND-004", StateFirst, no_fault),
     "wrong-domain": ("it grants its ring to domain 0", "XENBUS-FRONTEND-005", WrongDomain, no_fault),
@@ -248,6 +277,12 @@ MUTANTS: dict[str, tuple[str, str, type[ToyFront], Patch]] = {
         "XENBUS-FRONTEND-030",
         ToyFront,
         pair("frontend", CLOSED, (CLOSING,), (IGNORE, CLOSING)),
+    ),
+    "known-number": (
+        "of a device whose number it has had before it publishes what it had shared then",
+        "XENBUS-FRONTEND-040",
+        KnownNumber,
+        no_fault,
     ),
     "one-life": (
         "its directory, made anew, is not looked at",
