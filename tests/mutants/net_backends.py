@@ -953,7 +953,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "NETIF-BACKEND-081",
         instead(Queue, "_more_coming", faults.waits_for_the_rest),
     ),
-    "sits-out": ("an event without work stops the work for all", "NETIF-BACKEND-087", faults.sits_out),
+    "counts-events": (
+        "each event without work stops the work for all, for ten milliseconds",
+        "NETIF-BACKEND-087",
+        faults.counts_events,
+    ),
     "validates-nothing": (
         "what a sender says is validated is not marked so",
         "NETIF-BACKEND-094",

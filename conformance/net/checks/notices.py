@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from conformance.kit.check import Level, check, expect, expect_equal
 from conformance.net.checks.common import HEADER, RING, SCATTER, both, carries
 from conformance.net.frames import MACS, expect_frames, frame
@@ -9,6 +11,8 @@ from conformance.net.world import Scene
 from hypervisor.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from hypervisor.abi.io.xenbus import XenbusStateClosed, XenbusStateClosing
 
+STORM_NS: Final = 2_000
+"""Nanoseconds between two events of a storm."""
 FINAL_CHECK = f"{RING}, RING_FINAL_CHECK_FOR_REQUESTS"
 PUSH = f"{RING}, RING_PUSH_RESPONSES_AND_CHECK_NOTIFY"
 
@@ -143,6 +147,8 @@ async def a_storm_of_events(scene: Scene) -> None:
     front, peer = await both(scene)
     for _ in range(500):
         front.kernel.events.notify(front.queue.tx_port)
+        # Events that nobody has had time to take are one.
+        await front.kernel.sleep(STORM_NS)
     await carries(peer, front)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from conformance.kit.check import Level, check, expect, expect_equal
 from conformance.net.frames import expect_frames, frame, tcp
 from conformance.net.rings import gso
@@ -14,6 +16,8 @@ from hypervisor.abi.io.netif import XEN_NETIF_EXTRA_TYPE_GSO, NETRXF_csum_blank,
 from hypervisor.abi.io.ring import RSP_PROD
 from hypervisor.abi.io.xenbus import XenbusStateClosed, XenbusStateClosing, XenbusStateConnected
 
+STORM_NS: Final = 2_000
+"""Nanoseconds between two events of a storm."""
 BEYOND = ((4090, 60), (4096, 1), (0xFFFF, 0x7FFF), (0, 4097), (0, 0x7FFF))
 """Offsets and lengths that are not within a page."""
 
@@ -176,6 +180,8 @@ async def a_storm_of_events(scene: Scene) -> None:
     back = await listening(scene)
     for _ in range(500):
         back.kernel.events.notify(back.ports[0])
+        # Events that nobody has had time to take are one.
+        await back.kernel.sleep(STORM_NS)
     await scene.is_alive()
     await back.give(frame(60))
     expect_frames(await scene.hears(1), [frame(60)], "What reaches the guest")
