@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
 
 from backends.block import BlockBack
 from conformance.block.front import Front
+from conformance.kit.back_stage import BackStage
+from conformance.kit.bus_end import FrontEnd
 from conformance.kit.place import Place
-from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
-from conformance.kit.split_host import JudgedHost, Stage
+from conformance.kit.split_host import JudgedHost
 from conformance.subjects import load_class
 from frontends.block import BlockFront
 from guest_kernel.kernel import Kernel
@@ -35,32 +36,18 @@ def disk(directory: Path, content: bytes) -> str:
 
 
 @final
-class Scene(Stage):
+class Scene(BackStage):
     """What a check gets."""
 
     def __init__(self, subject: Any, directory: Path) -> None:
-        super().__init__()
+        super().__init__(subject)
         self.directory = directory
-        self.subject = subject
         self.front: Front
-        self.left = False
-        """The check has ended without closing its device: it dies with it."""
 
-    def leave(self) -> None:
-        """Do not close the device: have the guest end as it is."""
-        self.left = True
-
-    async def live(self, kernel: Kernel) -> None:
-        """Be the guest's program."""
+    def make_fronts(self, kernel: Kernel) -> Sequence[FrontEnd]:
+        """Make the guest's disk."""
         self.front = Front(kernel)
-        try:
-            await self.begin()
-            if not self.left and self.front.pages:
-                await self.front.close()
-        except Exception as error:
-            self.failure = error
-            note_failure(kernel, error)
-        self.over = True
+        return (self.front,)
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the guest. Raises what it raises, and Failure for what the backend leaves behind."""

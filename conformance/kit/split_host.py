@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -131,6 +131,16 @@ class Stage:
         configs = [parse_config(f'name = "{name}"\n{text}', f"{name}.cfg", programs) for name, text in texts.items()]
         if occupant is not None:
             configs = [occupant.configure(config) if config.name == judged else config for config in configs]
+        self.play(host, configs, judged, occupant, present)
+
+    def play(
+        self, host: Host, configs: Sequence[DomainConfig], judged: str, occupant: Occupant | None,
+        present: AbstractContextManager[None],
+    ) -> None:  # fmt: skip
+        """Run a host, one of whose domains begins the check. Raises as `run` does."""
+        check = self.check
+        assert check is not None
+        if occupant is not None:
             occupant.attend(host)
         with present, nullcontext() if occupant is None else occupant.present():
             try:

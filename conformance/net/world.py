@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
 
 from backends.net import NetBack
+from conformance.kit.back_stage import BackStage
+from conformance.kit.bus_end import FrontEnd
 from conformance.kit.place import Place
-from conformance.kit.recording import note_failure
 from conformance.kit.runner import World
-from conformance.kit.split_host import JudgedHost, Stage
+from conformance.kit.split_host import JudgedHost
 from conformance.net.frames import MACS
 from conformance.net.front import Front
 from conformance.subjects import load_class
@@ -22,35 +23,18 @@ DEVICES: Final = "vif = [{}]".format(", ".join(f'"backend=backend,mac={mac.hex("
 
 
 @final
-class Scene(Stage):
+class Scene(BackStage):
     """What a check gets."""
 
-    def __init__(self, subject: Any) -> None:
-        super().__init__()
-        self.subject = subject
-        self.front: Front
-        """The interface that the check is about."""
-        self.peer: Front
-        """Another one on the same bridge, with which it talks, and which it must not harm."""
-        self.left = False
-        """The check has ended without closing its devices: they die with it."""
+    front: Front
+    """The interface that the check is about."""
+    peer: Front
+    """Another one on the same bridge, with which it talks, and which it must not harm."""
 
-    def leave(self) -> None:
-        """Do not close the devices: have the guest end as it is."""
-        self.left = True
-
-    async def live(self, kernel: Kernel) -> None:
-        """Be the guest's program."""
+    def make_fronts(self, kernel: Kernel) -> Sequence[FrontEnd]:
+        """Make the guest's interfaces."""
         self.front, self.peer = Front(kernel, 0), Front(kernel, 1)
-        try:
-            await self.begin()
-            for front in (self.front, self.peer):
-                if not self.left and front.pages:
-                    await front.close()
-        except Exception as error:
-            self.failure = error
-            note_failure(kernel, error)
-        self.over = True
+        return self.front, self.peer
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check in the guest. Raises what it raises, and Failure for what the backend leaves behind."""

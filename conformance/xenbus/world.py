@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
 import attrs
-import trio
 
 from backends.xenstored.daemon import XenStored
 from conformance.kit.check import Failure, Skip
@@ -23,6 +22,7 @@ from conformance.kit.machine_guest import MachineGuest, open_config
 from conformance.kit.place import Place
 from conformance.kit.recording import host_options, note_failure
 from conformance.kit.runner import World
+from conformance.kit.split_host import Stage
 from conformance.kit.telling import watch
 from conformance.subjects import SubjectError, load_class
 from conformance.xenbus import books
@@ -40,11 +40,11 @@ from guest_kernel.xenbus.client import Permission, Transaction
 from guest_kernel.xenbus.driver import Side
 from hypervisor.abi.io.xenbus import XenbusStateInitWait
 from toolstack.devices import put
-from toolstack.domains import CRASH, LiveDomain
+from toolstack.domains import LiveDomain
 from toolstack.host import Host
 from toolstack.lifecycle import Lifecycle
 from toolstack.nodes import DeviceNodes, Node
-from toolstack.xl_config import parse_config
+from toolstack.xl_config import DomainConfig, parse_config
 
 __all__ = ["LOOK_NS", "Scene", "open_backend", "open_frontend", "place", "scene"]
 
@@ -76,7 +76,7 @@ class _Host(Host):
         super().started(lifecycle, xenstored)
         kernel = self.kernels[0]
         kernel.spawn(self._scene.toolstack.serve(kernel), "the check's toolstack")
-        kernel.spawn(self._scene.begin(kernel), "the check begins")
+        kernel.spawn(self._scene.set_up(kernel), "the check begins")
 
 
 def _type_of(driver: DriverFactory) -> object:
@@ -84,10 +84,11 @@ def _type_of(driver: DriverFactory) -> object:
     return getattr(made, "type", None)
 
 
-class Scene:
+class Scene(Stage):
     """What a check gets."""
 
     def __init__(self, judged: Judged, side: Side, directory: Path) -> None:
+        super().__init__()
         self.judged = judged
         self.subject = judged.subject
         self.side = side
@@ -105,10 +106,7 @@ class Scene:
         self.left = False
         self.plugged = False
         """The driver has been given to its kernel."""
-        self.failure: Exception | None = None
-        self._check: Coroutine[Any, Any, None] | None = None
         self._ready = False
-        self.over = False
         judged.enter(self)
 
     # -- what checks do -----------------------------------------------------------------------------------------------
@@ -266,7 +264,7 @@ class Scene:
 
     # -- the machinery ------------------------------------------------------------------------------------------------
 
-    async def begin(self, kernel: Kernel) -> None:
+    async def set_up(self, kernel: Kernel) -> None:
         """In dom0: stand in for the backend until both domains run, and then let the check begin."""
         lifecycle = self.host.lifecycle
         assert lifecycle is not None
@@ -301,12 +299,10 @@ class Scene:
         self.end = make(kernel, self.kind, self.peer_path, self.judged_path, self.judged_domid)
         self.end.patience_ns = self.judged.patience_ns
         self.end.refuses = self.judged.occupant is not None
-        check, self._check = self._check, None
-        assert check is not None, "the check has been begun before"
         try:
             if self.failure is not None:
                 raise self.failure
-            await check
+            await self.begin()
             if not self.left:
                 await self._tidy_up()
         except Exception as error:
@@ -332,32 +328,12 @@ class Scene:
 
     def drive(self, check: Coroutine[Any, Any, None]) -> None:
         """Run a check. Raises what it raises, and Failure for what the driver leaves behind."""
-        self._check = check
+        self.check = check
         self.host = host = _Host(self)
         watch(host)
-        occupant = self.judged.occupant
-        if occupant is not None:
-            occupant.attend(host)
-        with place.taken_by(self), nullcontext() if occupant is None else occupant.present():
-            try:
-                trio.run(host.run, self._configs())
-            finally:
-                check.close()
-        if occupant is not None:
-            occupant.judge()
-        if self.failure is not None:
-            raise self.failure
-        if host.results[self.side].reason == CRASH:
-            raise Failure(f"The {self.side}'s domain crashes: {host.results[self.side].message}")
-        if not self.over:
-            told = "; ".join(result.message for result in host.results.values() if result.message)
-            raise Failure(f"The host ends before the check does. {told}")
-        kept = "" if occupant is None else occupant.left_behind()
-        left = [kept] if kept else host.leaks()
-        if left:
-            raise Failure(f"The {self.side} leaves something behind: {left[0]}.")
+        self.play(host, self._configs(), self.side, self.judged.occupant, place.taken_by(self))
 
-    def _configs(self) -> list[Any]:
+    def _configs(self) -> list[DomainConfig]:
         disk = self.directory / "disk.img"
         disk.write_bytes(bytes(DISK_SIZE))
         setting = self.kind.setting.format(backend="backend", disk=disk)

@@ -92,7 +92,7 @@ class Careless(ToyBack):
     async def told(self, device: XenbusDevice) -> tuple[int, int]:
         nodes = await device.read_otherend_many("ring-ref", "event-channel")
         if None in nodes.values():
-            self.kernel.power.panic(KeyError("ring-ref"), "netback")
+            self.kernel.power.panic(RuntimeError("the frontend has no ring"), "netback")
         return await super().told(device)
 
 

@@ -83,9 +83,16 @@ def no_fault(_monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def credulous(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take what the other end's state holds for a number."""
+    """Take what the other end's state holds for a number, and a number for a state."""
+
+    def state(text: str | None) -> int:
+        number = int(text or 0)
+        if number > states.RECONFIGURED:
+            raise RuntimeError(f"a table of states that ends before {number}")
+        return number
+
     for module in (bus, device):
-        monkeypatch.setattr(module, "parse_state", lambda text: int(text or 0))
+        monkeypatch.setattr(module, "parse_state", state)
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
