@@ -11,7 +11,13 @@ from backends.block import driver, protocol
 from backends.block.mapping import GrantMapper
 from backends.block.server import BlockServer
 from guest_kernel.xenbus.device import Device
-from hypervisor.abi.io.blkif import BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_READ, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY
+from hypervisor.abi.io.blkif import (
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_INDIRECT,
+    BLKIF_OP_READ,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_OKAY,
+)
 from hypervisor.abi.io.ring import REQ_EVENT
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -132,6 +138,33 @@ def _reads_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(BlockServer, "__init__", init)
     monkeypatch.setattr(BlockServer, "_start_slow", starts)
+
+
+def _first_eleven(old: Any) -> Any:
+    def check(self: Any, op: int, count: int, sector: int, descriptors: bytes) -> Any:
+        return old(self, op, min(count, 11), sector, descriptors[: 8 * 11])
+
+    return check
+
+
+def _nothing_indirect_to_do(old: Any) -> Any:
+    def resolve(self: Any, requests: Any) -> Any:
+        rest = []
+        for request in requests:
+            op, inner, count, ident, sector, _ = request
+            if op == BLKIF_OP_INDIRECT and not count:
+                self._answer(ident, inner, sector, 0, BLKIF_RSP_OKAY)
+            else:
+                rest.append(request)
+        return old(self, rest)
+
+    return resolve
+
+
+def _believes_the_index(self: Any) -> None:
+    """Take the place of the ring's size, by which the index is judged."""
+    before, behind = self._reading[:5], self._reading[6:]
+    self._reading = (*before, 1 << 32, *behind)
 
 
 def _keeps_pages(old: Any) -> Any:
@@ -274,6 +307,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
             lambda ident, op, status: (ident, op, BLKIF_RSP_EOPNOTSUPP if op == BLKIF_OP_FLUSH_DISKCACHE else status)
         ),
     ),
+    "first-eleven": (
+        "of an indirect request the first eleven segments are served",
+        "BLKIF-BACKEND-018",
+        instead(BlockServer, "_check", _first_eleven),
+    ),
     "discards-more": (
         "a discard takes the sector behind with it",
         "BLKIF-BACKEND-019",
@@ -304,6 +342,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         "BLKIF-BACKEND-025",
         instead(BlockServer, "_refuse", lambda old: lambda self, *arguments: None),
     ),
+    "nothing-indirect": (
+        "an indirect request without segments succeeds",
+        "BLKIF-BACKEND-026",
+        instead(BlockServer, "_resolve", _nothing_indirect_to_do),
+    ),
     "leaks-bytes": (
         "bytes of the backend's lie behind a response",
         "BLKIF-BACKEND-027",
@@ -325,6 +368,11 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
         after(BlockServer, "flush_responses", lambda self: self._notify(self.port)),
     ),
     "repeats-an-id": ("every fiftieth response has the id of the one before", "BLKIF-BACKEND-033", _repeats),
+    "believes-the-index": (
+        "req_prod is believed",
+        "BLKIF-BACKEND-032",
+        after(BlockServer, "__init__", _believes_the_index),
+    ),
     "keeps-pages": (
         "pages stay mapped without feature-persistent",
         "BLKIF-BACKEND-034",
