@@ -94,6 +94,13 @@ def _threshold_behind(self: Any) -> int:
     return int(ready)
 
 
+def _threshold_that_stops(self: Any) -> int:
+    ready = self.unconsumed_requests()
+    if not ready:
+        self.shared[REQ_EVENT] = min(self.req_cons + 1, MASK32)
+    return int(ready)
+
+
 def _front_without_threshold(self: Any) -> int:
     return int(self.unconsumed_responses())
 
@@ -135,6 +142,8 @@ MUTANTS: dict[str, tuple[str, str, Any]] = {
     "threshold-behind": ("the back end asks for what it has had", "RING-017", ends(back={"final_check_for_requests": _threshold_behind})),
     "final-check-blind": ("the back end sleeps over a request", "RING-018", ends(back={"final_check_for_requests": _threshold_without_looking})),
     "front-no-threshold": ("the front end sleeps without asking to be told", "RING-019", ends({"final_check_for_responses": _front_without_threshold})),
+    "threshold-that-stops": ("req_event does not wrap", "RING-020", ends(back={"final_check_for_requests": _threshold_that_stops})),
+    "silent-for-several": ("a push of several requests is not notified", "RING-023", ends({"push_requests_and_check_notify": _push(lambda new, event, old: (new - old) & MASK32 == 1 and new == event)})),
     "responses-modulo-nothing": ("responses are counted without the wrap", "RING-021", ends({"unconsumed_responses": lambda self: self.shared[RSP_PROD] - self.rsp_cons})),
     "trusting-front": ("the front end takes its index from the page", "RING-022", type("M", (Rings,), {"front_class": _Trusting})),
 }  # fmt: skip
