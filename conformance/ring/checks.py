@@ -306,7 +306,7 @@ def ten_thousand_turns(rings: Rings) -> None:
     state, moved = 12345, 0
     for _ in range(10_000):
         state = (state * 1103515245 + 12345) % (1 << 31)
-        count = min(state >> 16 & 7, rings.front.free_requests())
+        count = min((state >> 16) % (SLOTS + 1), rings.front.free_requests())
         told = rings.request(count)
         asleep = rings.shared[REQ_EVENT] == (rings.back.req_cons + 1) % U32
         if count and asleep:

@@ -101,6 +101,12 @@ def _threshold_that_stops(self: Any) -> int:
     return int(ready)
 
 
+def _push_by_slots(self: Any) -> bool:
+    new, old = self.req_prod_pvt, self.shared[REQ_PROD]
+    self.shared[REQ_PROD] = new
+    return bool((new - self.shared[REQ_EVENT]) & self.mask < (new - old) & self.mask)
+
+
 def _front_without_threshold(self: Any) -> int:
     return int(self.unconsumed_responses())
 
@@ -146,5 +152,6 @@ MUTANTS: dict[str, tuple[str, str, Any]] = {
     "silent-for-several": ("a push of several requests is not notified", "RING-023", ends({"push_requests_and_check_notify": _push(lambda new, event, old: (new - old) & MASK32 == 1 and new == event)})),
     "responses-modulo-nothing": ("responses are counted without the wrap", "RING-021", ends({"unconsumed_responses": lambda self: self.shared[RSP_PROD] - self.rsp_cons})),
     "trusting-front": ("the front end takes its index from the page", "RING-022", type("M", (Rings,), {"front_class": _Trusting})),
+    "compares-slots": ("thresholds are compared as slots: a push of the whole ring looks like none", "RING-023", ends({"push_requests_and_check_notify": _push_by_slots})),
 }  # fmt: skip
 """Name → the fault, the check meant for it, the subject."""
