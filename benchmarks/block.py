@@ -27,7 +27,7 @@ from toolstack.xl_config import parse_config
 
 HERE = Path(__file__).parent
 IMAGE_BYTES = 256 << 20
-GOALS = {"qd1": 0.05, "qd32": 0.08, "waiting": 0.1, "large": 0.25, "persistent": 0.4, "indirect": 0.4, "lent": 0.6}
+GOALS = {"qd1": 0.08, "qd32": 0.08, "waiting": 0.1, "large": 0.25, "persistent": 0.4, "indirect": 0.8, "lent": 0.6}
 NAMES = {
     "qd1": "4 KiB, one at a time",
     "qd32": "4 KiB, 32 at a time",
