@@ -268,12 +268,15 @@ async def read_only_pages(scene: Scene) -> None:
     """
     front, peer = await both(scene)
     data = frame(300)
-    ref = front.grant(data + b"\xee" * (4096 - 300))
-    ident = front.queue.put(ref, 300)
-    front.queue.show_tx()
-    await front.queue.taken(ident)
-    expect_frames(await peer.queue.receive_data(), [data], "What arrives")
-    expect(front.data(ref) == data + b"\xee" * (4096 - 300), "A page that was sent has been written to.")
+    page = data + b"\xee" * (4096 - 300)
+    for readonly in (True, False):
+        ref = front.grant(page, readonly=readonly)
+        ident = front.queue.put(ref, 300)
+        front.queue.show_tx()
+        await front.queue.taken(ident)
+        how = "for reading only" if readonly else "for writing, too"
+        expect_frames(await peer.queue.receive_data(), [data], f"What arrives from a page that is granted {how}")
+        expect(front.data(ref) == page, f"A page that was sent, and is granted {how}, has been written to.")
 
 
 @check("NETIF-BACKEND-046", Level.must, f"{TX}, struct netif_tx_response")
