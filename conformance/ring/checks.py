@@ -314,7 +314,10 @@ def ten_thousand_turns(rings: Rings) -> None:
         ready = rings.back.unconsumed_requests()
         rings.take(ready)
         rings.back.final_check_for_requests()
-        rings.respond(ready)
+        told = rings.respond(ready)
+        asleep = rings.shared[RSP_EVENT] == (rings.front.rsp_cons + 1) % U32
+        if ready and asleep:
+            expect(told, "Responses were pushed to a front end that sleeps, and it is not notified.")
         come = rings.front.unconsumed_responses()
         expect_equal(come, ready, "the number of responses that arrive")
         rings.consume(come)

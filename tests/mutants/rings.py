@@ -107,6 +107,12 @@ def _push_by_slots(self: Any) -> bool:
     return bool((new - self.shared[REQ_EVENT]) & self.mask < (new - old) & self.mask)
 
 
+def _respond_by_slots(self: Any) -> bool:
+    new, old = self.rsp_prod_pvt, self.shared[RSP_PROD]
+    self.shared[RSP_PROD] = new
+    return bool((new - self.shared[RSP_EVENT]) & self.mask < (new - old) & self.mask)
+
+
 def _front_without_threshold(self: Any) -> int:
     return int(self.unconsumed_responses())
 
@@ -153,5 +159,6 @@ MUTANTS: dict[str, tuple[str, str, Any]] = {
     "responses-modulo-nothing": ("responses are counted without the wrap", "RING-021", ends({"unconsumed_responses": lambda self: self.shared[RSP_PROD] - self.rsp_cons})),
     "trusting-front": ("the front end takes its index from the page", "RING-022", type("M", (Rings,), {"front_class": _Trusting})),
     "compares-slots": ("thresholds are compared as slots: a push of the whole ring looks like none", "RING-023", ends({"push_requests_and_check_notify": _push_by_slots})),
+    "compares-slots-back": ("rsp_event is compared as a slot: responses to the whole ring look like none", "RING-023", ends(back={"push_responses_and_check_notify": _respond_by_slots})),
 }  # fmt: skip
 """Name → the fault, the check meant for it, the subject."""
