@@ -15,7 +15,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.state_trace import StateTrace, observer
 from hypervisor.trace import read_records
 from tests.viewer.conftest import record
-from toolstack import host as host_module
+from toolstack import recording
 from toolstack.host import Host
 from toolstack.store_trace import StoreWatch
 from toolstack.trace_formats.viewer import state as view
@@ -157,7 +157,7 @@ def test_what_is_told_adds_up_to_the_host(
             super().finish()
             comparison.compare_at_rest()
 
-    monkeypatch.setattr(host_module, "StateTrace", Traced)
+    monkeypatch.setattr(recording, "StateTrace", Traced)
     host = Host(pcpus=2, schedule=schedule, trace_file=tmp_path / "host.trace", trace_state=True)
     comparison.host = host
     configs = [load_config(guests / name) for name in ("guest1.cfg", "guest2.cfg")]
