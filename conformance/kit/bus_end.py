@@ -35,7 +35,7 @@ class BusEnd(ABC):
         """The domain of the other end."""
 
     async def write_nodes(self, values: Mapping[str, object]) -> None:
-        """Write nodes of this end."""
+        """Write nodes of this end, one after the other."""
         await self.kernel.xenbus.write_many({f"{self.home}/{key}": value for key, value in values.items()})
 
     async def say(self, **nodes: object) -> None:

@@ -65,7 +65,7 @@ async def looks_at_nothing_too_early(scene: Scene) -> None:
     What stands in the directory before is from a former life, or half of what is being written.
     """
     end = await offered(scene)
-    await end.write(end.make())
+    await end.write_nodes(end.make())
     await end.stays(XenbusStateInitWait)
     expect_equal(str(scene.books), str(NOTHING), "what the backend holds of a frontend that is Initialising")
     await end.say(XenbusStateInitialised)
@@ -118,10 +118,10 @@ async def events_without_a_change(scene: Scene) -> None:
     """
     end = await connected(scene)
     held = scene.books
-    nodes = {key: await scene.end.kernel.xenbus.read_or_none(f"{end.own}/{key}") for key in end.kind.frontend}
+    nodes = {key: await scene.end.kernel.xenbus.read_or_none(f"{end.home}/{key}") for key in end.kind.frontend}
     scene.eye.forget()
     for _ in range(20):
-        await end.write({**nodes, "state": XenbusStateConnected})
+        await end.write_nodes({**nodes, "state": XenbusStateConnected})
     await end.stays(XenbusStateConnected)
     expect_equal(str(scene.books), str(held), "what the backend holds after events without a change")
     expect_equal(scene.eye.states, ["4"], "the states that it says meanwhile")
@@ -135,7 +135,7 @@ async def a_ring_that_changes(scene: Scene) -> None:
     """
     end = await connected(scene)
     held = scene.books
-    await end.write({key: 99999 for key, what in end.kind.frontend.items() if what is RING or what is PORT})
+    await end.write_nodes({key: 99999 for key, what in end.kind.frontend.items() if what is RING or what is PORT})
     await end.say(XenbusStateConnected)
     await end.settle()
     await scene.is_alive()
@@ -150,7 +150,7 @@ async def garbage_while_it_waits(scene: Scene) -> None:
     """
     end = await offered(scene)
     for text in GARBAGE:
-        await end.write({"state": text})
+        await end.write_nodes({"state": text})
         await end.kernel.sleep(1_000_000)
     await connects_again(scene)
 
@@ -163,7 +163,7 @@ async def garbage_while_it_is_connected(scene: Scene) -> None:
     """
     end = await connected(scene)
     for text in GARBAGE:
-        await end.write({"state": text})
+        await end.write_nodes({"state": text})
         await end.kernel.sleep(1_000_000)
     await connects_again(scene)
 
@@ -227,7 +227,7 @@ async def _is_refused(scene: Scene, instead: dict[str, object], what: str) -> No
         await scene.plug()
     await end.wait_for(XenbusStateInitWait)
     nodes = {key: value for key, value in {**end.make(), **instead}.items() if value is not None}
-    await end.write(nodes)
+    await end.write_nodes(nodes)
     await end.say(XenbusStateInitialised)
     await end.settle()
     state = await end.state()
@@ -315,7 +315,7 @@ async def reconfigures_before_it_has_published(scene: Scene) -> None:
     for state in RECONFIGURATION:
         end = scene.end
         await end.wait_for(XenbusStateInitWait)
-        await end.write(end.make())
+        await end.write_nodes(end.make())
         await end.say(state)
         await end.settle()
         expect_equal(str(scene.books), str(NOTHING), f"what the backend holds of a frontend in state {state}")
@@ -569,7 +569,7 @@ async def a_storm_of_states(scene: Scene) -> None:
     end = await connected(scene)
     before = len(await scene.free_frames())
     for _ in range(300):
-        await end.write({"state": XenbusStateConnected})
+        await end.write_nodes({"state": XenbusStateConnected})
     await scene.is_alive()
     after = len(await scene.free_frames())
     expect(before - after < 64, f"A storm of events costs the backend's domain {before - after} pages.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Final
+from abc import abstractmethod
+from typing import Final
 
+from conformance.kit.bus_end import LOOK_NS, BusEnd
 from conformance.kit.check import Failure
 from conformance.xenbus.classes import PORT, RING, DeviceClass, Refusal
 from guest_kernel.grants import MappedGrant
@@ -22,7 +23,6 @@ from hypervisor.abi.io.xenbus import (
     XenbusStateInitWait,
 )
 
-LOOK_NS: Final = 500_000
 PATIENCE_NS: Final = 1_500_000_000
 """Virtual time after which something counts as not happening."""
 SOON_NS: Final = 50_000_000
@@ -36,47 +36,34 @@ GONE: Final = -1
 """The state of a directory that is not there."""
 
 
-class End:
-    """One end of a device, in the domain of the check. `own` and `other` are the directories' absolute paths."""
-
-    judged: ClassVar[str]
-    """What the other end is."""
+class End(BusEnd):
+    """One end of a device, in the domain of the check."""
 
     def __init__(self, kernel: Kernel, kind: DeviceClass, own: str, other: str, other_domid: int) -> None:
-        self.kernel = kernel
+        """`own` and `other` are the absolute paths of the directories of both ends."""
+        super().__init__(kernel, own)
         self.patience_ns = PATIENCE_NS
+        self.far, self.domid = other, other_domid
         self.kind = kind
-        self.own = own
-        self.other = other
-        self.domid = other_domid
 
     async def say(self, state: object = None, **nodes: object) -> None:
         """Write nodes of this end, and then its state; `_` stands for `-`."""
-        await self.write({key.replace("_", "-"): value for key, value in nodes.items()})
+        await super().say(**nodes)
         if state is not None:
-            await self.write({"state": state})
-
-    async def write(self, nodes: Mapping[str, object]) -> None:
-        """Write nodes of this end, one after the other."""
-        if nodes:
-            await self.kernel.xenbus.write_many({f"{self.own}/{key}": value for key, value in nodes.items()})
+            await self.write_nodes({"state": state})
 
     async def say_all(self, *states: int) -> None:
         """Say several states in one turn of the store's: nobody sees any but the last."""
-        path = f"{self.own}/state"
+        path = f"{self.home}/state"
         store = self.kernel.xenbus
         replies = [store.submit(xs.XS_WRITE, wire.join(path) + b"%d" % state, path) for state in states]
         for reply in replies:
             await reply
 
-    async def told(self, key: str) -> str | None:
-        """Return what the judged end has written."""
-        return await self.kernel.xenbus.read_or_none(f"{self.other}/{key}")
-
     async def keys(self) -> list[str]:
         """Return the names of the judged end's nodes; none if it has no directory."""
         try:
-            return sorted(await self.kernel.xenbus.directory(self.other))
+            return sorted(await self.kernel.xenbus.directory(self.far))
         except XenstoreError:
             return []
 
@@ -114,13 +101,13 @@ class End:
                 f"The {self.judged} goes to state {state}; it should stay in {' or '.join(map(str, states))}."
             )
 
+    @abstractmethod
     async def connect(self) -> None:
         """Go through the whole handshake, once the judged end is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def let_go(self) -> None:
         """Hold nothing of the judged end any more."""
-        raise NotImplementedError
 
     def _on_event(self) -> None:
         """Take note of nothing: what goes over the ring is not looked at."""
@@ -143,7 +130,7 @@ class BackEnd(End):
 
     async def offer(self) -> None:
         """Say what there is, and InitWait."""
-        await self.write({**self.kind.offers})
+        await self.write_nodes({**self.kind.offers})
         await self.say(XenbusStateInitWait)
 
     async def wait_for(self, *states: int) -> int:
@@ -208,7 +195,7 @@ class BackEnd(End):
 
     async def answer(self) -> None:
         """Say Connected, with what a frontend wants to know then."""
-        await self.write({**self.kind.answers})
+        await self.write_nodes({**self.kind.answers})
         await self.say(XenbusStateConnected)
 
     async def close(self) -> None:
@@ -271,7 +258,7 @@ class FrontEnd(End):
 
     async def publish(self, state: int = XenbusStateInitialised, **nodes: object) -> None:
         """Write everything and say that it is there; `nodes` are written as well, or instead."""
-        await self.write({**self.make(), **{key.replace("_", "-"): value for key, value in nodes.items()}})
+        await self.write_nodes({**self.make(), **{key.replace("_", "-"): value for key, value in nodes.items()}})
         await self.say(state)
 
     async def connect(self) -> None:

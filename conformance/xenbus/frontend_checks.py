@@ -127,7 +127,7 @@ async def garbage_while_it_waits(scene: Scene) -> None:
     """
     await scene.plug()
     for text in GARBAGE:
-        await scene.end.write({"state": text})
+        await scene.end.write_nodes({"state": text})
         await scene.end.kernel.sleep(1_000_000)
     await scene.end.stays(XenbusStateInitialising)
     await scene.is_alive()
@@ -144,7 +144,7 @@ async def garbage_while_it_is_connected(scene: Scene) -> None:
     # A frontend that takes it for the end of its backend is to find that nothing is mapped any more.
     end.let_go()
     for text in GARBAGE:
-        await end.write({"state": text})
+        await end.write_nodes({"state": text})
         await end.kernel.sleep(1_000_000)
     await scene.is_alive()
     await end.stays(XenbusStateConnected, XenbusStateClosed, XenbusStateClosing)
@@ -161,7 +161,7 @@ async def a_backend_that_jumps(scene: Scene) -> None:
     Between two looks the other end may have said anything: what counts is what is there.
     """
     await scene.plug()
-    await scene.end.write({**scene.end.kind.offers})
+    await scene.end.write_nodes({**scene.end.kind.offers})
     await scene.end.say(XenbusStateInitialised)
     await scene.end.attach()
     await scene.end.answer()
@@ -523,7 +523,7 @@ async def a_storm_of_writes(scene: Scene) -> None:
     await scene.plug()
     before = len(await scene.free_frames())
     for number in range(300):
-        await scene.end.write({"state": XenbusStateInitialising if number % 2 else "7"})
+        await scene.end.write_nodes({"state": XenbusStateInitialising if number % 2 else "7"})
     await scene.is_alive()
     after = len(await scene.free_frames())
     expect(before - after < 64, f"A storm of events costs the guest {before - after} pages.")

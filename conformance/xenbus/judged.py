@@ -8,7 +8,7 @@ directory. Until then neither end has one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import attrs
 
@@ -20,12 +20,9 @@ from conformance.wire import protocol as wire
 from conformance.wire.agent import Seat
 from conformance.wire.hands import hands_of
 from conformance.xenbus.classes import CLASSES, DeviceClass, class_of
-from conformance.xenbus.desk import LOOK_NS
+from conformance.xenbus.desk import LOOK_NS, Desk, Work
 from conformance.xenbus.ends import PATIENCE_NS
 from guest_kernel.kernel import Kernel
-
-if TYPE_CHECKING:
-    from conformance.xenbus.world import Scene
 
 UNPAUSED_NS: Final = 5_000_000
 """Virtual time after which a guest has been let run, and its kernel is far from looking for devices."""
@@ -33,6 +30,30 @@ BOOT_NS: Final = 400_000_000_000
 """Virtual time that a guest may take to come up."""
 GUEST_PATIENCE_NS: Final = 10_000_000_000
 """Virtual time after which something counts as not happening in a machine-code guest: it has timers of seconds."""
+
+
+class Scene(Protocol):
+    """What a subject must know of the scene that it is in: see `world.Scene`."""
+
+    driver: Desk
+    """Of its domain."""
+    judged_domid: int
+
+    async def in_driver(self, work: Work) -> Any:
+        """Have work done in its domain. Raises Skip if that is no Python program."""
+        ...
+
+    async def in_toolstack(self, work: Work) -> Any:
+        """Have work done in dom0."""
+        ...
+
+    async def put_judged(self, kernel: Kernel) -> None:
+        """In dom0: make its directory, if it is not there."""
+        ...
+
+    async def rewrite(self, path: str, value: object) -> None:
+        """Write any node, by dom0's right."""
+        ...
 
 
 class Judged(ABC):

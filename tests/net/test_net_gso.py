@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -158,6 +160,22 @@ def world(**options: object) -> tuple[Host, Station, Station]:
         guest.offloads.clear()
     host.kernel.nics[0].sent.clear()
     return host, one, two
+
+
+@contextmanager
+def taker_by_hand(*keys: str, rx: int = 64) -> Iterator[tuple[Host, Station, RawFront]]:
+    """Yield a host, a guest that is connected, and the other one's frontend, which says that it takes these."""
+    host = Host()
+    one, two = host.guests
+    one.connect()
+    host.run()
+    for key in keys:
+        two.store[f"frontend/{key}"] = "1"
+    front = RawFront(two, rx=rx)
+    yield host, one, front
+    one.close()
+    front.down()
+    host.check_no_leaks()
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -451,66 +469,49 @@ def test_without_memory_for_the_segments() -> None:
 
 def test_a_guest_without_buffers_for_it() -> None:
     """A large packet waits until there are buffers for all of it, its extra info among them."""
-    host = Host()
-    one, two = host.guests
-    one.connect()
-    host.run()
-    two.store["frontend/feature-gso-tcpv4"] = "1"
-    front = RawFront(two, rx=17)
-    large = Large(bytes(65535 - 54))
-    one.device.transmit(large.frame(ALL, one.mac), offload(SIZE))
-    host.run()
-    # 16 pages and one slot of extra info.
-    answers = front.received()
-    assert len(answers) == 17
-    assert [answer[2] & netif.NETRXF_more_data for answer in answers[2:]] == [netif.NETRXF_more_data] * 14 + [0]
-    one.device.transmit(large.frame(ALL, one.mac), offload(SIZE))
-    for ref in front.free[:16]:
-        front.post(ref & 0xFFFF, ref)
-    front.show(front.rx)
-    host.run()
-    assert front.received() == []
-    front.post(front.free[16] & 0xFFFF, front.free[16])
-    front.show(front.rx)
-    front.kernel.events.notify(front.port)
-    host.run()
-    assert len(front.received()) == 17
-    one.close()
-    front.down()
-    host.check_no_leaks()
+    with taker_by_hand("feature-gso-tcpv4", rx=17) as (host, one, front):
+        large = Large(bytes(65535 - 54))
+        one.device.transmit(large.frame(ALL, one.mac), offload(SIZE))
+        host.run()
+        # 16 pages and one slot of extra info.
+        answers = front.received()
+        assert len(answers) == 17
+        assert [answer[2] & netif.NETRXF_more_data for answer in answers[2:]] == [netif.NETRXF_more_data] * 14 + [0]
+        one.device.transmit(large.frame(ALL, one.mac), offload(SIZE))
+        for ref in front.free[:16]:
+            front.post(ref & 0xFFFF, ref)
+        front.show(front.rx)
+        host.run()
+        assert front.received() == []
+        front.post(front.free[16] & 0xFFFF, front.free[16])
+        front.show(front.rx)
+        front.kernel.events.notify(front.port)
+        host.run()
+        assert len(front.received()) == 17
 
 
 def test_what_is_on_the_rx_ring() -> None:
     """First slot, extra info in the second, the rest; each answer in the slot of its request, as Linux needs it."""
-    host = Host()
-    one, two = host.guests
-    one.connect()
-    host.run()
-    for key in ("feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"):
-        two.store[f"frontend/{key}"] = "1"
-    front = RawFront(two)
-    for version in (4, 6):
-        large = Large(bytes(range(256)) * 40, version=version)
-        sent = large.frame(ALL, one.mac)
-        first = front.rx.rsp_cons
-        one.device.transmit(sent, offload(1000, large.offload_type))
-        host.run()
-        head, _, *rest = front.received()
-        raw = bytes(front.rx.view[front.rx.offset(first + 1) :][:8])
-        assert raw == struct.pack("<BBHBBH", 1, 0, 1000, large.offload_type, 0, 0)
-        csum = netif.NETRXF_csum_blank | netif.NETRXF_data_validated
-        assert head[1:] == (0, csum | netif.NETRXF_more_data | netif.NETRXF_extra_info, 4096)
-        assert [answer[2] for answer in rest] == [netif.NETRXF_more_data, 0]
-        refs = front.free[first : front.rx.rsp_cons]
-        assert [answer[0] for answer in (head, *rest)] == [ref & 0xFFFF for ref in (refs[0], *refs[2:])]
-        data = b"".join(
-            bytes(front.buffers[ref].view[: answer[3]])
-            for ref, answer in zip((refs[0], *refs[2:]), (head, *rest), strict=True)
-        )
-        assert data == sent
-    one.close()
-    front.down()
-    host.check_no_leaks()
+    with taker_by_hand("feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload") as (host, one, front):
+        for version in (4, 6):
+            large = Large(bytes(range(256)) * 40, version=version)
+            sent = large.frame(ALL, one.mac)
+            first = front.rx.rsp_cons
+            one.device.transmit(sent, offload(1000, large.offload_type))
+            host.run()
+            head, _, *rest = front.received()
+            raw = bytes(front.rx.view[front.rx.offset(first + 1) :][:8])
+            assert raw == struct.pack("<BBHBBH", 1, 0, 1000, large.offload_type, 0, 0)
+            csum = netif.NETRXF_csum_blank | netif.NETRXF_data_validated
+            assert head[1:] == (0, csum | netif.NETRXF_more_data | netif.NETRXF_extra_info, 4096)
+            assert [answer[2] for answer in rest] == [netif.NETRXF_more_data, 0]
+            refs = front.free[first : front.rx.rsp_cons]
+            assert [answer[0] for answer in (head, *rest)] == [ref & 0xFFFF for ref in (refs[0], *refs[2:])]
+            data = b"".join(
+                bytes(front.buffers[ref].view[: answer[3]])
+                for ref, answer in zip((refs[0], *refs[2:]), (head, *rest), strict=True)
+            )
+            assert data == sent
 
 
 class Scene:

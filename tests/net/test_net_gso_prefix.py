@@ -6,9 +6,8 @@ from pathlib import Path
 
 import attrs
 import pytest
-from net_raw import RawFront
 from net_world import Host, Station
-from test_net_gso import ALL, SIZE, V4, V6, WHOLE, Large, Received
+from test_net_gso import ALL, SIZE, V4, V6, WHOLE, Large, Received, taker_by_hand
 from test_net_host import Lab
 
 from guest_kernel.net.offload import NONE
@@ -62,76 +61,58 @@ def test_a_large_packet_stays_whole_for_a_guest_of_the_old_kind(version: int, ma
 
 def test_what_is_on_the_rx_ring() -> None:
     """The slot before the packet has the length of a segment, the number of buffers, and a buffer without data."""
-    host = Host()
-    one, two = host.guests
-    one.connect()
-    host.run()
-    for key in ("feature-gso-tcpv4-prefix", "feature-gso-tcpv6-prefix", "feature-ipv6-csum-offload"):
-        two.store[f"frontend/{key}"] = "1"
-    front = RawFront(two)
-    for version in (4, 6):
-        large = Large(bytes(range(256)) * 40, version=version)
-        sent = large.frame(ALL, one.mac)
-        first = front.rx.rsp_cons
-        one.device.transmit(sent, offload(1000, large.offload_type))
-        host.run()
-        prefix, head, *rest = front.received()
-        assert prefix[1:] == (1000, PREFIX | RX_MORE, 4)
-        assert head[1:] == (0, CSUM | RX_MORE, 4096)
-        assert [answer[2] for answer in rest] == [RX_MORE, 0]
-        refs = front.free[first : front.rx.rsp_cons]
-        assert [answer[0] for answer in (prefix, head, *rest)] == [ref & 0xFFFF for ref in refs]
-        data = b"".join(
-            bytes(front.buffers[ref].view[: answer[3]]) for ref, answer in zip(refs[1:], (head, *rest), strict=True)
-        )
-        assert data == sent
-    one.close()
-    front.down()
-    host.check_no_leaks()
+    with taker_by_hand("feature-gso-tcpv4-prefix", "feature-gso-tcpv6-prefix", "feature-ipv6-csum-offload") as (
+        host,
+        one,
+        front,
+    ):
+        for version in (4, 6):
+            large = Large(bytes(range(256)) * 40, version=version)
+            sent = large.frame(ALL, one.mac)
+            first = front.rx.rsp_cons
+            one.device.transmit(sent, offload(1000, large.offload_type))
+            host.run()
+            prefix, head, *rest = front.received()
+            assert prefix[1:] == (1000, PREFIX | RX_MORE, 4)
+            assert head[1:] == (0, CSUM | RX_MORE, 4096)
+            assert [answer[2] for answer in rest] == [RX_MORE, 0]
+            refs = front.free[first : front.rx.rsp_cons]
+            assert [answer[0] for answer in (prefix, head, *rest)] == [ref & 0xFFFF for ref in refs]
+            data = b"".join(
+                bytes(front.buffers[ref].view[: answer[3]]) for ref, answer in zip(refs[1:], (head, *rest), strict=True)
+            )
+            assert data == sent
 
 
 def test_who_takes_both_forms_gets_extra_info_and_who_takes_one_kind_gets_segments_of_the_other() -> None:
-    host = Host()
-    one, two = host.guests
-    one.connect()
-    host.run()
-    for key in ("feature-gso-tcpv4-prefix", "feature-gso-tcpv4", "feature-ipv6-csum-offload"):
-        two.store[f"frontend/{key}"] = "1"
-    front = RawFront(two)
-    large = Large(bytes(range(256)) * 20)
-    one.device.transmit(large.frame(ALL, one.mac), offload(1000))
-    host.run()
-    assert front.received()[0][2] == CSUM | RX_MORE | RX_EXTRA
-    one.device.transmit(attrs.evolve(large, version=6).frame(ALL, one.mac), offload(1000, V6))
-    host.run()
-    answers = front.received()
-    assert len(answers) == 6
-    assert {flags for _, _, flags, _ in answers} == {netif.NETRXF_data_validated}
-    one.close()
-    front.down()
-    host.check_no_leaks()
+    with taker_by_hand("feature-gso-tcpv4-prefix", "feature-gso-tcpv4", "feature-ipv6-csum-offload") as (
+        host,
+        one,
+        front,
+    ):
+        large = Large(bytes(range(256)) * 20)
+        one.device.transmit(large.frame(ALL, one.mac), offload(1000))
+        host.run()
+        assert front.received()[0][2] == CSUM | RX_MORE | RX_EXTRA
+        one.device.transmit(attrs.evolve(large, version=6).frame(ALL, one.mac), offload(1000, V6))
+        host.run()
+        answers = front.received()
+        assert len(answers) == 6
+        assert {flags for _, _, flags, _ in answers} == {netif.NETRXF_data_validated}
 
 
 def test_it_waits_for_a_buffer_more() -> None:
     """With buffers for the data alone the packet waits; those that come for others do not overtake it."""
-    host = Host()
-    one, two = host.guests
-    one.connect()
-    host.run()
-    two.store["frontend/feature-gso-tcpv4-prefix"] = "1"
-    front = RawFront(two, rx=3)
-    large = Large(bytes(9000))
-    one.device.transmit(large.frame(ALL, one.mac), offload(1000))
-    host.run()
-    assert front.received() == []
-    front.free.append(front.buffer())
-    front.post(front.free[-1] & 0xFFFF, front.free[-1])
-    front.show(front.rx)
-    host.run()
-    assert [answer[2] for answer in front.received()] == [PREFIX | RX_MORE, CSUM | RX_MORE, RX_MORE, 0]
-    one.close()
-    front.down()
-    host.check_no_leaks()
+    with taker_by_hand("feature-gso-tcpv4-prefix", rx=3) as (host, one, front):
+        large = Large(bytes(9000))
+        one.device.transmit(large.frame(ALL, one.mac), offload(1000))
+        host.run()
+        assert front.received() == []
+        front.free.append(front.buffer())
+        front.post(front.free[-1] & 0xFFFF, front.free[-1])
+        front.show(front.rx)
+        host.run()
+        assert [answer[2] for answer in front.received()] == [PREFIX | RX_MORE, CSUM | RX_MORE, RX_MORE, 0]
 
 
 class Taken(Received):

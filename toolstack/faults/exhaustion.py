@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 from toolstack.faults.fault import Fault
@@ -13,7 +14,7 @@ FAULT_CLAIM: Final = -1
 """In whose name memory is claimed: nobody's."""
 
 
-class _Limit(Fault):
+class _Limit(Fault, ABC):
     """A limit of the victim that is lowered to what it has, and put back."""
 
     needs_victim: ClassVar[bool] = True
@@ -33,9 +34,9 @@ class _Limit(Fault):
         if limited is not None:
             self.swap(limited, self._before)
 
+    @abstractmethod
     def swap(self, victim: Domain, limit: int | None) -> int:
         """Set a limit (None: what there is now) and return the one before."""
-        raise NotImplementedError
 
 
 @final

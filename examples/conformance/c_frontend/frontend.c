@@ -8,13 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define __XEN_INTERFACE_VERSION__ __XEN_LATEST_INTERFACE_VERSION__
-#define xen_mb() __sync_synchronize()
-#define xen_rmb() __sync_synchronize()
-#define xen_wmb() __sync_synchronize()
-#include <xen/xen.h>
+#include "driver.h"
 #include <xen/io/blkif.h>
-#include <xen/io/ring.h>
 
 #include "bus.h"
 #include "paravirt_wire.h"

@@ -10,21 +10,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define __XEN_INTERFACE_VERSION__ __XEN_LATEST_INTERFACE_VERSION__
-#define xen_mb() __sync_synchronize()
-#define xen_rmb() __sync_synchronize()
-#define xen_wmb() __sync_synchronize()
-#include <xen/xen.h>
+#include "driver.h"
 #include <xen/io/netif.h>
-#include <xen/io/ring.h>
 
 #include "bus.h"
 #include "checksum.h"
 #include "paravirt_wire.h"
-
-#ifndef FAULT
-#define FAULT 0
-#endif
 
 #define MAX_VIFS 4
 #define MAX_SLOTS XEN_NETIF_NR_SLOTS_MIN
