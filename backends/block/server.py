@@ -304,8 +304,8 @@ class BlockServer:
         cons = ring.req_cons
         prod = shared[REQ_PROD]
         while True:
-            if (prod - ring.rsp_prod_pvt) & MASK32 > size:
-                self._break(f"req_prod {prod} is more than {size} ahead of the responses at {ring.rsp_prod_pvt}")
+            if (prod - cons) & MASK32 > (ring.rsp_prod_pvt + size - cons) & MASK32:
+                self._break(self._lie(prod))
                 break
             if ring.pages:
                 ring.fetch(cons, prod)
@@ -693,6 +693,13 @@ class BlockServer:
             send(self.port)
 
     # The end
+
+    def _lie(self, prod: int) -> str:
+        """Say what is wrong with a `req_prod`. One that goes back would have requests taken twice."""
+        ring = self.ring
+        if ring.request_overflow(prod):
+            return f"req_prod {prod} is more than {ring.size} ahead of the responses at {ring.rsp_prod_pvt}"
+        return f"req_prod {prod} is behind {ring.req_cons}, up to where requests have been taken"
 
     def _break(self, why: str) -> None:
         self.stop()

@@ -195,6 +195,34 @@ def test_what_is_in_flight_when_the_ring_breaks_is_still_performed(make_pair: Ma
     assert pair.disk.image[:4096] == b"z" * 4096
 
 
+@pytest.mark.parametrize("answered", [0, 5])
+@pytest.mark.parametrize("back", [1, 2, 26, 27])
+def test_an_index_that_goes_back_stops_the_ring(make_pair: Maker, back: int, answered: int) -> None:
+    """It is no more than a ring ahead of the responses, and still what no frontend writes: requests that are in the
+    disk's hands would be taken once more.
+    """
+    pair = make_pair()
+    front = RawFront(pair)
+    ref = front.grant()
+    for sector in range(answered):
+        assert front.one(READ, sector, [(ref, 0, 0)]) == OKAY
+    pair.disk.stuck = True
+    for ident in range(27):
+        front.put(READ, ident, ident, [(ref, 0, 0)])
+    front.push()
+    assert pair.server.in_flight == 27
+    for prod in (answered + 27 - back, answered + 32):
+        front.ring.shared[0] = prod
+        front.kernel.events.notify(front.port)
+        pair.world.run()
+    (why,) = pair.back.fatals
+    assert f"req_prod {answered + 27 - back} is behind {answered + 27}" in str(why)
+    pair.disk.stuck = False
+    pair.world.run()
+    assert [ident for ident, _, _ in front.take()] == list(range(27))
+    front.down()
+
+
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("position", range(11))
 def test_a_bad_grant_fails_its_request_alone(make_pair: Maker, persistent: bool, position: int) -> None:
