@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import time
 from collections import deque
@@ -81,6 +82,9 @@ class NbdDisk(RemoteBacking):
         self._flushes = bool(export.flags & FLAG_SEND_FLUSH)
         self._most = export.most
         self._epoll = select.epoll()
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Readable while something is due at another time than `check_patience` said last."""
+        self._epoll.register(self._news, select.EPOLLIN)
         self._stream: Stream | None = Stream(connection.socket, self._epoll)
         self._connector: Connector | None = None
         self._dead = False
@@ -109,7 +113,7 @@ class NbdDisk(RemoteBacking):
         return self._stream is not None
 
     def fileno(self) -> int:
-        """Return what is readable when `poll` has something to do; -1 after `close`."""
+        """Return what is readable when `poll` has something to do, or `check_patience`; -1 after `close`."""
         return -1 if self._epoll.closed else self._epoll.fileno()
 
     def close(self) -> None:
@@ -119,6 +123,7 @@ class NbdDisk(RemoteBacking):
                 self._stream.say_goodbye()
         self._die()
         self._epoll.close()
+        os.close(self._news)
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -142,6 +147,8 @@ class NbdDisk(RemoteBacking):
                 self._kept_back.append(part)
             else:
                 self._send(part)
+        if self._stream is None:
+            self._change_patience()
         self._transmit()
         return pending
 
@@ -196,8 +203,17 @@ class NbdDisk(RemoteBacking):
             elif not self._dead:
                 self._epoll.poll(min(self.check_patience(), LOOK_UP))
 
+    def _change_patience(self) -> None:
+        """Something is due earlier than whoever sleeps knows: `fileno` wakes them, until they have asked again.
+
+        (Not only until somebody has polled: a host has two that do, and one of them does not sleep.)
+        """
+        os.eventfd_write(self._news, 1)
+
     def check_patience(self) -> float:
         """Do what is due by the clock; return in how many seconds something else may be."""
+        with contextlib.suppress(BlockingIOError):  # nothing has changed
+            os.eventfd_read(self._news)
         if self._dead:
             return TIMEOUT
         if self._stream is None:
@@ -217,7 +233,10 @@ class NbdDisk(RemoteBacking):
             return False
         try:
             received = stream.receive(self._finish)
-        except (OSError, BrokenServer) as error:
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+            return True
+        except BrokenServer as error:
             self._lose(str(error))
             return True
         if received:
@@ -303,6 +322,7 @@ class NbdDisk(RemoteBacking):
             else:
                 self._kept_back.append(part)
         self._look_for_server()
+        self._change_patience()
 
     def _may_wait(self) -> bool:
         """Whether there is a server, or one may be expected soon enough."""
@@ -343,6 +363,7 @@ class NbdDisk(RemoteBacking):
         self._connector = None
         self._next_try = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LAST_PAUSE)
+        self._change_patience()
         try:
             connection = connector.take()
         except DeviceError:

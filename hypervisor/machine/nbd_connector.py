@@ -34,7 +34,10 @@ def connect(address: NbdAddress, *, readonly: bool) -> NbdConnection:
     try:
         export = negotiate(connection, address.export, deadline)
         _check(export, readonly=readonly)
-    except (OSError, BrokenServer) as error:
+    except OSError as error:
+        connection.close()
+        raise DeviceError(f"{address}: {error.strerror or error}") from None
+    except BrokenServer as error:
         connection.close()
         raise DeviceError(f"{address}: {error}") from None
     connection.setblocking(False)

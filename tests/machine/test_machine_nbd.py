@@ -182,6 +182,25 @@ def test_handshakes_that_fail(tmp_path: Path, parts: list[bytes], message: str) 
         NbdDisk(scripted(tmp_path, *parts), readonly=False)
 
 
+def test_a_server_that_hangs_up_without_listening(tmp_path: Path) -> None:
+    """What the system says of it is said in words, not in numbers."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "deaf"))
+    listener.listen(1)
+
+    def run() -> None:
+        connection, _ = listener.accept()
+        with connection, listener:
+            connection.sendall(GREETING)
+            connection.recv(1, socket.MSG_PEEK)
+
+    server = threading.Thread(target=run)
+    server.start()
+    with pytest.raises(DeviceError, match=r"deaf: (Connection reset by peer|Broken pipe)$"):
+        NbdDisk(NbdAddress(path=str(tmp_path / "deaf")), readonly=False)
+    server.join()
+
+
 @pytest.mark.parametrize(
     "words",
     [[bytes([byte]) for byte in GREETING], [GREETING, *[answer(3, pack(">HIII", 3, 1, 4096, 1 << 20))] * 999]],

@@ -2,6 +2,7 @@
 
 import errno
 import random
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,10 @@ def turn(disk: NbdDisk, server: MortalServer, until: Callable[[], bool], *, serv
 
 def lost(disk: NbdDisk) -> Callable[[], bool]:
     return lambda: not disk.connected
+
+
+def readable(disk: NbdDisk) -> bool:
+    return bool(select.select([disk.fileno()], [], [], 0)[0])
 
 
 def done(*requests: Pending) -> Callable[[], bool]:
@@ -364,6 +369,31 @@ def test_who_gives_up_does_not_wait_for_a_lost_server(server: MortalServer) -> N
     disk.wait((read,))
     assert read.status == errno.EIO
     assert time.monotonic() - began < 2
+    disk.close()
+
+
+def test_who_sleeps_until_something_is_due_is_woken_when_that_has_changed(server: MortalServer) -> None:
+    """Two look after a disk: one that sleeps as long as `check_patience` said, and one that polls in between. What the
+    latter finds must not leave the former asleep until an hour that is long out of date.
+    """
+    disk = server.connect(reconnect_delay=60)
+    read = disk.start(OP_READ, 0, 512)
+    assert disk.check_patience() > 20
+    assert not readable(disk)
+    server.crash()
+    while disk.connected:
+        disk.poll()
+    for _ in range(3):  # the server is lost; nobody answers; nobody answers once more
+        assert readable(disk)
+        disk.check_patience()
+        while not readable(disk):
+            disk.check_patience()
+        disk.poll()
+    assert disk.check_patience() < 1
+    disk.start(OP_READ, 512, 512)  # it waits no longer than it may, whatever else was to be waited for
+    assert readable(disk)
+    server.listen()
+    turn(disk, server, done(read))
     disk.close()
 
 
