@@ -309,7 +309,7 @@ class Lifecycle:
             for disk, unit in zip(config.disks, plan.disk_units, strict=True)
         ]
         vifs = [
-            vif_nodes(domid, backends[vif.backend], vif, index if vif.devid is None else vif.devid, mac)
+            vif_nodes(domid, backends[vif.backend], vif, vif.number(index), mac)
             for index, (vif, mac) in enumerate(zip(config.vifs, plan.macs, strict=True))
         ]
         others = [

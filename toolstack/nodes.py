@@ -120,7 +120,7 @@ def vif_nodes(domid: int, backend_domid: int, vif: VifSpec, devid: int, mac: str
         ("bridge", vif.bridge + vif.vlans),
         ("handle", devid),
         ("type", "vif"),
-        ("script", f"{SCRIPTS}/vif-bridge"),
+        ("script", f"{SCRIPTS}/{vif.script}"),
         ("hotplug-status", ""),
     ]
     if vif.mirror:

@@ -18,6 +18,8 @@ _MAX_RATE_INTERVAL_US = 10_000_000
 _DEFAULT_RATE_INTERVAL_US = 50_000
 _KEYS = ("mac", "bridge", "ip", "rate", "vifname", "backend", "devid", "script", "type", "mtu", "mirror")
 _ELSEWHERE = ("model", "gatewaydev", "forwarddev", "accel")
+_SCRIPTS = ("vif-bridge", "vif-openvswitch")
+"""Xen's scripts whose work the backend's bridge does: VLANs behind a bridge's name are understood with either."""
 TRUST = {"trusted": True, "untrusted": False}
 """Words without a value: whether the frontend is to trust its backend."""
 _MAC = re.compile(r"[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}")
@@ -57,7 +59,13 @@ class VifSpec:
     backend: str = "0"
     devid: int | None = None
     mtu: int | None = None
+    script: str = "vif-bridge"
+    """Name of Xen's script that would plug it into its bridge."""
     trusted: bool = True
+
+    def number(self, place: int) -> int:
+        """Return the number of the device, if this is entry `place` of the list."""
+        return place if self.devid is None else self.devid
 
 
 def parse_vif(text: str) -> VifSpec:
@@ -85,7 +93,7 @@ def parse_vif(text: str) -> VifSpec:
 
 
 def _set(spec: VifSpec, key: str, value: str) -> VifSpec:
-    if key in _ELSEWHERE or key == "script":
+    if key in _ELSEWHERE:
         raise SpecError(f"the vif parameter {key!r} is not supported")
     if key not in _KEYS:
         raise SpecError(f"unknown vif parameter {key!r}{did_you_mean(key, _KEYS)}")
@@ -156,6 +164,15 @@ def _bridge(text: str) -> tuple[str, str]:
     return _vifname(name), text[len(name) :]
 
 
+def _script(text: str) -> str:
+    name = text.rpartition("/")[2]
+    if name not in _SCRIPTS:
+        raise SpecError(
+            f"the script {text!r} is not supported (only {' and '.join(_SCRIPTS)}, which need not be there)"
+        )
+    return name
+
+
 def _flag(text: str) -> bool:
     if text not in ("0", "1"):
         raise SpecError(f"mirror is 0 or 1, not {text!r}")
@@ -183,6 +200,7 @@ _CONVERT: dict[str, Callable[[str], object]] = {
     "backend": str,
     "devid": _devid,
     "mtu": _mtu,
+    "script": _script,
 }
 
 

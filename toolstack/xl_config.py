@@ -151,7 +151,7 @@ def parse_config(text: str, source: str, directory: Path) -> DomainConfig:
         ramdisk=reader.path("ramdisk"),
         cmdline=reader.cmdline(),
         disks=reader.disks(),
-        vifs=reader.specs("vif", parse_vif),
+        vifs=reader.vifs(),
         others=reader.specs("device", parse_device),
         on_poweroff=reader.action("on_poweroff", "destroy"),
         on_reboot=reader.action("on_reboot", "restart"),
@@ -335,6 +335,19 @@ class _Reader:
                 raise ConfigError(self._source, setting.line_of(index), f"two disks are {disk.vdev!r}")
             seen.add(disk.devid)
         return tuple(disk.resolved(self._directory) for disk in disks)
+
+    def vifs(self) -> tuple[VifSpec, ...]:
+        vifs = self.specs("vif", parse_vif)
+        setting = self.settings.get("vif")
+        seen: set[int] = set()
+        for index, vif in enumerate(vifs):
+            assert setting is not None
+            number = vif.number(index)
+            if number in seen:
+                message = f"two interfaces have the number {number} (devid)"
+                raise ConfigError(self._source, setting.line_of(index), message)
+            seen.add(number)
+        return vifs
 
     def cpuid(self) -> CpuidSpec | None:
         setting = self.settings.get("cpuid")

@@ -84,6 +84,8 @@ NAMED = 'name="g"\nkernel="k.py"\n'
         (NAMED + "on_crash = 'destory'", "g.cfg:3: unknown action 'destory'; did you mean 'destroy'?"),
         (NAMED + "disk = ['/a,raw,xvda',\n\n '/b,raw']", "g.cfg:5: the disk has no vdev"),
         (NAMED + "disk = ['/a,raw,xvda',\n '/b,raw,xvda']", "g.cfg:4: two disks are 'xvda'"),
+        (NAMED + "vif = ['devid=0',\n 'devid=0']", "g.cfg:4: two interfaces have the number 0"),
+        (NAMED + "vif = ['devid=1',\n '']", "g.cfg:4: two interfaces have the number 1"),
         (NAMED + "disk = '/a,raw,xvda'", "g.cfg:3: 'disk' is a list of strings"),
         (NAMED + "vif = [ 'bridge=a',\n 7]", "g.cfg:4: 'vif' is a list of strings"),
         (NAMED + "vif = [ 'brigde=a' ]", "g.cfg:3: unknown vif parameter 'brigde'; did you mean 'bridge'?"),

@@ -211,6 +211,8 @@ def test_vifs() -> None:
         mtu=9000,
     )
     assert parse_vif("") == VifSpec() == parse_vif("type=vif") == parse_vif("trusted")
+    assert parse_vif("script=vif-bridge") == VifSpec() == parse_vif("script=/etc/xen/scripts/vif-bridge")
+    assert parse_vif("script=vif-openvswitch") == VifSpec(script="vif-openvswitch")
     assert parse_vif("mtu=1400,untrusted") == VifSpec(mtu=1400, trusted=False)
     assert parse_vif("bridge=br7.10:20:30,mirror=1") == VifSpec(bridge="br7", vlans=".10:20:30", mirror=True)
 
@@ -229,7 +231,7 @@ def test_vifs() -> None:
         ("bridge=a b.10", "is no interface name"),
         ("mirror=yes", "mirror is 0 or 1"),
         ("model=e1000", "'model' is not supported"),
-        ("script=vif-route", "'script' is not supported"),
+        ("script=vif-route", "'vif-route' is not supported"),
         ("type=ioemu", "of type 'vif'"),
         ("macc=1", "unknown vif parameter 'macc'; did you mean 'mac'"),
         ("ip=10.0.0.300", "is no IP address"),
