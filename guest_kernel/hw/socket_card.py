@@ -33,6 +33,7 @@ _SLOT_MASK = sheet.SOCKET_QUEUE_LENGTH - 1
 _FIRST_COMPLETION = sheet.SOCKET_COMPLETIONS_OFFSET // sheet.socket_completion.size
 _COMPLETION_MASK = sheet.SOCKET_COMPLETION_SLOTS - 1
 _HUSH = sheet.SOCKET_HUSH_OFFSET // 4
+_PRODUCER = sheet.SOCKET_PRODUCER_OFFSET // 4
 assert (sheet.socket_completion.size, sheet.socket_completion.offset("status")) == (8, 4)
 
 
@@ -65,7 +66,11 @@ def pack_runs(runs: Sequence[Run], start: int, end: int) -> bytes:
 
 @final
 class PhysicalSocketCard:
-    """One card. `submit` queues commands and `kick` starts them; those that find the queue full wait in the driver."""
+    """One card. `submit` queues commands and `kick` starts them; those that find the queue full wait in the driver.
+
+    To receive what may come at any time is no reason to ring the doorbell: that begins with the next one that is rung,
+    or when the card finds it by itself.
+    """
 
     def __init__(self, kernel: Kernel, unit: int) -> None:
         self._kernel = kernel
@@ -89,7 +94,9 @@ class PhysicalSocketCard:
         self._free: list[int] = []
         self._done: list[Done | None] = []
         self._waiting: deque[tuple[int, int, bytes, int, Done]] = deque()
-        self._produced = self._consumed = self._rung = 0
+        self._produced = self._consumed = 0
+        self._hurry = False
+        """Whether something has been queued that the doorbell is to be rung for."""
         self._outl(base + sheet.SOCKET_RESET, 0)
         self._outl(base + sheet.SOCKET_COMMANDS, self._commands.mfn)
         self._outl(base + sheet.SOCKET_COMPLETIONS, self._completions.mfn)
@@ -120,17 +127,20 @@ class PhysicalSocketCard:
         )
         self._done[slot] = done
         self._produced = self._produced + 1 & U32
+        if op != RECEIVE or not minimum:
+            self._hurry = True
 
     def kick(self) -> None:
         """Start all that has been submitted. What the card answers at once is handed out before this returns."""
         flags = self._flags
-        while self._rung != self._produced:
-            self._rung = self._produced
+        while self._hurry:
+            self._hurry = False
             flags[_HUSH] = 1
             self._outl(self._doorbell, self._produced)
             # In this order: what is answered after the look has its interrupt.
             flags[_HUSH] = 0
             self._reap()
+        flags[_PRODUCER] = self._produced
 
     def _grow(self) -> bool:
         """Make room for one more command under way, unless the queue is as long as it gets."""

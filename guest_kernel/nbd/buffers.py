@@ -10,9 +10,10 @@ from guest_kernel.block import BlockBuffer
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw.socket_card import SEGMENT, pack_runs, runs_of
 from guest_kernel.mm import PAGE_SHIFT
-from guest_kernel.nbd.small import SmallJob
+from guest_kernel.nbd.small import SmallJob, SmallRequests
 
 if TYPE_CHECKING:
+    from guest_kernel.block import BlockQueue
     from guest_kernel.mm import MemoryManager, Page
 
 Sizes = Sequence[tuple[int, int]]
@@ -100,14 +101,19 @@ class BufferPool:
     def __init__(self, mm: MemoryManager) -> None:
         self._mm = mm
         sizes = LARGE_SIZES if mm.nr_pages >= LARGE_GUEST_PAGES else SMALL_SIZES
-        self._free: list[list[Buffer]] = [[] for _ in sizes]
-        self._unmade = [count for _, count in sizes]
+        assert sizes[0][0] == 1
         self._sizes = [pages for pages, _ in sizes]
+        self._unmade = [count for _, count in sizes]
+        self._free: list[list[Buffer]] = [[] for _ in sizes]
+        """Those that nobody uses, but for the first size."""
+        self.single: list[SmallJob] = []
+        """The same of one page, as what small transfers take."""
         self.largest = self._sizes[-1]
         """Pages of the largest buffers."""
-        assert self._sizes[0] == 1
-        self.single = self._free[0]
-        """Buffers of one page that nobody uses: what small transfers take."""
+        self.user: SmallRequests | None = None
+        """Who has begun small requests last."""
+        self.queue: BlockQueue | None = None
+        """To whose other end those of one page are lent: after another connection they may have lost it."""
         self.wanted: dict[Waiter, None] = {}
         """Who waits for a buffer to come back."""
 
@@ -116,6 +122,8 @@ class BufferPool:
         for at, pages in enumerate(self._sizes):
             if pages << PAGE_SHIFT < size and at < len(self._sizes) - 1:
                 continue
+            if not at and self.single:
+                return self.single.pop().held
             free = self._free[at]
             if free:
                 return free.pop()
@@ -139,14 +147,36 @@ class BufferPool:
         if buffer.block.lost:
             self.free(buffer)
             with suppress(OutOfMemory):
-                buffer.kin.append(self.make(len(buffer.pages), buffer.kin))
+                self._keep(self.make(len(buffer.pages), buffer.kin))
+        else:
+            self._keep(buffer)
+        if self.wanted:
+            self._tell()
+
+    def _keep(self, buffer: Buffer) -> None:
+        if len(buffer.pages) == 1:
+            self.single.append(buffer.small)
         else:
             buffer.kin.append(buffer)
+
+    def take_back(self, jobs: list[SmallJob]) -> None:
+        """The same for the buffers of small transfers, which have lost nothing."""
+        self.single += jobs
         if self.wanted:
-            wanted = list(self.wanted)
-            self.wanted.clear()
-            for waiter in wanted:
-                waiter.wake()
+            self._tell()
+
+    def _tell(self) -> None:
+        wanted = list(self.wanted)
+        self.wanted.clear()
+        for waiter in wanted:
+            waiter.wake()
+
+    def renew(self, queue: BlockQueue | None) -> None:
+        """Have no free buffers of one page that have lost it, now that the disk has another connection."""
+        self.queue = queue
+        for job in [job for job in self.single if job.buffer.lost]:
+            self.single.remove(job)
+            self.give(job.held)
 
     def free(self, buffer: Buffer) -> None:
         """Free the pages of a buffer that nobody uses."""
@@ -155,6 +185,8 @@ class BufferPool:
 
     def close(self) -> None:
         """Free all that are not used."""
+        while self.single:
+            self.free(self.single.pop().held)
         for free in self._free:
             while free:
                 self.free(free.pop())
@@ -164,7 +196,7 @@ class BufferPool:
 class Area:
     """Consecutive bytes, for what is parsed or put together: a `view` over pages that are neighbours."""
 
-    __slots__ = ("_first", "_mm", "pages", "size", "view")
+    __slots__ = ("_first", "_last", "_mm", "pages", "size", "view")
 
     def __init__(self, mm: MemoryManager, pages: int) -> None:
         """Take that many pages, or fewer if no more are neighbours. Raises OutOfMemory."""
@@ -178,10 +210,18 @@ class Area:
         self.pages = taken[before:end]
         mm.free_pages_of(taken[:before] + taken[end:])
         self._first = self.pages[0].mfn << PAGE_SHIFT
+        self._last = 0, 0, b""
 
     def segments(self, start: int, end: int) -> bytes:
-        """Return a part as segments of the socket card: one, for machine memory is in one piece as well."""
-        return SEGMENT.pack(self._first + start, end - start)
+        """Return a part as segments of the socket card: one, for machine memory is in one piece as well.
+
+        For the same part as the last time it is the same object, which the card's driver need not copy again.
+        """
+        begin, stop, packed = self._last
+        if begin != start or stop != end:
+            packed = SEGMENT.pack(self._first + start, end - start)
+            self._last = start, end, packed
+        return packed
 
     def close(self) -> None:
         """Free the pages."""

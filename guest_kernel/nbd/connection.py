@@ -15,117 +15,30 @@ share what its requests under way need. Without a free buffer it is not listened
 from __future__ import annotations
 
 import errno
-from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, final
 
-from guest_kernel.block import DISCARD, FLUSH, READ, WRITE, Transfer
+from guest_kernel.block import DISCARD, FLUSH, READ, WRITE
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw.socket_card import CLOSE, MAX_SEGMENTS, RECEIVE, SEGMENT_SIZE, SEND
 from guest_kernel.nbd import wire
+from guest_kernel.nbd.answers import COPY_LIMIT, Answers
 from guest_kernel.nbd.buffers import LARGE_GUEST_PAGES, Area, Buffer
+from guest_kernel.nbd.jobs import Job, Operation, Piece
 from guest_kernel.nbd.negotiation import Negotiation
-from guest_kernel.nbd.small import MAX_SMALL, NOBODY, SECTORS, SmallJob
+from guest_kernel.nbd.small import BATCH, SECTOR_SHIFT, SmallJob, SmallRequests
 from guest_kernel.threads import WaitQueue
 
 if TYPE_CHECKING:
     from guest_kernel.nbd.export import NbdExport
 
-SECTOR_SHIFT = 9
 REQUEST_SIZE = wire.REQUEST.size
 _REQUEST = wire.REQUEST.unpack_from
-_HEAD = wire.REQUEST_HEAD.unpack_from
-_PUT_REPLY, _REPLY_SIZE = wire.SIMPLE_REPLY.pack_into, wire.SIMPLE_REPLY.size
-_PUT_WORDS = wire.WORDS[2].pack_into
-_PUT_WHOLE_CHUNK, _CHUNK_SIZE = wire.WHOLE_CHUNK_HEAD.pack_into, wire.WHOLE_CHUNK_HEAD.size
-MAX_ANSWERS = len(wire.WORDS) >> 1
-"""To writes that are put together at once."""
-COPY_LIMIT = 16 << 10
-"""Bytes of a transfer that are rather copied than received or sent by themselves."""
 AREA_PAGES = 40
 """32 requests to write 4 KiB, with some room."""
 SMALL_AREA_PAGES = 6
 MAX_JOBS = 256
 """Requests of a connection under way; it is not listened to beyond that."""
-BATCH = 16
-"""Requests that are begun before the disk and the card get theirs. Were it all that a client has, client and server
-would take turns to wait for each other.
-"""
 OWN_PAGES = 16
-HEADER_ROOM = 32
-"""At least the size of every header of an answer."""
-
-
-@final
-class Job(Transfer):
-    """A request under way: the operations of the disk that it takes, and one more while its data is still coming."""
-
-    __slots__ = ("connection", "cookie", "flush", "held", "kind", "length", "offset")
-
-    def __init__(self, connection: Connection, kind: int, cookie: int, offset: int, length: int) -> None:
-        self.left = self.error = 0
-        self.waiters = NOBODY
-        self.connection = connection
-        self.kind = kind
-        self.cookie = cookie
-        self.offset = offset
-        self.length = length
-        self.held: Buffer | None = None
-        """The data of a read."""
-        self.flush = False
-        """Whether a flush is still to come (FUA)."""
-
-    def complete(self) -> None:
-        """The disk is done with it."""
-        connection = self.connection
-        connection.finished.append(self)
-        if not connection.news:
-            connection.wake()
-
-    def done(self, error: int) -> None:
-        """Something that is no operation of the disk is over."""
-        if error and not self.error:
-            self.error = error
-        self.left -= 1
-        if not self.left:
-            self.complete()
-
-
-@final
-class Piece(Transfer):
-    """A part of a write: a buffer that is given back when the disk is done."""
-
-    __slots__ = ("buffer", "filled", "job", "offset", "size")
-
-    def __init__(self, job: Job, buffer: Buffer, offset: int, size: int) -> None:
-        self.left = self.error = 0
-        self.waiters = NOBODY
-        self.job = job
-        self.buffer = buffer
-        self.offset = offset
-        self.size = size
-        self.filled = 0
-
-    def complete(self) -> None:
-        """The disk is done with it."""
-        self.job.connection.export.pool.give(self.buffer)
-        self.job.done(self.error)
-
-
-@final
-class Operation(Transfer):
-    """An operation of the disk that a thread waits for, by looking at `left` whenever its connection is woken."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(0)
-        self._connection = connection
-
-    def complete(self) -> None:
-        """The disk is done with it."""
-        self.waiters.wake()
-        self._connection.wake()
 
 
 class Hangup(Exception):
@@ -141,34 +54,39 @@ class Connection:
         self.export = export
         self.number = number
         self._card = export.card
-        self._disk = export.disk
+        self.disk = export.disk
         mm = export.kernel.mm
         pages = AREA_PAGES if mm.nr_pages >= LARGE_GUEST_PAGES else SMALL_AREA_PAGES
-        self._in = Area(mm, pages)
+        self.area_in = Area(mm, pages)
+        """What is received into, unless it is the data of a large write."""
         try:
-            self._out = Area(mm, pages)
+            self.area_out = Area(mm, pages)
+            """What is sent from, but for the data of large reads."""
         except BaseException:
-            self._in.close()
+            self.area_in.close()
             raise
+        self.pool = export.pool
+        self.small = SmallRequests(self, export.pool)
+        self.answers = Answers(self)
         self._own: list[Buffer] = []
         """The buffer that nobody else uses: so nobody waits for other clients."""
         self._own_made = False
         self.news = False
         self._waiters = WaitQueue()
-        self.finished: deque[Job | SmallJob] = deque()
+        self.finished: list[Job | SmallJob] = []
         """Requests that are done, in the order of their ends."""
         self.jobs = 0
         """Requests under way or not answered."""
         self.leaving = False
         """No more requests are taken; those under way are answered."""
-        self._structured = False
+        self.structured = False
+        """The client takes structured replies."""
         self._receiving = False
         self._sending = 0
         self._looks = False
         """Whether the thread is about to see by itself what has been sent."""
         self._expects = False
         """Whether it is about to see what has been received."""
-        self._sent_buffers: list[Buffer] = []
         self._start = self._end = 0
         """What of the area has been received and not parsed."""
         self._into: Piece | None = None
@@ -181,9 +99,9 @@ class Connection:
         """A read that is too long for its buffer, and has the connection for itself."""
         self._rest: tuple[Job, int, int] | None = None
         """A long write, where it goes on and how much is missing: it gets its next buffer then."""
-        self._ahead = self._in.size
+        self.ahead = self.area_in.size
         """How many bytes of small requests are received at once: a batch of such as came last."""
-        self._large = False
+        self.large = False
         """Whether the last write was a large one: then the next header is received alone."""
         self._failure = 0
         self._ended = False
@@ -224,7 +142,7 @@ class Connection:
             await self._send_bytes(answer)
             if negotiation.ready or negotiation.over:
                 break
-            self._receive(self._in.segments(0, self._in.size), 1)
+            self._receive(self.area_in.segments(0, self.area_in.size), 1)
             self._card.kick()
             while self._receiving:
                 if self.leaving:
@@ -232,21 +150,21 @@ class Connection:
                 await self._pause()
             if self._ended:
                 return False
-            answer = negotiation.feed(bytes(self._in.view[: self._end]))
+            answer = negotiation.feed(bytes(self.area_in.view[: self._end]))
             self._end = 0
-        self._structured = negotiation.structured
+        self.structured = negotiation.structured
         self._end = len(negotiation.rest)
-        if self._end > self._in.size:
+        if self._end > self.area_in.size:
             raise Hangup
-        self._in.view[: self._end] = negotiation.rest
+        self.area_in.view[: self._end] = negotiation.rest
         return negotiation.ready
 
     async def _send_bytes(self, data: bytes) -> None:
         """Send a few bytes. Raises Hangup."""
         while data:
-            part, data = data[: self._out.size], data[self._out.size :]
-            self._out.view[: len(part)] = part
-            self._send(self._out.segments(0, len(part)))
+            part, data = data[: self.area_out.size], data[self.area_out.size :]
+            self.area_out.view[: len(part)] = part
+            self._send(self.area_out.segments(0, len(part)))
             self._card.kick()
             while self._sending:
                 await self._pause()
@@ -255,13 +173,13 @@ class Connection:
 
     async def _serve(self) -> None:
         """Take requests and answer them, until the client or the export ends. Raises Hangup."""
-        disk = self._disk
+        disk = self.disk
         while True:
             self.news = False
             if self.finished and not self._sending:
                 # Before anything else: what has been sent leaves its buffers to what comes next. And the card has a
                 # look at what the client has said meanwhile.
-                self._answer()
+                self._send_segments(self.answers.put())
                 self._expects = True
                 self._kick()
                 self._expects = False
@@ -271,7 +189,7 @@ class Connection:
             if self._long is not None:
                 await self._read_long()
             if self.finished and not self._sending:
-                self._answer()
+                self._send_segments(self.answers.put())
             self._kick()
             if disk.pending:
                 disk.restart()
@@ -294,12 +212,12 @@ class Connection:
         self._card.submit(CLOSE, self.number, b"", lambda status: None)
         self._card.kick()
         self._give_up_data()
-        self._disk.restart()
+        self.disk.restart()
         while self._receiving or self._sending or self._unfinished():
             await self._pause()
         self.export.own_buffers += self._own
-        self._in.close()
-        self._out.close()
+        self.area_in.close()
+        self.area_out.close()
         self.export.left(self)
 
     def _give_up_data(self) -> None:
@@ -307,7 +225,7 @@ class Connection:
         piece, rest, long = self._piece, self._rest, self._long
         self._piece = self._rest = self._long = None
         if piece is not None:
-            self.export.pool.give(piece.buffer)
+            self.pool.give(piece.buffer)
             piece.job.done(errno.ECANCELED)
         elif rest is not None:
             rest[0].done(errno.ECANCELED)
@@ -316,11 +234,11 @@ class Connection:
 
     def _unfinished(self) -> bool:
         """Whether the disk still has something to do for this client."""
-        while self.finished:
-            job = self.finished.popleft()
-            self.jobs -= 1
+        for job in self.finished:
             if job.held is not None:
-                self.export.pool.give(job.held)
+                self.pool.give(job.held)
+        self.jobs -= len(self.finished)
+        self.finished.clear()
         return self.jobs > 0
 
     # -- in -------------------------------------------------------------------------------------------------------
@@ -351,7 +269,7 @@ class Connection:
 
     def _listen(self) -> None:
         """Have the card receive what comes next, if there is room for it."""
-        piece, area = self._piece, self._in
+        piece, area = self._piece, self.area_in
         if self._receiving or self._long is not None or self.leaving:
             return
         if piece is None and (self._rest is not None or self.jobs >= MAX_JOBS):
@@ -361,12 +279,12 @@ class Connection:
             self._receive(self._data_segments(piece), piece.size - piece.filled, piece)
             return
         have = self._end - self._start
-        if have >= REQUEST_SIZE and (self._large or have > area.size >> 1):
+        if have >= REQUEST_SIZE and (self.large or have > area.size >> 1):
             return  # the request that is next waits for its turn, or for a buffer
         if have and self._start:
             area.view[:have] = bytes(area.view[self._start : self._end])
         self._start, self._end = 0, have
-        end = REQUEST_SIZE if self._large and not self._skip else min(have + self._ahead, area.size)
+        end = REQUEST_SIZE if self.large and not self._skip else min(have + self.ahead, area.size)
         self._receive(area.segments(have, end), max(1, REQUEST_SIZE - have))
 
     def _parse(self) -> None:
@@ -376,7 +294,7 @@ class Connection:
             piece = self._piece
             if piece is not None:
                 self._fill(piece)
-                if piece.filled < piece.size and not (self._large and self._receive_now(piece)):
+                if piece.filled < piece.size and not (self.large and self._receive_now(piece)):
                     return
                 self._write(piece)
             if self._long is not None or (self._rest is not None and not self._next_piece()):
@@ -389,7 +307,10 @@ class Connection:
                 self._skip -= part
             if self._skip or self._end - self._start < REQUEST_SIZE or self.jobs >= MAX_JOBS or self.jobs >= batch:
                 return
-            if not self._begin_small(batch - self.jobs) and not self._begin():
+            size = self.small.begin(self._start, self._end, batch - self.jobs)
+            if size:
+                self._start += size
+            elif not self._begin():
                 return
 
     def _receive_now(self, piece: Piece) -> bool:
@@ -411,68 +332,21 @@ class Connection:
         segments = piece.buffer.segments(piece.filled, piece.size)
         if len(segments) < (MAX_SEGMENTS - AREA_PAGES) * SEGMENT_SIZE:
             # Behind a large one is room for a header only: the data of the next goes to its own buffer.
-            segments += self._in.segments(0, REQUEST_SIZE if self._large else self._in.size)
+            segments += self.area_in.segments(0, REQUEST_SIZE if self.large else self.area_in.size)
         return segments
 
     def _fill(self, piece: Piece) -> None:
         """Copy what of a write's data has been received into the area."""
         part = min(self._end - self._start, piece.size - piece.filled)
         if part:
-            piece.buffer.put(piece.filled, self._in.view[self._start : self._start + part])
+            piece.buffer.put(piece.filled, self.area_in.view[self._start : self._start + part])
             self._start += part
             piece.filled += part
-
-    def _begin_small(self, most: int) -> bool:
-        """Begin requests for as long as they are small, all there, alike, and nothing is wrong with them.
-
-        Whatever else comes is for `_begin`. Returns whether there was one.
-        """
-        view, start, disk, single = self._in.view, self._start, self._disk, self.export.pool.single
-        head, _, _, length = _HEAD(view, start)
-        sectors = SECTORS.get(disk.block_size, {}).get(length)
-        if sectors is None:
-            return False
-        if head == wire.READ_HEAD:
-            op, layout, stride = READ, wire.REQUEST_HEAD, REQUEST_SIZE
-        elif head == wire.WRITE_HEAD and not disk.readonly:
-            op, layout, stride = WRITE, wire.WRITE_REQUESTS[length], REQUEST_SIZE + length
-        else:
-            return False
-        count = min(most, (self._end - start) // stride)
-        last, odd = (disk.sectors << SECTOR_SHIFT) - length, disk.block_size - 1
-        jobs: list[SmallJob] = []
-        requests = layout.iter_unpack(view[start : start + count * stride])
-        for (kind, cookie, offset, size), buffer in zip(requests, reversed(single), strict=False):
-            if kind != head or size != length or offset & odd or offset > last:
-                break
-            job = buffer.small
-            job.op = op
-            job.sector = offset >> SECTOR_SHIFT
-            job.count = sectors
-            job.connection = self
-            job.cookie = cookie
-            job.length = length
-            jobs.append(job)
-        if not jobs:
-            return False
-        count = len(jobs)
-        if op:
-            at = start + REQUEST_SIZE
-            for job in jobs:
-                job.view[:length] = view[at : at + length]
-                at += stride
-            self._large = False
-            self._ahead = BATCH * stride
-        self._start = start + count * stride
-        del single[-count:]
-        self.jobs += count
-        disk.begin(jobs, op, count * sectors)
-        return True
 
     def _begin(self) -> bool:
         """Begin the next request; returns False, and leaves it where it is, if there is no buffer for it."""
         start = self._start
-        magic, flags, kind, cookie, offset, length = _REQUEST(self._in.view, start)
+        magic, flags, kind, cookie, offset, length = _REQUEST(self.area_in.view, start)
         if magic != wire.REQUEST_MAGIC:
             raise Hangup
         if kind == wire.CMD_READ:
@@ -492,8 +366,8 @@ class Connection:
                 job = self._job(kind, cookie, offset, length)
                 job.left = 1
                 job.flush = bool(flags & wire.CMD_FLAG_FUA)
-                self._large = length > COPY_LIMIT
-                self._ahead = self._in.size
+                self.large = length > COPY_LIMIT
+                self.ahead = self.area_in.size
                 self._rest = job, offset, length
         elif kind == wire.CMD_DISC:
             self.leaving = True
@@ -507,9 +381,9 @@ class Connection:
         self._start = start + REQUEST_SIZE
         return True
 
-    def _begin_without_data(self, kind: int, flags: int, cookie: int, offset: int, length: int) -> int:
+    def _begin_without_data(self, kind: int, flags: int, cookie: bytes, offset: int, length: int) -> int:
         """Begin a request without data; returns an errno if it is refused."""
-        disk = self._disk
+        disk = self.disk
         if kind == wire.CMD_FLUSH:
             if flags or offset or length:
                 return errno.EINVAL
@@ -537,19 +411,19 @@ class Connection:
 
     def _check(self, offset: int, length: int, flags: int, known: int, *, writes: bool = False) -> int:
         """Return why a request cannot be, as an errno."""
-        if flags & ~known or (offset | length) & self._disk.block_size - 1:
+        if flags & ~known or (offset | length) & self.disk.block_size - 1:
             return errno.EINVAL
-        if offset + length > self._disk.sectors << SECTOR_SHIFT:
+        if offset + length > self.disk.sectors << SECTOR_SHIFT:
             return errno.ENOSPC if writes else errno.EINVAL
         if writes:
-            return errno.EPERM if self._disk.readonly else 0
+            return errno.EPERM if self.disk.readonly else 0
         return errno.EINVAL if length > wire.MAX_PAYLOAD else 0
 
-    def _job(self, kind: int, cookie: int, offset: int, length: int) -> Job:
+    def _job(self, kind: int, cookie: bytes, offset: int, length: int) -> Job:
         self.jobs += 1
         return Job(self, kind, cookie, offset, length)
 
-    def _refuse(self, kind: int, cookie: int, offset: int, error: int) -> None:
+    def _refuse(self, kind: int, cookie: bytes, offset: int, error: int) -> None:
         """Answer a request at once."""
         job = self._job(kind, cookie, offset, 0)
         job.error = error
@@ -561,11 +435,11 @@ class Connection:
         Its own buffer is for a client who has nothing under way, and nothing being sent: nothing would come back that
         could be waited for.
         """
-        pool = self.export.pool
+        pool = self.pool
         buffer = pool.take(size)
         if buffer is not None:
             return buffer
-        if not self._sent_buffers and (not self.jobs or (self.jobs == 1 and self._rest is not None)):
+        if not self.answers.buffers and (not self.jobs or (self.jobs == 1 and self._rest is not None)):
             if self._own:
                 return self._own.pop()
             if not self._own_made:
@@ -585,13 +459,13 @@ class Connection:
 
     # -- the disk -------------------------------------------------------------------------------------------------
 
-    def _read(self, cookie: int, offset: int, length: int, buffer: Buffer) -> None:
+    def _read(self, cookie: bytes, offset: int, length: int, buffer: Buffer) -> None:
         job = self._job(wire.CMD_READ, cookie, offset, length)
         job.held = buffer
         if length > buffer.size:
             self._long = job
         else:
-            self._disk.submit(job, READ, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, buffer.block)
+            self.disk.submit(job, READ, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT, buffer.block)
 
     async def _read_long(self) -> None:
         """Carry out a read that is too long for its buffer: its parts come one after the other, and nothing else of
@@ -605,24 +479,24 @@ class Connection:
         for at in range(0, job.length, buffer.size):
             size = min(buffer.size, job.length - at)
             operation = Operation(self)
-            self._disk.submit(operation, READ, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, buffer.block)
-            self._disk.restart()
+            self.disk.submit(operation, READ, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, buffer.block)
+            self.disk.restart()
             while operation.left:
                 await self._pause()
             if operation.error:
-                if at and not self._structured:
+                if at and not self.structured:
                     raise Hangup
                 job.error = operation.error
                 break
-            if self._structured:
+            if self.structured:
                 done = wire.CHUNK_DONE if at + size == job.length else 0
                 header = wire.DATA_CHUNK.pack(
                     wire.STRUCTURED_REPLY_MAGIC, done, wire.CHUNK_OFFSET_DATA, job.cookie, 8 + size, job.offset + at
                 )
             else:
                 header = b"" if at else wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, job.cookie)
-            self._out.view[: len(header)] = header
-            self._send_segments((self._out.segments(0, len(header)) if header else b"") + buffer.segments(0, size))
+            self.area_out.view[: len(header)] = header
+            self._send_segments((self.area_out.segments(0, len(header)) if header else b"") + buffer.segments(0, size))
             await self._until_sent()
         self._long = None
         if job.error:
@@ -630,7 +504,7 @@ class Connection:
         else:
             self.jobs -= 1
             job.held = None
-            self.export.pool.give(buffer)
+            self.pool.give(buffer)
         self.news = True
 
     async def _until_sent(self) -> None:
@@ -658,7 +532,7 @@ class Connection:
         self._piece = None
         if self._rest is not None:
             piece.job.left += 1  # more data is coming
-        self._disk.submit(piece, WRITE, piece.offset >> SECTOR_SHIFT, piece.size >> SECTOR_SHIFT, piece.buffer.block)
+        self.disk.submit(piece, WRITE, piece.offset >> SECTOR_SHIFT, piece.size >> SECTOR_SHIFT, piece.buffer.block)
 
     async def _write_zeros(self, job: Job) -> None:
         """Carry out a write of zeros, from a buffer that holds nothing else: blkif has no operation for it."""
@@ -671,8 +545,8 @@ class Connection:
         operation = Operation(self)
         for at in range(0, job.length, buffer.size):
             size = min(buffer.size, job.length - at)
-            self._disk.submit(operation, WRITE, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, buffer.block)
-            self._disk.restart()
+            self.disk.submit(operation, WRITE, job.offset + at >> SECTOR_SHIFT, size >> SECTOR_SHIFT, buffer.block)
+            self.disk.restart()
             if operation.left:
                 await operation.waiters.wait()
             if operation.error or self._failure:
@@ -691,166 +565,16 @@ class Connection:
         self._sending -= 1
         if status < 0:
             self._failure = status
-        if not self._sending and self._sent_buffers:
-            for buffer in self._sent_buffers:
-                self.export.pool.give(buffer)
-            self._sent_buffers.clear()
+        if not self._sending:
+            self.answers.sent()
         if self.finished or not self._looks:
             self.wake()
 
     def _send_segments(self, segments: bytes) -> None:
         """Send any number of segments."""
         most = MAX_SEGMENTS * SEGMENT_SIZE
-        if len(segments) <= most:
+        if 0 < len(segments) <= most:
             self._send(segments)
         else:
             for at in range(0, len(segments), most):
                 self._send(segments[at : at + most])
-
-    def _answer(self) -> None:
-        """Answer requests that are done, as many as there is room for, with one send."""
-        area, pool, finished = self._out, self.export.pool, self.finished
-        out, structured = area.view, self._structured
-        segments: list[bytes] = []
-        run = at = 0
-        limit = area.size - HEADER_ROOM
-        copy = min(COPY_LIMIT, limit)
-        while finished:
-            job = finished[0]
-            if type(job) is SmallJob:
-                before, at = at, self._answer_small(job, at, limit)
-                if at == before:
-                    break
-                continue
-            if job.flush and not job.error:
-                finished.popleft()
-                job.flush = False
-                self._disk.submit(job, FLUSH, 0, 0)
-                continue
-            buffer, length = job.held, job.length
-            if at + (length if buffer is not None and length <= copy else 0) > limit:
-                break
-            finished.popleft()
-            self.jobs -= 1
-            if job.error or structured:
-                header = self._header(job)
-                size = len(header)
-                out[at : at + size] = header
-                at += size
-            else:
-                _PUT_REPLY(out, at, wire.SIMPLE_REPLY_MAGIC, 0, job.cookie)
-                at += _REPLY_SIZE
-            if buffer is None:
-                continue
-            job.held = None
-            if job.error:
-                pool.give(buffer)
-            elif length <= copy:
-                buffer.copy_to(out[at : at + length])
-                at += length
-                pool.give(buffer)
-            else:
-                segments += (area.segments(run, at), buffer.segments(0, length))
-                run = at
-                self._sent_buffers.append(buffer)
-        if at > run:
-            segments.append(area.segments(run, at))
-        if segments:
-            self._send_segments(segments[0] if len(segments) == 1 else b"".join(segments))
-
-    def _answer_small(self, job: SmallJob, at: int, limit: int) -> int:
-        """Write the answer to a small request that is next, and to those after it that are alike, between two bytes of
-        the area; returns where they end: where they began if there is no room.
-        """
-        if at > limit:
-            return at
-        if not job.error:
-            last = self.finished[-1]
-            only_writes = job.op and type(last) is SmallJob and last.op
-            return self._answer_writes(at, limit) if only_writes else self._answer_any(at, limit)
-        self.finished.popleft()
-        self.jobs -= 1
-        self.export.pool.give(job.held)
-        header = self._header(job)
-        end = at + len(header)
-        self._out.view[at:end] = header
-        return end
-
-    def _answer_any(self, at: int, limit: int) -> int:
-        """The same of small requests that went well, up to the first that did not or is no small one."""
-        out, structured, pool, finished = self._out.view, self._structured, self.export.pool, self.finished
-        single, keep = pool.single, not pool.wanted
-        size_of_head = _CHUNK_SIZE if structured else _REPLY_SIZE
-        count = 0
-        for job in finished:
-            if type(job) is not SmallJob or job.error:
-                break
-            if job.op:
-                end = at + _REPLY_SIZE
-                if end > limit:
-                    break
-                _PUT_WORDS(out, at, wire.WELL_DONE, job.cookie)
-            else:
-                size = job.length
-                start = at + size_of_head
-                end = start + size
-                if end > limit:
-                    break
-                if structured:
-                    _PUT_WHOLE_CHUNK(out, at, wire.WHOLE_CHUNK, job.cookie, 8 + size, job.sector << SECTOR_SHIFT)
-                else:
-                    _PUT_WORDS(out, at, wire.WELL_DONE, job.cookie)
-                out[start:end] = job.view if size == MAX_SMALL else job.view[:size]
-            at = end
-            count += 1
-            held = job.held
-            if keep and not held.block.lost:
-                single.append(held)
-            else:
-                pool.give(held)
-        self._answered(count)
-        return at
-
-    def _answer_writes(self, at: int, limit: int) -> int:
-        """The same of small writes alone, as one piece."""
-        pool, finished = self.export.pool, self.finished
-        single, keep = pool.single, not pool.wanted
-        words: list[int] = []
-        most = min((limit - at) // _REPLY_SIZE, MAX_ANSWERS)
-        for job in islice(finished, most) if len(finished) > most else finished:
-            if type(job) is not SmallJob or job.error or not job.op:
-                break
-            words += (wire.WELL_DONE, job.cookie)
-            held = job.held
-            if keep and not held.block.lost:
-                single.append(held)
-            else:
-                pool.give(held)
-        wire.WORDS[len(words)].pack_into(self._out.view, at, *words)
-        count = len(words) >> 1
-        self._answered(count)
-        return at + count * _REPLY_SIZE
-
-    def _answered(self, count: int) -> None:
-        """So many requests have their answers."""
-        finished = self.finished
-        if count == len(finished):
-            finished.clear()
-        else:
-            for _ in range(count):
-                finished.popleft()
-        self.jobs -= count
-
-    def _header(self, job: Job | SmallJob) -> bytes:
-        """Return what precedes the data of an answer."""
-        error = job.error and wire.ERRORS.get(job.error, wire.NBD_EIO)
-        if job.kind != wire.CMD_READ or not self._structured:
-            return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, job.cookie)
-        magic = wire.STRUCTURED_REPLY_MAGIC
-        if error:
-            return wire.ERROR_CHUNK.pack(magic, wire.CHUNK_DONE, wire.CHUNK_ERROR, job.cookie, 6, error, 0)
-        if not job.length:
-            return wire.CHUNK.pack(magic, wire.CHUNK_DONE, wire.CHUNK_NONE, job.cookie, 0)
-        return wire.DATA_CHUNK.pack(
-            magic, wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA, job.cookie, 8 + job.length, job.offset
-        )

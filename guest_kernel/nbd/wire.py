@@ -54,29 +54,25 @@ OPTION = Struct(">QII")
 OPTION_REPLY = Struct(">QIII")
 EXPORT = Struct(">QH")
 BLOCK_SIZE = Struct(">HIII")
-REQUEST = Struct(">IHHQQI")
-"""magic, flags, type, cookie, offset, length."""
-REQUEST_HEAD = Struct(">QQQI")
+REQUEST = Struct(">IHH8sQI")
+"""magic, flags, type, cookie, offset, length. A cookie is eight bytes that mean something to the client only."""
+REQUEST_HEAD = Struct(">Q8sQI")
 """The same with magic, flags and type as one number: one of the next two, where there are no flags."""
 READ_HEAD, WRITE_HEAD = (REQUEST_MAGIC << 32 | kind for kind in (CMD_READ, CMD_WRITE))
 assert REQUEST_HEAD.size == REQUEST.size
-WRITE_REQUESTS = {size: Struct(f"{REQUEST_HEAD.format}{size}x") for size in range(512, 4097, 512)}
-"""By the bytes of its data: such a head of a write, and its data passed over."""
-SIMPLE_REPLY = Struct(">IIQ")
+SIMPLE_REPLY = Struct(">II8s")
 """magic, error, cookie; the data of a read follows."""
-WELL_DONE = SIMPLE_REPLY_MAGIC << 32
-"""Magic and error as one number, where there is no error."""
-WORDS = tuple(Struct(f">{count}Q") for count in range(2 * 32 + 1))
-"""By their number: words in a row. Two are a simple reply."""
-CHUNK = Struct(">IHHQI")
+WELL_DONE = SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, b"")[:8]
+"""Magic and error where there is no error: with a cookie behind it that is a reply."""
+CHUNK = Struct(">IHH8sI")
 """magic, flags, type, cookie, length of what follows."""
-DATA_CHUNK = Struct(">IHHQIQ")
+DATA_CHUNK = Struct(">IHH8sIQ")
 """The same with the offset of the data, which follows."""
-WHOLE_CHUNK_HEAD = Struct(">QQIQ")
+WHOLE_CHUNK_HEAD = Struct(">Q8sIQ")
 """The same with magic, flags and type as one number: the next one for the only chunk of an answer."""
 WHOLE_CHUNK = STRUCTURED_REPLY_MAGIC << 32 | CHUNK_DONE << 16 | CHUNK_OFFSET_DATA
 assert WHOLE_CHUNK_HEAD.size == DATA_CHUNK.size
-ERROR_CHUNK = Struct(">IHHQIIH")
+ERROR_CHUNK = Struct(">IHH8sIIH")
 """The same with the error and the length of a message."""
 
 MAX_PAYLOAD = 32 << 20

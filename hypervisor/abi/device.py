@@ -178,6 +178,11 @@ counts them. While the word at 4 is not 0, which is the driver's, they are not f
 SOCKET_HUSH_OFFSET = 4
 SOCKET_COMPLETIONS_OFFSET = 8
 SOCKET_COMPLETION_SLOTS = 256
+SOCKET_PRODUCER_OFFSET = SOCKET_COMPLETIONS_OFFSET + SOCKET_COMPLETION_SLOTS * socket_completion.size
+"""Behind them is a word in which the driver may leave its producer index without ringing the doorbell. The card looks
+at it now and then, when the processors have nothing to do: so it is for commands that are in no hurry. (What the
+doorbell rings for are all commands up to the index it is given. They are begun in their order, but what has come is
+received after all that is to be sent has been.)"""
 
 
 def disk_port(unit: int) -> int:

@@ -136,8 +136,8 @@ class SocketCard:
         self._by_file: dict[int, _Connection] = {}
         self._next = 0
         self._accepts: deque[int] = deque()
-        self._late: dict[_Connection, None] = {}
-        """Connections whose new receives have not been looked at."""
+        self._listening: list[_Connection] = []
+        """Who is to receive when all commands of a doorbell have been begun."""
         self._under_way = 0
         self._completed = False
         self._command_base = self._completion_base = 0
@@ -205,24 +205,19 @@ class SocketCard:
     def _doorbell(self, _port: int, producer: int) -> None:
         """Begin the commands up to the driver's producer index."""
         pending = producer - self._consumed & U32
-        base = self._command_base
         if not pending or pending > QUEUE_LENGTH or not self._may_run():
             return
-        late, self._late = self._late, {}
-        unpack, b = COMMAND.unpack_from, self.machine.memory.b
-        while pending:
-            pending -= 1
-            op, _, nr_segments, ident, number, minimum, segments, _ = unpack(
-                b, base + (self._consumed & SLOT_MASK) * COMMAND_SIZE
-            )
-            self._consumed = self._consumed + 1 & U32
+        base, unpack, b = self._command_base, COMMAND.unpack_from, self.machine.memory.b
+        for at in range(self._consumed, self._consumed + pending):
+            op, _, nr_segments, ident, number, minimum, segments, _ = unpack(b, base + (at & SLOT_MASK) * COMMAND_SIZE)
             self._under_way += 1
             if self._under_way > QUEUE_LENGTH:
                 self._complete(ident, -errno.EBUSY)
             else:
                 self._begin(op, ident, number, minimum, nr_segments, segments)
-        for connection in late:
-            self._receive(connection)
+        self._consumed = producer & U32
+        while self._listening:
+            self._receive(self._listening.pop())
         self._report()
 
     def _may_run(self) -> bool:
@@ -249,10 +244,7 @@ class SocketCard:
             self._send(connection)
         else:
             connection.receives.append(transfer)
-            if minimum:
-                self._late[connection] = None
-            else:
-                self._receive(connection)
+            self._listening.append(connection)
 
     def _begin_other(self, op: int, ident: int, number: int, connection: _Connection | None) -> None:
         """Begin what moves no data, or is of nobody's connection."""
@@ -311,22 +303,21 @@ class SocketCard:
         return True
 
     def catch_up(self) -> bool:
-        """Receive what has come before it was wanted; return whether there was something.
+        """Begin what the driver has not rung the doorbell for; return whether some of it is done.
 
-        To be called when the processors have nothing to do, or now and then. Commands to receive wait for that: by then
-        much has come, and one call brings all of it, instead of each word by itself while it is being said. A driver
-        that rings its doorbell again is busy, so that is another such moment.
+        To be called when the processors have nothing to do, or now and then. A driver that wants to receive whatever
+        comes leaves it at that: by then much has come, and one call brings all of it, instead of each word by itself
+        while it is being said. If the driver rings its doorbell before, it is busy, so that is another such moment.
         """
-        if not self._late:
+        base = self._completion_base
+        if not base:
             return False
-        late, self._late = self._late, {}
-        if not self._may_run():
+        producer = self.machine.memory.i[base + sheet.SOCKET_PRODUCER_OFFSET >> 2]
+        if producer == self._consumed:
             return False
-        for connection in late:
-            self._receive(connection)
-        completed = self._completed
-        self._report()
-        return completed
+        before = self._produced
+        self._doorbell(0, producer)
+        return self._produced != before
 
     def _accept(self) -> None:
         """Take connections as far as the driver wants them."""
@@ -355,7 +346,6 @@ class SocketCard:
         sock = connection.socket
         del self._connections[connection.number]
         del self._by_file[sock.fileno()]
-        self._late.pop(connection, None)
         with suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
         sock.close()

@@ -70,10 +70,13 @@ class Rig:
         )
         self.produced += 1
 
+    def leave_producer(self, index: int) -> None:
+        """Say how many commands there are, without ringing the doorbell."""
+        self.machine.memory.i[COMPLETIONS * PAGE + sheet.SOCKET_PRODUCER_OFFSET >> 2] = index & 0xFFFFFFFF
+
     def ring(self) -> list[tuple[int, int]]:
-        """Ring the doorbell, let the card catch up, and return the new completions."""
+        """Ring the doorbell and return the new completions."""
         self.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, self.produced)
-        self.card.catch_up()
         return self.completions()
 
     def completions(self) -> list[tuple[int, int]]:
@@ -230,23 +233,63 @@ def test_a_receive_of_what_is_there_goes_on_with_what_follows(rig: Rig) -> None:
         assert rig.ring() == [(3, 4)]
 
 
-def test_the_next_doorbell_has_a_look_at_a_receive(rig: Rig) -> None:
-    """What waits until the processors have nothing to do is looked at when the driver comes again; not at once."""
+def test_what_nobody_has_rung_for_is_begun_when_the_card_has_time(rig: Rig) -> None:
     client, number = rig.connect()
     with client:
         client.sendall(b"12345678")
         rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)], minimum=4)
-        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
+        assert not rig.card.catch_up()
+        rig.leave_producer(rig.produced)
         assert rig.completions() == []
+        assert rig.card.catch_up()
+        assert rig.completions() == [(1, 8)]
+        assert not rig.card.catch_up()
+        rig.put(sheet.SOCKET_RECEIVE, 2, number, [(DATA * PAGE, 8)], minimum=4)
+        rig.leave_producer(rig.produced)
+        assert not rig.card.catch_up()  # it is begun, and there is nothing to receive
+        client.sendall(b"1234")
+        assert rig.card.poll()
+        assert rig.completions() == [(2, 4)]
+
+
+def test_the_next_doorbell_is_for_what_nobody_has_rung_for_as_well(rig: Rig) -> None:
+    """And what is to be sent goes out before anything is received, whatever their order."""
+    client, number = rig.connect()
+    with client:
+        client.sendall(b"12345678")
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)], minimum=4)
+        rig.leave_producer(rig.produced)
         rig.put(sheet.SOCKET_SEND, 2, number, [(DATA * PAGE + 8, 8)])
         rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
         assert rig.completions() == [(2, 8), (1, 8)]
         assert client.recv(100) == bytes(8)
         rig.put(sheet.SOCKET_RECEIVE, 3, number, [(DATA * PAGE, 8)], minimum=4)
-        rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
         rig.put(sheet.SOCKET_CLOSE, 4, number)
         rig.machine.ports.outl(PORT + sheet.SOCKET_DOORBELL, rig.produced)
         assert rig.completions() == [(3, -errno.ECANCELED), (4, 0)]
+
+
+@pytest.mark.parametrize("ahead", [-1, sheet.SOCKET_QUEUE_LENGTH + 1, 1 << 31])
+def test_a_producer_index_that_cannot_be_begins_nothing(rig: Rig, ahead: int) -> None:
+    client, _ = rig.connect()
+    with client:
+        rig.leave_producer(rig.produced + ahead)
+        assert not rig.card.catch_up()
+        assert rig.completions() == []
+    rig.leave_producer(rig.produced)
+
+
+def test_the_card_looks_at_no_page_that_is_not_its_own_any_more(rig: Rig) -> None:
+    client, number = rig.connect()
+    with client:
+        client.sendall(b"12345678")
+        rig.put(sheet.SOCKET_RECEIVE, 1, number, [(DATA * PAGE, 8)])
+        rig.leave_producer(rig.produced)
+        rig.reach = lambda first, count: first != COMPLETIONS
+        assert not rig.card.catch_up()
+        rig.reach = None
+        assert rig.card.catch_up()
+        assert rig.completions() == [(1, 8)]
 
 
 def test_a_send_waits_for_the_client_to_read(rig: Rig) -> None:

@@ -76,12 +76,12 @@ class RawClient:
     def request(
         self, kind: int, offset: int = 0, length: int = 0, *, cookie: int = 7, flags: int = 0, data: bytes = b""
     ) -> None:
-        self.send(wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, kind, cookie, offset, length) + data)
+        self.send(wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, kind, cookie.to_bytes(8), offset, length) + data)
 
     def reply(self, size: int = 0, cookie: int = 7) -> tuple[int, bytes]:
         """Read a simple reply, with so much data if it is no error; returns error and data."""
         magic, error, got = wire.SIMPLE_REPLY.unpack(self.read(wire.SIMPLE_REPLY.size))
-        assert (magic, got) == (wire.SIMPLE_REPLY_MAGIC, cookie)
+        assert (magic, int.from_bytes(got)) == (wire.SIMPLE_REPLY_MAGIC, cookie)
         return error, b"" if error else self.read(size)
 
     def ask(self, kind: int, offset: int = 0, length: int = 0, *, flags: int = 0, data: bytes = b"") -> int:

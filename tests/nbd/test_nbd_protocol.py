@@ -173,12 +173,12 @@ def test_many_requests_in_one_breath_are_all_answered(scene: Scene) -> None:
     def conversation(raw: RawClient) -> None:
         raw.hello()
         writes = b"".join(
-            wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.CMD_WRITE, n, 4096 * n, 4096) + block
+            wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.CMD_WRITE, n.to_bytes(8), 4096 * n, 4096) + block
             for n, block in enumerate(blocks)
         )
         raw.send(writes)
         cookies = {wire.SIMPLE_REPLY.unpack(raw.read(16))[1:] for _ in range(count)}
-        assert cookies == {(0, n) for n in range(count)}
+        assert cookies == {(0, n.to_bytes(8)) for n in range(count)}
 
     talk(scene, conversation)
     assert scene.image.read_bytes()[: 4096 * count] == b"".join(blocks)
@@ -206,7 +206,7 @@ def test_requests_of_all_kinds_in_any_pieces(scene: Scene, seed: int) -> None:
             offset, data = at, rng.randbytes(size)
             new[at : at + size] = data
             at += size
-        words += wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, kind, cookie, offset, size) + data
+        words += wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, kind, cookie.to_bytes(8), offset, size) + data
         expected[cookie] = old[offset : offset + size] if kind == wire.CMD_READ else b""
 
     def speak(client: RawClient) -> None:
@@ -226,7 +226,7 @@ def test_requests_of_all_kinds_in_any_pieces(scene: Scene, seed: int) -> None:
             while expected:
                 magic, error, cookie = wire.SIMPLE_REPLY.unpack(client.read(wire.SIMPLE_REPLY.size))
                 assert (magic, error) == (wire.SIMPLE_REPLY_MAGIC, 0)
-                data = expected.pop(cookie)
+                data = expected.pop(int.from_bytes(cookie))
                 assert client.read(len(data)) == data
             speaker.join()
 
@@ -326,7 +326,7 @@ def never_read(raw: RawClient) -> None:
 
 def end_in_a_header(raw: RawClient) -> None:
     raw.request(wire.CMD_FLUSH)
-    raw.send(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.CMD_FLUSH, 1, 0, 0)[:13])
+    raw.send(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.CMD_FLUSH, bytes(8), 0, 0)[:13])
 
 
 def say_goodbye_at_once(raw: RawClient) -> None:
