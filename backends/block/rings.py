@@ -38,8 +38,11 @@ async def find_rings(device: XenbusDevice) -> list[RingPlace]:
     if not 1 <= queues <= MAX_QUEUES:
         raise ValueError(f"the frontend wants {queues} queues; this backend has 1 to {MAX_QUEUES}")
     pages = _pages(nodes)
+    # Who says how many pages there are may have them numbered, also a single one, as Linux and QEMU take it. Who does
+    # not has `ring-ref` (note 6 of the header), and what else is there is of a driver before it.
+    numbered = nodes["ring-page-order"] is not None or nodes["num-ring-pages"] is not None
     directories = [""] if queues == 1 else [f"queue-{number}/" for number in range(queues)]
-    return [await _find_ring(device, directory, pages) for directory in directories]
+    return [await _find_ring(device, directory, pages, numbered) for directory in directories]
 
 
 def _pages(nodes: dict[str, str | None]) -> int:
@@ -56,11 +59,11 @@ def _pages(nodes: dict[str, str | None]) -> int:
     return pages
 
 
-async def _find_ring(device: XenbusDevice, directory: str, pages: int) -> RingPlace:
+async def _find_ring(device: XenbusDevice, directory: str, pages: int, numbered: bool) -> RingPlace:
     channel = f"{directory}event-channel"
     keys = [f"{directory}ring-ref{number}" for number in range(pages)]
     single = f"{directory}ring-ref"
     nodes = await device.read_otherend_many(channel, single, *keys)
-    if pages == 1 and nodes[keys[0]] is None:
+    if pages == 1 and (not numbered or nodes[keys[0]] is None):
         keys = [single]
     return RingPlace(tuple(frontend_number(nodes, key) for key in keys), frontend_number(nodes, channel))

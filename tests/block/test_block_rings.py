@@ -237,6 +237,38 @@ def test_what_the_protocol_does_not_allow(make_pair: Maker, changes: dict[str, s
     pair.down()
 
 
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        ({}, "ring-ref"),
+        ({"ring-page-order": "0"}, "ring-ref0"),
+        ({"num-ring-pages": "1"}, "ring-ref0"),
+        ({"ring-page-order": "0", "ring-ref0": ""}, "ring-ref"),
+    ],
+)
+def test_which_page_a_ring_of_one_page_is(make_pair: Maker, said: dict[str, str], taken: str) -> None:
+    """What a driver of larger rings has left behind is not taken for the ring of the one after it."""
+    pair = make_pair()
+    rings = Rings(pair, 1, 0, connect=False)
+    store = pair.store
+    if taken == "ring-ref0":
+        store["frontend/ring-ref0"] = store["frontend/ring-ref"]
+        store["frontend/ring-ref"] = "999999"
+    else:
+        store["frontend/ring-ref0"] = "999999"
+    for key, value in said.items():
+        store[f"frontend/{key}"] = value
+        if not value:
+            del store[f"frontend/{key}"]
+    pair.hook(pair.back, "connect")
+    _, ref = rings.page()
+    rings.put(0, BLKIF_OP_READ, 7, 0, ref)
+    rings.push(0)
+    pair.world.run()
+    assert rings.take(0) == [(7, BLKIF_OP_READ, BLKIF_RSP_OKAY)]
+    rings.down()
+
+
 @pytest.mark.parametrize("bad", range(4))
 def test_a_ring_page_that_cannot_be_mapped_leaves_none_mapped(make_pair: Maker, bad: int) -> None:
     pair = make_pair(front={"max_ring_page_order": 2})
