@@ -35,8 +35,19 @@ _SIZES = {"sector-size": 4096, "physical-sector-size": 1 << 16}
 """Parameters that are powers of two, which xl does not have, and the most that each can be."""
 _KEYS = (
     *("format", "vdev", "access", "target", "backend", "base", "devtype", "backendtype", "faults", "script"),
-    *(*_SIZES, "reconnect-delay", "discard-secure"),
+    *(*_SIZES, "reconnect-delay", "discard-secure", "specification"),
 )
+_WORDS: dict[str, tuple[str, bool]] = {
+    "cdrom": ("removable", True),
+    "discard": ("discard", True),
+    "no-discard": ("discard", False),
+    "trusted": ("trusted", True),
+    "untrusted": ("trusted", False),
+    "direct-io-safe": ("direct_io_safe", True),
+}
+"""Parameters without a value, and what each says; of two that contradict each other the last counts, as with xl."""
+_WITHOUT_MEANING = {"backendtype": ("phy", "qdisk"), "specification": ("xen",)}
+"""Parameters whose values make no difference here, and these."""
 LONGEST_DELAY = 86_400
 """Seconds. A guest that waits longer than a day for its disk waits for ever."""
 _XVD_MAJOR = 202
@@ -73,6 +84,10 @@ class DiskSpec:
         default=attrs.Factory(lambda self: self.discard and self.format == MEMORY_FORMAT, takes_self=True)
     )
     """Whether what the guest discards is gone for good (`discard-secure=`, which xl does not have)."""
+    trusted: bool = True
+    """What the frontend is told of its backend."""
+    direct_io_safe: bool = False
+    """What the backend is told of its kernel: a note for QEMU's, which nobody here needs."""
     faults: Faults | None = None
     """What is wrong with the machine's disk (`faults=`, which xl does not have)."""
     sector_size: int = SECTOR
@@ -163,6 +178,8 @@ class _Draft:
     removable: bool = False
     discard: bool | None = None
     discard_secure: bool | None = None
+    trusted: bool = True
+    direct_io_safe: bool = False
     faults: Faults | None = None
     sector_size: int | None = None
     physical_sector_size: int | None = None
@@ -211,10 +228,8 @@ def _format(word: str) -> str:
 def _positional(draft: _Draft, word: str) -> None:
     """Give the word to the first of target, format, vdev, access that has no value yet; an empty word skips one."""
     lowered = word.lower()
-    if lowered == "cdrom":
-        draft.removable = True
-    elif lowered in ("discard", "no-discard"):
-        draft.discard = lowered == "discard"
+    if lowered in _WORDS:
+        setattr(draft, *_WORDS[lowered])
     elif draft.target is None:
         draft.target = word
     elif draft.format is None:
@@ -247,9 +262,9 @@ def _keyword(draft: _Draft, key: str, value: str) -> None:
             _set(draft, "faults", parse_faults(value))
         except ValueError as error:
             raise SpecError(str(error)) from None
-    elif key == "backendtype":
-        if value not in ("phy", "qdisk"):
-            raise SpecError(f"unknown backendtype {value!r}")
+    elif key in _WITHOUT_MEANING:
+        if value not in _WITHOUT_MEANING[key]:
+            raise SpecError(f"unknown {key} {value!r}; there is {', '.join(_WITHOUT_MEANING[key])}")
     else:
         raise SpecError(f"the disk parameter {key!r} is not supported")
 
@@ -313,6 +328,17 @@ def _discards_securely(draft: _Draft, discard: bool, image_format: str, target: 
     return True
 
 
+def _check_base(draft: _Draft, image_format: str) -> None:
+    """See whether an overlay has a base, and no other disk. Raises SpecError."""
+    if image_format != OVERLAY_FORMAT:
+        if draft.base is not None:
+            raise SpecError(f"only an overlay has a base, and this is a disk of format {image_format!r}")
+    elif not draft.base:
+        raise SpecError("an overlay needs a base (base=, the image that it changes)")
+    elif draft.base.startswith(NBD_PREFIX):
+        raise SpecError(f"the base of an overlay is an image file, and {draft.base!r} is at an NBD server")
+
+
 def _finish(draft: _Draft) -> DiskSpec:
     target = _finish_target(draft)
     if not draft.vdev:
@@ -322,10 +348,7 @@ def _finish(draft: _Draft) -> DiskSpec:
         raise SpecError(f"the disk access is 'ro' or 'rw', not {draft.access!r}")
     vdev_number(draft.vdev)
     image_format = draft.format or RAW_FORMAT
-    if image_format == OVERLAY_FORMAT and not draft.base:
-        raise SpecError("an overlay needs a base (base=, the image that it changes)")
-    if image_format != OVERLAY_FORMAT and draft.base is not None:
-        raise SpecError(f"only an overlay has a base, and this is a disk of format {image_format!r}")
+    _check_base(draft, image_format)
     if target.startswith(NBD_PREFIX):
         if image_format != RAW_FORMAT:
             raise SpecError(f"what an NBD server has is a disk of format 'raw', not {image_format!r}")
@@ -355,6 +378,8 @@ def _finish(draft: _Draft) -> DiskSpec:
         discard_secure=_discards_securely(draft, discard, image_format, target),
         backend=draft.backend,
         removable=draft.removable,
+        trusted=draft.trusted,
+        direct_io_safe=draft.direct_io_safe,
         faults=draft.faults,
         sector_size=sector_size,
         physical_sector_size=physical,

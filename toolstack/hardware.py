@@ -294,7 +294,7 @@ class HostHardware:
 
 def _place(disk: DiskSpec) -> DiskSpec:
     """Return what makes two disks the same piece of hardware: everything but how a guest sees it."""
-    return attrs.evolve(disk, vdev="", removable=False, discard=False)
+    return attrs.evolve(disk, vdev="", removable=False, discard=False, trusted=True, direct_io_safe=False)
 
 
 def _open_medium(

@@ -94,7 +94,7 @@ def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> Dev
         (
             ("virtual-device", disk.devid),
             ("device-type", "cdrom" if disk.removable else "disk"),
-            ("trusted", 1),
+            ("trusted", int(disk.trusted)),
             ("protocol", XEN_IO_PROTO_ABI_X86_64),
         ),
         (
@@ -104,6 +104,7 @@ def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> Dev
             ("type", "phy"),
             ("mode", "w" if disk.writable else "r"),
             ("device-type", "cdrom" if disk.removable else "disk"),
+            *((("direct-io-safe", 1),) if disk.direct_io_safe else ()),
             ("discard-enable", int(disk.discard)),
             ("specification", "xen"),
             ("params", disk.target),

@@ -144,6 +144,7 @@ class Overlay(Backing):
             if self._dirty:
                 self._store_map()
                 os.fdatasync(self._fd)
+                self._dirty.clear()
         except OSError as error:
             return error.errno or errno.EIO
         return 0
@@ -164,11 +165,10 @@ class Overlay(Backing):
         return status
 
     def close(self) -> None:
-        """Store the map and close both files."""
-        try:
-            self._store_map()
-        finally:
-            self._abandon()
+        """Flush and close both files: the next one to open them finds what was written, whether flushed or not."""
+        if self._dirty:
+            self.flush()
+        self._abandon()
 
     # -- clusters -------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,6 @@ class Overlay(Backing):
         for part in sorted(self._dirty):
             start = part * CLUSTER
             os.pwrite(self._fd, self._map[start : start + CLUSTER], CLUSTER + start)
-        self._dirty.clear()
 
 
 def cut(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:

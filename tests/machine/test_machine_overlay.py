@@ -137,6 +137,45 @@ def test_what_was_flushed_survives_a_kill(base: Path, tmp_path: Path) -> None:
     assert hashlib.sha256(content[38 * 1024 :]).digest() == hashlib.sha256(BASE[38 * 1024 :]).digest()
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, log: list[str], failing: set[int]) -> None:
+    """Note what is written and made safe, in order; the fdatasync calls of these numbers fail."""
+    pwrite, pwritev, fdatasync = os.pwrite, os.pwritev, os.fdatasync
+
+    def sync(fd: int) -> None:
+        log.append("safe")
+        if log.count("safe") in failing:
+            raise OSError(errno.EIO, "the medium is broken")
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "pwrite", lambda *args: log.append("map") or pwrite(*args))
+    monkeypatch.setattr(os, "pwritev", lambda *args: log.append("data") or pwritev(*args))
+    monkeypatch.setattr(os, "fdatasync", sync)
+
+
+def test_the_map_is_stored_after_what_it_speaks_of_also_at_the_end(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map that outlives its data, in a loss of power, would show holes in the place of what the base has."""
+    disk = Overlay(tmp_path / "changes", base, readonly=False)
+    log: list[str] = []
+    watched(monkeypatch, log, set())
+    assert write(disk, 0, b"x" * CLUSTER) == 0
+    disk.close()
+    assert log[:3] == ["data", "safe", "map"]
+
+
+def test_a_map_that_could_not_be_made_safe_is_stored_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Overlay(tmp_path / "changes", base, readonly=False)
+    log: list[str] = []
+    watched(monkeypatch, log, {2})
+    assert write(disk, 0, b"x" * CLUSTER) == 0
+    assert [disk.flush() for _ in range(3)] == [errno.EIO, 0, 0]
+    assert log == ["data", "safe", "map", "safe", "safe", "map", "safe", "safe"]
+    disk.close()
+
+
 def test_what_was_not_flushed_is_as_it_was_or_newer(base: Path, tmp_path: Path) -> None:
     """The file as it is when the map was never stored: a cluster that was copied up in part is the base's still."""
     changes = tmp_path / "changes"

@@ -12,6 +12,7 @@ from hypervisor.machine.nbd_address import NbdAddress
 from toolstack.device_spec import DeviceSpec, parse_device
 from toolstack.disk_spec import DiskSpec, parse_disk, parse_size, vdev_number
 from toolstack.errors import SpecError
+from toolstack.nodes import disk_nodes
 from toolstack.vif_spec import Rate, VifSpec, generate_mac, parse_mac, parse_rate, parse_vif
 
 
@@ -102,6 +103,18 @@ def test_whether_a_guest_may_discard(text: str, discard: bool) -> None:
     assert parse_disk(text).discard is discard
 
 
+def test_words_that_are_for_the_two_drivers() -> None:
+    """They change nothing but two nodes."""
+    plain, notes = parse_disk("/x,raw,xvda"), parse_disk("/x,raw,xvda,untrusted,direct-io-safe,specification=xen")
+    assert notes == attrs.evolve(plain, trusted=False, direct_io_safe=True)
+    assert parse_disk("untrusted,trusted,/x,raw,xvda") == plain
+    changed = [
+        set(getattr(disk_nodes(1, 0, notes, 0), values)) ^ set(getattr(disk_nodes(1, 0, plain, 0), values))
+        for values in ("frontend_values", "backend_values")
+    ]
+    assert changed == [{("trusted", 0), ("trusted", 1)}, {("direct-io-safe", 1)}]
+
+
 @pytest.mark.parametrize(
     ("text", "secure"),
     [
@@ -162,6 +175,8 @@ def test_whether_what_is_discarded_is_gone_for_good(text: str, secure: bool) -> 
         ("format=memory,vdev=xvda,sector-size=4096,target=1537K", "whole sectors of 4096 bytes"),
         ("format=memory,base=b,vdev=xvda,target=1M", "only an overlay has a base"),
         ("/x,overlay,xvda", "an overlay needs a base"),
+        ("/x,overlay,xvda,base=nbd:unix:/s", "the base of an overlay is an image file, and 'nbd:unix:/s' is at an NBD"),
+        ("/x,raw,xvda,specification=virtio", "unknown specification 'virtio'; there is xen"),
         ("/x,overlay,xvda,base=", "an overlay needs a base"),
         ("/x,raw,xvda,base=/y", "only an overlay has a base, and this is a disk of format 'raw'"),
         ("/x,overlaid,xvda", "unknown disk format 'overlaid'; did you mean 'overlay'"),
