@@ -93,8 +93,11 @@ class Devices:
             await self.remove(device, who, Force.ON)
             raise
 
-    async def ready(self, device: DeviceNodes, who: str) -> None:
-        """Wait until the backend has taken a new device, and plug its hot end in. Raises ToolstackError."""
+    async def ready(self, device: DeviceNodes, who: str, *, late: bool = False) -> None:
+        """Wait until the backend has taken a new device, and plug its hot end in, unless that is `late`.
+
+        Raises ToolstackError.
+        """
         state = await self._wait_state(device, lambda state: state not in (None, INITIALISING))
         if state != INITWAIT:
             error = await self._error(device.backend_domid, device.backend)
@@ -102,9 +105,18 @@ class Devices:
                 f"{who}: the backend of {device.kind} {device.devid} "
                 f"{f'failed: {error}' if error else 'did not take the device'}"
             )
+        if not late:
+            await self._connected(device)
+
+    async def _connected(self, device: DeviceNodes) -> None:
+        """Say what the scripts `block` and `vif-bridge` say when they are done; in a driver domain they run there."""
         if device.backend_domid == DOM0:
-            # What the scripts `block` and `vif-bridge` say when they are done; in a driver domain they run there.
             await self.kernel.xenbus.write(f"{device.backend}/hotplug-status", "connected")
+
+    async def plug(self, device: DeviceNodes, who: str) -> None:
+        """Tell a backend which disk it is that was late. Raises ToolstackError: the device has gone."""
+        await self.say(device, who, "physical-device")
+        await self._connected(device)
 
     async def say(self, device: DeviceNodes, who: str, *keys: str) -> None:
         """Write some of the backend's values anew, for all that read them. Raises ToolstackError: it has gone."""

@@ -33,6 +33,7 @@ from toolstack.preparation import (
     Preparation,
     forget_image,
     open_image,
+    take_connection,
 )
 from toolstack.quick_ear import QuickEar, follow
 from toolstack.remote_disks import search, stand_still
@@ -72,6 +73,8 @@ class HostHardware:
         prepared = self._prepared
         for plan in prepared.plans:
             for unit, disk in zip(plan.disk_units, plan.config.disks, strict=True):
+                if unit in prepared.late:
+                    continue
                 backing = prepared.disks[unit] = self._behind_faults(plan.config.name, disk, prepared.disks[unit])
                 self._plug(unit, backing, plan.config.name, disk)
         self._plug_nics()
@@ -102,7 +105,7 @@ class HostHardware:
 
     def plug_disk(self, owner: str, disk: DiskSpec, connection: NbdConnection | None) -> int:
         """See `Hardware.plug_disk`."""
-        used = {*self._slots, *(unit for unit, _ in self._spare.values())}
+        used = {*self._slots, *self._prepared.late, *(unit for unit, _ in self._spare.values())}
         unit = next((unit for unit in range(MAX_DISKS) if unit not in used), None)
         if unit is None and _place(disk) not in self._spare:
             raise ToolstackError(f"the machine has room for {MAX_DISKS} disks")
@@ -123,8 +126,31 @@ class HostHardware:
         self._plug(unit, backing, owner, disk)
         return unit
 
+    def is_late(self, unit: int) -> bool:
+        """See `Hardware.is_late`."""
+        return unit in self._prepared.late
+
+    def plug_late_disk(self, unit: int, owner: str, disk: DiskSpec) -> bool:
+        """See `Hardware.plug_late_disk`."""
+        connector = self._prepared.late[unit]
+        if not connector.done:
+            return False
+        try:
+            backing = open_image(owner, disk, self._prepared.users, take_connection(connector))
+        except ImageError as error:
+            raise ToolstackError(str(error)) from None
+        del self._prepared.late[unit]
+        backing = self._behind_faults(owner, disk, backing)
+        self._prepared.disks.append(backing)
+        self._plug(unit, backing, owner, disk)
+        return True
+
     def unplug_disk(self, unit: int, *, keep: bool) -> None:
         """See `Hardware.unplug_disk`."""
+        connector = self._prepared.late.pop(unit, None)
+        if connector is not None:
+            connector.abandon()
+            return
         slot = self._slots.pop(unit)
         self._account(slot)
         forget_image(slot.owner, slot.disk, self._prepared.users)
@@ -142,9 +168,16 @@ class HostHardware:
         self._stop_listening(controller)
         controller.unplug()
 
+    def _slot(self, unit: int) -> Slot:
+        """Return a controller that is there. Raises ToolstackError."""
+        if unit in self._prepared.late:
+            raise ToolstackError("the disk is not there yet: its server has not answered")
+        return self._slots[unit]
+
     def resize_disk(self, unit: int, size: int) -> None:
         """See `Hardware.resize_disk`."""
-        controller, disk = self._slots[unit].controller, self._slots[unit].disk
+        slot = self._slot(unit)
+        controller, disk = slot.controller, slot.disk
         has = controller.sectors * controller.sector_size
         unit_size = controller.backing.physical_sector_size
         if not size or size % unit_size:
@@ -162,14 +195,14 @@ class HostHardware:
 
     def check_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """See `Hardware.check_medium`."""
-        slot = self._slots[unit]
+        slot = self._slot(unit)
         users = {key: dict(others) for key, others in self._prepared.users.items()}
         forget_image(slot.owner, slot.disk, users)
         _open_medium(slot.owner, attrs.evolve(slot.disk, target=target), users, connection).close()
 
     def change_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """See `Hardware.change_medium`."""
-        slot = self._slots[unit]
+        slot = self._slot(unit)
         self._account(slot)
         forget_image(slot.owner, slot.disk, self._prepared.users)
         slot.disk = attrs.evolve(slot.disk, target="")

@@ -194,6 +194,7 @@ class Host:
             exports=self.exports,
             hang_limit=self.hang_limit,
             heartbeat=self.heartbeat,
+            real_time=self.real_time,
         )
         for name in self._unrepeatable:
             self.on_notice(f"{name} is at an NBD server: what it contains and when it fails, no seed repeats")
@@ -491,6 +492,11 @@ class Host:
     def failed(self, plan: DomainPlan, message: str) -> None:
         """Note that a domain could not be started."""
         self._accounts.failed(plan, message)
+
+    def lacks(self, plan: DomainPlan, message: str) -> None:
+        """Tell people what a domain has to do without."""
+        self._accounts.say(plan.config.name, message)
+        self.on_notice(message)
 
     def _make_injector(self, configs: Sequence[DomainConfig]) -> Injector | None:
         """Return what brings the faults. Raises `UsageError`."""

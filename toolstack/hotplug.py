@@ -6,13 +6,14 @@ writes it into the configuration that it keeps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import attrs
 
 from toolstack.devices import Force
 from toolstack.disk_spec import DiskSpec, vdev_number
 from toolstack.errors import SpecError, ToolstackError
+from toolstack.late_disks import without
 from toolstack.nodes import DOM0, DeviceNodes, disk_nodes, vif_nodes
 from toolstack.remote_disks import closed_on_failure, reach
 from toolstack.vif_spec import VifSpec
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from hypervisor.machine.nbd_connector import NbdConnection
     from toolstack.domains import LiveDomain
     from toolstack.lifecycle import Lifecycle
-
-T = TypeVar("T")
 
 TRAY_NS = 1_000_000_000
 """How long a drive is empty between two media: a guest that looks twice a second sees both go and come."""
@@ -62,13 +61,7 @@ class Hotplug:
         """Take a disk away, by name or number. Not forced, the guest may keep one that it uses."""
         device = self._find(live, "vbd", _disk_number(vdev), f"disk {vdev!r}")
         await self._lifecycle.devices.remove(device, live.name, Force.ON if force else Force.OFF)
-        self._forget(live, device)
-        plan = live.plan
-        index = [disk.devid for disk in plan.config.disks].index(device.devid)
-        unit = plan.disk_units[index]
-        config = attrs.evolve(plan.config, disks=_without(plan.config.disks, index))
-        live.plan = attrs.evolve(plan, config=config, disk_units=_without(plan.disk_units, index))
-        self._lifecycle.unplug_disk(device, unit)
+        self._lifecycle.forget_disk(live, device)
 
     def resize_disk(self, live: LiveDomain, vdev: str, size: int) -> None:
         """Make a disk larger, to `size` bytes, while the guest uses it."""
@@ -147,8 +140,8 @@ class Hotplug:
         index = [vif.devid for vif in vifs].index(device.devid)
         self._forget(live, device)
         plan = live.plan
-        config = attrs.evolve(plan.config, vifs=_without(vifs, index))
-        live.plan = attrs.evolve(plan, config=config, macs=_without(plan.macs, index))
+        config = attrs.evolve(plan.config, vifs=without(vifs, index))
+        live.plan = attrs.evolve(plan, config=config, macs=without(plan.macs, index))
         self._lifecycle.platform.hardware.unplug_vif(plan.macs[index])
 
     @staticmethod
@@ -212,7 +205,3 @@ def _numbered(live: LiveDomain) -> tuple[VifSpec, ...]:
     numbers = [device.devid for device in live.devices if device.kind == "vif"]
     vifs = live.plan.config.vifs
     return tuple(attrs.evolve(vif, devid=devid) for vif, devid in zip(vifs, numbers, strict=True))
-
-
-def _without(items: tuple[T, ...], index: int) -> tuple[T, ...]:
-    return items[:index] + items[index + 1 :]

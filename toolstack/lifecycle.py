@@ -25,6 +25,7 @@ from toolstack.cpupools import find_pool
 from toolstack.devices import Devices, put
 from toolstack.domains import DESTROYED, REASONS, DomainPlan, LiveDomain
 from toolstack.errors import ToolstackError
+from toolstack.late_disks import LateDisks, without
 from toolstack.machine_code import MachineCode
 from toolstack.nodes import (
     DOM0,
@@ -63,6 +64,7 @@ class Lifecycle:
         self.builder = PvBuilder(self.xc)
         self.live: dict[int, LiveDomain] = {}
         self.devices = Devices(kernel, self.live.__contains__)
+        self.late_disks = LateDisks(self)
         self.stopping = False
         self._waiting: dict[int, WaitQueue] = {}
         self._life_over = WaitQueue()
@@ -159,6 +161,16 @@ class Lifecycle:
         for unit in live.plan.socket_units:
             self.platform.hardware.unplug_socket_card(unit)
 
+    def forget_disk(self, live: LiveDomain, device: DeviceNodes) -> None:
+        """A domain has one disk less, now and in its next life: take the controller out of the machine."""
+        live.devices = tuple(other for other in live.devices if other != device)
+        plan = live.plan
+        index = [disk.devid for disk in plan.config.disks].index(device.devid)
+        unit = plan.disk_units[index]
+        config = attrs.evolve(plan.config, disks=without(plan.config.disks, index))
+        live.plan = attrs.evolve(plan, config=config, disk_units=without(plan.disk_units, index))
+        self.unplug_disk(device, unit)
+
     def unplug_disk(self, device: DeviceNodes, unit: int) -> None:
         """Take a disk's controller out of the machine; a driver domain keeps what it was given, for the next time."""
         mine = device.backend_domid == DOM0
@@ -187,6 +199,7 @@ class Lifecycle:
             live = await self._build(plan)
             try:
                 await self._backends_ready(live)
+                self.late_disks.wait_for(live)
                 self.xc.unpause(live.domid)
             except (ToolstackError, XenError):
                 await self.destroy(live)
@@ -301,11 +314,10 @@ class Lifecycle:
                 return domid
         return None
 
-    @staticmethod
-    def _devices(domid: int, plan: DomainPlan, backends: dict[str, int]) -> tuple[DeviceNodes, ...]:
-        config = plan.config
+    def _devices(self, domid: int, plan: DomainPlan, backends: dict[str, int]) -> tuple[DeviceNodes, ...]:
+        config, is_late = plan.config, self.platform.hardware.is_late
         disks = [
-            disk_nodes(domid, backends[disk.backend], disk, unit)
+            disk_nodes(domid, backends[disk.backend], disk, unit, late=is_late(unit))
             for disk, unit in zip(config.disks, plan.disk_units, strict=True)
         ]
         vifs = [
@@ -324,7 +336,8 @@ class Lifecycle:
         """
         disks = [device for device in live.devices if device.kind == "vbd"]
         for device, unit in zip(disks, live.plan.disk_units, strict=True):
-            self.assign_disk(device.backend_domid, unit)
+            if not self.platform.hardware.is_late(unit):
+                self.assign_disk(device.backend_domid, unit)
 
     def assign_disk(self, domid: int, unit: int) -> None:
         """Give a driver domain a disk controller, unless it has it."""
@@ -359,8 +372,9 @@ class Lifecycle:
 
     async def _backends_ready(self, live: LiveDomain) -> None:
         """Wait until the backends have taken the new devices. Raises ToolstackError."""
+        late = self.late_disks.of(live)
         for device in live.devices:
-            await self.devices.ready(device, f"{live.plan.config.source}: {live.name}")
+            await self.devices.ready(device, f"{live.plan.config.source}: {live.name}", late=device in late)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -392,6 +406,10 @@ class Lifecycle:
                 self._life_over.wake_all()
                 return reason
             await queue.wait()
+
+    def has_ended(self, live: LiveDomain) -> bool:
+        """Whether a domain's life is over, be it that nobody has taken note yet."""
+        return live.over or _end_reason(self.xc.domain_state(live.domid)) is not None
 
     async def destroy(self, live: LiveDomain) -> None:
         """Take a domain's devices away, remove its nodes, and destroy it."""

@@ -84,8 +84,17 @@ class DeviceNodes:
             yield Node(f"{self.frontend}/{key}", value)
 
 
-def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> DeviceNodes:
-    """Return the nodes of a virtual disk on disk controller `unit` of the machine, which is block device 8:unit."""
+def physical_device(unit: int) -> str:
+    """Return what a backend knows disk controller `unit` of the machine by: block device 8:unit."""
+    return f"8:{unit:x}"
+
+
+def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int, *, late: bool = False) -> DeviceNodes:
+    """Return the nodes of a virtual disk on disk controller `unit` of the machine.
+
+    `late`: it is not there yet, so its backend is not told which it is.
+    """
+    place = () if late else (("physical-device", physical_device(unit)),)
     return DeviceNodes(
         "vbd",
         disk.devid,
@@ -109,7 +118,7 @@ def disk_nodes(domid: int, backend_domid: int, disk: DiskSpec, unit: int) -> Dev
             ("specification", "xen"),
             ("params", disk.target),
             ("script", f"{SCRIPTS}/block"),
-            ("physical-device", f"8:{unit:x}"),
+            *place,
         ),
     )
 

@@ -33,6 +33,17 @@ class Hardware(Protocol):
         """
         ...
 
+    def is_late(self, unit: int) -> bool:
+        """Whether the disk of this unit is not there yet, because its server has not answered."""
+        ...
+
+    def plug_late_disk(self, unit: int, owner: str, disk: DiskSpec) -> bool:
+        """Put such a disk into the machine if its server has answered by now; return whether it has.
+
+        Raises ToolstackError if the server does not answer, or it cannot be that disk.
+        """
+        ...
+
     def unplug_disk(self, unit: int, *, keep: bool) -> None:
         """Take a disk controller out of the machine; nobody drives it any more.
 
@@ -87,4 +98,8 @@ class Platform(Protocol):
 
     def failed(self, plan: DomainPlan, message: str) -> None:
         """A domain could not be started; the message is one sentence."""
+        ...
+
+    def lacks(self, plan: DomainPlan, message: str) -> None:
+        """A domain goes on without something that it was to have; the message is one sentence."""
         ...

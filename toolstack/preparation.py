@@ -6,6 +6,7 @@ out as one sentence (`UsageError`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from hypervisor.errors import DeviceError
 from hypervisor.machine.backing import Backing, MemoryDisk, NoMedium, RawFile
 from hypervisor.machine.failing_disk import FailingDisk
 from hypervisor.machine.nbd import NbdDisk
-from hypervisor.machine.nbd_connector import NbdConnection
+from hypervisor.machine.nbd_connector import Connector, NbdConnection
 from hypervisor.machine.nic import NoWire, PcapWire, Wire
 from hypervisor.machine.overlay import Overlay
 from toolstack.builder import check_size, python_kernel
@@ -38,6 +39,7 @@ from toolstack.errors import UsageError, did_you_mean
 from toolstack.guest_loader import GuestProgram, compile_guest
 from toolstack.machine_code import MachineCode, is_machine_code, read_file, read_kernel, require_emulator
 from toolstack.nbd_export import ExportDoor, ExportSpec, check_exports
+from toolstack.remote_disks import PROMPT, search, wait_for_all
 from toolstack.tap import MAX_NAME, TapWire
 from toolstack.vif_spec import DEFAULT_BRIDGE, generate_mac
 from toolstack.watchdog import DEFAULT_LIMIT, Watchdog
@@ -129,11 +131,15 @@ class Preparation:
     """Addresses of interfaces that are taken."""
     exports: list[ExportDoor] = attrs.field(factory=list)
     """Disks that clients outside are served, by the unit of the socket card."""
+    late: dict[int, Connector] = attrs.field(factory=dict)
+    """Searches for the servers of disks that are not there yet, by the unit that is set aside for the disk."""
 
     def close(self) -> None:
         """Let go of image files and captures; for runs that never got to plug them in."""
         for backing in self.disks:
             backing.close()
+        for connector in self.late.values():
+            connector.abandon()
         for _, wire in self.wires:
             wire.close()
         for _, capture in self.captures:
@@ -171,8 +177,12 @@ def prepare(
     exports: Sequence[ExportSpec] = (),
     hang_limit: float = DEFAULT_LIMIT,
     heartbeat: Callable[[], None] = lambda: None,
+    real_time: bool = False,
 ) -> Preparation:
     """Check everything and open what has to be opened. Raises `UsageError`; nothing stays open then.
+
+    In real time that does not wait for NBD servers that are slow: `Preparation.late`. In virtual time it does, as for
+    every answer of a server: no guest may see how long it takes.
 
     `capture` is a file that gets every frame at every port of every bridge; `exports` are disks to be served.
 
@@ -189,7 +199,7 @@ def prepare(
     check_exports(exports, configs, lambda config: kernels[id(config)])
     prepared = Preparation([], [], bridges, [])
     try:
-        units = _open_disks(configs, prepared)
+        units = _open_disks(configs, prepared, PROMPT if real_time else math.inf)
         prepared.macs |= {mac for assigned in macs.values() for mac in assigned}
         _check_captures(nics, capture)
         for nic in nics:
@@ -361,21 +371,48 @@ def _assign_macs(configs: Sequence[DomainConfig], seed: int) -> dict[str, tuple[
     return found
 
 
-def _open_disks(configs: Sequence[DomainConfig], prepared: Preparation) -> Mapping[str, tuple[int, ...]]:
-    """Open every disk's image; return the units by domain. What was opened is in `prepared`, also on failure."""
+def _open_disks(
+    configs: Sequence[DomainConfig], prepared: Preparation, patience: float
+) -> Mapping[str, tuple[int, ...]]:
+    """Open every disk's image; return the units by domain. What was opened is in `prepared`, also on failure.
+
+    Servers are looked for all at once, for `patience` seconds at most.
+    """
     units: dict[str, tuple[int, ...]] = {}
-    for config in configs:
-        mine = []
-        for index, disk in enumerate(config.disks):
-            if len(prepared.disks) == MAX_DISKS:
-                raise config.error("disk", f"the machine has room for {MAX_DISKS} disks", index)
-            try:
-                prepared.disks.append(open_image(config.name, disk, prepared.users))
-            except ImageError as error:
-                raise config.error("disk", str(error), index) from None
-            mine.append(len(prepared.disks) - 1)
-        units[config.name] = tuple(mine)
-    return units
+    disks = [(config, index, disk) for config in configs for index, disk in enumerate(config.disks)]
+    for config, index, _ in disks[MAX_DISKS:]:
+        raise config.error("disk", f"the machine has room for {MAX_DISKS} disks", index)
+    for unit, (_, _, disk) in enumerate(disks):
+        connector = search(disk)
+        if connector is not None:
+            prepared.late[unit] = connector
+    wait_for_all(list(prepared.late.values()), patience)
+    for unit, (config, index, disk) in enumerate(disks):
+        units[config.name] = (*units.get(config.name, ()), unit)
+        try:
+            prepared.disks.append(_open_unit(config.name, disk, unit, prepared))
+        except ImageError as error:
+            raise config.error("disk", str(error), index) from None
+    return {config.name: units.get(config.name, ()) for config in configs}
+
+
+def _open_unit(owner: str, disk: DiskSpec, unit: int, prepared: Preparation) -> Backing:
+    """Open the image of a disk; of one whose server has not answered nothing is there. Raises ImageError."""
+    connector = prepared.late.get(unit)
+    if connector is None:
+        return open_image(owner, disk, prepared.users)
+    if not connector.done:
+        return NoMedium()
+    del prepared.late[unit]
+    return open_image(owner, disk, prepared.users, take_connection(connector))
+
+
+def take_connection(connector: Connector) -> NbdConnection:
+    """Return what a search has found. Raises ImageError."""
+    try:
+        return connector.take()
+    except DeviceError as error:
+        raise ImageError(str(error)) from None
 
 
 class ImageError(Exception):

@@ -98,7 +98,8 @@ class QuickEar:
 async def follow(speaker: Speaker, host: Host) -> None:
     """Tell a device whenever it has something to do, for as long as its descriptor is open: under the event loop."""
     file = speaker.fileno()
-    while speaker.fileno() == file:
+    # (It may have been closed before this task has had its first turn.)
+    while file >= 0 and speaker.fileno() == file:
         with trio.move_on_after(speaker.patience()):
             try:
                 await trio.lowlevel.wait_readable(file)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ LOOK_NS = 5_000_000
 """How often a toolstack that waits for a server looks whether it has answered."""
 LOOK_MS = 100
 """How often a host that stands still for a server asks whether anybody still wants to wait."""
+PROMPT = 0.25
+"""Seconds that servers have to answer, all together, before guests are started without their disks: most do in a
+hundredth of that, or refuse, which is then a mistake in the configuration like any other."""
 
 
 def search(disk: DiskSpec) -> Connector | None:
@@ -33,6 +37,18 @@ def stand_still(connector: Connector, give_up: Callable[[], bool]) -> None:
     poll.register(connector, select.POLLIN)
     while not connector.done and not give_up():
         poll.poll(LOOK_MS)
+
+
+def wait_for_all(connectors: Sequence[Connector], seconds: float) -> None:
+    """Wait, and do nothing else, until all these servers have answered (or will not), or so much time has gone by."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    for connector in connectors:
+        poll.register(connector, select.POLLIN)
+    for connector in connectors:
+        while not connector.done and (left := deadline - time.monotonic()) > 0:
+            for file, _ in poll.poll(min(1000 * left, 1e6)):
+                poll.unregister(file)
 
 
 async def reach(connector: Connector | None, kernel: Kernel) -> NbdConnection | None:

@@ -112,9 +112,28 @@ class BlockBack(XenbusDriver):
         device.data = _Vbd(f"vbd/{device.otherend_id}/{device.id}")
 
     async def publish(self, device: XenbusDevice) -> None:
-        """Find the disk (the hotplug script writes `physical-device`) and say what can be done with it."""
+        """Say what this backend can do, and what its disk can, if that is known yet."""
         vbd: _Vbd = device.data
-        place = await device.wait_for("physical-device")
+        vbd.disk = None
+        nodes = await device.read_many("physical-device", "mode")
+        if self.max_segments:
+            await device.write({"feature-max-indirect-segments": self.max_segments})
+        writable = "w" in (nodes["mode"] or "r")
+        await device.write(
+            {
+                "feature-flush-cache": writable,
+                "feature-barrier": writable,
+                "feature-persistent": bool(self.options.get("persistent", True)),
+                "max-ring-page-order": MAX_RING_PAGE_ORDER,
+                "multi-queue-max-queues": MAX_QUEUES,
+            }
+        )
+        if nodes["physical-device"] is not None:
+            await self._find(device, nodes["physical-device"])
+
+    async def _find(self, device: XenbusDevice, place: str) -> None:
+        """Find the disk that the hotplug script has named, and say what can be done with it. Raises OSError."""
+        vbd: _Vbd = device.data
         nodes = await device.read_many("mode", "device-type", "removable", "discard-enable")
         disk: Disk = self.kernel.hw.disk(_minor(place))
         writable = "w" in (nodes["mode"] or "r")
@@ -133,22 +152,13 @@ class BlockBack(XenbusDriver):
             await device.write(
                 {"discard-granularity": disk.sector_size, "discard-alignment": 0, "discard-secure": secure}
             )
-        if self.max_segments:
-            await device.write({"feature-max-indirect-segments": self.max_segments})
-        await device.write(
-            {
-                "feature-discard": vbd.discards,
-                "feature-flush-cache": writable,
-                "feature-barrier": writable,
-                "feature-persistent": bool(self.options.get("persistent", True)),
-                "max-ring-page-order": MAX_RING_PAGE_ORDER,
-                "multi-queue-max-queues": MAX_QUEUES,
-            }
-        )
+        await device.write({"feature-discard": vbd.discards})
 
     async def connect(self, device: XenbusDevice) -> None:
-        """Map the frontend's ring, begin serving, and say how large the disk is."""
+        """Map the frontend's ring, begin serving, and say how large the disk is; not before there is one."""
         vbd: _Vbd = device.data
+        if vbd.disk is None:
+            await self._find(device, await device.wait_for("physical-device"))
         disk = vbd.disk
         assert disk is not None
         nodes = await device.read_otherend_many("protocol", "feature-persistent", "feature-large-sector-size")

@@ -10,7 +10,7 @@ import attrs
 PREFIX = "nbd:"
 DEFAULT_PORT = 10809
 PATIENCE = 10.0
-"""Seconds that a server may take until the export is open: the host does nothing else meanwhile."""
+"""Seconds that a server may take until the export is open."""
 
 
 @attrs.frozen
