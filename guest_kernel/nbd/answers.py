@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 COPY_LIMIT = 16 << 10
 """Bytes of a transfer that are rather copied than received or sent by themselves."""
-HEADER_ROOM = 32
-"""At least the size of every header of an answer."""
 
 _PUT_WHOLE_CHUNK, _CHUNK_SIZE = wire.WHOLE_CHUNK_HEAD.pack_into, wire.WHOLE_CHUNK_HEAD.size
 _REPLY_SIZE = wire.SIMPLE_REPLY.size
@@ -40,7 +38,7 @@ class Answers:
         """Write answers to what is done, as many as there is room for; returns the segments to be sent, if any."""
         connection = self._connection
         area, finished, small = connection.area_out, connection.finished, connection.small
-        limit = area.size - HEADER_ROOM
+        limit = area.size - wire.HEADER_ROOM
         segments: list[bytes] = []
         run = at = 0
         while finished:

@@ -105,11 +105,14 @@ class SmallJob(BlockRequest):
 class SmallRequests:
     """The small requests of a connection."""
 
-    __slots__ = ("_batches", "_connection", "_data", "_kind", "_limit", "_places", "_pool", "_told", "unusual")
+    __slots__ = ("_batches", "_connection", "_data", "_kind", "_limit", "_places", "_pool", "_room", "_told", "unusual")
 
     def __init__(self, connection: Connection, pool: BufferPool) -> None:
         self._connection = connection
         self._pool = pool
+        self._room = connection.area_out.size - wire.HEADER_ROOM - _CHUNK_SIZE
+        """How large a read may be to be answered from the area; a larger one's data is sent from its page, as that of
+        large ones is. (The area of a guest whose memory is in pieces may be a page.)"""
         self._batches: deque[Batch] = deque()
         """Those that are under way, but for what has to be answered one by one."""
         self._kind: Kind | None = None
@@ -139,7 +142,7 @@ class SmallRequests:
             return 0
         op, sectors, layout, stride = kind
         count = min(most, (end - start) // stride, self._limit, len(single))
-        if not count or (op and disk.readonly):
+        if not count or (disk.readonly if op else length > self._room):
             return 0
         requests = layout.iter_unpack(view[start : start + count * stride])
         heads, cookies, offsets, lengths = zip(*requests, strict=True)
@@ -293,7 +296,8 @@ class SmallRequests:
         del finished[:count]
         self.unusual = self.unusual and bool(finished)
         connection.jobs -= count
-        pool.take_back(well)
+        if well:
+            pool.take_back(well)
         return at
 
     def _answer_one(self, job: SmallJob, at: int, limit: int) -> int:

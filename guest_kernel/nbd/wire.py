@@ -77,3 +77,7 @@ ERROR_CHUNK = Struct(">IHH8sIIH")
 
 MAX_PAYLOAD = 32 << 20
 """Bytes that a client may read or write at once, which every server should take ("Size constraints")."""
+
+HEADER_ROOM = 32
+"""At least the size of every header of an answer."""
+assert max(layout.size for layout in (SIMPLE_REPLY, CHUNK, DATA_CHUNK, WHOLE_CHUNK_HEAD, ERROR_CHUNK)) <= HEADER_ROOM

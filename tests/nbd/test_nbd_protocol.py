@@ -11,7 +11,7 @@ import pytest
 from nbd_scene import Scene
 from raw_client import RawClient, info_data
 
-from guest_kernel.nbd import wire
+from guest_kernel.nbd import connection, wire
 from guest_kernel.nbd.negotiation import ExportInfo, Negotiation
 from toolstack.xl_config import load_config
 
@@ -487,3 +487,24 @@ def test_errors_of_the_disk_reach_the_client(scene: Scene) -> None:
             assert raw.ask(wire.CMD_WRITE, 0, 512, data=bytes(512), flags=wire.CMD_FLAG_FUA) == wire.NBD_EIO
 
     scene.serve(client, load_config(file))
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_areas_of_one_page(scene: Scene, monkeypatch: pytest.MonkeyPatch, structured: bool) -> None:
+    """A guest whose memory is in pieces may have no more: then a page of data does not fit behind its header."""
+    monkeypatch.setattr(connection, "AREA_PAGES", 1)
+
+    def client() -> None:
+        with RawClient(scene.path) as raw:
+            raw.hello(structured=structured)
+            for size in (4096, 3584, 512):
+                assert raw.ask(wire.CMD_WRITE, 0, size, data=b"w" * size) == 0
+                for _ in range(3):
+                    raw.request(wire.CMD_READ, 0, size)
+                for _ in range(3):
+                    if structured:
+                        assert raw.chunk() == (wire.CHUNK_DONE, wire.CHUNK_OFFSET_DATA, bytes(8) + b"w" * size)
+                    else:
+                        assert raw.reply(size) == (0, b"w" * size)
+
+    scene.serve(client)
