@@ -7,6 +7,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from backends.net import headroom
 from backends.net.bridge import Bridge, NicPort
 from backends.net.control import ControlRing
 from backends.net.copies import CopyBatch
@@ -45,6 +46,7 @@ FRONTEND_NODES = (
     "multi-queue-num-queues",
     "request-rx-copy",
     MULTICAST,
+    headroom.KEY,
     "ctrl-ring-ref",
     "event-channel-ctrl",
     "feature-sg",
@@ -89,6 +91,7 @@ class NetBack(XenbusDriver):
 
     type: ClassVar[str] = "vif"
     side: ClassVar[Side] = "backend"
+    reconfigures: ClassVar[bool] = True
 
     def __init__(self, kernel: Kernel, **options: Any) -> None:
         super().__init__(kernel, **options)
@@ -116,7 +119,8 @@ class NetBack(XenbusDriver):
 
     async def probe(self, device: XenbusDevice) -> None:
         """Look at what the frontend, or the toolstack, may change while it is connected."""
-        await device.watch_otherend(MULTICAST, lambda: self._changed(device, MULTICAST))
+        for key in (MULTICAST, headroom.KEY):
+            await device.watch_otherend(key, partial(self._changed, device, key))
         for key in ("rate", UNPLUGGED):
             await device.watch(key, partial(self._changed, device, key))
 
@@ -133,6 +137,7 @@ class NetBack(XenbusDriver):
                 "feature-multicast-control": True,
                 "feature-dynamic-multicast-control": True,
                 "feature-ipv6-csum-offload": True,
+                headroom.FEATURE: True,
                 **dict.fromkeys(GSO_FEATURES, True),
                 "carrier": await device.read(UNPLUGGED) != "1",
             }
@@ -169,6 +174,7 @@ class NetBack(XenbusDriver):
             key: Reread(self.kernel, f"{device.path} {key}", partial(look, device, connection))
             for key, look in (
                 (MULTICAST, self._look_at_multicast),
+                (headroom.KEY, self._look_at_headroom),
                 ("rate", self._look_at_rate),
                 (UNPLUGGED, self._look_at_link),
             )
@@ -181,6 +187,7 @@ class NetBack(XenbusDriver):
         vif.touched, vif.recheck = self._touched, self._event
         vif.credit, vif.mtu = credit, mtu
         vif.multicast.active = nodes[MULTICAST] == "1"
+        vif.headroom = headroom.parse_headroom(nodes[headroom.KEY])
         vif.scatter = nodes["feature-sg"] == "1"
         vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
         vif.takes_blank_ipv6 = nodes["feature-ipv6-csum-offload"] == "1"
@@ -213,13 +220,24 @@ class NetBack(XenbusDriver):
         if connection is not None:
             connection.rereads[key].changed()
 
+    async def reconfigure(self, device: XenbusDevice) -> None:
+        """Read how much room the frontend wants now. Linux's writes that after Reconfiguring: see the watch."""
+        connection: _Connection | None = device.data
+        if connection is not None:
+            await self._look_at_headroom(device, connection)
+
+    async def _look_at_headroom(self, device: XenbusDevice, connection: _Connection) -> None:
+        connection.vif.headroom = headroom.parse_headroom(await self._wish(device, headroom.KEY))
+
     async def _look_at_multicast(self, device: XenbusDevice, connection: _Connection) -> None:
+        connection.vif.multicast.active = await self._wish(device, MULTICAST) == "1"
+
+    async def _wish(self, device: XenbusDevice, key: str) -> str | None:
+        """Return a node of the frontend's, or None; it may have taken its directory away from us."""
         try:
-            wanted = await device.read_otherend("request-multicast-control")
+            return await device.read_otherend(key)
         except XenstoreError:
-            # The frontend has taken its directory away from us: it gets what it gets without a wish.
-            wanted = None
-        connection.vif.multicast.active = wanted == "1"
+            return None
 
     async def _look_at_rate(self, device: XenbusDevice, connection: _Connection) -> None:
         text = await device.read("rate")

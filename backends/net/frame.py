@@ -93,6 +93,18 @@ class Frame:
             copy.flags = netif.NETTXF_data_validated if self.flags else 0
         return copy
 
+    def spread(self, room: int) -> Frame:
+        """Return a copy with at most `room` bytes in each page, for a guest's buffers: nothing else of it is of use.
+
+        Raises OutOfMemory.
+        """
+        data = self.raw()
+        pages = self.pool.take(-(-self.size // room) * PAGE_SIZE)
+        for number, page in enumerate(pages):
+            piece = data[number * room : (number + 1) * room]
+            page.view[: len(piece)] = piece
+        return Frame(self.pool, pages, self.size, self.flags)
+
     @property
     def headers(self) -> memoryview:
         """The first bytes, up to a page: all headers that anybody looks at are there."""

@@ -43,6 +43,8 @@ class GuestPort(Port):
         """The guest takes frames of several slots (feature-sg)."""
         self.mtu: int | None = None
         """Longest frame that goes to the guest, without Ethernet's header and a VLAN tag; None: any."""
+        self.headroom = 0
+        """Bytes that the guest wants to have before the data in each of its buffers (see `headroom`)."""
         self.credit: Credit | None = None
         """What the guest may send, if that has a limit."""
         self.pause: Timer | None = None

@@ -58,6 +58,8 @@ class Waiting(NamedTuple):
     """Slots of extra info behind the first one, as 64-bit words."""
     prefix: int
     """The length of a segment, for a slot before the first one; 0: there is none."""
+    headroom: int = 0
+    """Where the data begin in each buffer; the frame's pages have as much as fits behind that."""
 
     @property
     def slots(self) -> int:
@@ -285,14 +287,14 @@ class Queue:
                     self.trace_packets("rx", sizes, slots)
             self._push(self._rx, "rx")
 
-    def put(self, frame: Frame, extras: tuple[int, ...], prefix: int = 0) -> bool:
+    def put(self, frame: Frame, extras: tuple[int, ...], prefix: int = 0, headroom: int = 0) -> bool:
         """Have a frame wait for the guest's buffers; False if too much waits already. See `Waiting`."""
         pages = len(frame.pages)
         if self._queued_pages + pages > RX_QUEUE_PAGES:
             return False
         frame.references += 1
         self._queued_pages += pages
-        self._queue.append(Waiting(frame, extras, prefix))
+        self._queue.append(Waiting(frame, extras, prefix, headroom))
         if len(self._queue) == 1:
             # Otherwise the frames before this one have told, or wait for the guest's buffers.
             self.vif.touched(self)
@@ -338,18 +340,20 @@ class Queue:
         idents: list[int] = []
         numbers: list[int] = []
         domid, left = self.vif.domid, waiting.frame.size
+        start = waiting.headroom
+        room = PAGE_SIZE - start
         if waiting.prefix:
             idents.append(self._next_buffer()[0])
         for page in waiting.frame.pages:
             ident, gref = self._next_buffer()
-            size = min(left, PAGE_SIZE)
+            size = min(left, room)
             left -= size
             target = self.vif.writable.get(gref)
             if target is not None:
-                target[:size] = page.view[:size]
+                target[start : start + size] = page.view[:size]
                 number = -1
             else:
-                number = self._copies.add((page.mfn, DOMID_SELF, 0, gref, domid, 0, size, GNTCOPY_dest_gref))
+                number = self._copies.add((page.mfn, DOMID_SELF, 0, gref, domid, start, size, GNTCOPY_dest_gref))
             for _ in waiting.extras if not numbers else ():
                 # Extra info stands in slots behind the first one, and uses up the requests there.
                 self._next_buffer()
@@ -369,7 +373,8 @@ class Queue:
         statuses = self._copies.run()
         ring = self._rx
         index = ring.rsp_prod_pvt
-        for (frame, extras, prefix), idents, numbers in sent:
+        for (frame, extras, prefix, start), idents, numbers in sent:
+            room = PAGE_SIZE - start
             if prefix:
                 # It has the length of a segment where others have an offset, and the number of buffers as its size.
                 slots, ident = len(idents), idents.pop(0)
@@ -379,11 +384,11 @@ class Queue:
             if extras:
                 flags |= netif.NETRXF_extra_info
             for ident, number in zip(idents, numbers, strict=True):
-                size = min(left, PAGE_SIZE)
+                size = min(left, room)
                 left -= size
                 status = ERROR if number >= 0 and statuses[number] else size
                 more = netif.NETRXF_more_data if left else 0
-                RX_RESPONSE.pack_into(ring.view, ring.offset(index), ident, 0, flags | more, status)
+                RX_RESPONSE.pack_into(ring.view, ring.offset(index), ident, start, flags | more, status)
                 index = index + 1 & MASK32
                 for word in extras:
                     EXTRA_INFO.pack_into(ring.view, ring.offset(index), word)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backends.net import headroom
 from backends.net.guest_port import GuestPort
 from backends.net.hashing import Hashing
 from backends.net.lane import Lanes
 from backends.net.queue import Queue
 from backends.net.vlan import TPID
+from guest_kernel.errors import OutOfMemory
+from guest_kernel.mm import PAGE_SIZE
 from guest_kernel.net.flow import spread
 from hypervisor.abi.io import netif
 
@@ -95,8 +98,28 @@ class Vif(GuestPort):
         queue, extra = self._choose(frame.headers)
         if extra:
             extras = (*(word | EXTRA_MORE for word in extras), extra)
-        if not queue.put(frame, extras, prefix):
+        if self.headroom:
+            extras = (*(word | EXTRA_MORE for word in extras), headroom.extra(self.headroom))
+            taken = self._put_behind_room(queue, frame, extras, prefix)
+        else:
+            taken = queue.put(frame, extras, prefix)
+        if not taken:
             self.counters.tx_dropped += 1
+
+    def _put_behind_room(self, queue: Queue, frame: Frame, extras: tuple[int, ...], prefix: int) -> bool:
+        """Do what `Queue.put` does for a guest that wants room before the data in each of its buffers."""
+        count = headroom.slots_needed(frame.size, self.headroom)
+        if count > headroom.MOST_SLOTS or (count > 1 and not self.scatter):
+            return False
+        if count == len(frame.pages) == 1:
+            return queue.put(frame, extras, prefix, self.headroom)
+        try:
+            spread = frame.spread(PAGE_SIZE - self.headroom)
+        except OutOfMemory:
+            return False
+        taken = queue.put(spread, extras, prefix, self.headroom)
+        spread.put()
+        return taken
 
     def _choose(self, headers: Bytes) -> tuple[Queue, int]:
         """Return the queue that a frame with these headers goes to, and a slot of extra info with its hash, or 0."""
@@ -125,8 +148,8 @@ class Vif(GuestPort):
         )
 
     def open_lanes(self) -> Lanes | None:
-        """See `Port.open_lanes`: the guest must keep buffers mapped."""
-        if not self.writable:
+        """See `Port.open_lanes`: the guest must keep buffers mapped, and have its data at their beginning."""
+        if not self.writable or self.headroom:
             return None
         is_one = len(self.queues) == 1 and not self.hashing.active
         lanes = Lanes(self.queues[0], None if is_one else self._choose)

@@ -59,7 +59,7 @@ class Device(XenbusDevice):
         self.otherend, self.otherend_id = otherend
         self._link = "/backend" if driver.side == "frontend" else "/frontend"
         self.data: Any = None
-        self.machine = Machine(driver.side, eager=driver.eager)
+        self.machine = Machine(driver.side, eager=driver.eager, reconfigures=driver.reconfigures)
         self.removed = False
         self._client = bus.client
         self._state_watch: Watch | None = None

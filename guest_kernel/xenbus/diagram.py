@@ -66,10 +66,18 @@ def matrix(side: Side) -> str:
     return "\n".join(lines) + "\n"
 
 
-def differences(base: Mapping[tuple[int, int], tuple[str, int]], side: Side, *, eager: bool, online: bool) -> str:
+def differences(
+    base: Mapping[tuple[int, int], tuple[str, int]],
+    side: Side,
+    *,
+    eager: bool = False,
+    reconfigures: bool = False,
+    online: bool = True,
+) -> str:
     """Return as a Markdown list in what a variant of a table differs from `base`; pairs with one outcome together."""
     grouped: dict[tuple[int, str], list[int]] = {}
-    for (own, other), (action, state) in states.table(side, eager=eager, online=online).items():
+    table = states.table(side, eager=eager, reconfigures=reconfigures, online=online)
+    for (own, other), (action, state) in table.items():
         if base[own, other] != (action, state):
             grouped.setdefault((own, _cell(own, action, state)), []).append(other)
     lines = []
@@ -81,7 +89,7 @@ def differences(base: Mapping[tuple[int, int], tuple[str, int]], side: Side, *, 
 
 def _cell(own: int, action: str, state: int) -> str:
     if action == IGNORE:
-        return "·"
+        return "·" if own == state else f"→ {NAMES[state]}"
     if action == REMOVE or own == state:
         return action
     return f"{action} → {NAMES[state]}"
@@ -199,9 +207,10 @@ PICTURES: Final[Mapping[str, Callable[[], str]]] = {
     "backend diagram": lambda: state_diagram("backend"),
     "frontend table": lambda: matrix("frontend"),
     "backend table": lambda: matrix("backend"),
-    "eager differences": lambda: differences(states.FRONTEND, "frontend", eager=True, online=True),
-    "offline frontend": lambda: differences(states.FRONTEND, "frontend", eager=False, online=False),
-    "offline backend": lambda: differences(states.BACKEND, "backend", eager=False, online=False),
+    "eager differences": lambda: differences(states.FRONTEND, "frontend", eager=True),
+    "offline frontend": lambda: differences(states.FRONTEND, "frontend", online=False),
+    "reconfiguring backend": lambda: differences(states.BACKEND, "backend", reconfigures=True),
+    "offline backend": lambda: differences(states.BACKEND, "backend", online=False),
     "connect": _connect,
     "connect eager": _connect_eager,
     "frontend closes": _frontend_closes,

@@ -59,7 +59,8 @@ class XenbusDriver:
 
     An exception out of `probe`, `publish` or `connect` is fatal for that device only: the bus writes it to the
     device's `error` node, runs `close` and takes the device to Closing (see `XenbusDevice.fatal`).
-    An exception out of `disconnect`, `close` or `remove` is reported in the same node and the machine goes on.
+    An exception out of `reconfigure`, `disconnect`, `close` or `remove` is reported in the same node and the machine
+    goes on.
     """
 
     #: Device class as it stands in xenstore paths: "vbd", "vif", ...
@@ -70,6 +71,9 @@ class XenbusDriver:
     #: block devices do).  True: publish -> Connected at once, `connect` runs when the backend is Connected too (as
     #: network devices do: there the backend waits for the frontend's Connected).
     eager: ClassVar[bool] = False
+    #: Backends only.  True: a connected frontend may go to Reconfiguring; `reconfigure` runs, and the backend is
+    #: Reconfigured until the frontend is Connected again.  False: Reconfiguring changes nothing.
+    reconfigures: ClassVar[bool] = False
 
     def __init__(self, kernel: Kernel, **options: Any) -> None:
         self.kernel = kernel
@@ -101,6 +105,12 @@ class XenbusDriver:
         """The other end has said Connected again (`XenbusDevice.announce`): read again what may have changed.
 
         Optional.  What it raises is reported in the `error` node; the device goes on.
+        """
+
+    async def reconfigure(self, device: XenbusDevice) -> None:
+        """Backend that `reconfigures`: the frontend wants something changed that it says in its own nodes.
+
+        What it raises is reported in the `error` node; the device goes on.
         """
 
     async def disconnect(self, device: XenbusDevice) -> None:

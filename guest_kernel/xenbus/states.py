@@ -12,7 +12,8 @@ There is no I/O here and nothing to await.  Four rules, and the rest is tables:
    was ever there; before it was ever there it counts as Initialising, since a toolstack may write one end first.
    For the own end it means that the device is gone, whatever the other end thinks.
 4. Frontends and backends of other makes skip states.  A backend connects at Initialised and at Connected; a frontend
-   publishes at InitWait and at Initialised; Reconfiguring and Reconfigured of the other end change nothing.
+   publishes at InitWait and at Initialised; Reconfiguring and Reconfigured of the other end change nothing, unless the
+   driver of a backend says that it can (`reconfigures`).
 
 `Machine` adds the memory that a pair of states cannot have: whether the hooks have anything to undo, whether the other
 end was ever seen, and what was asked for locally (close, shut down, open again).
@@ -72,6 +73,8 @@ CLOSE: Final = "close"
 """Hooks `disconnect` (if connected and the other end still exists) and `close`, if anything is held."""
 RECONNECT: Final = "reconnect"
 """Backend: as close, then `publish` anew.  Frontend: as disconnect, and from Closed it starts anew."""
+RECONFIGURE: Final = "reconfigure"
+"""Hook `reconfigure`, if connected."""
 REMOVE: Final = "remove"
 """As close, then `remove`; the device is forgotten and no state is written any more."""
 
@@ -281,6 +284,13 @@ BACKEND: Final[Table] = {
 }
 """What a backend does while the toolstack wants the device (`online` is not "0")."""
 
+BACKEND_RECONFIGURES: Final[Table] = {
+    # A change that the frontend asks for, between two Connected: its rings stay as they are.
+    (CONNECTED, RECONFIGURING): (RECONFIGURE, RECONFIGURED),
+    (RECONFIGURED, CONNECTED): (IGNORE, CONNECTED),
+}
+"""Entries that differ for a backend whose driver `reconfigures`."""
+
 FRONTEND_OFFLINE: Final[Table] = {
     # This domain is shutting its devices down.
     (CLOSED, UNKNOWN): (REMOVE, CLOSED),
@@ -338,18 +348,25 @@ BACKEND_CLOSE: Final[Mapping[int, tuple[str, int]]] = {
 """What a backend does, by own state, when it is to close: unplug (the toolstack wrote Closing), fatal error."""
 
 
-def table(side: Side, *, eager: bool = False, online: bool = True) -> dict[tuple[int, int], tuple[str, int]]:
-    """Return the complete table of one end, overrides merged."""
+def table(
+    side: Side, *, eager: bool = False, reconfigures: bool = False, online: bool = True
+) -> dict[tuple[int, int], tuple[str, int]]:
+    """Return the complete table of one end, overrides merged.
+
+    `eager` counts for frontends, `reconfigures` for backends.
+    """
     if side == "frontend":
         base = FRONTEND_EAGER if eager else FRONTEND
         return dict(base) if online else {**base, **FRONTEND_OFFLINE}
-    return dict(BACKEND) if online else {**BACKEND, **BACKEND_OFFLINE}
+    base = {**BACKEND, **BACKEND_RECONFIGURES} if reconfigures else BACKEND
+    return dict(base) if online else {**base, **BACKEND_OFFLINE}
 
 
 _TABLES: Final = {
-    (side, eager, online): table(side, eager=eager, online=online)
+    (side, eager, reconfigures, online): table(side, eager=eager, reconfigures=reconfigures, online=online)
     for side in ("frontend", "backend")
     for eager in (False, True)
+    for reconfigures in (False, True)
     for online in (False, True)
 }
 
@@ -392,13 +409,15 @@ class Machine:
         "other",
         "own",
         "probed",
+        "reconfigures",
         "removed",
         "side",
     )
 
-    def __init__(self, side: Side, *, eager: bool = False, own: int = INITIALISING) -> None:
+    def __init__(self, side: Side, *, eager: bool = False, reconfigures: bool = False, own: int = INITIALISING) -> None:
         self.side: Side = side
         self.eager = eager
+        self.reconfigures = reconfigures
         #: Own state as last written.
         self.own = own
         #: Other end's state as last seen.
@@ -489,7 +508,8 @@ class Machine:
             if self._may_reopen():
                 return Step(RECONNECT, (), INITIALISING)
         online = self.online and not self._retired
-        return self._step(*_TABLES[self.side, self.eager, online][self.own, self._effective_other()])
+        table = _TABLES[self.side, self.eager, self.reconfigures, online]
+        return self._step(*table[self.own, self._effective_other()])
 
     def start_hook(self, hook: str) -> None:
         """A hook is about to run: from now on it has to be undone even if it fails."""
@@ -552,6 +572,8 @@ class Machine:
             return ("close", "publish") if self.holding else ("publish",)
         if action == CONNECT:
             return () if self.connected or not self.holding else ("connect",)
+        if action == RECONFIGURE:
+            return ("reconfigure",) if self.connected else ()
         hooks: tuple[str, ...] = ()
         if self.connected and self._effective_other() != UNKNOWN and self.own != UNKNOWN:
             hooks = ("disconnect",)

@@ -7,7 +7,7 @@ the packages are kept between runs; without it the tests are skipped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -51,7 +51,9 @@ def build(tmp_path: Path) -> Build:
     pytest.importorskip("unicorn", reason="machine code needs the extra 'emulator'")
     directory = Path(os.environ[VARIABLE]).resolve()
 
-    def make(job: str | None, name: str = "linux", flavour: str = "cloud-amd64") -> Kernel:
+    def make(
+        job: str | None, name: str = "linux", flavour: str = "cloud-amd64", programs: Sequence[Path] = ()
+    ) -> Kernel:
         script = None if job is None else tmp_path / f"{name}.sh"
         if script is not None and job is not None:
             script.write_text(job)
@@ -59,7 +61,7 @@ def build(tmp_path: Path) -> Build:
         output.mkdir()
         (directory / "packages").mkdir(parents=True, exist_ok=True)
         (output / "packages").symlink_to(directory / "packages")
-        vmlinuz, initrd = debian.build(flavour, output, script)
+        vmlinuz, initrd = debian.build(flavour, output, script, programs)
         return Kernel(vmlinuz, initrd)
 
     return make

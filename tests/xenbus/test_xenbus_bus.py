@@ -420,6 +420,23 @@ def test_a_directory_whose_other_end_cannot_be_watched_is_one_again_when_it_is_m
     assert setup.states() == ("4", "4")
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_frontend_that_wants_something_changed(setup: Setup, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend says Reconfigured once it has read it; a hook that raises is reported, and the device goes on."""
+    monkeypatch.setattr(type(setup.back), "reconfigures", True)
+    setup.plug()
+    setup.back.failing["reconfigure"] = int(fails)
+    setup.world.write(FE + "/state", "7")
+    setup.world.run()
+    assert setup.states() == ("7", "8")
+    assert setup.fabric.hooks[-1] == "backend.reconfigure"
+    assert (setup.world.read("/local/domain/0/error/backend/vbd/5/51712/error") is not None) == fails
+    setup.world.write(FE + "/state", "4")
+    setup.world.run()
+    assert setup.states() == ("4", "4")
+    assert setup.fabric.violations == []
+
+
 def test_a_backend_that_has_something_new_to_say(setup: Setup) -> None:
     setup.plug()
     front, back = setup.front_bus.devices["device/vbd/51712"], setup.back_bus.devices["backend/vbd/5/51712"]

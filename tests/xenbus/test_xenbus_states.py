@@ -18,6 +18,7 @@ from guest_kernel.xenbus.states import (
     INITWAIT,
     NAMES,
     PUBLISH,
+    RECONFIGURE,
     RECONFIGURED,
     RECONFIGURING,
     RECONNECT,
@@ -37,7 +38,7 @@ VARIANTS = [
     ("backend", False, True),
     ("backend", False, False),
 ]
-ACTIONS = {IGNORE, PUBLISH, CONNECT, DISCONNECT, CLOSE, RECONNECT, REMOVE}
+ACTIONS = {IGNORE, PUBLISH, CONNECT, RECONFIGURE, DISCONNECT, CLOSE, RECONNECT, REMOVE}
 
 
 def test_names_are_the_headers() -> None:
@@ -174,6 +175,17 @@ def test_reconfiguring_of_the_other_end_changes_nothing() -> None:
                 assert table[own, other] == (IGNORE, own)
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_a_backend_that_reconfigures_differs_in_nothing_else(online: bool) -> None:
+    table = states.table("backend", reconfigures=True, online=online)
+    plain = states.table("backend", online=online)
+    assert {pair: entry for pair, entry in table.items() if entry != plain[pair]} == {
+        (CONNECTED, RECONFIGURING): (RECONFIGURE, RECONFIGURED),
+        (RECONFIGURED, CONNECTED): (IGNORE, CONNECTED),
+    }
+    assert states.table("frontend", reconfigures=True, online=online) == states.table("frontend", online=online)
+
+
 @pytest.mark.parametrize("text", [None, "", "9", "-1", "+4", " 4", "4 ", "44", "four", "4\0", "٤", "²", "04"])
 def test_nonsense_in_a_state_node_is_unknown(text: str | None) -> None:
     assert states.parse_state(text) == UNKNOWN
@@ -303,6 +315,25 @@ def test_reopen(order: str) -> None:
         "f.connect",
         "f=Connected",
     ]
+
+
+def test_a_frontend_that_wants_something_changed() -> None:
+    """Twice, and then it closes in the middle of a third time."""
+    back = Machine("backend", reconfigures=True)
+    log = []
+    walk = (INITIALISING, CONNECTED, RECONFIGURING, CONNECTED, RECONFIGURING, CONNECTED, RECONFIGURING, CLOSING, CLOSED)
+    for state in walk:
+        back.see_other(state)
+        while (step := back.step()) is not None:
+            for hook in step.hooks:
+                back.start_hook(hook)
+                log.append(hook)
+            if step.state != back.own:
+                log.append(NAMES[step.state])
+            back.done(step)
+    change = ["reconfigure", "Reconfigured", "Connected"]
+    begin, end = ["probe", "publish", "InitWait", "connect", "Connected"], ["disconnect", "close", "Closing", "Closed"]
+    assert log == [*begin, *change, *change, *change[:2], *end]
 
 
 def test_frontend_starts_anew_without_closing() -> None:

@@ -157,6 +157,11 @@ class Back(Counting):
         await device.write({"sectors": 8, "sector-size": 512})
         self.fabric.usable[self.where, device.path] = None
 
+    async def reconfigure(self, device: XenbusDevice) -> None:
+        assert device.data["ring"] in self.fabric.mappings, "it reconfigures and is not connected"
+        await self.dawdle("reconfigure", device)
+        self.maybe_fail("reconfigure")
+
     async def close(self, device: XenbusDevice) -> None:
         await self.dawdle("close", device)
         self.fabric.usable.pop((self.where, device.path), None)
