@@ -38,6 +38,9 @@ FIRST_REF = slice(4, 8)
 """Where the first of these pages is named in it."""
 MAX_TABLES = 64
 """Pages of descriptors of one ring that stay mapped."""
+MAX_COPIES = 32
+"""Pages that they are copied to at a time. What a ring of 16 pages can name at once would be many times as much, of
+this domain's memory, which is there for all frontends."""
 
 
 @final
@@ -57,26 +60,36 @@ class DescriptorCopier:
         Each page but the last is full; references beyond that are not looked at. None where Xen cannot read a page.
         Raises OutOfMemory.
         """
+        pieces = [
+            (ref, min(count * SEGMENT_SIZE - n * PAGE_SIZE, PAGE_SIZE))
+            for refs, count in wanted
+            for n, ref in enumerate(refs[: -(-count // SEGMENTS_PER_PAGE)])
+        ]
+        found: list[bytes | None] = []
+        while len(found) < len(pieces):
+            found += self._copy(pieces[len(found) :])
+        copied = iter(found)
+        return [self._join(islice(copied, -(-count // SEGMENTS_PER_PAGE))) for _, count in wanted]
+
+    def _copy(self, pieces: Sequence[tuple[int, int]]) -> list[bytes | None]:
+        """Copy what lies at the beginning of granted pages, so many bytes each; of as many as there is room for."""
         places: list[tuple[Page, int, int]] = []
         operations: list[CopyOp] = []
         number = at = 0
-        for refs, count in wanted:
-            left = count * SEGMENT_SIZE
-            for ref in refs[: -(-count // SEGMENTS_PER_PAGE)]:
-                length = min(left, PAGE_SIZE)
-                left -= length
-                if at + length > PAGE_SIZE:
-                    number += 1
-                    at = 0
-                page = self._page(number)
-                places.append((page, at, length))
-                operations.append((ref, self._domid, 0, page.mfn, DOMID_SELF, at, length, GNTCOPY_source_gref))
-                at += length
-        copied = iter(
+        for ref, length in pieces:
+            if at + length > PAGE_SIZE:
+                number += 1
+                at = 0
+                if number == MAX_COPIES:
+                    break
+            page = self._page(number)
+            places.append((page, at, length))
+            operations.append((ref, self._domid, 0, page.mfn, DOMID_SELF, at, length, GNTCOPY_source_gref))
+            at += length
+        return [
             bytes(page.view[at : at + length]) if status == GNTST_okay else None
             for (page, at, length), status in zip(places, self._grants.copy(operations), strict=True)
-        )
-        return [self._join(islice(copied, -(-count // SEGMENTS_PER_PAGE))) for _, count in wanted]
+        ]
 
     @staticmethod
     def _join(pages: Iterable[bytes | None]) -> bytes | None:

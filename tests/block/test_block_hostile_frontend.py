@@ -392,6 +392,8 @@ def test_any_bytes_in_the_ring(data: st.DataObject) -> None:
     refs = [front.grant(readonly=n % 3 == 0) for n in range(6)]
     outside = pair.front_kernel.mm.alloc_page()
     for _ in range(data.draw(st.integers(1, 4))):
+        for _ in range(data.draw(st.integers(0, 3))):
+            front.put(READ, 0, 0, [(refs[1], 0, 7)])  # not everything is wrong
         for _ in range(data.draw(st.integers(0, 8))):
             segments = data.draw(
                 st.lists(
@@ -405,10 +407,18 @@ def test_any_bytes_in_the_ring(data: st.DataObject) -> None:
                 segments,
                 data.draw(st.sampled_from([-1, -1, -1, 0, 1, 11, 12, 255])),
             )
+        # (While the disk holds on to what it has been given there are more states to get into.)
+        pair.disk.stuck = data.draw(st.booleans())
         if data.draw(st.integers(0, 9)) == 0:
             front.ring.shared[data.draw(st.integers(0, 3))] = data.draw(st.integers(0, 2**32 - 1))
             front.kernel.events.notify(front.port)
         front.push()
+        if data.draw(st.booleans()):
+            front.ring.shared[0] = (front.ring.shared[0] + data.draw(st.integers(-33, 33))) & 0xFFFFFFFF
+            front.kernel.events.notify(front.port)
+            pair.world.run()
+    pair.disk.stuck = False
+    pair.world.run()
     assert bytes(outside.view) == bytes(4096)
     pair.front_kernel.mm.free_page(outside)
     front.down()

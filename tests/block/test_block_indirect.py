@@ -9,7 +9,7 @@ from block_pair import Pair
 from block_raw import RawFront
 
 import backends.block.server
-from backends.block.indirect import MAX_SEGMENTS, MAX_TABLES
+from backends.block.indirect import MAX_COPIES, MAX_SEGMENTS, MAX_TABLES
 from guest_kernel.block import READ, WRITE, BlockError
 from hypervisor.abi.io import blkif
 
@@ -158,6 +158,23 @@ def test_a_full_ring_of_them_takes_one_copy(make_pair: Maker) -> None:
     assert sorted(front.push()) == [(ident, WRITE, OKAY) for ident in range(32)]
     assert pair.back_kernel.grants.hypercalls == before + 1
     assert pair.disk.kicks == 2
+    front.down()
+
+
+def test_a_ring_full_of_them_takes_no_more_of_the_backends_memory(make_pair: Maker) -> None:
+    """Of one ring of 16 pages they could be 16 MiB, four times as much of a disk with four rings, for as long as the
+    frontend is connected.
+    """
+    pair = make_pair()
+    front = IndirectFront(pair)
+    tables = [[front.table([(n, 0, piece % 8)]) for piece in range(8)] for n in range(50)]
+    before = pair.back_kernel.mm.used
+    wanted = [(refs, count) for n, refs in enumerate(tables) for count in (4096, 513, 512, 3 + n)]
+    fetched = pair.back.data.queues[0].copier.fetch(wanted)
+    assert pair.back_kernel.mm.used - before <= MAX_COPIES
+    for descriptors, (refs, count) in zip(fetched, wanted, strict=True):
+        pages = [bytes(front.pages[front.refs.index(ref)].view) for ref in refs]
+        assert descriptors == b"".join(pages)[: 8 * count]
     front.down()
 
 
