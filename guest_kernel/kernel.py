@@ -86,7 +86,7 @@ class Kernel:
             self.spawn(service(self), "service")
         self.events.enable(0)
         if self.smp is None:
-            return run_threads(self.scheduler, self.cpu.hypercall)
+            return run_threads(self.scheduler)
         self.smp.start(self.mm.root)
         return self.smp.run(self._boot_cpu)
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from guest_kernel.threads import FAILURES, INTERRUPTS, Scheduler, WaitQueue
 from hypervisor.abi.cpu import Run
-from hypervisor.abi.sched import SCHEDOP_block
-from hypervisor.abi.xen import HYPERVISOR_sched_op
 
 PASS_STEPS = 64
 """At most so many steps of threads lie between two points where Xen can take the processor or deliver an upcall."""
 
 
-def run_threads(scheduler: Scheduler, hypercall: Callable[..., int]) -> Run:
+def run_threads(scheduler: Scheduler) -> Run:
     """Run threads for ever. The hottest loop of a guest: locals, and one test for each thing that can happen."""
     ready = scheduler.ready
     next_thread = ready.popleft
     while True:
         if not ready:
-            # Upcalls come at the yield only, so nothing can become ready between the test and the block. An event that
-            # is pending already makes Xen return at once.
-            hypercall(HYPERVISOR_sched_op, SCHEDOP_block)
-            yield 0
+            # Blocked until there is. Upcalls come at the yield only, so nothing can become ready between the test and
+            # the block. An event that is pending already makes Xen return at once.
+            yield ready
             continue
         steps = len(ready)
         if steps > PASS_STEPS:

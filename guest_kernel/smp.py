@@ -16,10 +16,12 @@ from guest_kernel.run_loop import run_threads
 from guest_kernel.symbols import MAX_VCPUS, SYMBOLS
 from hypervisor.abi.cpu import Cpu, Probe, Run
 from hypervisor.abi.errno import ENOENT
+from hypervisor.abi.sched import SCHEDOP_block
 from hypervisor.abi.vcpu import VCPUOP_initialise, VCPUOP_is_up, VCPUOP_up
 from hypervisor.abi.xen import (
     FLAT_KERNEL_CS,
     FLAT_KERNEL_SS,
+    HYPERVISOR_sched_op,
     HYPERVISOR_vcpu_op,
     VGCF_in_kernel,
     vcpu_guest_context,
@@ -150,16 +152,19 @@ class Smp:
         kernel, current, idle = self._kernel, self._current, self._idle
         ready = kernel.scheduler.ready
         vcpu_id = cpu.vcpu_id
-        code = run_threads(kernel.scheduler, cpu.hypercall)
+        code = run_threads(kernel.scheduler)
         current.active = cpu
         try:
-            for ns in code:
-                if not ready:
-                    if not ns:
-                        idle.append(vcpu_id)
-                elif idle:
-                    self._kick()
-                yield ns
+            for work in code:
+                if work is ready:
+                    # (Who is woken has to get to know that it is not idle any more, so it blocks by itself.)
+                    cpu.hypercall(HYPERVISOR_sched_op, SCHEDOP_block)
+                    idle.append(vcpu_id)
+                    yield 0
+                else:
+                    if ready and idle:
+                        self._kick()
+                    yield work
                 current.active = cpu
                 if vcpu_id in idle:
                     idle.remove(vcpu_id)

@@ -8,11 +8,12 @@ stretch were one long instruction.
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.abi import errno, xen
+from hypervisor.abi import errno, sched, xen
 from hypervisor.abi.cpu import GeneralProtectionFault, PageFault, Probe, Run
 from hypervisor.abi.tracepoints import HYPERCALL, UPCALL
 from hypervisor.errors import HypercallError
@@ -21,7 +22,7 @@ from hypervisor.preempt import Continuation, finish
 from hypervisor.probe import VCpuProbe
 from hypervisor.tape import FULL, register
 from hypervisor.time import unknown_op
-from hypervisor.vcpu import NO_WORK, VCpu, checked_work
+from hypervisor.vcpu import AWAKE, NO_WORK, VCpu, checked_work
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
@@ -241,21 +242,41 @@ class PythonVCpu(VCpu):
                 if state:
                     # The handler has left an upcall pending: it is entered again before anything else runs.
                     return 0
-            # (Two steps: a call of what an attribute holds takes longer, as it could be a method.)
-            resume = self.resume
-            work = resume(None)
-            return work if work is NO_WORK else checked_work(work)
+            work = 0
+            if self.idle:
+                # (Two steps: a call of what an attribute holds takes longer, as it could be a method.)
+                resume = self.resume
+                work = self.yielded(resume(None))
+            if not self.idle:
+                self.block()
+            return work
         except Exception as error:
             self.failed(error)
         return 0
 
-    def _first(self, _: None) -> int:
+    def yielded(self, work: object) -> int:
+        """Take note of what the guest said at its yield: returns how many nanoseconds it computes, or 0 if it is idle.
+
+        Raises ValueError: it may have said anything at all.
+        """
+        if type(work) is deque:
+            # (A domain that has gone is not entered again.)
+            self.idle = work if self._run is not None else AWAKE
+            return 0
+        self.idle = AWAKE
+        return NO_WORK if work is NO_WORK else checked_work(work)
+
+    def block(self) -> None:
+        """Make the hypercall SCHEDOP_block in the place of the guest, which is in its idle loop."""
+        self.cpu.hypercall(xen.HYPERVISOR_sched_op, sched.SCHEDOP_block)
+
+    def _first(self, _: None) -> object:
         """Enter the guest for the first time: what `resume` is until then."""
         self._run = self._start()
         self.resume = self._run.send
         return self.resume(None)
 
-    def _restart(self, _: None) -> int:
+    def _restart(self, _: None) -> object:
         """Enter the guest again, through a new door: what `resume` is after `halt`."""
         self.cpu = PythonCpu(self)
         return self._first(None)
@@ -325,6 +346,7 @@ class PythonVCpu(VCpu):
         run, self._run = self._run, None
         self.resume = self._restart
         self.upcall = None
+        self.idle = AWAKE
         self.compute_left = 0
         self.yielding = False
         if run is not None:

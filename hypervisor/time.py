@@ -231,6 +231,7 @@ class GuestTime:
         self.hv.sched.end_poll(vcpu)
         vcpu.poll_ports = ports
         vcpu.domain.pollers += 1
+        self.hv.sched.pollers.add(vcpu)
         vcpu.pause_flags |= VPF_BLOCKED | VPF_POLLING
         if deadline:
             vcpu.poll_timer = self.hv.timers.add(deadline, lambda: self.hv.sched.wake(vcpu))

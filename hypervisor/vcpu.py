@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 
 from hypervisor.abi import errno, xen
@@ -138,6 +138,8 @@ class Context:
 NO_WORK = 0
 """What nearly every yield says. (The interpreter has one object for it, so that asking is cheap.)"""
 MAX_WORK = 1 << 62
+AWAKE = (None,)
+"""`VCpu.idle` of one that is not in its idle loop: never empty."""
 
 
 def checked_work(work: object) -> int:
@@ -163,6 +165,7 @@ class VCpu(ABC):
         "flags_at",
         "hv",
         "hypercalls",
+        "idle",
         "info",
         "info_registered",
         "initialised",
@@ -282,8 +285,10 @@ class VCpu(ABC):
         self.upcall: Callable[[], object] | None = None
         """Of a vCPU that runs Python: what enters the event callback, once that has been found; None while a trace
         without tape wants upcalls."""
-        self.resume: Callable[[None], int]
-        """And then: runs the guest to its next yield, and returns what it says there, which is to be checked."""
+        self.resume: Callable[[None], object]
+        """And then: runs the guest to its next yield, and returns what it says there, which is for `yielded`."""
+        self.idle: Sized = AWAKE
+        """And what its idle loop waits to find something in: it is not resumed before that, but blocks."""
 
     def place_info(self, maddr: int) -> None:
         """Let the vCPU's vcpu_info be at a machine address."""
@@ -309,6 +314,13 @@ class VCpu(ABC):
     def failed(self, error: Exception) -> None:
         """Guest code in Python has raised this."""
         raise error
+
+    def yielded(self, work: object) -> int:
+        """Guest code in Python has yielded this: returns how many ns it wants to compute. Raises ValueError."""
+        return checked_work(work)
+
+    def block(self) -> None:  # noqa: B027 - machine code does it by itself
+        """Make the hypercall SCHEDOP_block in the place of guest code that is in its idle loop."""
 
     @abstractmethod
     def deliver_upcall(self) -> None:

@@ -6,12 +6,18 @@ processor finds the code of a Python guest, port access is the `in`/`out` instru
 of the hypervisor.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
-Run = Generator[int, None, None]
+Run = Generator[int | deque[Any], None, None]
 """Code on a vCPU. It yields where a real processor could take an interrupt: the value is how many nanoseconds of
-computing it asks for (0: none, just look whether the hypervisor wants the processor)."""
+computing it asks for (0: none, just look whether the hypervisor wants the processor).
+
+The idle loop of a kernel is one instruction: it yields the deque of what is ready, and goes on once there is something
+in it. As long as there is nothing, the processor makes the hypercall SCHEDOP_block after each upcall, so
+`yield ready` is `while not ready: hypercall(HYPERVISOR_sched_op, SCHEDOP_block); yield 0` and looks like that from
+outside, without entering the guest's code to find that there is nothing to do."""
 
 
 class PageFault(Exception):

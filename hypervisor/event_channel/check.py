@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 def check_events(hv: Hypervisor) -> None:
     """Raise InvariantError unless ports, peers, VIRQ and PIRQ maps and pollers of all domains agree with each other."""
+    polling = set()
     for domain in hv.domains.values():
         _check_ports(domain)
         _check_maps(domain)
         _check_fifo(domain)
-        pollers = sum(vcpu.poll_ports is not None for vcpu in domain.online_vcpus())
-        _expect(pollers == domain.pollers, f"{domain} counts {domain.pollers} polling vCPUs and has {pollers}")
+        pollers = {vcpu for vcpu in domain.online_vcpus() if vcpu.poll_ports is not None}
+        _expect(len(pollers) == domain.pollers, f"{domain} counts {domain.pollers} polling vCPUs: {pollers}")
+        polling |= pollers
         if domain.is_dying == DYING_DEAD:
             _expect(not domain.active_ports, f"{domain} is dead and still has {domain.active_ports} ports")
+    _expect(hv.sched.pollers == polling, f"these vCPUs poll: {polling}, and not {hv.sched.pollers}")
     for vcpu in hv.sched.run_queue:
         _expect(vcpu.queued and not vcpu.pause_flags, f"{vcpu} is on the run queue and may not run")
         _expect(hv.domains.get(vcpu.domain.domid) is vcpu.domain, f"{vcpu} is on the run queue and does not exist")

@@ -221,7 +221,7 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
     b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
     kick, plain, trace = hv.sched.kick, hv.sched.plain, hv.trace
     tape = None if hv.tape is None else hv.tape.words
-    clock, run_queue = hv.clock, hv.sched.run_queue.append
+    clock, run_queue, pollers = hv.clock, hv.sched.run_queue.append, hv.sched.pollers
     fresh = PENDING | LINKED
     asleep = VPF_BLOCKED if plain else -1
 
@@ -269,7 +269,7 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
                         tape.append(vcpu.codes.wake)
                 else:
                     woken(vcpu)
-        if channel.domain.pollers:
+        if pollers and channel.domain.pollers:
             check_pollers(channel)
 
     def make_ready(vcpu: VCpu, queue: Queue) -> None:

@@ -74,7 +74,7 @@ def _make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C90
     """Return `set_pending(channel)`: the hottest function of the simulator, on local names."""
     b, q, written = hv.memory.b, hv.memory.q, hv.memory.written
     kick, plain = hv.sched.kick, hv.sched.plain
-    clock, queue = hv.clock, hv.sched.run_queue.append
+    clock, queue, pollers = hv.clock, hv.sched.run_queue.append, hv.sched.pollers
     trace, words = hv.trace, None if hv.tape is None else hv.tape.words
 
     def set_pending(channel: Channel) -> None:  # noqa: C901 - every event passes here, so it is in one piece
@@ -114,7 +114,7 @@ def _make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C90
                             words.append(vcpu.codes.wake)
                     elif not plain or vcpu.pause_flags & VPF_BLOCKED:
                         kick(vcpu)
-        if channel.domain.pollers:
+        if pollers and channel.domain.pollers:
             check_pollers(channel)
 
     return set_pending

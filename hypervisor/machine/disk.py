@@ -44,6 +44,18 @@ KNOWN_TABLES = 4096
 """Segment tables whose meaning is remembered."""
 
 
+def put_completions(q: memoryview, first: int, produced: int, words: Sequence[int]) -> int:
+    """Put completions into their queue, which begins at `q[first]`; returns the producer index after them."""
+    begin = first + (produced & COMPLETION_MASK)
+    end = begin + len(words)
+    if end <= first + sheet.DISK_COMPLETION_SLOTS:
+        q[begin:end] = array("Q", words)
+    else:
+        for at, word in enumerate(words, produced):
+            q[first + (at & COMPLETION_MASK)] = word
+    return produced + len(words) & U32
+
+
 @final
 class _Completion:
     """Commands that are reported as done together. A controller has as many as were ever under way at once."""
@@ -52,12 +64,12 @@ class _Completion:
 
     def __init__(self, controller: DiskController) -> None:
         self.controller = controller
-        self.words: list[int] = []
-        """A `disk_completion` each, as one word."""
+        self.words: int | list[int] = []
+        """A `disk_completion` each, as one word; of a single one that word itself."""
         self.generation = 0
         """That of the controller when they were taken."""
         self.come = self._come
-        self.timer = Timer(0, self.come)
+        self.timer = Timer(self.come)
 
     def _come(self) -> None:
         """Put them where the driver finds them, and tell it; unless there was a reset or an unplug in between.
@@ -69,16 +81,13 @@ class _Completion:
         if self.generation != controller.generation:
             return
         q, i, written, first, header, page, interrupts, line = controller.reporting
-        produced, count = controller.produced, len(words)
-        begin = first + (produced & COMPLETION_MASK)
-        if count == 1:
-            q[begin] = words[0]
-        elif begin + count <= first + sheet.DISK_COMPLETION_SLOTS:
-            q[begin : begin + count] = array("Q", words)
+        produced = controller.produced
+        if type(words) is int:
+            q[first + (produced & COMPLETION_MASK)] = words
+            controller.produced = i[header] = produced + 1 & U32
         else:
-            for at, word in enumerate(words, produced):
-                q[first + (at & COMPLETION_MASK)] = word
-        controller.produced = i[header] = produced + count & U32
+            assert not isinstance(words, int)
+            controller.produced = i[header] = put_completions(q, first, produced, words)
         written[page] = 1
         handler = interrupts.handlers.get(line)
         if handler is not None:
@@ -116,6 +125,7 @@ class DiskController:
         "_ports",
         "_prompt",
         "_q",
+        "_queue",
         "_raise_line",
         "_rearm",
         "_size",
@@ -260,6 +270,7 @@ class DiskController:
         register = port - self._ports.base
         if register == sheet.DISK_COMMANDS:
             self._command_base = self._frame_base(value)
+            self._queue = self._command_base if self._completion_base else 0
         elif register == sheet.DISK_COMPLETIONS:
             self._place_completions(self._frame_base(value))
         elif register == sheet.DISK_RESET:
@@ -268,12 +279,13 @@ class DiskController:
     def _forget_queues(self) -> None:
         """Have no queues, as after a reset."""
         self._consumed = self.produced = self._changes = 0
-        self._command_base = 0
+        self._command_base = self._queue = 0
         self._place_completions(0)
 
     def _place_completions(self, base: int) -> None:
         """Let completions be put at a machine address; 0 for nowhere."""
         self._completion_base = base
+        self._queue = self._command_base if base else 0
         if not base:
             self.generation += 1
         # What `_Completion` looks up.
@@ -289,13 +301,57 @@ class DiskController:
 
     # -- commands -------------------------------------------------------------------------------------------------
 
-    def _doorbell(self, _port: int, producer: int) -> None:  # noqa: C901 - every command passes here, in one piece
-        """Execute the commands up to the driver's producer index; their completions come together, after a while."""
-        consumed = self._consumed
-        pending = producer - consumed & U32
-        base = self._command_base
-        if not base or not self._completion_base or not 0 < pending <= QUEUE_LENGTH:
-            return
+    def _doorbell(self, _port: int, producer: int) -> None:
+        """Execute the commands up to the driver's producer index; their completions come together, after a while.
+
+        The usual case of `_execute_all` is written out: one command, which moves data by a table that is well known, of
+        a unit that may access everything.
+        """
+        known, b, written, last, sector_size, limit, readv, writev, line, guarded = self._moving
+        base, consumed = self._queue, self._consumed
+        words: int | list[int] = -1
+        if producer - consumed == 1 and base and line not in guarded:
+            at = base + (consumed & SLOT_MASK) * COMMAND_SIZE
+            op, _, nr_segments, ident, sector, segments, _ = _UNPACK(b, at)
+            if op <= last and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
+                try:
+                    gathered = known.get(TABLES[nr_segments].unpack_from(b, segments)[0])
+                except (struct_error, OverflowError):
+                    gathered = None  # there is no such memory, as `_execute` will find
+                if gathered is not None:
+                    views, _, marks, moved = gathered
+                    offset = sector * sector_size
+                    if not moved % sector_size and offset + moved <= limit:
+                        if op:
+                            status = writev(views, offset, moved)
+                            self.written_bytes += moved
+                        else:
+                            status = readv(views, offset, moved)
+                            for frames, ones in marks:
+                                written[frames] = ones
+                            self.read_bytes += moved
+                        words = (-status & U32) << 32 | ident if status else ident
+                        self._consumed = producer
+                        self.commands += 1
+        if words == -1:
+            pending = producer - consumed & U32
+            if not base or not 0 < pending <= QUEUE_LENGTH:
+                return
+            words, moved = self._execute_all(consumed, pending)
+            self._consumed = producer
+            self.commands += pending
+        spare = self.spare
+        completion = spare.pop() if spare else _Completion(self)
+        completion.words = words
+        completion.generation = self.generation
+        if self._prompt:
+            completion.come()
+        else:
+            now, rearm = self.now, self._rearm
+            rearm(completion.timer, now() + self.latency_ns + (moved * self.ns_per_kib >> 10), completion.come)
+
+    def _execute_all(self, first: int, count: int) -> tuple[list[int], int]:
+        """Execute commands; returns the `disk_completion` of each, as one word, and how many bytes were moved."""
         known, b, written, last, sector_size, limit, readv, writev, line, guarded = self._moving
         if line in guarded:
             self._allowed = self.iommu(line)
@@ -304,11 +360,8 @@ class DiskController:
         else:
             self._allowed = None
         done: list[int] = []
-        moved = read = wrote = 0
-        if pending == 1:
-            commands: Iterable[tuple[int, ...]] = (_UNPACK(b, base + (consumed & SLOT_MASK) * COMMAND_SIZE),)
-        else:
-            commands, moved = self._several(consumed, pending, done)
+        read = wrote = 0
+        commands, moved = self._several(first, count, done) if count > 1 else (self._commands(first, 1), 0)
         for op, _, nr_segments, ident, sector, segments, sectors in commands:
             if op <= last and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
                 # The usual case of `_execute`, written out: a transfer by a table that is well known, of a unit that
@@ -334,23 +387,9 @@ class DiskController:
             status, size = self._execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
-        self._consumed = producer & U32
-        self.commands += pending
-        if read:
-            self.read_bytes += read
-        if wrote:
-            self.written_bytes += wrote
-        moved += read + wrote
-        spare = self.spare
-        completion = spare.pop() if spare else _Completion(self)
-        completion.words = done
-        completion.generation = self.generation
-        if self._prompt:
-            completion.come()
-        else:
-            now, rearm = self.now, self._rearm
-            deadline = now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
-            rearm(completion.timer, deadline, completion.come)
+        self.read_bytes += read
+        self.written_bytes += wrote
+        return done, moved + read + wrote
 
     def _several(self, first: int, count: int, done: list[int]) -> tuple[Iterable[tuple[int, ...]], int]:
         """Return several commands to be executed one by one, and how many bytes of others were moved at once."""
@@ -537,9 +576,9 @@ class DiskController:
 
     def take(self, producer: int) -> list[tuple[int, ...]]:
         """Take the commands up to the driver's producer index: the fields of each `disk_command`."""
-        consumed, base = self._consumed, self._command_base
+        consumed, base = self._consumed, self._queue
         pending = producer - consumed & U32
-        if not base or not self._completion_base or pending > QUEUE_LENGTH:
+        if not base or pending > QUEUE_LENGTH:
             return []
         self._allowed = self.iommu(self._line)
         self._consumed = producer & U32

@@ -7,10 +7,9 @@ from heapq import heappop, heappush
 class Timer:
     """One armed timer. `cancel` may be called at any time, any number of times."""
 
-    __slots__ = ("deadline", "function")
+    __slots__ = ("function",)
 
-    def __init__(self, deadline: int, function: Callable[[], None]) -> None:
-        self.deadline = deadline
+    def __init__(self, function: Callable[[], None]) -> None:
         self.function: Callable[[], None] | None = function
 
     def cancel(self) -> None:
@@ -42,14 +41,13 @@ class Timers:
 
         Time ends at `NEVER`: a guest may ask for what comes after, and it does not come.
         """
-        timer = Timer(deadline, function)
+        timer = Timer(function)
         if deadline < self.NEVER:
             self.rearm(timer, deadline, function)
         return timer
 
     def rearm(self, timer: Timer, deadline: int, function: Callable[[], None]) -> None:
         """Arm a timer once more that has fired, for a deadline before `NEVER`: who needs many keeps a few of them."""
-        timer.deadline = deadline
         timer.function = function
         self._sequence = sequence = self._sequence + 1
         heappush(self.heap, (deadline, sequence, timer))

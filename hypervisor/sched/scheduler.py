@@ -23,13 +23,17 @@ from hypervisor.sched.costs import Costs
 from hypervisor.sched.cpupool import CpuPools
 from hypervisor.sched.pcpu import PCpu
 from hypervisor.tape import FULL, TIME
-from hypervisor.vcpu import NO_WORK, VPF_BLOCKED, VPF_POLLING, checked_work
+from hypervisor.vcpu import AWAKE, NO_WORK, VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
     from hypervisor.domain import Domain
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.sched.policy import Policy
     from hypervisor.vcpu import VCpu
+
+UPCALL_PENDING, UPCALL_MASKED, UPCALL_ANY = 1, 0x100, 0xFF
+"""Both flags of a vcpu_info as one number: an upcall is pending, as Xen says it; masked; any value of pending."""
+UPCALL_ENTERED = UPCALL_MASKED | UPCALL_PENDING
 
 MACHINE_STEP_NS = 1 << 16
 """So much of machine code's time counts as another step: the emulator needs some tenths of a millisecond for it."""
@@ -66,6 +70,8 @@ class Scheduler:
         """Nanoseconds that the vCPUs of domains that are gone have run."""
         self._yielded: dict[VCpu, int] = {}
         """Who yielded last when. Who is on the run queue since that time is there because of it."""
+        self.pollers: set[VCpu] = set()
+        """vCPUs that wait in SCHEDOP_poll: nearly always there are none, and an event need not look for them."""
         self.overridden: dict[VCpu, int] = {}
         """The hard affinity that vCPUs had before SCHEDOP_pin_override pinned them."""
         self.algorithm = algorithm(self)
@@ -84,6 +90,8 @@ class Scheduler:
         self._quick = self.plain and (policy is None or policy.in_order) and not costs.has_extras
         if costs.has_extras:
             self.now = self._now_with_charges  # type: ignore[method-assign]
+        elif not hv.clock.real:
+            self.now = self._make_now()  # type: ignore[method-assign]
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -96,6 +104,18 @@ class Scheduler:
         if vcpu is None:
             return clock.now
         return clock.now + (vcpu.hypercalls - self.hypercalls_before) * self._cost_hypercall + vcpu.spent
+
+    def _make_now(self) -> Callable[[], int]:
+        """Make what `now` is in virtual time, where nothing costs extra: everything that has a duration asks for it."""
+        clock, cost_hypercall = self._clock, self._cost_hypercall
+
+        def now() -> int:
+            vcpu = self.running
+            if vcpu is None:
+                return clock.now
+            return clock.now + (vcpu.hypercalls - self.hypercalls_before) * cost_hypercall + vcpu.spent
+
+        return now
 
     def _now_with_charges(self) -> int:
         """Return the current time where some things cost extra: what `now` is then."""
@@ -307,6 +327,7 @@ class Scheduler:
             return
         vcpu.poll_ports = None
         vcpu.domain.pollers -= 1
+        self.pollers.discard(vcpu)
         if vcpu.poll_timer is not None:
             vcpu.poll_timer.cancel()
             vcpu.poll_timer = None
@@ -482,7 +503,8 @@ class Scheduler:
                     if now > clock.now:
                         clock.now = now
                     vcpu.queued = False
-                    vcpu.time_runnable += now - ready
+                    if now > ready:
+                        vcpu.time_runnable += now - ready
                     vcpu.since = now
                     if words is not None:
                         words.append(TIME)
@@ -504,18 +526,41 @@ class Scheduler:
                         try:
                             at = vcpu.flags_at
                             state = flags[at]
-                            if state and state < 0x100:
-                                flags[at] = state + 0x100
+                            if state == UPCALL_PENDING:
+                                flags[at] = UPCALL_ENTERED
                                 handler()
                                 at = vcpu.flags_at
-                                flags[at] = state = flags[at] & 0xFF
-                            else:
-                                state = 0
-                            if not state:
+                                if flags[at] == UPCALL_MASKED:
+                                    flags[at] = 0
+                                else:
+                                    flags[at] &= UPCALL_ANY
+                                    if flags[at]:
+                                        # It is entered again, before anything else runs.
+                                        self._turn_over(vcpu, before, now + cost, 0)
+                                        return turns.__length_hint__()
+                            elif 0 < state <= UPCALL_ANY:
+                                # As above; somebody has written there something of his own.
+                                self._turn_over(vcpu, before, now + cost, vcpu.run())
+                                return turns.__length_hint__()
+                            idle = vcpu.idle
+                            if idle:
                                 resume = vcpu.resume
-                                compute = resume(None)
-                                if compute is not NO_WORK:
-                                    compute = checked_work(compute)
+                                said = resume(None)
+                                if said is not vcpu.idle and (said is not NO_WORK or idle is not AWAKE):
+                                    compute = vcpu.yielded(said)
+                                idle = vcpu.idle
+                                at = vcpu.flags_at
+                            if not idle:
+                                if words is None and not (flags[at] or vcpu.pause_flags or areas):
+                                    # `VCpu.block`, written out, and what comes after it: no event is pending, nothing
+                                    # else keeps it from sleeping, and nobody wants to know.
+                                    vcpu.pause_flags = VPF_BLOCKED
+                                    vcpu.hypercalls = made = vcpu.hypercalls + 1
+                                    cost += (made - before) * cost_hypercall
+                                    pcpu.now = vcpu.since = now + cost
+                                    vcpu.time_running += cost
+                                    continue
+                                vcpu.block()
                         except Exception as error:
                             compute = 0
                             vcpu.failed(error)
@@ -560,6 +605,10 @@ class Scheduler:
                     hv.tape.keep()
             function()
         return 0
+
+    def _turn_over(self, vcpu: VCpu, before: int, now: int, compute: int) -> None:
+        """A vCPU has run, in a way that `_drain_quickly` leaves to others; it had made `before` hypercalls by `now`."""
+        self._stretch_over(self.pcpus[0], vcpu, now + (vcpu.hypercalls - before) * self._cost_hypercall, compute)
 
     def _stretch_over(self, pcpu: PCpu, vcpu: VCpu, now: int, compute: int) -> None:
         """A vCPU has run until `now` and wants to compute for some ns: see whether it can stay on its pCPU."""

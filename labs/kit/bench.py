@@ -31,7 +31,7 @@ from toolstack.builder import PvBuilder, python_kernel
 from toolstack.xc import Xc
 from toolstack.xl_config import DomainConfig
 
-Program = Callable[[Cpu, int], Generator[int, None, None] | None]
+Program = Callable[[Cpu, int], Run | None]
 DOM0_MIB = 16
 PROJECT = Path(__file__).parents[2]
 """What lies here is not the student's."""

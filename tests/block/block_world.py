@@ -323,7 +323,7 @@ class FakeKernel:
         self.events = FakeEvents(self)
         self.block = BlockRegistry()
         self.scheduler = Scheduler(self._failed)
-        self.vcpu = run_threads(self.scheduler, self._block)
+        self.vcpu = run_threads(self.scheduler)
         self.cmdline = ""
         self.disks: dict[int, FakeDisk] = {}
         self.hw = SimpleNamespace(disk=lambda unit: self.disks[unit])
@@ -335,17 +335,12 @@ class FakeKernel:
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "", *, panics: bool = True) -> Thread:
         return self.scheduler.spawn(coro, name, panics=panics)
 
-    def _block(self, *_: int) -> int:
-        self.blocked = True
-        return 0
-
     def run_ready(self) -> bool:
         """Let the vCPU run until it blocks; say whether there was anything to run."""
         if not self.scheduler.ready:
             return False
-        self.blocked = False
-        while not self.blocked:
-            next(self.vcpu)
+        while next(self.vcpu) is not self.scheduler.ready:
+            pass
         return True
 
     async def wait_for(self, awaitable: Awaitable[Any], ns: int) -> Any:

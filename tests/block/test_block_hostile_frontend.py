@@ -116,7 +116,7 @@ def test_a_slot_is_read_once(make_pair: Maker) -> None:
     refs = [front.grant(fill=bytes([n]) * 4096) for n in range(11)]
     server = pair.server
     slots, *rest = server._taking
-    *places, unpack, mapper, kick = server._reading
+    *places, unpack, mapper, free, statistics, submit, kick = server._reading
     ring = server.ring
     reads = []
 
@@ -134,7 +134,7 @@ def test_a_slot_is_read_once(make_pair: Maker) -> None:
             yield request
 
     server._taking = (read_and_spoil, *rest)
-    server._reading = (*places, unpack_and_spoil, mapper, kick)
+    server._reading = (*places, unpack_and_spoil, mapper, free, statistics, submit, kick)
     for _ in range(2):  # first through the slow path, then with known segments
         reads.clear()
         pair.disk.log.clear()

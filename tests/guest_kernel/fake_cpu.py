@@ -402,9 +402,13 @@ class FakeMachine:
                 shared[1] = 1
                 self.text[self.callback]()
                 shared[1] = 0
-            ns = code.send(None)
-            self.now += ns
-            self.burnt += ns
+            work = code.send(None)
+            if isinstance(work, int):
+                self.now += work
+                self.burnt += work
+            elif not work:
+                # Its idle loop. (It is resumed after each upcall, and says so again if there is still nothing.)
+                self.hypercall(xen.HYPERVISOR_sched_op, sched.SCHEDOP_block)
             if self.shutdown is not None:
                 return
             self._fire_timer()

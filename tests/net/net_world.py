@@ -312,7 +312,7 @@ class FakeKernel:
         self.grants = FakeGrants(self)
         self.events = FakeEvents(self)
         self.scheduler = Scheduler(self._failed)
-        self.vcpu = run_threads(self.scheduler, self._block)
+        self.vcpu = run_threads(self.scheduler)
         self.timers = SimpleNamespace(add=lambda deadline, action: FakeTimer(world, deadline, action))
         self.nics: dict[int, FakeNic] = {}
         self.hw = SimpleNamespace(nic=lambda unit: self.nics.setdefault(unit, FakeNic(unit)))
@@ -328,17 +328,13 @@ class FakeKernel:
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "", *, panics: bool = True) -> Thread:
         return self.scheduler.spawn(coro, name, panics=panics)
 
-    def _block(self, *_: int) -> int:
-        self.blocked = True
-        return 0
-
     def run_ready(self) -> bool:
         """Let the vCPU run until it blocks; say whether there was anything to run."""
         if not self.scheduler.ready:
             return False
-        self.blocked = False
-        while not self.blocked:
-            next(self.vcpu)
+        blocked = False
+        while not blocked:
+            blocked = next(self.vcpu) is self.scheduler.ready
             while self.world.events and self.world.events[0][0] is self:
                 self.events.deliver(self.world.events.popleft()[1])
         return True

@@ -61,7 +61,7 @@ class FakeDom0:
         self._page = memoryview(bytearray(4096))
         self.xenbus = XenbusClient(self._page, lambda: self.raise_event((0x7FF0, DOM0_PORT)), self.scheduler.spawn)
         self.xenbus.dom0_interface = (DOM0_MFN, DOM0_PORT)
-        self._running = run_threads(self.scheduler, self._block)
+        self._running = run_threads(self.scheduler)
 
     # ---- for tests
 
@@ -101,8 +101,7 @@ class FakeDom0:
     def run(self) -> None:
         """Until every thread waits and no event is pending."""
         for _ in range(100_000):
-            self._idle = False
-            next(self._running)
+            self._idle = next(self._running) is self.scheduler.ready
             self._upcall()
             if self._idle and not self.scheduler.ready:
                 if self.failures:
@@ -130,10 +129,6 @@ class FakeDom0:
         if thread.exception is not None:
             raise thread.exception
         return thread.result
-
-    def _block(self, *_: int) -> int:
-        self._idle = True
-        return 0
 
     def _upcall(self) -> None:
         for port in [port for port in self._pending if port not in self._masked]:
