@@ -217,7 +217,7 @@ class Pirqs:
                     words.extend((channel.vcpu.codes.irq, irq, channel.port))
                 elif trace is not None:
                     trace(channel.domain.domid, channel.vcpu.vcpu_id, IRQ, irq, channel.port)
-                deliver = channel.domain.set_pending
+                deliver = channel.deliver
                 deliver(channel)
 
         return line_raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypervisor.abi import xen
@@ -33,6 +34,7 @@ class Channel:
     __slots__ = (
         "bit",
         "consumer",
+        "deliver",
         "domain",
         "lane",
         "mask_at",
@@ -77,10 +79,17 @@ class Channel:
         """FIFO ABI: the queue that the port was put on last."""
         self.lane: Lane | None = None
         """FIFO ABI: the way there, as long as the next event goes there too; None when it may not."""
+        self.deliver: Callable[[Channel], None] = domain.set_pending
+        """What raises an event here: the domain's `set_pending`, or what hurries along its `lane`."""
         self.pending = False
         """FIFO ABI: was raised while there was no event word to show it."""
         self.consumer = False
         """Xen itself listens: a guest may neither close nor use this port."""
+
+    def leave_lane(self) -> None:
+        """The next event may have to go another way than the last one."""
+        self.lane = None
+        self.deliver = self.domain.set_pending
 
     def __repr__(self) -> str:
         return f"<d{self.domain.domid} port {self.port}>"

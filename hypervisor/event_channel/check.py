@@ -128,6 +128,8 @@ def _check_fifo(domain: Domain) -> None:
         queue = None if lane is None else channel.vcpu.event_queues[channel.priority]
         right = queue is None or (channel.queue is queue and lane == fifo.make_lane(channel, queue))
         _expect(right, f"{channel} hurries to a queue that is not its own")
+        hurries = channel.deliver is not domain.set_pending
+        _expect(not hurries or lane is not None, f"{channel} hurries along a way that is closed")
         _expect(channel.word_at == at, f"the event word of {channel} is looked for in the wrong place")
     for vcpu in domain.online_vcpus():
         _expect(bool(vcpu.event_queues) == (vcpu in blocks), f"{vcpu} has queues or a control block, but not both")

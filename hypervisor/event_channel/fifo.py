@@ -163,7 +163,8 @@ class Fifo:
         self.pages.clear()
         for channel in self._domain.ports:
             channel.word_at = NO_WORD
-            channel.queue = channel.lane = None
+            channel.queue = None
+            channel.leave_lane()
 
     # -- ports ----------------------------------------------------------------------------------------------------
 
@@ -201,76 +202,80 @@ class Fifo:
     def init(self, channel: Channel) -> None:
         """A new port has the default priority."""
         channel.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
-        channel.lane = None
+        channel.leave_lane()
 
     def set_priority(self, channel: Channel, priority: int) -> int:
         """Choose the queue of coming events. One that is queued stays where it is."""
         if priority > EVTCHN_FIFO_PRIORITY_MIN:
             return -errno.EINVAL
         channel.priority = priority
-        channel.lane = None
+        channel.leave_lane()
         return 0
 
 
 def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901 - it is several functions
     """Return `set_pending(channel)` of all domains with this ABI, on local names.
 
-    What happens most comes first: the guest has taken the event before, and whatever was the last on the queue, and
-    neither the port's vCPU nor its priority has changed (`Channel.lane`). Then the queue begins anew with the port.
+    What happens most is that the guest has taken the event before, and whatever was the last on the queue, and neither
+    the port's vCPU nor its priority has changed. Then the queue begins anew with the port. A port that has been raised
+    once gets a function that does this (`Channel.deliver`) and leaves all the rest to `set_pending`.
     """
-    b, words, written = hv.memory.b, hv.memory.i, hv.memory.written
+    memory = hv.memory
+    b, words, written = memory.b, memory.i, memory.written
     kick, plain, trace = hv.sched.kick, hv.sched.plain, hv.trace
     tape = None if hv.tape is None else hv.tape.words
     clock, run_queue, pollers = hv.clock, hv.sched.run_queue.append, hv.sched.pollers
     fresh = PENDING | LINKED
     asleep = VPF_BLOCKED if plain else -1
 
-    def set_pending(channel: Channel) -> None:
-        lane = channel.lane
-        if lane is None:
-            raise_event(channel)
-            return
+    def make_deliver(lane: Lane) -> Callable[[Channel], None]:  # noqa: C901 - see above
         queue, vcpu, port, at, page, head_at, ready_at, bit, block = lane
-        if words[at]:
-            raise_event(channel)
-            return
-        tail_at = queue.tail_at
-        if tail_at != at:
-            # Ports of one vCPU take turns: a disk's interrupt and its frontend, say.
-            if tail_at < 0 or words[tail_at]:
-                raise_event(channel)
+
+        def deliver(channel: Channel) -> None:  # noqa: C901 - every event passes here, so it is in one piece
+            if words[at]:
+                set_pending(channel)
                 return
-            queue.tail_at = at
-        if trace is not None:
-            if tape is not None:
-                tape.append(vcpu.codes.pending)
-                tape.append(port)
-            else:
-                trace(channel.domain.domid, vcpu.vcpu_id, EVTCHN_PENDING, port)
-        words[at] = fresh
-        words[head_at] = port
-        written[page] = 1
-        if words[ready_at]:
-            make_ready(vcpu, queue)
-        else:
-            # The same, written out.
-            words[ready_at] = bit
-            written[block] = 1
-            info = vcpu.info
-            if not b[info]:
-                b[info] = 1
-                if vcpu.pause_flags == asleep and not vcpu.queued and not vcpu.info_registered:
-                    # `Scheduler.wake`, as in the two-level ABI.
-                    vcpu.pause_flags = 0
-                    vcpu.queued = True
-                    vcpu.ready_at = clock.now
-                    run_queue(vcpu)
-                    if tape is not None:
-                        tape.append(vcpu.codes.wake)
+            tail_at = queue.tail_at
+            if tail_at != at:
+                # Ports of one vCPU take turns: a disk's interrupt and its frontend, say.
+                if tail_at < 0 or words[tail_at]:
+                    set_pending(channel)
+                    return
+                queue.tail_at = at
+            if trace is not None:
+                if tape is not None:
+                    tape.append(vcpu.codes.pending)
+                    tape.append(port)
                 else:
-                    woken(vcpu)
-        if pollers and channel.domain.pollers:
-            check_pollers(channel)
+                    trace(channel.domain.domid, vcpu.vcpu_id, EVTCHN_PENDING, port)
+            if memory.watched:
+                written[page] = written[block] = 1
+                if vcpu.info_registered:
+                    written[vcpu.info >> 12] = 1
+            words[at] = fresh
+            words[head_at] = port
+            if words[ready_at]:
+                make_ready(vcpu, queue)
+            else:
+                # The same, written out.
+                words[ready_at] = bit
+                info = vcpu.info
+                if not b[info]:
+                    b[info] = 1
+                    if vcpu.pause_flags == asleep and not vcpu.queued:
+                        # `Scheduler.wake`, as in the two-level ABI.
+                        vcpu.pause_flags = 0
+                        vcpu.queued = True
+                        vcpu.ready_at = clock.now
+                        run_queue(vcpu)
+                        if tape is not None:
+                            tape.append(vcpu.codes.wake)
+                    else:
+                        woken(vcpu)
+            if pollers and channel.domain.pollers:
+                check_pollers(channel)
+
+        return deliver
 
     def make_ready(vcpu: VCpu, queue: Queue) -> None:
         """Tell a vCPU that a queue is not empty any more."""
@@ -291,7 +296,7 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
         if not plain or vcpu.pause_flags & VPF_BLOCKED:
             kick(vcpu)
 
-    def raise_event(channel: Channel) -> None:
+    def set_pending(channel: Channel) -> None:
         """Raise an event, in all cases."""
         at, vcpu = channel.word_at, channel.vcpu
         if at < 0:
@@ -310,7 +315,10 @@ def make_set_pending(hv: Hypervisor) -> Callable[[Channel], None]:  # noqa: C901
             queue = vcpu.event_queues[channel.priority]
             last, channel.queue = channel.queue, queue
             if last is not queue or channel.lane is None:
-                channel.lane = make_lane(channel, queue)
+                channel.lane = lane = make_lane(channel, queue)
+                # (Not where something stands between the events and the ports of the domain.)
+                if channel.domain.set_pending is set_pending:
+                    channel.deliver = make_deliver(lane)
             if last is not None and last.tail_at == at:
                 # It was the last of a queue that the guest has emptied. Nothing may be appended to it there any more.
                 last.tail_at = NO_WORD

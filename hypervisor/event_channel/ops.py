@@ -124,7 +124,7 @@ class EventChannelOps:
                 if peer is None:
                     return send_other(channel, channel.state)
                 domain.events_sent += 1
-                deliver = peer.domain.set_pending
+                deliver = peer.deliver
                 deliver(peer)
                 return 0
             handler = handlers.get(cmd & 0xFFFFFFFF)
@@ -174,6 +174,8 @@ class EventChannelOps:
     def _use(self, domain: Domain, port_ops: PortOps) -> None:
         domain.port_ops = port_ops
         domain.set_pending = port_ops.set_pending if self.wire is None else self.wire(port_ops.set_pending)
+        for channel in domain.ports:
+            channel.leave_lane()
 
     def _leave_fifo(self, domain: Domain) -> None:
         if domain.fifo is not None:
@@ -338,7 +340,7 @@ class EventChannelOps:
         if not movable or channel.consumer:
             raise HypercallError(errno.EINVAL)
         channel.vcpu = target
-        channel.lane = None
+        channel.leave_lane()
         return 0
 
     def _unmask(self, vcpu: VCpu, arg: int) -> int:

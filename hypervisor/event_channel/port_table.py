@@ -55,7 +55,8 @@ def unallocate(channel: Channel) -> None:
     """Make a port free; whoever had it has been disconnected."""
     domain = channel.domain
     channel.state = FREE
-    channel.peer = channel.lane = None
+    channel.peer = None
+    channel.leave_lane()
     channel.vcpu = domain.ports[0].vcpu
     domain.active_ports -= 1
     domain.port_hint = min(domain.port_hint, channel.port)

@@ -215,7 +215,7 @@ class DiskController:
         # What each doorbell looks up; unpacking a tuple costs as much as one attribute. `last`: operations up to this
         # one move data of this medium.
         memory, moving = self.machine.memory, (last, self.sector_size, self._size, backing.readv, backing.writev)
-        self._moving = (self._known, memory.b, memory.written, *moving, self._line, self._guarded)
+        self._moving = (self._known, memory, memory.b, *moving, self._line, self._guarded)
 
     def exchange(self, backing: Backing) -> None:
         """Put another medium in the place of this one, with sectors of the same size.
@@ -307,7 +307,7 @@ class DiskController:
         The usual case of `_execute_all` is written out: one command, which moves data by a table that is well known, of
         a unit that may access everything.
         """
-        known, b, written, last, sector_size, limit, readv, writev, line, guarded = self._moving
+        known, memory, b, last, sector_size, limit, readv, writev, line, guarded = self._moving
         base, consumed = self._queue, self._consumed
         words: int | list[int] = -1
         if producer - consumed == 1 and base and line not in guarded:
@@ -327,8 +327,9 @@ class DiskController:
                             self.written_bytes += moved
                         else:
                             status = readv(views, offset, moved)
-                            for frames, ones in marks:
-                                written[frames] = ones
+                            if memory.watched:
+                                for frames, ones in marks:
+                                    memory.written[frames] = ones
                             self.read_bytes += moved
                         words = (-status & U32) << 32 | ident if status else ident
                         self._consumed = producer
@@ -352,7 +353,8 @@ class DiskController:
 
     def _execute_all(self, first: int, count: int) -> tuple[list[int], int]:
         """Execute commands; returns the `disk_completion` of each, as one word, and how many bytes were moved."""
-        known, b, written, last, sector_size, limit, readv, writev, line, guarded = self._moving
+        known, memory, b, last, sector_size, limit, readv, writev, line, guarded = self._moving
+        written = memory.written
         if line in guarded:
             self._allowed = self.iommu(line)
             if self._allowed is not None:
@@ -405,7 +407,8 @@ class DiskController:
 
     def _execute_flat(self, commands: Iterable[tuple[int, ...]], done: list[int], flat: memoryview) -> int:
         """The loop of `_doorbell` for a medium that is memory; returns bytes moved."""
-        _, b, written, last, sector_size, limit, _, _, _, _ = self._moving
+        _, memory, b, last, sector_size, limit, _, _, _, _ = self._moving
+        written = memory.written
         pieces = self._pieces
         if self._allowed is not None:
             last = -1
@@ -452,7 +455,8 @@ class DiskController:
         """The loop of `_doorbell` for a backing where transfers that are neighbours are better moved at once; returns
         bytes moved. The ends come in the order of the commands.
         """
-        known, b, written, last, sector_size, limit, _, _, _, _ = self._moving
+        known, memory, b, last, sector_size, limit, _, _, _, _ = self._moving
+        written = memory.written
         if self._allowed is not None:
             last = -1
         memory_end = len(b)

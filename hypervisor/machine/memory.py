@@ -22,11 +22,12 @@ class Memory:
     `b`, `h`, `i`, `q` are views of unsigned 8, 16, 32 and 64-bit little-endian words over all of machine memory; their
     indices are the machine address, shifted right by 0, 1, 2 or 3. `written` has one byte per frame: 1 = somebody other
     than the owning guest's own code (the hypervisor, a backend through a grant, a device) has written to it since the
-    mark was last cleared. Log-dirty tracking and the stale-code check of a CPU emulator hang on that mark: the emulator
-    makes a 2 of it once it has dropped its translations of the frame's code.
+    mark was last cleared. The stale-code check of a CPU emulator hangs on that mark: it makes a 2 of it once it has
+    dropped its translations of the frame's code. As long as there is no emulator (`watched`), who is in a hurry need
+    not mark anything.
     """
 
-    __slots__ = ("_map", "_marks", "b", "frames", "h", "i", "q", "written")
+    __slots__ = ("_map", "_marks", "b", "frames", "h", "i", "q", "watched", "written")
 
     def __init__(self, frames: int) -> None:
         if sys.byteorder != "little":
@@ -41,6 +42,8 @@ class Memory:
         self.q = self.b.cast("Q")
         self._marks = mmap.mmap(-1, max(frames, PAGE_SIZE))
         self.written = memoryview(self._marks)
+        self.watched = False
+        """Whether somebody looks at `written`: from then on, what is marked is not forgotten."""
 
     def frame(self, mfn: int) -> memoryview:
         """Return the 4096 bytes of one frame as a writable view."""
@@ -63,7 +66,11 @@ class Memory:
         self.written[mfn] = 1
 
     def address(self) -> tuple[int, int]:
-        """Return the addresses of all frames, and of their marks, in this process: for a CPU that runs on them."""
+        """Return the addresses of all frames, and of their marks, in this process: for a CPU that runs on them.
+
+        That watches memory from now on.
+        """
+        self.watched = True
         return ctypes.addressof(ctypes.c_char.from_buffer(self._map)), ctypes.addressof(
             ctypes.c_char.from_buffer(self._marks)
         )
