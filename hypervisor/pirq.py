@@ -185,6 +185,7 @@ class Pirqs:
             raise HypercallError(errno.EBUSY)
         pirq.channel = channel
         line.channels.append(channel)
+        self._reroute(pirq.irq)
 
     def unbind(self, channel: Channel) -> None:
         """A port that was bound to a PIRQ is closed."""
@@ -207,9 +208,27 @@ class Pirqs:
         if not line.channels:
             del self._lines[irq]
             self._hv.machine.interrupts.disconnect(irq)
+        else:
+            self._reroute(irq)
+
+    def _reroute(self, irq: int) -> None:
+        """Others hear a line than before."""
+        interrupts = self._hv.machine.interrupts
+        interrupts.disconnect(irq)
+        interrupts.connect(irq, self._raiser(irq, self._lines[irq].channels))
 
     def _raiser(self, irq: int, channels: list[Channel]) -> Callable[[], None]:
         trace, words = self._hv.trace, None if self._hv.tape is None else self._hv.tape.words
+
+        if len(channels) == 1 and trace is None:
+            # As nearly always.
+            (sole,) = channels
+
+            def sole_raised() -> None:
+                deliver = sole.deliver
+                deliver(sole)
+
+            return sole_raised
 
         def line_raised() -> None:
             for channel in channels:

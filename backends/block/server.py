@@ -300,28 +300,29 @@ class BlockServer:
         if self.unusual and (self.stopped or self._barrier is not None):
             return
         ring, shared, view, offsets, mask, size, unpack, mapper, free, statistics, submit, kick = self._reading
-        mapper.clock += 1
-        started = 0
+        started = refused = 0
         cons = ring.req_cons
         prod = shared[REQ_PROD]
         while True:
-            if (prod - cons) & MASK32 > (ring.rsp_prod_pvt + size - cons) & MASK32:
-                self._break(self._lie(prod))
-                break
-            if ring.pages:
-                ring.fetch(cons, prod)
-            if prod - cons == 1:
+            if prod - cons == 1 and free:
+                # (There is a job for it: so it is not more ahead of the responses than the ring is long.)
+                if ring.pages:
+                    ring.fetch(cons, prod)
                 request = unpack(view, offsets[cons & mask])
-                ring.req_cons = prod
+                ring.req_cons = cons = prod
                 op, count, _, ident, sector, segments = request
                 plan = None
                 if op <= BLKIF_OP_WRITE and count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
                     plan = mapper.plans.get(segments[: 8 * count])
                 if plan is None or sector + plan.sectors > self.sectors or (op and self.readonly):
+                    mapper.clock += 1
                     started += self._start_unusual(request)
+                    refused = 1
+                    if self._barrier is not None:
+                        break
                 else:
                     # `_start_known`, written out.
-                    plan.last_use = mapper.clock
+                    plan.last_use = mapper.clock = mapper.clock + 1
                     job = free.pop()
                     job.id = ident
                     job.op = op
@@ -337,19 +338,26 @@ class BlockServer:
                     submit(op, sector, plan.extents, job, self)
                     started = 1
             else:
+                refused = 1
+                if (prod - cons) & MASK32 > (ring.rsp_prod_pvt + size - cons) & MASK32:
+                    self._break(self._lie(prod))
+                    break
+                if ring.pages:
+                    ring.fetch(cons, prod)
+                mapper.clock += 1
                 started += self._take(cons, prod)
-            if self._barrier is not None:
-                break
+                if self._barrier is not None:
+                    break
+                cons = ring.req_cons
             # The next request is to be told of. One that came before the frontend could know is taken at once.
             # (So is what comes after a barrier that has failed already.)
-            cons = ring.req_cons
             shared[REQ_EVENT] = (cons + 1) & MASK32
             prod = shared[REQ_PROD]
             if prod == cons:
                 break
         if started:
             kick()
-        if self._pushed != ring.rsp_prod_pvt:
+        if refused and self._pushed != ring.rsp_prod_pvt:
             self.flush_responses()
 
     def _start_unusual(self, request: Request) -> int:

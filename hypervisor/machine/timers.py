@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import count
 
 
 class Timer:
@@ -32,7 +33,7 @@ class Timers:
     def __init__(self) -> None:
         self.heap: list[tuple[int, int, Timer]] = []
         """(deadline, sequence, timer), for `heapq`: the pCPU loop looks at the front, and takes it, by itself."""
-        self._sequence = 0
+        self._sequence = count()
         self.next_deadline = self.NEVER
         """Earliest deadline in the heap (a cancelled timer may still be counted), or `NEVER`."""
 
@@ -49,8 +50,7 @@ class Timers:
     def rearm(self, timer: Timer, deadline: int, function: Callable[[], None]) -> None:
         """Arm a timer once more that has fired, for a deadline before `NEVER`: who needs many keeps a few of them."""
         timer.function = function
-        self._sequence = sequence = self._sequence + 1
-        heappush(self.heap, (deadline, sequence, timer))
+        heappush(self.heap, (deadline, next(self._sequence), timer))
         if deadline < self.next_deadline:
             self.next_deadline = deadline
 
