@@ -304,7 +304,19 @@ class BlockServer:
         cons = ring.req_cons
         prod = shared[REQ_PROD]
         while True:
-            if prod - cons == 1 and free:
+            if prod - cons != 1 or not free:
+                refused = 1
+                if (prod - cons) & MASK32 > (ring.rsp_prod_pvt + size - cons) & MASK32:
+                    self._break(self._lie(prod))
+                    break
+                if ring.pages:
+                    ring.fetch(cons, prod)
+                mapper.clock += 1
+                started += self._take(cons, prod)
+                if self._barrier is not None:
+                    break
+                cons = ring.req_cons
+            else:
                 # (There is a job for it: so it is not more ahead of the responses than the ring is long.)
                 if ring.pages:
                     ring.fetch(cons, prod)
@@ -337,18 +349,6 @@ class BlockServer:
                         statistics.sectors_read += plan.sectors
                     submit(op, sector, plan.extents, job, self)
                     started = 1
-            else:
-                refused = 1
-                if (prod - cons) & MASK32 > (ring.rsp_prod_pvt + size - cons) & MASK32:
-                    self._break(self._lie(prod))
-                    break
-                if ring.pages:
-                    ring.fetch(cons, prod)
-                mapper.clock += 1
-                started += self._take(cons, prod)
-                if self._barrier is not None:
-                    break
-                cons = ring.req_cons
             # The next request is to be told of. One that came before the frontend could know is taken at once.
             # (So is what comes after a barrier that has failed already.)
             shared[REQ_EVENT] = (cons + 1) & MASK32

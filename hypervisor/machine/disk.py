@@ -309,50 +309,65 @@ class DiskController:
         """
         known, memory, b, last, sector_size, limit, readv, writev, line, guarded = self._moving
         base, consumed = self._queue, self._consumed
-        words: int | list[int] = -1
-        if producer - consumed == 1 and base and line not in guarded:
-            at = base + (consumed & SLOT_MASK) * COMMAND_SIZE
-            op, _, nr_segments, ident, sector, segments, _ = _UNPACK(b, at)
-            if op <= last and (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE <= PAGE_SIZE:
-                try:
-                    gathered = known.get(TABLES[nr_segments].unpack_from(b, segments)[0])
-                except (struct_error, OverflowError):
-                    gathered = None  # there is no such memory, as `_execute` will find
-                if gathered is not None:
-                    views, _, marks, moved = gathered
-                    offset = sector * sector_size
-                    if not moved % sector_size and offset + moved <= limit:
-                        if op:
-                            status = writev(views, offset, moved)
-                            self.written_bytes += moved
-                        else:
-                            status = readv(views, offset, moved)
-                            if memory.watched:
-                                for frames, ones in marks:
-                                    memory.written[frames] = ones
-                            self.read_bytes += moved
-                        words = (-status & U32) << 32 | ident if status else ident
-                        self._consumed = producer
-                        self.commands += 1
-        if words == -1:
-            pending = producer - consumed & U32
-            if not base or not 0 < pending <= QUEUE_LENGTH:
-                return
-            words, moved = self._execute_all(consumed, pending)
-            self._consumed = producer
-            self.commands += pending
+        if producer - consumed != 1 or not base or line in guarded:
+            self._execute_all(producer)
+            return
+        at = base + (consumed & SLOT_MASK) * COMMAND_SIZE
+        op, _, nr_segments, ident, sector, segments, _ = _UNPACK(b, at)
+        if op > last or (segments & PAGE_MASK) + nr_segments * SEGMENT_SIZE > PAGE_SIZE:
+            self._execute_all(producer)
+            return
+        try:
+            gathered = known.get(TABLES[nr_segments].unpack_from(b, segments)[0])
+        except (struct_error, OverflowError):
+            gathered = None  # there is no such memory, as `_execute` will find
+        if gathered is None:
+            self._execute_all(producer)
+            return
+        views, _, marks, size = gathered
+        offset = sector * sector_size
+        if size % sector_size or offset + size > limit:
+            self._execute_all(producer)
+            return
+        if op:
+            status = writev(views, offset, size)
+            self.written_bytes += size
+        else:
+            status = readv(views, offset, size)
+            if memory.watched:
+                for frames, ones in marks:
+                    memory.written[frames] = ones
+            self.read_bytes += size
+        self._consumed = producer
+        self.commands += 1
+        # `_report_later`, written out.
         spare = self.spare
         completion = spare.pop() if spare else _Completion(self)
-        completion.words = words
+        completion.words = (-status & U32) << 32 | ident if status else ident
         completion.generation = self.generation
         if self._prompt:
             completion.come()
         else:
             now, rearm = self.now, self._rearm
-            rearm(completion.timer, now() + self.latency_ns + (moved * self.ns_per_kib >> 10), completion.come)
+            rearm(completion.timer, now() + self.latency_ns + (size * self.ns_per_kib >> 10), completion.come)
 
-    def _execute_all(self, first: int, count: int) -> tuple[list[int], int]:
-        """Execute commands; returns the `disk_completion` of each, as one word, and how many bytes were moved."""
+    def _report_later(self, words: list[int], moved: int) -> None:
+        """Report commands as done once the medium has had its time for them and for moving so many bytes."""
+        completion = self.spare.pop() if self.spare else _Completion(self)
+        completion.words = words
+        completion.generation = self.generation
+        if self._prompt:
+            completion.come()
+        else:
+            deadline = self.now() + self.latency_ns + (moved * self.ns_per_kib >> 10)
+            self._rearm(completion.timer, deadline, completion.come)
+
+    def _execute_all(self, producer: int) -> None:
+        """Execute the commands up to a producer index, if there is a queue and the index is no nonsense."""
+        first = self._consumed
+        count = producer - first & U32
+        if not self._queue or not 0 < count <= QUEUE_LENGTH:
+            return
         known, memory, b, last, sector_size, limit, readv, writev, line, guarded = self._moving
         written = memory.written
         if line in guarded:
@@ -389,9 +404,11 @@ class DiskController:
             status, size = self._execute(op, nr_segments, sector, segments, sectors)
             done.append((-status & U32) << 32 | ident if status else ident)
             moved += size
+        self._consumed = producer
+        self.commands += count
         self.read_bytes += read
         self.written_bytes += wrote
-        return done, moved + read + wrote
+        self._report_later(done, moved + read + wrote)
 
     def _several(self, first: int, count: int, done: list[int]) -> tuple[Iterable[tuple[int, ...]], int]:
         """Return several commands to be executed one by one, and how many bytes of others were moved at once."""

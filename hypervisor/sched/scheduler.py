@@ -488,7 +488,10 @@ class Scheduler:
                 ready = vcpu.ready_at
                 if ready > now:
                     now = ready
-                if timers.next_deadline > now:
+                if timers.next_deadline <= now:
+                    # It has to wait, where it was.
+                    queue.appendleft(vcpu)
+                else:
                     if queue and not takes_head:
                         # Somebody else waits, too.
                         queue.appendleft(vcpu)
@@ -582,8 +585,6 @@ class Scheduler:
                     pcpu.now = vcpu.since = now
                     vcpu.time_running += cost
                     continue
-                # It has to wait, where it was.
-                queue.appendleft(vcpu)
             # The next timer, as `_fire_timer` does it; one that was cancelled is left to that.
             if not heap or hv.stopped:
                 return turns.__length_hint__() + 1
