@@ -20,7 +20,7 @@ from hypervisor.errors import HypercallError
 from hypervisor.guest_access import pages_in_a_row, translate_load
 from hypervisor.preempt import Continuation, finish
 from hypervisor.probe import VCpuProbe
-from hypervisor.tape import FULL, register
+from hypervisor.tape import FULL, LOOK, register
 from hypervisor.time import unknown_op
 from hypervisor.vcpu import AWAKE, NO_WORK, VCpu, checked_work
 
@@ -32,9 +32,6 @@ MASK_BYTE = xen.vcpu_info.offset("evtchn_upcall_mask")
 assert MASK_BYTE == 1, "`PythonVCpu.run` looks at both flags at once"
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
-
-LOOK = 0xFF
-"""In so many hypercalls (plus one) a vCPU looks once whether the tape is full."""
 
 HypercallDoor = Callable[..., int]
 Door = tuple[HypercallDoor, Callable[[], None]]

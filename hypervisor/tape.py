@@ -21,7 +21,9 @@ from typing import Any, Final
 import msgpack
 
 from hypervisor.abi import tracepoints as tp
+from hypervisor.abi.sched import SCHEDOP_block
 from hypervisor.abi.tracepoints import SIGNED, WORD, Blank
+from hypervisor.abi.xen import HYPERVISOR_sched_op
 
 OTHER: Final = 0
 """The next of the records that have been kept as a whole."""
@@ -36,6 +38,8 @@ U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 FULL: Final = 4096
 """So many words make a batch."""
+LOOK: Final = 0xFF
+"""In so many hypercalls (plus one) of a vCPU it is looked once whether the tape is full."""
 
 
 class Tape:
@@ -73,10 +77,11 @@ class Tape:
         self.words.clear()
         self._paused = -1
 
-    def code(self, domid: int, vcpu_id: int, kind: int, *fields: object) -> int:
+    def code(self, domid: int, vcpu_id: int, kind: int, *fields: object, ns: int = 0) -> int:
         """Return the code of a record: each of its fields is what it always is, or a `Blank`.
 
-        Raises TypeError for what a file cannot hold: whoever asks may be a guest.
+        It moves the time on by `ns` before the record. Raises TypeError for what a file cannot hold: whoever asks may
+        be a guest.
         """
         try:
             msgpack.packb((kind, [field for field in fields if not isinstance(field, Blank)]))
@@ -84,7 +89,7 @@ class Tape:
             raise TypeError(f"a trace cannot hold this record: {error}") from None
         if None in fields:
             raise TypeError("a trace cannot hold this record: None says nothing")
-        return self._define(0, domid, vcpu_id, kind, fields)
+        return self._define(ns, domid, vcpu_id, kind, fields)
 
     def tick(self, ns: int) -> int:
         """Return a code that is no record, but moves the time on."""
@@ -145,11 +150,14 @@ class Tape:
 class VCpuCodes:
     """The codes of what happens most to a vCPU."""
 
-    __slots__ = ("block", "call", "deschedule", "irq", "pending", "schedule", "short_call", "upcall", "wake")
+    __slots__ = ("block", "call", "deschedule", "idle", "irq", "pending", "schedule", "short_call", "upcall", "wake")
 
-    def __init__(self, tape: Tape, domid: int, vcpu_id: int, *, blocked: int) -> None:
-        """`blocked`: the flags of a vCPU that waits for an event."""
+    def __init__(self, tape: Tape, domid: int, vcpu_id: int, *, blocked: int, hypercall_ns: int) -> None:
+        """`blocked`: the flags of a vCPU that waits for an event. `hypercall_ns`: the cost of a hypercall."""
         code = tape.code
+        block = HYPERVISOR_sched_op, SCHEDOP_block, 0, 0, 0, 0, 0
+        self.idle = code(domid, vcpu_id, tp.HYPERCALL, *block, ns=hypercall_ns)
+        """A tick, and the hypercall SCHEDOP_block after it."""
         self.call = code(domid, vcpu_id, tp.HYPERCALL, WORD, WORD, WORD, WORD, WORD, WORD, SIGNED)
         self.short_call = code(domid, vcpu_id, tp.HYPERCALL, WORD, WORD, WORD, 0, 0, 0, 0)
         """A hypercall with two arguments at most that returns 0: they nearly all are."""

@@ -214,8 +214,11 @@ class VCpu(ABC):
         self.domain = domain
         self.hv = hv
         self.vcpu_id = vcpu_id
-        self.codes: Any = None if hv.tape is None else VCpuCodes(hv.tape, domain.domid, vcpu_id, blocked=VPF_BLOCKED)
+        self.codes: Any = None
         """`VCpuCodes`, if there is a tape."""
+        if hv.tape is not None:
+            hypercall_ns = hv.sched.costs.hypercall
+            self.codes = VCpuCodes(hv.tape, domain.domid, vcpu_id, blocked=VPF_BLOCKED, hypercall_ns=hypercall_ns)
         self.context = Context()
         self.initialised = False
         self.info = 0

@@ -287,7 +287,7 @@ class BlockServer:
         trace = kernel.cpu.trace
         self._trace = None if trace is None else trace.bind(BLOCK_REQUEST, name, WORD, WORD, WORD, SIGNED)
         self._trace_push = None if trace is None else trace.bind(RING_PUSH, name, "rsp", WORD, FLAG, WORD)
-        self.answering = (*places, protocol.response.pack_into, self.free, self._trace)
+        self.answering = (*places, protocol.response.pack_into, self.free, self._trace, self._trace_push)
 
     # Requests
 
@@ -614,7 +614,7 @@ class BlockServer:
         if self.unusual:
             self.finish(job, 0)
             return
-        ring, shared, view, offsets, mask, pack_into, free, trace = self.answering
+        ring, shared, view, offsets, mask, pack_into, free, trace, trace_push = self.answering
         prod = ring.rsp_prod_pvt
         pack_into(view, offsets[prod & mask], job.id, job.op, BLKIF_RSP_OKAY)
         ring.rsp_prod_pvt = new = (prod + 1) & MASK32
@@ -624,14 +624,17 @@ class BlockServer:
         free.append(job)
         self.in_flight = left = self.in_flight - 1
         if not left:
-            if self._dead or ring.pages or trace is not None:
+            if self._dead or ring.pages:
                 self.flush_responses()
                 return
             # The same, written out.
             old = self._pushed
             self._pushed = shared[RSP_PROD] = new
             event = shared[RSP_EVENT]
-            if (event == new or (new - event) & MASK32 < (new - old) & MASK32) and self.port >= 0:
+            notify = event == new or (new - event) & MASK32 < (new - old) & MASK32
+            if trace_push is not None:
+                trace_push(new, notify, ring.req_cons)
+            if notify and self.port >= 0:
                 send = self._notify
                 send(self.port)
         elif not self.told:
@@ -644,7 +647,7 @@ class BlockServer:
             for job in jobs:
                 self.finish(job, 0)
             return
-        ring, _, view, offsets, mask, pack_into, free, trace = self.answering
+        ring, _, view, offsets, mask, pack_into, free, trace, _ = self.answering
         prod = ring.rsp_prod_pvt
         for job in jobs:
             pack_into(view, offsets[prod & mask], job.id, job.op, BLKIF_RSP_OKAY)

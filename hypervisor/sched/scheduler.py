@@ -22,7 +22,7 @@ from hypervisor.sched.algorithm import ALL_CPUS, NEVER, Algorithm
 from hypervisor.sched.costs import Costs
 from hypervisor.sched.cpupool import CpuPools
 from hypervisor.sched.pcpu import PCpu
-from hypervisor.tape import FULL, TIME
+from hypervisor.tape import FULL, LOOK, TIME
 from hypervisor.vcpu import AWAKE, NO_WORK, VPF_BLOCKED, VPF_POLLING
 
 if TYPE_CHECKING:
@@ -554,14 +554,22 @@ class Scheduler:
                                 idle = vcpu.idle
                                 at = vcpu.flags_at
                             if not idle:
-                                if words is None and not (flags[at] or vcpu.pause_flags or areas):
+                                if not (flags[at] or vcpu.pause_flags or areas):
                                     # `VCpu.block`, written out, and what comes after it: no event is pending, nothing
-                                    # else keeps it from sleeping, and nobody wants to know.
+                                    # else keeps it from sleeping, and nobody is to be told.
                                     vcpu.pause_flags = VPF_BLOCKED
                                     vcpu.hypercalls = made = vcpu.hypercalls + 1
                                     cost += (made - before) * cost_hypercall
                                     pcpu.now = vcpu.since = now + cost
                                     vcpu.time_running += cost
+                                    if words is not None:
+                                        codes = vcpu.codes
+                                        words.append(codes.idle)
+                                        words.append(codes.block)
+                                        words.append(cost)
+                                        if not made & LOOK and len(words) > FULL:
+                                            assert hv.tape is not None
+                                            hv.tape.keep()
                                     continue
                                 vcpu.block()
                         except Exception as error:
