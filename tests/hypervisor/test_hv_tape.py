@@ -18,10 +18,9 @@ from test_hv_scheduler import host, make_world
 from hypervisor.abi import event_channel as ev
 from hypervisor.abi import sched, xen
 from hypervisor.abi.tracepoints import FLAG, GUEST_NOTE, HYPERCALL, NET_PACKET, RING_PUSH, SIGNED, UPCALL, WAKE, WORD
-from hypervisor.python_vcpu import LOOK
 from hypervisor.sched.costs import OFF, Costs
 from hypervisor.sched.policy import Fifo, Policy, Random
-from hypervisor.tape import FIRST, FULL, OTHER, TIME, Tape
+from hypervisor.tape import FIRST, FULL, LOOK, OTHER, TIME, Tape
 from hypervisor.trace import TraceError, TraceWriter, read_records
 
 VERSION = xen.HYPERVISOR_xen_version
