@@ -196,6 +196,7 @@ class SmallRequests:
             job.count = sectors
             job.connection = self._connection
             job.length = length
+            job.error = 0
             job.part = job.view[:length]
 
     def _written(self, start: int, length: int, stride: int, count: int) -> list[memoryview]:
