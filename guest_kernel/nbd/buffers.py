@@ -174,7 +174,7 @@ class BufferPool:
     def renew(self, queue: BlockQueue | None) -> None:
         """Have no free buffers of one page that have lost it, now that the disk has another connection."""
         self.queue = queue
-        for job in [job for job in self.single if job.buffer.lost]:
+        for job in [job for job in self.single if job.lost]:
             self.single.remove(job)
             self.give(job.held)
 

@@ -70,7 +70,7 @@ KINDS: dict[int, dict[tuple[int, int], Kind]] = {
 class SmallJob(BlockRequest):
     """A read or write under way; who begins one sets everything but the buffer."""
 
-    __slots__ = ("connection", "cookie", "held", "length", "part", "view")
+    __slots__ = ("connection", "cookie", "held", "length", "lost", "part", "view")
 
     buffer: BlockBuffer
     connection: Connection
@@ -86,6 +86,7 @@ class SmallJob(BlockRequest):
         self.waiters = NOBODY
         self.transfer = None
         self.buffer = held.block
+        self.lost = held.block.lost
         self.held = held
         self.view = view
         """The bytes of the page."""
@@ -93,7 +94,7 @@ class SmallJob(BlockRequest):
     def finish(self, error: int = 0) -> None:
         """The disk is done with it. Callable from upcall handlers."""
         connection = self.connection
-        if error or self.buffer.lost:
+        if error or self.lost:
             self.error = error
             connection.small.unusual = True
         connection.finished.append(self)
@@ -286,7 +287,7 @@ class SmallRequests:
                     break
                 at = end
             count += 1
-            if job.buffer.lost:
+            if job.lost:
                 pool.give(job.held)
             else:
                 well.append(job)

@@ -450,7 +450,11 @@ class SocketCard:
         now, deadline, end = time.monotonic_ns, 0, 0
         while transfer.views:
             try:
-                size = sock.sendmsg(transfer.views, (), socket.MSG_NOSIGNAL)
+                views = transfer.views
+                if len(views) == 1:
+                    size = sock.send(views[0], socket.MSG_NOSIGNAL)
+                else:
+                    size = sock.sendmsg(views, (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 if now() < deadline:
                     continue
@@ -458,9 +462,10 @@ class SocketCard:
             except OSError as error:
                 return -(error.errno or errno.EIO)
             transfer.advance(size)
-            deadline = now() + transfer.pause()
-            end = end or deadline + PATIENCE_NS
-            deadline = min(deadline, end)
+            if transfer.views:
+                deadline = now() + transfer.pause()
+                end = end or deadline + PATIENCE_NS
+                deadline = min(deadline, end)
         return transfer.done
 
     # -- memory ---------------------------------------------------------------------------------------------------

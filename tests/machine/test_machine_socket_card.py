@@ -195,7 +195,7 @@ class Dribbler:
     def recvmsg_into(self, views: list[memoryview]) -> tuple[int]:
         return (self._byte(),)
 
-    def sendmsg(self, views: list[memoryview], _ancillary: object, _flags: int) -> int:
+    def send(self, view: memoryview, _flags: int) -> int:
         return self._byte()
 
 
