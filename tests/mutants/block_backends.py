@@ -164,7 +164,7 @@ def _nothing_indirect_to_do(old: Any) -> Any:
 def _believes_the_index(self: Any) -> None:
     """Take the place of the ring's size, by which the index is judged."""
     before, behind = self._reading[:5], self._reading[6:]
-    self._reading = (*before, 1 << 32, *behind)
+    self._reading = (*before, 1 << 31, *behind)
 
 
 def _keeps_pages(old: Any) -> Any:

@@ -142,9 +142,10 @@ def _rest(monkeypatch: Any) -> None:
 
 
 def _always_online(monkeypatch: Any) -> None:
-    online = states.table("backend", online=True)
-    for eager in (False, True):
-        monkeypatch.setitem(states._TABLES, ("backend", eager, False), online)
+    for side, eager, reconfigures, online in list(states._TABLES):
+        if side == "backend" and not online:
+            table = states.table(side, reconfigures=reconfigures, online=True)
+            monkeypatch.setitem(states._TABLES, (side, eager, reconfigures, online), table)
 
 
 def _robs(monkeypatch: Any) -> None:

@@ -47,7 +47,7 @@ def pair(side: str, own: int, others: tuple[int, ...], step: tuple[str, int]) ->
     """Have a bus take another step at some pairs of states."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        for (of, _, _), table in states._TABLES.items():
+        for (of, *_), table in states._TABLES.items():
             if of == side:
                 for other in others:
                     monkeypatch.setitem(table, (own, other), step)
