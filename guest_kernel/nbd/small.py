@@ -35,6 +35,8 @@ BATCH = 16
 """Requests that are begun before the disk and the card get theirs. Were it all that a client has, client and server
 would take turns to wait for each other.
 """
+FEW = 4
+"""Where fewer follow each other that are alike, it is less work to look at each by itself."""
 MAX_SMALL = PAGE_SIZE
 """Bytes of a small transfer."""
 
@@ -102,6 +104,9 @@ class SmallJob(BlockRequest):
             connection.wake()
 
 
+_NO_JOBS: list[SmallJob] = []
+
+
 @final
 class SmallRequests:
     """The small requests of a connection."""
@@ -135,6 +140,8 @@ class SmallRequests:
         """Begin requests that are all there, between two bytes of the area, for as long as they are small and alike and
         nothing is wrong with them, up to so many. Returns how many bytes they were; 0 if the next one is none such.
         """
+        if self._limit < FEW:
+            return self._begin_each(start, end, most)
         connection, single = self._connection, self._pool.single
         view, disk = connection.area_in.view, connection.disk
         head, _, _, length = _HEAD(view, start)
@@ -184,6 +191,59 @@ class SmallRequests:
         connection.jobs += count
         disk.begin(jobs, op, count * sectors)
         return count * stride
+
+    def _begin_each(self, start: int, end: int, most: int) -> int:
+        """The same as `begin`, one by one, for small requests of all kinds."""
+        connection, pool = self._connection, self._pool
+        view, disk, single = connection.area_in.view, connection.disk, pool.single
+        block, size = disk.block_size, disk.sectors << SECTOR_SHIFT
+        kinds = KINDS.get(block, {})
+        at, jobs, run_op, begun = start, _NO_JOBS, -1, 0
+        last: Kind | None = None
+        mixed = False
+        while begun < most and single and end - at >= _HEAD_SIZE:
+            head, cookie, offset, length = _HEAD(view, at)
+            kind = kinds.get((head, length))
+            if kind is None:
+                break
+            op, sectors, _, stride = kind
+            if at + stride > end or offset & block - 1 or offset + length > size:
+                break
+            if disk.readonly if op else length > self._room:
+                break
+            if kind is not last:
+                mixed, last = last is not None, kind
+            if op != run_op:
+                self._begin_run(jobs, run_op)
+                jobs, run_op = [], op
+            job = single.pop()
+            job.op = op
+            job.sector = offset >> SECTOR_SHIFT
+            job.count = sectors
+            job.connection = connection
+            job.cookie = cookie
+            job.length = length
+            job.error = 0
+            job.part = job.view if length == MAX_SMALL else job.view[:length]
+            if op:
+                job.part[:] = view[at + _HEAD_SIZE : at + stride]
+            jobs.append(job)
+            at += stride
+            begun += 1
+        self._begin_run(jobs, run_op)
+        pool.user = None  # what jobs have been told before does not hold any more
+        if begun >= FEW and not mixed:
+            self._limit = BATCH
+        return at - start
+
+    def _begin_run(self, jobs: Sequence[SmallJob], op: int) -> None:
+        """Give the disk some reads, or some writes."""
+        if jobs:
+            connection = self._connection
+            if op:
+                connection.large, connection.ahead = False, BATCH * (_HEAD_SIZE + jobs[-1].length)
+            connection.jobs += len(jobs)
+            connection.disk.begin(jobs, op, sum([job.count for job in jobs]))
 
     def _tell(self, jobs: Sequence[SmallJob], kind: Kind, length: int) -> None:
         """Tell jobs what they have in common, and remember that they know."""
