@@ -265,13 +265,15 @@ class NetBack(XenbusDriver):
         await device.write(carrier=is_up)
 
     def _bind(self, device: XenbusDevice, queue: Queue, nodes: dict[str, str | None], directory: str) -> None:
-        """Bind the event channel of both rings, or one of each if the frontend has split them. Raises ValueError."""
+        """Bind one event channel for each ring if the frontend names both, else the one of both. Raises ValueError."""
 
         def bind(key: str) -> int:
             number = frontend_number(nodes, directory + key)
             return self.kernel.events.bind_interdomain(device.otherend_id, number, lambda: self._event(queue))
 
-        if nodes[directory + "event-channel-tx"] is not None or nodes[directory + "event-channel-rx"] is not None:
+        split = [nodes[directory + key] is not None for key in ("event-channel-tx", "event-channel-rx")]
+        # One of a pair is what an earlier driver in the same domain has left behind, as long as there is that of both.
+        if all(split) or (any(split) and nodes[directory + "event-channel"] is None):
             queue.port = bind("event-channel-tx")
             queue.rx_port = bind("event-channel-rx")
         else:

@@ -130,6 +130,22 @@ def test_nodes_that_make_no_sense(key: str, value: str | None) -> None:
     host.check_no_leaks()
 
 
+@pytest.mark.parametrize("half", ["event-channel-tx", "event-channel-rx"])
+def test_one_half_of_a_pair_of_event_channels_does_not_count_beside_one_for_both(half: str) -> None:
+    host = Host()
+    one, two = host.guests
+    two.connect()
+    one.store[f"frontend/{half}"] = "77777"
+    front = RawFront(one)
+    two.device.transmit(two.frame(one.mac))
+    host.run()
+    assert len(front.received()) == 1
+    assert front.events
+    front.down()
+    two.close()
+    host.check_no_leaks()
+
+
 @pytest.mark.parametrize("split", [True, False])
 def test_event_channels(split: bool) -> None:
     """With an event channel for each ring, each end tells of a ring on that ring's own."""
