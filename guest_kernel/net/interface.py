@@ -157,9 +157,24 @@ class Interface:
         if question is None:
             self.device.counters.tx_dropped += 1
             return
+        if question.is_full:
+            self.device.counters.tx_dropped += 1
         question.waiting.append(datagram)
         if is_new:
             self.stack.kernel.spawn(self._resolve(destination, question), f"arp {ip_to_text(destination)}")
+
+    async def wait_for_room(self, destination: bytes) -> None:
+        """Wait until a datagram for this neighbour neither is lost here nor pushes another one out.
+
+        Whoever sends without end gives way to others each time, even if it is to itself.
+        """
+        if destination == self.ip:
+            await self.stack.kernel.yield_()
+            return
+        await self.device.wait_for_room()
+        question = None if destination in self._broadcasts else self.neighbours.obstacle(destination)
+        if question is not None:
+            await question.settled.wait()
 
     def _header(self, destination: bytes, protocol: int, size: int) -> bytes:
         self._ident = self._ident + 1 & 0xFFFF
@@ -199,7 +214,7 @@ class Interface:
         for _ in range(ARP_TRIES):
             self._send_arp(BROADCAST_MAC, dpkt.arp.ARP_OP_REQUEST, NO_MAC, ip)
             try:
-                await self.stack.kernel.wait_for(question.answered.wait(), ARP_RETRY_NS)
+                await self.stack.kernel.wait_for(question.settled.wait(), ARP_RETRY_NS)
             except TimeoutError:
                 continue
             return

@@ -22,8 +22,14 @@ class Question:
     """An address that is being asked for, and what waits for the answer."""
 
     def __init__(self) -> None:
-        self.answered = Event()
+        self.settled = Event()
+        """Set when there is an answer, and when the question is given up."""
         self.waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another datagram would push one out."""
+        return len(self.waiting) == MAX_WAITING
 
 
 class Neighbours:
@@ -52,7 +58,7 @@ class Neighbours:
         question = self._questions.pop(ip, None)
         if question is None:
             return deque()
-        question.answered.set()
+        question.settled.set()
         return question.waiting
 
     def question(self, ip: bytes) -> tuple[Question | None, bool]:
@@ -65,7 +71,19 @@ class Neighbours:
         question = self._questions[ip] = Question()
         return question, True
 
+    def obstacle(self, ip: bytes) -> Question | None:
+        """Return the question without whose end a datagram for this address is one too many; None if there is none."""
+        if ip in self._known:
+            return None
+        question = self._questions.get(ip)
+        if question is not None:
+            return question if question.is_full else None
+        return next(iter(self._questions.values())) if len(self._questions) >= MAX_QUESTIONS else None
+
     def give_up(self, ip: bytes) -> int:
         """Forget a question that nobody answers; returns how many datagrams are lost with it."""
         question = self._questions.pop(ip, None)
-        return len(question.waiting) if question is not None else 0
+        if question is None:
+            return 0
+        question.settled.set()
+        return len(question.waiting)

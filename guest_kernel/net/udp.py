@@ -39,7 +39,7 @@ class UdpSocket:
         return self._queue.popleft()
 
     async def sendto(self, data: bytes, address: Address) -> None:
-        """Send a datagram, waiting while the interface has no room. Raises NetError (no route, too long, no address).
+        """Send a datagram, waiting while there is no room for it. Raises NetError (no route, too long, no address).
 
         It may be lost on its way, as datagrams are: when nobody answers ARP, when the receiver is slow.
         """
@@ -48,7 +48,7 @@ class UdpSocket:
             raise NetError(f"there is no UDP port {port}")
         destination = ip_from_text(host)
         interface = self._stack.route(destination)
-        await interface.device.wait_for_room()
+        await interface.wait_for_room(destination)
         if self._closed:
             raise NetError(f"the socket on port {self.port} is closed")
         header = dpkt.udp.UDP(sport=self.port, dport=port, ulen=8 + len(data), sum=0)

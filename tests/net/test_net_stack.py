@@ -244,7 +244,7 @@ def test_questions_are_repeated_and_given_up() -> None:
     socket = guest.net.udp_socket(7)
 
     async def send() -> None:
-        for number in range(MAX_WAITING + 5):
+        for number in range(MAX_WAITING):
             await socket.sendto(b"%d" % number, ("10.0.0.2", 8))
 
     guest.world.do(guest.kernel, send())
@@ -252,6 +252,81 @@ def test_questions_are_repeated_and_given_up() -> None:
     assert guest.cable.counters.tx_dropped == MAX_WAITING
     assert guest.world.now == 3_000_000_000
     assert not guest.kernel.scheduler.threads
+
+
+def test_whoever_sends_without_end_to_nobody_waits_for_each_question() -> None:
+    """Nothing is pushed out unseen, and the time goes on."""
+    guest = Guest()
+    socket = guest.net.udp_socket(7)
+
+    async def send() -> None:
+        number = 0
+        while guest.world.now < 10_000_000_000:
+            await socket.sendto(b"%d" % number, ("10.0.0.2", 8))
+            number += 1
+
+    guest.world.do(guest.kernel, send())
+    assert guest.cable.counters.tx_dropped == 4 * MAX_WAITING + 1
+    assert guest.cable.sent == [arp(1, MAC, IP, bytes(6), PEER_IP)] * 3 * 5
+
+
+def test_what_was_held_back_arrives_in_order_after_the_answer() -> None:
+    guest = Guest()
+    socket = guest.net.udp_socket(7)
+
+    async def send() -> None:
+        for number in range(MAX_WAITING + 5):
+            await socket.sendto(b"%d" % number, ("10.0.0.2", 8))
+
+    guest.kernel.spawn(send())
+    guest.world.run(until=0)
+    sent = guest.get(arp(2, PEER, PEER_IP, MAC, IP, to=MAC))
+    assert [frame[42:] for frame in sent] == [b"%d" % number for number in range(MAX_WAITING + 5)]
+    assert guest.cable.counters.tx_dropped == 0
+
+
+def test_too_many_questions_at_a_time_make_the_next_one_wait() -> None:
+    guest = Guest()
+    guest.iface.configure("10.0.0.1/16")
+    socket = guest.net.udp_socket(7)
+
+    async def send() -> None:
+        for number in range(MAX_QUESTIONS + 3):
+            await socket.sendto(b"", (f"10.0.1.{number}", 8))
+
+    guest.world.do(guest.kernel, send())
+    asked = {frame[38:42] for frame in guest.cable.sent}
+    assert len(asked) == MAX_QUESTIONS + 3
+    assert guest.cable.counters.tx_dropped == MAX_QUESTIONS + 3
+
+
+def test_a_datagram_that_pushes_another_out_is_counted() -> None:
+    guest = Guest()
+    for _ in range(MAX_WAITING + 5):
+        guest.iface.send(PEER_IP, 17, bytes(8))
+    assert guest.cable.counters.tx_dropped == 5
+    guest.world.run()
+    assert guest.cable.counters.tx_dropped == MAX_WAITING + 5
+
+
+def test_whoever_sends_to_itself_without_end_gives_way() -> None:
+    guest = Guest()
+    socket = guest.net.udp_socket(7)
+    turns = []
+
+    async def send() -> None:
+        while len(turns) < 3:
+            await socket.sendto(b"me", ("10.0.0.1", 7))
+
+    async def other() -> None:
+        for _ in range(3):
+            turns.append(None)
+            await guest.kernel.yield_()
+
+    guest.kernel.spawn(send())
+    guest.kernel.spawn(other())
+    guest.world.run(until=0)
+    assert len(turns) == 3
 
 
 def test_an_answer_lets_what_waits_go() -> None:
