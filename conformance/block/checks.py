@@ -15,6 +15,8 @@ HEADER = "io/blkif.h"
 REQUEST = f"{HEADER}, struct blkif_request"
 RING = "io/ring.h"
 PAGE = bytes(range(256)) * 16
+UNDER_WAY_NS = 5_000
+"""Virtual time after which a disk has not yet done what it was given."""
 
 
 async def connected(scene: Scene, **nodes: object) -> Front:
@@ -490,9 +492,22 @@ async def notifies_when_asked(scene: Scene) -> None:
 async def a_ring_that_overflows(scene: Scene) -> None:
     """Indices that cannot be do not keep the backend busy: it serves at most a ring full, and the host goes on.
 
-    XSA-39: the backend ran for ever, and its domain with it.
+    XSA-39: the backend ran for ever, and its domain with it. An index that goes back while requests are under way is
+    no more than a ring ahead of the responses, and still there is nothing between it and the last request taken.
     """
     front = await connected(scene)
+    for sector in range(8):
+        front.put(BLKIF_OP_READ, sector, [(front.grant(), 0, 0)], ident=sector)
+    front.show()
+    await front.kernel.sleep(UNDER_WAY_NS)
+    for back in (3, 0):
+        front.ring.shared[REQ_PROD] = front.ring.req_prod_pvt - back
+        front.kernel.events.notify(front.port)
+        await front.kernel.sleep(UNDER_WAY_NS)
+    await front.close()
+    await front.begin_again()
+    await front.connect()
+    await lives_on(front)
     front.ring.shared[REQ_PROD] = front.ring.req_prod_pvt + 1000
     front.kernel.events.notify(front.port)
     await front.kernel.sleep(50_000_000)
