@@ -561,7 +561,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "wants-split-channels": (
         "a frontend with one event channel is not served",
         "NETIF-BACKEND-004",
-        said(lambda found: {"event-channel-tx": found.get("event-channel-tx") or "0"}),
+        said(lambda found: {f"event-channel-{end}": found.get(f"event-channel-{end}") or "0" for end in ("tx", "rx")}),
     ),
     "never-closes": (
         "the frontend's Closing is not answered",
