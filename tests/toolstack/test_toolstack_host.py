@@ -13,8 +13,10 @@ import trio
 from toolstack import host as host_module
 from toolstack import lifecycle, pace
 from toolstack.console_log import ConsoleLog
+from toolstack.disk_spec import DiskSpec
 from toolstack.errors import UsageError
 from toolstack.host import Host
+from toolstack.nodes import DeviceNodes
 from toolstack.preparation import parse_nic
 from toolstack.report import DomainResult, HostResult
 from toolstack.xl_config import DomainConfig, load_config
@@ -200,7 +202,11 @@ def test_a_device_that_its_backend_refuses(bench: Bench, monkeypatch: pytest.Mon
     """The disk controller that the nodes name is not there."""
     bench.image("d.img")
     make = lifecycle.disk_nodes
-    monkeypatch.setattr(lifecycle, "disk_nodes", lambda domid, back, disk, unit: make(domid, back, disk, unit + 9))
+
+    def name_another(domid: int, back: int, disk: DiskSpec, unit: int, *, late: bool) -> DeviceNodes:
+        return make(domid, back, disk, unit + 9, late=late)
+
+    monkeypatch.setattr(lifecycle, "disk_nodes", name_another)
     lost = bench.guest("lost", 'self.print("ran")', 'disk = ["d.img,,xvda"]')
     good = bench.guest("good", "pass")
     result = bench.run(lost, good)
