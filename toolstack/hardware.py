@@ -191,7 +191,7 @@ class HostHardware:
             kind = "at an NBD server" if disk.nbd is not None else f"of the format {disk.format!r}"
             raise ToolstackError(f"{disk.vdev} is {kind}, so it keeps its size")
         if status:
-            raise ToolstackError(f"{disk.target}: {os.strerror(status)}")
+            raise ToolstackError(f"{disk.vdev} cannot have {size} bytes: {os.strerror(status)}")
 
     def check_medium(self, unit: int, target: str, connection: NbdConnection | None) -> None:
         """See `Hardware.check_medium`."""

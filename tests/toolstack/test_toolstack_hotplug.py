@@ -262,6 +262,7 @@ async def test_a_disk_grows_while_it_is_used(tmp_path: Path, backend: str) -> No
         host.image("ro.img")
         host.image("base.img")
         disks = [f"a.img,,xvda,w,backend={backend}", "ro.img,,xvdb,r", "over,overlay,xvdc,base=base.img"]
+        disks.append("1M,memory,xvde")
         storage = host.guest("storage", "await self.kernel.never()", "driver_domain = 1")
         return [storage, host.guest("one", GROW, f"disk = {disks!r}")]
 
@@ -280,6 +281,7 @@ async def test_a_disk_grows_while_it_is_used(tmp_path: Path, backend: str) -> No
             ("xvdb", "2M", "xvdb is read-only, so its image cannot become larger"),
             ("xvdc", "2M", "xvdc is of the format 'overlay', so it keeps its size"),
             ("xvdd", "2M", "one has no disk 'xvdd'"),
+            ("xvde", "999999T", f"xvde cannot have {999999 << 40} bytes: Cannot allocate memory"),
         ):
             with pytest.raises(ControlError) as caught:
                 await host.ask("block-resize", domain="one", device=device, size=size)
