@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+from guest_kernel.block import BlockError
 from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw import NoDeviceError, PhysicalSocketCard
 from guest_kernel.hw.socket_card import ACCEPT, CLOSE, LISTENER
@@ -56,10 +57,22 @@ class NbdExport:
         kernel.power.on_shutdown(self.close)
         self._accept()
         while not self._closing:
-            self.disk = await kernel.block.get(self.name)
+            self.disk = await self._find_disk()
             self._gone = False
             kernel.spawn(self._watch(), "nbd unplug")
             await self._serve_disk()
+
+    async def _find_disk(self) -> BlockDevice:
+        """Return the disk, waiting until it is there. One that its driver has given up may still come some day."""
+        block = self.kernel.block
+        async with block.changes.follow() as changes:
+            try:
+                return await block.get(self.name)
+            except BlockError as error:
+                self.kernel.console.write(f"nbd: {error}; clients wait\n")
+            while self.name not in block.devices:
+                await changes.get()
+            return block.devices[self.name]
 
     async def _serve_disk(self) -> None:
         """Accept clients until the disk is unplugged."""

@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from nbd_scene import Scene
 from raw_client import RawClient
 
+from frontends.block import BlockFront
 from guest_kernel.nbd import wire
+from guest_kernel.xenbus.driver import XenbusDevice
 from toolstack.cli import main
 from toolstack.control.client import Control
 from toolstack.control.endpoint import ControlEndpoint
@@ -44,6 +46,35 @@ def test_unplugging_the_disk_ends_its_clients_and_plugging_in_another_one_serves
         scene.serve(client, outside=outside)
     finally:
         endpoint.close()
+
+
+def test_a_disk_that_its_driver_gives_up_is_no_end_of_the_guest(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may fail, or say what no backend says; who has connected waits until there is a disk."""
+    outside = Outside()
+    endpoint = ControlEndpoint(scene.directory / "control", outside)
+    endpoint.open()
+    connect = BlockFront.connect
+
+    async def fails_once(self: BlockFront, device: XenbusDevice) -> None:
+        monkeypatch.setattr(BlockFront, "connect", connect)
+        raise ValueError("no backend says that")
+
+    monkeypatch.setattr(BlockFront, "connect", fails_once)
+
+    def client() -> None:
+        with RawClient(scene.path) as raw, Control(endpoint.path) as host:
+            host.ask("block-detach", domain="guest", device="xvda", force=False)
+            host.ask("block-attach", domain="guest", spec=f"{scene.image},,xvda,w", cwd=os.fspath(scene.directory))
+            raw.hello()
+            assert raw.ask(wire.CMD_WRITE, 0, 512, data=b"1" * 512) == 0
+
+    try:
+        result = scene.serve(client, scene.guest("await self.kernel.never()"), outside=outside)
+    finally:
+        endpoint.close()
+    assert result.exit_code == 0, scene.text
+    assert "nbd: xvda: its backend did not connect: no such device or address; clients wait" in scene.text
+    assert scene.image.read_bytes()[:512] == b"1" * 512
 
 
 def test_a_larger_disk_is_larger_for_who_comes_next(scene: Scene) -> None:
