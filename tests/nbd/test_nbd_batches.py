@@ -90,8 +90,9 @@ def test_a_failure_that_nobody_hears_of_is_not_the_next_clients(scene: Scene) ->
         for _ in range(3):
             with RawClient(scene.path) as raw:
                 raw.hello()
-                raw.send(b"".join(request(wire.CMD_WRITE, n, BAD.start + n % 4, bytes(PAGE)) for n in range(16)))
-                raw.send(b"nonsense" * 4)
+                # (At one go, and less than a batch: else the server would answer before it looks at the rest.)
+                words = [request(wire.CMD_WRITE, n, BAD.start + n % 4, bytes(PAGE)) for n in range(12)]
+                raw.send(b"".join(words) + b"nonsense" * 4)
                 assert raw.is_hung_up_on()
             with RawClient(scene.path) as raw:
                 raw.hello()
