@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, final
 
+from guest_kernel.errors import OutOfMemory
 from guest_kernel.hw.socket_card import CLOSE, MAX_SEGMENTS, RECEIVE, SEGMENT_SIZE, SEND
 from guest_kernel.nbd import wire
 from guest_kernel.nbd.answers import Answers
@@ -100,6 +101,8 @@ class Connection:
                 await self._serve()
         except Hangup:
             pass
+        except OutOfMemory as error:
+            self.export.lacks_memory(error)
         finally:
             await self._close()
 

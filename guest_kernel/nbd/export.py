@@ -45,6 +45,8 @@ class NbdExport:
         self._news = WaitQueue()
         self._closing = False
         self._alone = WaitQueue()
+        self._said = False
+        """Whether people know that memory is short."""
 
     async def serve(self) -> None:
         """Serve clients for as long as the guest runs."""
@@ -109,12 +111,19 @@ class NbdExport:
             return
         try:
             connection = Connection(self, number)
-        except OutOfMemory:
+        except OutOfMemory as error:
+            self.lacks_memory(error)
             self.card.submit(CLOSE, number, b"", lambda status: None)
             self.card.kick()
             return
         self._connections[connection] = None
         self.kernel.spawn(connection.run(), f"nbd client {number}")
+
+    def lacks_memory(self, error: OutOfMemory) -> None:
+        """A client was hung up on since there is no memory for it. It is said once: there may be many."""
+        if not self._said:
+            self._said = True
+            self.kernel.console.write(f"nbd: there is no memory for clients of {self.name}: {error}\n")
 
     def left(self, connection: Connection) -> None:
         """A connection has ended."""

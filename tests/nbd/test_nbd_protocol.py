@@ -508,3 +508,31 @@ def test_areas_of_one_page(scene: Scene, monkeypatch: pytest.MonkeyPatch, struct
                         assert raw.reply(size) == (0, b"w" * size)
 
     scene.serve(client)
+
+
+FULL = """
+await self.disk("xvda")
+mm = self.kernel.mm
+self.pages = mm.alloc_pages(mm.free_pages - 20)
+await self.kernel.never()
+"""
+
+
+def test_a_guest_without_memory_hangs_up_on_who_takes_some(scene: Scene) -> None:
+    """A guest's own program may have taken nearly all: clients cost it no more than an answer."""
+
+    def client() -> None:
+        for _ in range(3):
+            with RawClient(scene.path) as raw:
+                raw.hello()
+                raw.request(wire.CMD_WRITE, 0, 1 << 16, data=bytes(1 << 16))
+                assert raw.is_hung_up_on()
+        with RawClient(scene.path) as raw:
+            raw.hello()
+            assert raw.ask(wire.CMD_WRITE, 0, 512, data=b"1" * 512) == 0
+            raw.request(wire.CMD_READ, 0, 512)
+            assert raw.reply(512) == (0, b"1" * 512)
+
+    result = scene.serve(client, scene.guest(FULL, memory=8))
+    assert result.exit_code == 0, scene.text
+    assert scene.text.count("nbd: there is no memory for clients of xvda: 16 pages wanted") == 1
