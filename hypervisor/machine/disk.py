@@ -369,7 +369,7 @@ class DiskController:
         if not self._queue or not 0 < count <= QUEUE_LENGTH:
             return
         known, memory, b, last, sector_size, limit, readv, writev, line, guarded = self._moving
-        written = memory.written
+        written = memory.written if memory.watched else None
         if line in guarded:
             self._allowed = self.iommu(line)
             if self._allowed is not None:
@@ -396,8 +396,9 @@ class DiskController:
                             wrote += size
                         else:
                             status = readv(views, offset, size)
-                            for frames, ones in marks:
-                                written[frames] = ones
+                            if written is not None:
+                                for frames, ones in marks:
+                                    written[frames] = ones
                             read += size
                         done.append((-status & U32) << 32 | ident if status else ident)
                         continue
@@ -425,7 +426,7 @@ class DiskController:
     def _execute_flat(self, commands: Iterable[tuple[int, ...]], done: list[int], flat: memoryview) -> int:
         """The loop of `_doorbell` for a medium that is memory; returns bytes moved."""
         _, memory, b, last, sector_size, limit, _, _, _, _ = self._moving
-        written = memory.written
+        written = memory.written if memory.watched else None
         pieces = self._pieces
         if self._allowed is not None:
             last = -1
@@ -446,7 +447,8 @@ class DiskController:
                             wrote += size
                         else:
                             view[:] = flat[offset:end]
-                            written[frames] = ones
+                            if written is not None:
+                                written[frames] = ones
                             read += size
                         done.append(ident)
                         continue
@@ -473,7 +475,7 @@ class DiskController:
         bytes moved. The ends come in the order of the commands.
         """
         known, memory, b, last, sector_size, limit, _, _, _, _ = self._moving
-        written = memory.written
+        written = memory.written if memory.watched else None
         if self._allowed is not None:
             last = -1
         memory_end = len(b)
@@ -501,7 +503,7 @@ class DiskController:
                             views, start, kind = part, offset, op
                         parts.append((ident, part, size))
                         end = offset + size
-                        if not op:
+                        if not op and written is not None:
                             for frames, ones in marks:
                                 written[frames] = ones
                         continue

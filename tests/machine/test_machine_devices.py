@@ -439,6 +439,7 @@ def test_commands_that_come_together_are_as_if_one_by_one(
     found = []
     for together in (True, False):
         machine = Machine(memory_mib=1)
+        machine.memory.watched = True
         files: Backing = Files(64 << 10, range(bad, bad + 100) if bad is not None else range(0))
         if bad is None and together:
             files = MemoryDisk(64 << 10)
