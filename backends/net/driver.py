@@ -22,7 +22,7 @@ from guest_kernel.net.device import Counters, parse_mtu
 from guest_kernel.net.gso import GSO_FEATURES, GSO_PREFIX_FEATURES
 from guest_kernel.threads import WaitQueue
 from guest_kernel.xenbus.client import XenstoreError
-from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, frontend_number, says_yes
 from guest_kernel.xenbus.reread import Reread
 from hypervisor.abi.tracepoints import RING_CONNECT
 
@@ -154,7 +154,7 @@ class NetBack(XenbusDriver):
         if bridge is None:
             raise ValueError(f"there is no bridge {name!r}")
         nodes = await device.read_otherend_many(*FRONTEND_NODES)
-        if nodes["request-rx-copy"] != "1":
+        if not says_yes(nodes["request-rx-copy"]):
             raise ValueError("the frontend wants pages flipped, and only copying (request-rx-copy) is built")
         directories = queue_directories(nodes)
         if len(directories) > 1:
@@ -186,13 +186,13 @@ class NetBack(XenbusDriver):
         vif.counters = self.counters[key]
         vif.touched, vif.recheck = self._touched, self._event
         vif.credit, vif.mtu = credit, mtu
-        vif.multicast.active = nodes[MULTICAST] == "1"
+        vif.multicast.active = says_yes(nodes[MULTICAST])
         vif.headroom = headroom.parse_headroom(nodes[headroom.KEY])
-        vif.scatter = nodes["feature-sg"] == "1"
-        vif.takes_blank = nodes["feature-no-csum-offload"] != "1"
-        vif.takes_blank_ipv6 = nodes["feature-ipv6-csum-offload"] == "1"
-        vif.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if nodes[key] == "1")
-        vif.gso_prefixed = frozenset(kind for key, kind in GSO_PREFIX_FEATURES.items() if nodes[key] == "1")
+        vif.scatter = says_yes(nodes["feature-sg"])
+        vif.takes_blank = not says_yes(nodes["feature-no-csum-offload"])
+        vif.takes_blank_ipv6 = says_yes(nodes["feature-ipv6-csum-offload"])
+        vif.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if says_yes(nodes[key]))
+        vif.gso_prefixed = frozenset(kind for key, kind in GSO_PREFIX_FEATURES.items() if says_yes(nodes[key]))
         vif.membership, vif.is_mirror = membership, is_mirror
         # Nobody may send to a vif that cannot tell its guest.
         for number, (queue, directory) in enumerate(zip(vif.queues, directories, strict=True)):
@@ -230,7 +230,7 @@ class NetBack(XenbusDriver):
         connection.vif.headroom = headroom.parse_headroom(await self._wish(device, headroom.KEY))
 
     async def _look_at_multicast(self, device: XenbusDevice, connection: _Connection) -> None:
-        connection.vif.multicast.active = await self._wish(device, MULTICAST) == "1"
+        connection.vif.multicast.active = says_yes(await self._wish(device, MULTICAST))
 
     async def _wish(self, device: XenbusDevice, key: str) -> str | None:
         """Return a node of the frontend's, or None; it may have taken its directory away from us."""

@@ -10,7 +10,7 @@ from frontends.net.pages import Granted, end_grants
 from guest_kernel.net.addresses import mac_from_text
 from guest_kernel.net.device import parse_mtu
 from guest_kernel.net.gso import GSO_FEATURES, GSO_PREFIX_FEATURES
-from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver
+from guest_kernel.xenbus.driver import Side, XenbusDevice, XenbusDriver, says_yes
 from guest_kernel.xenbus.reread import Reread
 
 if TYPE_CHECKING:
@@ -71,17 +71,17 @@ class NetFront(XenbusDriver):
             *GSO_FEATURES,
         )
         front = device.data = FrontDevice(self.kernel, f"eth{device.id}", mac, device.otherend_id)
-        front.multicast_control = (
-            "1" == offers["feature-multicast-control"] == offers["feature-dynamic-multicast-control"]
+        front.multicast_control = says_yes(offers["feature-multicast-control"]) and says_yes(
+            offers["feature-dynamic-multicast-control"]
         )
         front.request_multicast = lambda wanted: device.write({"request-multicast-control": wanted})
         front.mtu = mtu or front.mtu
         front.set_carrier(offers[CARRIER] != "0")
-        front.scatter = offers["feature-sg"] == "1"
-        front.ipv6_checksum_offload = offers["feature-ipv6-csum-offload"] == "1"
-        front.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if offers[key] == "1")
+        front.scatter = says_yes(offers["feature-sg"])
+        front.ipv6_checksum_offload = says_yes(offers["feature-ipv6-csum-offload"])
+        front.gso_types = frozenset(kind for key, kind in GSO_FEATURES.items() if says_yes(offers[key]))
         front.on_broken = lambda why: self._broken(device, why)
-        split, control = offers["feature-split-event-channels"] == "1", offers["feature-ctrl-ring"] == "1"
+        split, control = says_yes(offers["feature-split-event-channels"]), says_yes(offers["feature-ctrl-ring"])
         front.gso_prefix = self._number("gso_prefix", PREFIX_PARAMETER) == 1
         front.open(control=control, split=split, queues=self._queues(offers["multi-queue-max-queues"]))
         nodes: dict[str, object] = {
@@ -122,7 +122,7 @@ class NetFront(XenbusDriver):
     async def connect(self, device: XenbusDevice) -> None:
         """The backend is connected: offer the interface to the guest."""
         front: FrontDevice = device.data
-        if await device.read_otherend("feature-rx-copy") != "1":
+        if not says_yes(await device.read_otherend("feature-rx-copy")):
             raise ValueError("the backend cannot copy into our buffers (feature-rx-copy), and flipping is not built")
         front.connect()
         self.kernel.net.attach(front)

@@ -50,6 +50,11 @@ def frontend_number(nodes: Mapping[str, str | None], key: str) -> int:
     return int(text)
 
 
+def says_yes(text: str | None) -> bool:
+    """Whether the other end's node of a feature or a request says yes: with any number but 0, as in Linux's drivers."""
+    return text is not None and text.isascii() and text.isdigit() and text.strip("0") != ""
+
+
 class XenbusDriver:
     """One class of split devices, one side.  Subclass it and fill in the hooks.
 

@@ -130,6 +130,29 @@ def test_nodes_that_make_no_sense(key: str, value: str | None) -> None:
     host.check_no_leaks()
 
 
+@pytest.mark.parametrize(
+    ("text", "yes"), [("1", True), ("2", True), ("01", True), ("0", False), ("00", False), ("", False), ("yes", False)]
+)
+def test_any_number_but_0_is_a_yes(text: str, yes: bool) -> None:
+    """As in Linux's drivers, on both sides."""
+    host = Host()
+    one, two = host.guests
+    for key in ("feature-sg", "feature-no-csum-offload", "feature-gso-tcpv4", "request-multicast-control"):
+        one.store[f"frontend/{key}"] = text
+    front = RawFront(one)
+    assert one.vif.takes_blank is not yes
+    assert bool(one.vif.gso_types) is one.vif.multicast.active is yes
+    two.back.hook("publish")
+    for key in ("feature-sg", "feature-gso-tcpv6", "feature-ctrl-ring"):
+        two.store[f"backend/{key}"] = text
+    two.front.hook("publish")
+    assert two.device.scatter is (two.device.control is not None) is yes
+    assert len(two.device.gso_types) == 1 + yes
+    front.down()
+    two.front.hook("close")
+    host.check_no_leaks()
+
+
 @pytest.mark.parametrize("half", ["event-channel-tx", "event-channel-rx"])
 def test_one_half_of_a_pair_of_event_channels_does_not_count_beside_one_for_both(half: str) -> None:
     host = Host()
