@@ -55,13 +55,16 @@ def ours_rearm(deadlines: list[int]) -> int:
     now = 0
 
     def make(period: int) -> None:
+        deadline = now + period
+
         def tick() -> None:
-            nonlocal left
+            nonlocal left, deadline
             left -= 1
             if left > 0:
-                timers.rearm(timer, timer.deadline + period, tick)
+                deadline += period
+                timers.rearm(timer, deadline, tick)
 
-        timer: Timer = timers.add(now + period, tick)
+        timer: Timer = timers.add(deadline, tick)
 
     for period in deadlines[:1000]:
         make(period % 1000 + 1)
