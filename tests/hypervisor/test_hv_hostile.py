@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from core_world import KERNEL, SCHED_OP
 
@@ -114,9 +116,21 @@ class AllThings:
         return "AllThings()"
 
 
-@pytest.mark.parametrize("wish", ["long", -1, 1.5, [1], 1 << 70, AllThings(), True], ids=repr)
+class Counted(deque):
+    """Not a deque, but derived from one: whether it is empty is code of the guest's."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+WISHES = ["long", -1, 1.5, [1], 1 << 70, AllThings(), True, Counted(), (), [], {}, None]
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=[f"{type(wish).__name__}{n}" for n, wish in enumerate(WISHES)])
 def test_a_guest_that_asks_for_a_senseless_amount_of_computing_crashes_alone(world, wish):
-    """What a guest yields goes into the arithmetic of the pCPU loop, so it must be a number of nanoseconds."""
+    """What a guest yields goes into the arithmetic of the pCPU loop, so it must be a number of nanoseconds, or a deque
+    to be idle by: no code of the guest's is run to find out whether there is something in that.
+    """
     world.guest()
     guest, other = world.guest(), world.guest()
     steps = []

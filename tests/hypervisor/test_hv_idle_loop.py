@@ -175,38 +175,6 @@ def test_a_kernel_is_not_entered_while_there_is_nothing_to_do(world: World) -> N
     assert guest.vcpus[0].pause_flags == VPF_BLOCKED
 
 
-class Counted(deque[int]):
-    """Not a deque, but derived from one: whether it is empty is code of the guest's."""
-
-    def __len__(self) -> int:
-        raise RuntimeError("no length here")
-
-
-@pytest.mark.parametrize("wish", [Counted(), (), [], {}, "", None], ids=lambda wish: type(wish).__name__)
-def test_what_is_no_deque_is_no_idle_loop(world: World, wish: object) -> None:
-    """Else the loop of the pCPU would run a guest's code, or wait for what never changes."""
-    world.guest()
-    guest, other = world.guest(), world.guest()
-    steps = []
-
-    def program(_cpu: Any) -> Any:
-        yield wish
-        steps.append("wished")
-
-    def bystander(cpu: Any) -> Any:
-        for _ in range(3):
-            steps.append("other")
-            yield 1000
-        cpu.hypercall(SCHED_OP, sched.SCHEDOP_block)
-        yield 0
-
-    guest.runs(program)
-    other.runs(bystander)
-    world.run(until=MS)
-    assert guest.domain.shutdown_code == sched.SHUTDOWN_crash
-    assert steps == ["other"] * 3
-
-
 @pytest.mark.parametrize("step", [1, 1000])
 @pytest.mark.parametrize("form", ["killed", "shut down", "reset"])
 def test_a_domain_that_ends_in_its_own_stretch_idles_no_more(form: str, step: int) -> None:
